@@ -1,0 +1,230 @@
+"""Every error rayvisor raises on its own account.
+
+    RayvisorError
+    ├── SpecError                 a flag or spec that cannot work; raised before anything starts
+    ├── StartFailed               the tree could not be brought up
+    ├── SupervisorGaveUp          the tree ended because it could not be kept up
+    ├── CallError                 a verb on a supervisor that could not be carried out
+    │   ├── UnknownChildError     no such child                      (OTP: not_found)
+    │   ├── AlreadyStartedError   the id is taken by a live child    (OTP: already_started)
+    │   ├── AlreadyPresentError   the id is taken by a child at rest (OTP: already_present)
+    │   ├── ChildRunningError     the child must be ended first      (OTP: running)
+    │   ├── ChildRestartingError  the child is being restarted       (OTP: restarting)
+    │   ├── TemplateError         not for a simple_one_for_one       (OTP: simple_one_for_one)
+    │   ├── ChildStartError       start_child or restart_child failed
+    │   ├── ChildUnavailableError the child has no live incarnation to call
+    │   ├── SupervisorBusyError   too many calls are waiting
+    │   └── SupervisorStoppedError the supervisor does not run (any more)
+    └── RequestError              one request to an engine pool failed (``rayvisor._requests.errors``)
+
+Every one carries its data as attributes and builds its own message; where a fault is behind it, the
+message begins with the root cause.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rayvisor.faults import Fault
+
+__all__ = [
+    "AlreadyPresentError",
+    "AlreadyStartedError",
+    "CallError",
+    "ChildRestartingError",
+    "ChildRunningError",
+    "ChildStartError",
+    "ChildUnavailableError",
+    "RayvisorError",
+    "SpecError",
+    "StartFailed",
+    "SupervisorBusyError",
+    "SupervisorGaveUp",
+    "SupervisorStoppedError",
+    "TemplateError",
+    "UnknownChildError",
+]
+
+
+class RayvisorError(Exception):
+    """Root of all errors that rayvisor raises on its own account."""
+
+
+class SpecError(RayvisorError, ValueError):
+    """A flag or a spec that cannot work. Raised before anything starts, and nothing is kept of it.
+
+    Parameters
+    ----------
+    field
+        The field as the user wrote it, for example ``"intensity"`` or ``"children[1].shutdown"``.
+    value
+        The value found there.
+    problem
+        What is wrong with it, and the way out.
+    term
+        OTP's error term for the same mistake, where it has one, for example ``invalid_intensity``.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, *, term: str = "") -> None:
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.term = term
+        super().__init__(f"{field}={value!r}: {problem}")
+
+
+class StartFailed(RayvisorError):  # noqa: N818 - named as the event is: a start that failed
+    """The tree could not be brought up: one child's first start failed, the others were ended.
+
+    Parameters
+    ----------
+    child
+        Path of the child whose start failed.
+    fault
+        Why, root cause innermost; None when the tree was asked to stop while it came up.
+    """
+
+    def __init__(self, child: str, fault: Fault | None) -> None:
+        self.child = child
+        self.fault = fault
+        cause = str(fault) if fault is not None else "the supervisor was asked to stop"
+        super().__init__(f"{cause}; the tree was not started, since {child!r} could not be")
+
+
+class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, used by documentation
+    """The tree ended because it could not be kept up.
+
+    Parameters
+    ----------
+    supervisor
+        Path of the supervisor that gave up (``""`` is the root).
+    reason
+        Why, in words: the intensity was exceeded, no restart can cure the fault, ...
+    fault
+        The fault that led there, or None.
+    """
+
+    def __init__(self, supervisor: str, reason: str, fault: Fault | None = None) -> None:
+        self.supervisor = supervisor
+        self.reason = reason
+        self.fault = fault
+        name = supervisor or "the root supervisor"
+        head = f"{fault}: " if fault is not None else ""
+        super().__init__(f"{head}{name} gave up: {reason}")
+
+
+class CallError(RayvisorError):
+    """A verb on a supervisor that could not be carried out.
+
+    Parameters
+    ----------
+    child
+        The path or id the call named.
+    """
+
+    term = ""
+    """OTP's error term for it."""
+
+    def __init__(self, child: str, message: str) -> None:
+        self.child = child
+        super().__init__(message)
+
+
+class UnknownChildError(CallError):
+    """No child has this id. Carries the ids there are."""
+
+    term = "not_found"
+
+    def __init__(self, child: str, known: tuple[str, ...] = ()) -> None:
+        self.known = known
+        have = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none"  # noqa: PLR2004
+        super().__init__(child, f"no child has the id {child!r}; there are: {have}")
+
+
+class AlreadyStartedError(CallError):
+    """The id is taken by a live child."""
+
+    term = "already_started"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(child, f"{child!r} is already started; choose another id, or use the one that runs")
+
+
+class AlreadyPresentError(CallError):
+    """The id is taken by a child at rest: restart_child starts it, delete_child frees the id."""
+
+    term = "already_present"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(
+            child, f"{child!r} has a spec but does not run; restart_child starts it, delete_child frees its id"
+        )
+
+
+class ChildRunningError(CallError):
+    """The verb needs a child that does not run."""
+
+    term = "running"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(child, f"{child!r} runs; terminate_child ends it first")
+
+
+class ChildRestartingError(CallError):
+    """The child is being restarted."""
+
+    term = "restarting"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(child, f"{child!r} is being restarted; terminate_child calls that off")
+
+
+class TemplateError(CallError):
+    """The verb makes no sense under simple_one_for_one."""
+
+    term = "simple_one_for_one"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(child, f"{child!r} is under simple_one_for_one: its instances are addressed one by one")
+
+
+class ChildStartError(CallError):
+    """start_child or restart_child could not start the child.
+
+    Parameters
+    ----------
+    child
+        Its path.
+    fault
+        Why.
+    """
+
+    term = "start_failed"
+
+    def __init__(self, child: str, fault: Fault | None) -> None:
+        self.fault = fault
+        super().__init__(child, f"{fault}; {child!r} was not started")
+
+
+class ChildUnavailableError(CallError):
+    """The child has no live incarnation to call now."""
+
+    def __init__(self, child: str, state: str) -> None:
+        self.state = state
+        super().__init__(child, f"{child!r} is {state} and cannot be called now")
+
+
+class SupervisorBusyError(CallError):
+    """Too many calls are waiting for the supervisor already."""
+
+    def __init__(self, child: str, limit: int) -> None:
+        self.limit = limit
+        super().__init__(child, f"{limit} calls wait for the supervisor already; try again when some are answered")
+
+
+class SupervisorStoppedError(CallError):
+    """The supervisor does not run (any more)."""
+
+    def __init__(self, child: str) -> None:
+        super().__init__(child, "the supervisor does not run; use it inside its `async with` block")

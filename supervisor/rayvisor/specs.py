@@ -1,0 +1,403 @@
+"""What a tree looks like, as data: supervisors, children, restart types, shutdowns, backoff.
+
+The words and their defaults are those of Erlang/OTP's ``supervisor``; what goes beyond OTP is marked
+so, and is off unless asked for. A spec is checked when it is made: a value that cannot work raises
+[`SpecError`][rayvisor.SpecError] naming the field and the value, before anything starts.
+
+    >>> SupervisorSpec(intensity=-1)
+    Traceback (most recent call last):
+        ...
+    rayvisor.errors.SpecError: intensity=-1: must be a whole number of restarts, 0 or more
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+
+from rayvisor.errors import SpecError
+
+__all__ = [
+    "AutoShutdown",
+    "Backoff",
+    "ChildSpec",
+    "Jitter",
+    "Restart",
+    "Shutdown",
+    "StartSpec",
+    "Strategy",
+    "SupervisorSpec",
+]
+
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Strategy(StrEnum):
+    """Which children a supervisor restarts when one of them ends (OTP: ``strategy``)."""
+
+    ONE_FOR_ONE = "one_for_one"
+    """Only the one that ended."""
+    ONE_FOR_ALL = "one_for_all"
+    """All: the others are stopped in reverse order, then all are started in order."""
+    REST_FOR_ONE = "rest_for_one"
+    """The one that ended and those after it."""
+
+
+class Restart(StrEnum):
+    """When a child is restarted (OTP: ``restart``)."""
+
+    PERMANENT = "permanent"
+    """However it ended."""
+    TRANSIENT = "transient"
+    """Unless it ended normally or was asked to."""
+    TEMPORARY = "temporary"
+    """Never; its spec goes with it."""
+
+
+class AutoShutdown(StrEnum):
+    """Whether a supervisor ends by itself when significant children have ended (OTP 24)."""
+
+    NEVER = "never"
+    ANY_SIGNIFICANT = "any_significant"
+    ALL_SIGNIFICANT = "all_significant"
+
+
+class Jitter(StrEnum):
+    """How a backoff delay is spread, so that many children do not come back in one instant."""
+
+    NONE = "none"
+    FULL = "full"
+    """Between zero and the delay."""
+    EQUAL = "equal"
+    """Between half the delay and the delay."""
+    DECORRELATED = "decorrelated"
+    """Between the initial delay and three times the previous one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """How a child is ended (OTP: ``shutdown``).
+
+    Use ``Shutdown.BRUTAL_KILL``, ``Shutdown.INFINITY`` or ``Shutdown(seconds)``; where a spec takes a
+    shutdown, a plain number of seconds does as well.
+
+    Parameters
+    ----------
+    seconds
+        How long a child may take after it was asked to end, before it is killed. ``0`` asks and kills
+        at once, ``math.inf`` waits for ever, ``None`` kills without asking.
+    """
+
+    seconds: float | None
+
+    BRUTAL_KILL: ClassVar[Shutdown]
+    INFINITY: ClassVar[Shutdown]
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return "brutal_kill"
+        return "infinity" if math.isinf(self.seconds) else f"{self.seconds:g} s"
+
+
+Shutdown.BRUTAL_KILL = Shutdown(None)
+Shutdown.INFINITY = Shutdown(math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long a child waits down before it is started again. Beyond OTP, which never waits.
+
+    Parameters
+    ----------
+    initial
+        The first delay, in seconds.
+    factor
+        What each further delay is multiplied by.
+    maximum
+        No delay is longer than this, in seconds.
+    jitter
+        How delays are spread.
+    first_at_once
+        The first restart waits for nothing; the delays begin with the second.
+    attempts
+        How many restarts in a row are tried before the supervisor gives up; None: no such bound.
+    elapsed
+        How long after the first fault in a row a restart is still tried, in seconds; None: no such bound.
+    reset_after
+        Seconds of serving after which a child's next fault is the first in a row again.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+
+    Examples
+    --------
+    >>> Backoff(initial=1.0, maximum=8.0).ceilings(5)
+    (0.0, 1.0, 2.0, 4.0, 8.0)
+    """
+
+    initial: float = 1.0
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: Jitter = Jitter.FULL
+    first_at_once: bool = True
+    attempts: int | None = None
+    elapsed: float | None = None
+    reset_after: float = 60.0
+
+    def __post_init__(self) -> None:
+        _number("backoff.initial", self.initial, least=0.0)
+        _number("backoff.factor", self.factor, least=1.0)
+        _number("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
+        _number("backoff.reset_after", self.reset_after, least=0.0)
+        object.__setattr__(self, "jitter", _member("backoff.jitter", Jitter, self.jitter))
+        if self.attempts is not None:
+            _whole("backoff.attempts", self.attempts, least=1, unit="restarts")
+        if self.elapsed is not None:
+            _number("backoff.elapsed", self.elapsed, least=0.0)
+
+    def ceiling(self, attempt: int) -> float:
+        """Longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
+        if self.first_at_once:
+            if attempt == 0:
+                return 0.0
+            attempt -= 1
+        try:
+            return min(self.maximum, self.initial * self.factor**attempt)
+        except OverflowError:
+            return self.maximum
+
+    def ceilings(self, count: int) -> tuple[float, ...]:
+        """The first ``count`` ceilings."""
+        return tuple(self.ceiling(attempt) for attempt in range(count))
+
+
+@runtime_checkable
+class StartSpec(Protocol):
+    """What is started for a worker; ``rayvisor.actor``, ``engine_pool`` and ``coroutine`` make these.
+
+    The decisions never look inside: only the backend that carries the child out does.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Which backend carries it: ``"actor"``, ``"engine"``, ``"coroutine"``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSpec:
+    """One child of a supervisor.
+
+    Parameters
+    ----------
+    id
+        Name of the child, unique under its supervisor. A ``/`` is not allowed: it separates the names
+        of a path.
+    start
+        What is started: a worker's start spec, or a [`SupervisorSpec`][rayvisor.SupervisorSpec].
+    restart
+        When it is restarted.
+    shutdown
+        How it is ended. Default: 5 seconds for a worker, for ever for a supervisor.
+    significant
+        Whether its end counts for the supervisor's ``auto_shutdown``.
+    backoff
+        Waits before restarts. None: none, as in OTP.
+    start_deadline
+        Seconds a start may take before it counts as failed.
+    no_progress
+        That many incarnations in a row that died before doing useful work end the child, whatever the
+        window says. None: no such rule. Beyond OTP.
+    retry_first_start
+        Whether a first start that failed for a reason that may pass is tried again like a restart.
+        False, as in OTP: the supervisor's own start fails. A PERMANENT fault is never retried.
+    standby
+        Whether it starts as a spare: up and warm, but not routed to.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+    """
+
+    id: str
+    start: StartSpec | SupervisorSpec
+    restart: Restart = Restart.PERMANENT
+    shutdown: Shutdown | float | None = None
+    significant: bool = False
+    backoff: Backoff | None = None
+    start_deadline: float = 60.0
+    no_progress: int | None = None
+    retry_first_start: bool = False
+    standby: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id or "/" in self.id:
+            raise SpecError("id", self.id, "must be a name without '/', not empty", term="invalid_child_spec")
+        if not isinstance(self.start, (SupervisorSpec, StartSpec)):
+            raise SpecError(
+                "start",
+                self.start,
+                "must be what actor(), engine_pool() or coroutine() make, or a SupervisorSpec",
+                term="invalid_mfa",
+            )
+        object.__setattr__(self, "restart", _member("restart", Restart, self.restart))
+        object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
+        if self.backoff is not None and not isinstance(self.backoff, Backoff):
+            raise SpecError("backoff", self.backoff, "must be a Backoff, or None for OTP's immediate restart")
+        _number("start_deadline", self.start_deadline, least=0.001)
+        if self.no_progress is not None:
+            _whole("no_progress", self.no_progress, least=1, unit="incarnations")
+
+    @property
+    def supervisor(self) -> bool:
+        """Whether this child is a supervisor."""
+        return isinstance(self.start, SupervisorSpec)
+
+    @property
+    def ending(self) -> Shutdown:
+        """``shutdown`` with its default filled in."""
+        assert isinstance(self.shutdown, Shutdown)  # __post_init__ made it one
+        return self.shutdown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorSpec:
+    """A supervisor and its children.
+
+    Parameters
+    ----------
+    strategy
+        Which children are restarted together.
+    intensity
+        How many restarts within ``period`` are tolerated; one more, and the supervisor gives up. OTP's
+        default: 1.
+    period
+        Length of that sliding window in seconds. OTP's default: 5.
+    auto_shutdown
+        Whether the end of significant children ends the supervisor.
+    children
+        In start order; they are stopped in the reverse order.
+    start_limit
+        How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
+        before the next one starts.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work: also for a duplicate id, and for a backoff that would keep failures so
+        far apart that ``intensity`` could never be exceeded within ``period``.
+
+    Examples
+    --------
+    >>> spec = SupervisorSpec(strategy=Strategy.ONE_FOR_ONE, intensity=3, period=900.0)
+    >>> spec.intensity, spec.period
+    (3, 900.0)
+    """
+
+    strategy: Strategy = Strategy.ONE_FOR_ONE
+    intensity: int = 1
+    period: float = 5.0
+    auto_shutdown: AutoShutdown = AutoShutdown.NEVER
+    children: Sequence[ChildSpec] = field(default=())
+    start_limit: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strategy", _member("strategy", Strategy, self.strategy))
+        _whole("intensity", self.intensity, least=0, unit="restarts")
+        _number("period", self.period, least=0.0, term="invalid_period", exclusive=True)
+        object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
+        _whole("start_limit", self.start_limit, least=1, unit="starts side by side")
+        object.__setattr__(self, "children", tuple(self.children))
+        seen: set[str] = set()
+        for index, child in enumerate(self.children):
+            if not isinstance(child, ChildSpec):
+                raise SpecError(f"children[{index}]", child, "must be a ChildSpec; rayvisor.actor() and its like make one")
+            if child.id in seen:
+                raise SpecError(
+                    f"children[{index}].id", child.id, "is used twice; ids are unique under a supervisor",
+                    term="duplicate_child_name",
+                )
+            seen.add(child.id)
+            self.check(child)
+
+    def check(self, child: ChildSpec) -> None:
+        """Raise SpecError if ``child`` cannot work under this supervisor's flags."""
+        if child.significant and (
+            self.auto_shutdown is AutoShutdown.NEVER or child.restart is Restart.PERMANENT
+        ):
+            raise SpecError(
+                f"children[{child.id!r}].significant",
+                child.significant,
+                f"cannot go with auto_shutdown={self.auto_shutdown.value!r} and restart={child.restart.value!r}: "
+                "significant children need an auto_shutdown, and a restart type that lets them end",
+                term="bad_combination",
+            )
+        backoff = child.backoff
+        if backoff is None or backoff.maximum == 0:
+            return
+        # intensity + 1 restarts must fit into one window, or giving up could never happen.
+        longest = sum(backoff.ceilings(self.intensity + 1)[1:]) + self.intensity * child.start_deadline
+        if longest > self.period:
+            raise SpecError(
+                f"children[{child.id!r}].backoff",
+                backoff,
+                f"could never trip the window: {self.intensity} failed restarts may take {longest:g} s "
+                f"(delays up to {backoff.maximum:g} s and start_deadline={child.start_deadline:g} s each), "
+                f"longer than period={self.period:g}; lengthen period to at least {math.ceil(longest)}, or "
+                "lower intensity, backoff.maximum or start_deadline",
+            )
+
+
+def _member(name: str, kind: type[E], value: object) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(repr(member.value) for member in kind)
+        raise SpecError(name, value, f"must be one of {choices}", term=f"invalid_{name}") from None
+
+
+def _whole(name: str, value: object, *, least: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more", term=f"invalid_{name}")
+
+
+def _number(
+    name: str,
+    value: object,
+    *,
+    least: float,
+    why: str = "",
+    term: str = "",
+    exclusive: bool = False,
+) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if not good or value < least or (exclusive and value == least):  # type: ignore[operator]
+        bound = f"more than {least:g}" if exclusive else f"{least:g} or more"
+        raise SpecError(name, value, f"must be a number of seconds, {bound}{why and f' ({why})'}", term=term)
+
+
+def _shutdown(value: object, *, supervisor: bool) -> Shutdown:
+    if value is None:
+        return Shutdown.INFINITY if supervisor else Shutdown(5.0)
+    if isinstance(value, Shutdown):
+        seconds = value.seconds
+        if seconds is None:
+            return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        seconds = math.nan
+    if math.isnan(seconds) or seconds < 0:
+        raise SpecError(
+            "shutdown",
+            value,
+            "must be seconds (0 or more), Shutdown.INFINITY or Shutdown.BRUTAL_KILL",
+            term="invalid_shutdown",
+        )
+    return Shutdown(seconds)
