@@ -1,0 +1,16 @@
+"""The charts of what rayvisor supervises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from statecharts.chart import Chart
+from statecharts.lifecycles.actor import ACTOR
+from statecharts.lifecycles.engine import ENGINE
+
+__all__ = ["ACTOR", "CHARTS", "ENGINE"]
+
+CHARTS: Final[Mapping[str, Chart]] = MappingProxyType({chart.name: chart for chart in (ACTOR, ENGINE)})
+"""All of them by name."""

@@ -1,0 +1,217 @@
+"""Compiled charts: every configuration that can come about, and what each event makes of it.
+
+    >>> from statecharts.lifecycles import ENGINE
+    >>> table = compile_chart(ENGINE)
+    >>> serving = table.step(table.initial, "started")
+    >>> print(table.initial, "->", serving)
+    RESTARTING.STARTING -> ALIVE.SERVING
+    >>> print(table.step(serving, "pause"))
+    PAUSED.REQUESTED {REQUESTED}
+    >>> table.step(serving, "retry") is None
+    True
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, final
+
+from statecharts.chart import Chart, Transition
+from statecharts.errors import ChartError
+
+__all__ = ["Configuration", "Table", "compile_chart"]
+
+
+@final
+class Configuration:
+    """Where a thing is in its chart: a leaf, the state around it, and the flags that are set.
+
+    There is one object for each value, shared by everything that is there, so comparing and hashing
+    are by identity, and a child costs a reference. Copies and pickles come back as the same object.
+    """
+
+    __slots__ = ("flags", "leaf", "state")
+
+    state: str
+    """The state of the upper level."""
+    leaf: str
+    """The leaf inside it."""
+    flags: frozenset[str]
+    """The flags that are set."""
+
+    def __new__(cls, state: str, leaf: str, flags: Iterable[str] = ()) -> Configuration:
+        key = (state, leaf, frozenset(flags))
+        known = _CONFIGURATIONS.get(key)
+        if known is not None:
+            return known
+        made = super().__new__(cls)
+        for name, value in zip(("state", "leaf", "flags"), key, strict=True):
+            object.__setattr__(made, name, value)
+        # setdefault: two threads that make the same one at once end up with one object.
+        return _CONFIGURATIONS.setdefault(key, made)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        msg = f"{self!r} is shared by all that are there: {name} cannot be set"
+        raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> None:
+        msg = f"{self!r} is shared by all that are there: {name} cannot be deleted"
+        raise AttributeError(msg)
+
+    def __reduce__(self) -> tuple[type[Configuration], tuple[str, str, tuple[str, ...]]]:
+        return Configuration, (self.state, self.leaf, tuple(sorted(self.flags)))
+
+    @property
+    def path(self) -> str:
+        """State and leaf, ``"PAUSED.FAULTED"``; just the name where a state is its own leaf."""
+        return self.leaf if self.leaf == self.state else f"{self.state}.{self.leaf}"
+
+    def __str__(self) -> str:
+        return f"{self.path} {{{', '.join(sorted(self.flags))}}}" if self.flags else self.path
+
+    def __repr__(self) -> str:
+        return f"<Configuration {self}>"
+
+
+# As many entries as the charts of this process have configurations.
+_CONFIGURATIONS: Final[dict[tuple[str, str, frozenset[str]], Configuration]] = {}
+
+
+@final
+class Table:
+    """A chart, compiled: made by [`compile_chart`][statecharts.compile_chart]."""
+
+    __slots__ = ("_next", "chart", "configurations", "events", "initial")
+
+    def __init__(
+        self,
+        chart: Chart,
+        initial: Configuration,
+        configurations: tuple[Configuration, ...],
+        rows: Mapping[tuple[Configuration, str], Configuration],
+    ) -> None:
+        self.chart: Final = chart
+        """The chart it was made from."""
+        self.initial: Final = initial
+        """Where a fresh thing is."""
+        self.configurations: Final = configurations
+        """Every configuration that can come about; the initial one first."""
+        self.events: Final = chart.events
+        """Every event that means something somewhere."""
+        self._next: Final = dict(rows)
+
+    def step(self, configuration: Configuration, event: str) -> Configuration | None:
+        """Follow an event: one dict lookup.
+
+        Returns
+        -------
+        Configuration | None
+            Where it leads, which may be ``configuration`` itself; None if the event has no meaning
+            there.
+        """
+        return self._next.get((configuration, event))
+
+    @property
+    def rows(self) -> Mapping[tuple[Configuration, str], Configuration]:
+        """The whole table, to read: (configuration, event) to configuration."""
+        return MappingProxyType(self._next)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Table of chart {self.chart.name!r}: {len(self.configurations)} configurations, "
+            f"{len(self.events)} events, {len(self._next)} rows>"
+        )
+
+
+@lru_cache(maxsize=64)
+def compile_chart(chart: Chart) -> Table:
+    """Walk through a chart from its initial leaf and write down everything that can happen.
+
+    Parameters
+    ----------
+    chart
+        The chart. Compiling the same one again returns the same table.
+
+    Raises
+    ------
+    ChartError
+        When a leaf cannot be reached, when a transition is never taken, or when a leaf that is not
+        final cannot be left under some flags that can come about.
+    """
+    own = _by_leaf_and_event(chart)
+    states = {leaf.name: state.name for state in chart.states for leaf in state.leaves}
+    choices = {choice.name: choice for choice in chart.choices}
+    initial = Configuration(states[chart.initial], chart.initial)
+    rows: dict[tuple[Configuration, str], Configuration] = {}
+    # A dict for a set that keeps its order: tables of equal charts are equal, row by row.
+    seen: dict[Configuration, None] = {initial: None}
+    taken: set[Transition] = set()
+    waiting = deque([initial])
+    while waiting:
+        here = waiting.popleft()
+        for event in chart.events:
+            transition = next((t for t in own.get((here.leaf, event), ()) if t.enabled(here.flags)), None)
+            if transition is None:
+                continue
+            taken.add(transition)
+            flags = transition.apply(here.flags)
+            leaf = here.leaf if transition.target is None else transition.target
+            if leaf in choices:
+                leaf = choices[leaf].resolve(flags)
+            there = Configuration(states[leaf], leaf, flags)
+            rows[here, event] = there
+            if there not in seen:
+                seen[there] = None
+                waiting.append(there)
+    _check_reachable(chart, seen, taken)
+    _check_can_leave(chart, seen, rows)
+    return Table(chart, initial, tuple(seen), rows)
+
+
+def _by_leaf_and_event(chart: Chart) -> dict[tuple[str, str], list[Transition]]:
+    """Candidates for each leaf and event: the leaf's own first, since inner beats outer."""
+    found: dict[tuple[str, str], list[Transition]] = {}
+    inner_first = sorted(chart.transitions, key=lambda transition: not chart.is_leaf(transition.source))
+    for transition in inner_first:
+        for leaf in chart.leaves_of(transition.source):
+            found.setdefault((leaf, transition.event), []).append(transition)
+    return found
+
+
+def _check_reachable(chart: Chart, seen: Iterable[Configuration], taken: set[Transition]) -> None:
+    reached = {configuration.leaf for configuration in seen}
+    for leaf in chart.leaves:
+        if leaf.name not in reached:
+            remedy = "add a transition that leads there, or remove it"
+            raise ChartError(chart.name, f"leaf {leaf.name!r}", "cannot be reached", remedy)
+    for transition in chart.transitions:
+        if transition not in taken:
+            raise ChartError(
+                chart.name,
+                f"state {transition.source!r}, event {transition.event!r}",
+                "this transition is never taken: its guard never holds, or inner transitions hide it",
+                "correct its guard, or remove it",
+            )
+
+
+def _check_can_leave(
+    chart: Chart,
+    seen: Iterable[Configuration],
+    rows: Mapping[tuple[Configuration, str], Configuration],
+) -> None:
+    leaving = {here for (here, _), there in rows.items() if there.leaf != here.leaf}
+    # A configuration may also be left after its flags have changed in place.
+    while more := {here for (here, _), there in rows.items() if there in leaving} - leaving:
+        leaving |= more
+    for configuration in seen:
+        if configuration not in leaving and not chart.leaf(configuration.leaf).final:
+            flags = ", ".join(sorted(configuration.flags)) or "none"
+            raise ChartError(
+                chart.name,
+                f"leaf {configuration.leaf!r}",
+                f"is not final and cannot be left (flags: {flags})",
+                "add a transition out of it, or make it final",
+            )
