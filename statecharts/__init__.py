@@ -1,5 +1,7 @@
 """Statecharts as data: checked, compiled to a table, stepped purely, rendered.
 
+A chart says what can happen to a thing; a table says what one event makes of where it is:
+
     >>> from statecharts.lifecycles import ACTOR
     >>> table = compile_chart(ACTOR)
     >>> here = table.initial
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
 from statecharts.errors import ChartError
+from statecharts.renderers import Renderer, formats, register_renderer, render
 from statecharts.table import Configuration, Table, compile_chart
 
 __all__ = [
@@ -22,9 +25,13 @@ __all__ = [
     "Choice",
     "Configuration",
     "Leaf",
+    "Renderer",
     "State",
     "Table",
     "Transition",
     "compile_chart",
+    "formats",
     "from_each",
+    "register_renderer",
+    "render",
 ]

@@ -259,7 +259,10 @@ class Chart:
                     raise ChartError(self.name, kind, "has an empty name", "name it")
                 if times > 1:
                     raise ChartError(
-                        self.name, f"{kind} {name!r}", f"is named {times} times", "give each a name of its own"
+                        self.name,
+                        f"{kind} {name!r}",
+                        f"is named {times} times",
+                        "give each a name of its own",
                     )
         for state in self.states:
             if not state.leaves:
@@ -301,8 +304,8 @@ class Chart:
 
     def _check_leaf(self, name: str, where: str) -> None:
         if not self.is_leaf(name):
-            known = ", ".join([leaf.name for leaf in self.leaves] + [choice.name for choice in self.choices])
-            self._unknown(where, "leaf", name, f"name one of {known}")
+            known = [leaf.name for leaf in self.leaves] + [choice.name for choice in self.choices]
+            self._unknown(where, "leaf", name, f"name one of {', '.join(known)}")
 
     def _check_flags(self, where: str, names: tuple[str, ...]) -> None:
         for name in names:

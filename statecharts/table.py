@@ -1,5 +1,7 @@
 """Compiled charts: every configuration that can come about, and what each event makes of it.
 
+For example:
+
     >>> from statecharts.lifecycles import ENGINE
     >>> table = compile_chart(ENGINE)
     >>> serving = table.step(table.initial, "started")
@@ -43,6 +45,7 @@ class Configuration:
     """The flags that are set."""
 
     def __new__(cls, state: str, leaf: str, flags: Iterable[str] = ()) -> Configuration:
+        """Find the one object for these values, or make it."""
         key = (state, leaf, frozenset(flags))
         known = _CONFIGURATIONS.get(key)
         if known is not None:

@@ -9,8 +9,12 @@ from typing import Final
 from statecharts.chart import Chart
 from statecharts.lifecycles.actor import ACTOR
 from statecharts.lifecycles.engine import ENGINE
+from statecharts.lifecycles.supervisor import SUPERVISOR
+from statecharts.lifecycles.task import TASK
 
-__all__ = ["ACTOR", "CHARTS", "ENGINE"]
+__all__ = ["ACTOR", "CHARTS", "ENGINE", "SUPERVISOR", "TASK"]
 
-CHARTS: Final[Mapping[str, Chart]] = MappingProxyType({chart.name: chart for chart in (ACTOR, ENGINE)})
+CHARTS: Final[Mapping[str, Chart]] = MappingProxyType(
+    {chart.name: chart for chart in (ACTOR, ENGINE, TASK, SUPERVISOR)}
+)
 """All of them by name."""

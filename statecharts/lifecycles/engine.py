@@ -60,7 +60,9 @@ ENGINE: Final = Chart(
         ),
         *from_each(("ALIVE", "PAUSED"), "stale", "READY", sets=("STALE",), doc="the wanted version moved"),
         *from_each(("RETRYING", "RESTARTING"), "stale", None, sets=("STALE",)),
-        *from_each(("ALIVE", "PAUSED"), "synced", "READY", clears=("STALE",), doc="the user's hook let it in"),
+        *from_each(
+            ("ALIVE", "PAUSED"), "synced", "READY", clears=("STALE",), doc="the user's hook opened the gate"
+        ),
         *from_each(("SUSPECT", "RETRYING", "RESTARTING"), "synced", None, clears=("STALE",)),
     ),
 )

@@ -1,0 +1,74 @@
+"""Markdown tables: the states with their meaning, the choices, and the transitions in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from statecharts.chart import Chart, Transition
+from statecharts.renderers._words import change_in_words, guard_in_words
+
+__all__ = ["render_table"]
+
+
+def render_table(chart: Chart) -> str:
+    """Render a chart as Markdown tables."""
+    return "\n".join(_lines(chart)) + "\n"
+
+
+def _lines(chart: Chart) -> Iterator[str]:
+    yield f"# {_escape(chart.name)}"
+    if chart.doc:
+        yield from ("", _escape(chart.doc))
+    yield from ("", f"Begins in {_escape(chart.initial)}.")
+    if chart.flags:
+        yield from ("", f"Flags: {_escape(', '.join(chart.flags))}.")
+    yield ""
+    yield from _table(
+        ("State", "Leaf", "Final", "Meaning"),
+        (
+            (state.name, leaf.name, "yes" if leaf.final else "", leaf.doc)
+            for state in chart.states
+            for leaf in state.leaves
+        ),
+    )
+    for choice in chart.choices:
+        yield from ("", f"## Choice {_escape(choice.name)}", "")
+        if choice.doc:
+            yield from (_escape(choice.doc), "")
+        branches = [(branch.flag, branch.target) for branch in choice.branches]
+        yield from _table(("First flag set", "Leads to"), [*branches, ("none of them", choice.otherwise)])
+    yield from ("", "## Transitions", "")
+    yield from _table(
+        ("From", "Event", "When", "To", "Flags", "Why"),
+        (_row(transition) for transition in chart.transitions),
+    )
+
+
+def _row(transition: Transition) -> tuple[str, ...]:
+    return (
+        transition.source,
+        transition.event,
+        guard_in_words(transition),
+        "(stays)" if transition.target is None else transition.target,
+        change_in_words(transition),
+        transition.doc,
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    # Padded, so that it reads as a table in a terminal as well.
+    cells = [[_escape(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for number, row in enumerate(cells):
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"| {' | '.join(padded)} |"
+        if number == 0:
+            yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+
+
+def _escape(text: str) -> str:
+    """Keep Markdown from reading anything into a text; every kind of space as one."""
+    # An underscore inside a word is only an underscore, so names stay readable.
+    escaped = re.sub(r"[\\`*|#~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
