@@ -1,0 +1,34 @@
+# Two commands on a fresh clone: `make demo` and `make test`. Both set themselves up.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help setup demo check test clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the main job: a real vLLM engine is killed mid-stream, nothing is lost"
+	@echo "             (ARGS='--fault kill-host --requests 8', see .venv/bin/rayvisor demo --help)"
+	@echo "make test    all checks and tests"
+	@echo "make check   lint, format, types, import directions"
+	@echo "make setup   the virtual environment .venv; the commands above call it (PYTHON=... names another Python)"
+	@echo "make clean   removes .venv, caches and what was built"
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+demo: setup
+	@$(BIN)/rayvisor demo $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

