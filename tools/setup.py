@@ -66,8 +66,8 @@ def check_python() -> None:
 def wanted_stamp() -> str:
     """Hash all that decides what is installed, and the Python it is for.
 
-    Tool settings in pyproject.toml are not part of it, nor is the Python that runs this script: an environment
-    keeps the one it was made with until `make clean`.
+    Tool settings in pyproject.toml are not part of it, nor is the Python that runs this script: an
+    environment keeps the one it was made with until `make clean`.
     """
     import tomllib
 
