@@ -1,0 +1,112 @@
+"""From a process that ended and a log to the last words of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rayvisor._engine.last_words import TAIL_BYTES, exit_code_of_worker, log_causes
+from rayvisor._engine.processes import Ended, ProcessTree
+from rayvisor._engine.wire import Died
+
+__all__ = ["describe_death", "log_tail", "read_log"]
+
+_MOST_READ_BYTES = 1 << 20
+_LOG_SECONDS = 0.06
+_LOG_TICK_SECONDS = 0.002
+
+
+def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str:
+    """Read a log from a place on, at most its last ``most`` bytes; empty where there is none."""
+    try:
+        with Path(log_file).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since, size - most))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def log_tail(log_file: str) -> str:
+    """Read the end of a log, as much as travels with a fault."""
+    return read_log(log_file, most=TAIL_BYTES)
+
+
+async def describe_death(
+    incarnation: int,
+    tree: ProcessTree,
+    log_file: str,
+    doing: str,
+    exit_code_of: Callable[[int], int | None],
+    since: int = 0,
+    outer: tuple[tuple[str, str], ...] = (),
+) -> Died:
+    """Find out why an engine has ended: which process, how, and what its log says.
+
+    Parameters
+    ----------
+    incarnation
+        Which start of the engine it was.
+    tree
+        Its processes.
+    log_file
+        Where their output went.
+    doing
+        What the engine was doing.
+    exit_code_of
+        Exit code of a process of which the host is the parent; negative is the number of a signal.
+    since
+        Where in the log the trouble can begin.
+    outer
+        Causes that are known already and follow from what is found here.
+    """
+    until = time.monotonic() + _LOG_SECONDS
+    while True:
+        # Its last lines are written while its end is being noticed: they are worth a few milliseconds.
+        text = read_log(log_file, since)
+        causes, traceback = log_causes(text)
+        ended = tree.deaths[0] if tree.deaths else None
+        code, number = (None, None) if ended is None else _how(ended, text, exit_code_of)
+        if number is not None or (causes and ended is not None) or time.monotonic() >= until:
+            break
+        await asyncio.sleep(_LOG_TICK_SECONDS)
+    chain = [*outer, ("EngineDied", f"the engine ended by itself while {doing}")]
+    if ended is not None:
+        killed = _killed(ended, code, number)
+        if number is not None or not causes:
+            # Whatever the others had to say followed from this.
+            chain.append(killed)
+            traceback = ""
+        else:
+            chain += [killed, *causes]
+    else:
+        chain += causes
+    return Died(incarnation, tuple(chain), traceback, code, number, doing, log_tail(log_file), log_file)
+
+
+def _how(ended: Ended, text: str, exit_code_of: Callable[[int], int | None]) -> tuple[int | None, int | None]:
+    code, number = ended.exit_code, ended.signal
+    if code is None and number is None:
+        found = exit_code_of(ended.process.pid)
+        if found is None and "Worker" in ended.process.name:
+            found = exit_code_of_worker(text)
+        if found is not None:
+            code, number = (None, -found) if found < 0 else (found, None)
+    return code, number
+
+
+def _killed(ended: Ended, code: int | None, number: int | None) -> tuple[str, str]:
+    who = f"{ended.process.name.rpartition('::')[2] or 'a process'} (pid {ended.process.pid})"
+    if number is not None:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return "ProcessKilled", f"{who} was ended by {name}"
+    if code is not None:
+        return "ProcessExited", f"{who} ended with exit code {code}"
+    return "ProcessEnded", f"{who} has ended; how is not known"

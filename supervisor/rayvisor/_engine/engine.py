@@ -1,0 +1,178 @@
+"""The seam between an engine host and the engine that runs in it.
+
+An engine is a whole process tree below the host. Everything that the host knows of it goes through
+[`Engine`][rayvisor._engine.engine.Engine]; what fails comes out as one of four exceptions, and each
+carries plain data only, since exception objects of vLLM's must never leave the host process:
+
+    EngineError
+    ├── EngineStartFailed   ``start`` did not come to an end; nothing of the engine is left
+    ├── EngineGone          the engine has ended; ``died`` tells why
+    ├── RequestRefused      this one request is wrong; the engine is fine
+    └── RequestLost         the engine ended a request that nobody asked it to end
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
+
+__all__ = [
+    "ENGINES",
+    "Causes",
+    "Engine",
+    "EngineError",
+    "EngineGone",
+    "EngineStartFailed",
+    "Report",
+    "RequestLost",
+    "RequestRefused",
+    "load_engine",
+    "plain_causes",
+]
+
+Causes = tuple[tuple[str, str], ...]
+"""(type name, message), outermost first: the last one is the root cause."""
+
+Report = Callable[[str, str], None]
+"""Takes a phase of the start and a detail."""
+
+ENGINES: Mapping[str, str] = {
+    "sim": "rayvisor._sim.engine:SimEngine",
+    "vllm": "rayvisor._vllm.engine:VllmEngine",
+}
+
+
+class EngineError(Exception):
+    """What an engine raises. Its data is plain, whatever was behind it."""
+
+
+class EngineStartFailed(EngineError):  # noqa: N818 - named as the event is
+    """The engine did not come up. No process of it is left."""
+
+    def __init__(self, died: Died) -> None:
+        self.died = died
+        super().__init__(_sentence(died.causes))
+
+    def __reduce__(self) -> tuple[type[EngineStartFailed], tuple[Died]]:
+        return EngineStartFailed, (self.died,)
+
+
+class EngineGone(EngineError):  # noqa: N818 - as above
+    """The engine has ended: by itself (``died`` returns why), or since it was asked to."""
+
+
+class RequestRefused(EngineError):  # noqa: N818 - as above
+    """One request is wrong: back to its caller."""
+
+    def __init__(self, causes: Causes) -> None:
+        self.causes = causes
+        super().__init__(_sentence(causes))
+
+    def __reduce__(self) -> tuple[type[RequestRefused], tuple[Causes]]:
+        return RequestRefused, (self.causes,)
+
+
+class RequestLost(EngineError):  # noqa: N818 - as above
+    """The engine ended a request without being asked, and says no more than ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Engine(Protocol):
+    """One incarnation of an engine, with the processes it consists of.
+
+    It is started once and stopped once. ``start`` can be cancelled, and ``stop`` may interrupt it.
+    Everything runs on one event loop, the host's, which an engine never blocks.
+    """
+
+    async def start(self, report: Report) -> EngineInfo:
+        """Bring the engine up.
+
+        Raises
+        ------
+        EngineStartFailed
+            It did not come up, or was stopped meanwhile. Nothing of it is left.
+        """
+        ...
+
+    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+        """Tokens of one order as they come; the last chunk has a finish reason.
+
+        Ends without one when ``abort`` was asked for, and never waits for ever: when the engine ends,
+        so does this. Closing the iterator aborts the request in the engine.
+
+        Raises
+        ------
+        RequestRefused
+            The order is wrong.
+        RequestLost
+            The engine gave the request up by itself.
+        EngineGone
+            The engine has ended.
+        """
+        ...
+
+    async def abort(self, requests: Sequence[str]) -> None:
+        """End these requests; their ``generate`` ends without a finish reason. Unknown ones are no error."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """End the engine and its whole process tree: ask, wait at most ``grace`` seconds, kill, prove.
+
+        Raises
+        ------
+        EngineError
+            A process outlived SIGKILL; the message names it.
+        """
+        ...
+
+    async def died(self) -> Died:
+        """Why the engine ended by itself. Returns when it has, never when it was stopped."""
+        ...
+
+    def processes(self) -> tuple[ProcessId, ...]:
+        """The processes of the engine that are known, the host not included."""
+        ...
+
+
+def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> Engine:
+    """Make an engine that has not been started. Imports its adapter, nothing heavy.
+
+    Parameters
+    ----------
+    kind
+        ``"vllm"`` or ``"sim"``.
+    incarnation
+        Which start this is: chunks and deaths are told apart by it.
+    arguments
+        The engine's own arguments, by name.
+    log_file
+        Where the output of the engine's processes goes; empty: a file in the temporary folder.
+    """
+    if kind not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(sorted(ENGINES))}, not {kind!r}")
+    module, _, name = ENGINES[kind].partition(":")
+    engine: Engine = getattr(import_module(module), name)(incarnation, arguments, log_file)
+    return engine
+
+
+def plain_causes(error: BaseException) -> Causes:
+    """Follow an exception's chain: plain pairs, outermost first, at most eight."""
+    causes: list[tuple[str, str]] = []
+    link: BaseException | None = error
+    while link is not None and len(causes) < 8:  # noqa: PLR2004 - a chain longer than a screen tells no more
+        causes.append((type(link).__name__, str(link)))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return tuple(causes)
+
+
+def _sentence(causes: Causes) -> str:
+    if not causes:
+        return "no cause was reported"
+    name, message = causes[-1]
+    return f"{name}: {message}" if message else name

@@ -1,0 +1,435 @@
+"""The host of one engine: takes orders, streams what comes of them, and says when the engine has died.
+
+A host lives in an actor of its own and outlives its engines: an engine that died is followed by the
+next incarnation in the same host. It imports nothing heavy, so that it is up at once and can say why
+an engine did not come up.
+
+Everything that a reader gets comes through **one** stream, a list of items at a time, at most one list
+a tick: the cost of a stream out of a Ray actor is per item.
+
+Three fences keep late messages from doing harm: an order for another incarnation than the one that
+serves is given back as lost; an attempt that is not newer than the one at work is ignored; and an engine
+of an older incarnation is never started once a newer one was asked for or stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from rayvisor._engine.engine import (
+    Engine,
+    EngineError,
+    EngineGone,
+    EngineStartFailed,
+    RequestLost,
+    RequestRefused,
+    load_engine,
+    plain_causes,
+)
+from rayvisor._engine.processes import process_id
+from rayvisor._engine.wire import (
+    Died,
+    EngineInfo,
+    HostDescription,
+    HostItem,
+    Lost,
+    Order,
+    Phase,
+    Refused,
+)
+
+__all__ = ["EngineHost", "HostDescription"]
+
+log = structlog.get_logger("rayvisor.host")
+
+TICK_SECONDS = 0.002
+"""At least so much lies between two lists of the stream."""
+BUFFERED_ITEMS = 8192
+"""With so many items unread, the host stops reading from its engine."""
+_KEPT_LOGS = 3
+_KEPT_PHASES = 64
+_IN_THE_WAY_SECONDS = 10.0
+"""How long the end of an older engine may take when a newer one is asked for."""
+
+
+class _Pump:
+    """One order at work."""
+
+    __slots__ = ("attempt", "open", "task")
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.open: asyncio.Event | None = None  # made when a reader is slow for the first time
+        self.task: asyncio.Task[None] | None = None
+
+
+class EngineHost:
+    """One engine after the other, and the orders that the present one works on.
+
+    Parameters
+    ----------
+    child
+        Path of the child, for example ``"llm/1"``.
+    epoch
+        Which host process of this child it is: 1, 2, ...
+    engine
+        Kind of engine: ``"vllm"`` or ``"sim"``.
+    log_folder
+        Where the engines' logs go; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+    """
+
+    def __init__(self, child: str, epoch: int, engine: str, log_folder: str = "") -> None:
+        self.child = child
+        self.epoch = epoch
+        self.kind = engine
+        self._log_folder = Path(
+            log_folder
+            or os.environ.get("RAYVISOR_LOG_DIR", "")
+            or Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}"
+        )
+        self._log = log.bind(child=child, epoch=epoch)
+        self._log_file = ""
+        self._logs: list[Path] = []
+        self._engine: Engine | None = None
+        self._incarnation = 0
+        self._stopped = 0
+        self._serving = False
+        self._starting: asyncio.Task[EngineInfo] | None = None
+        self._sentinel: asyncio.Task[None] | None = None
+        self._phases: list[Phase] = []
+        self._pumps: dict[str, _Pump] = {}
+        self._items: list[HostItem] = []
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._reader = 0
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    async def describe(self) -> HostDescription:
+        """Say what and where this host is, and how its engine stands."""
+        return HostDescription(
+            child=self.child,
+            epoch=self.epoch,
+            engine=self.kind,
+            process=process_id(os.getpid()),
+            node=_address(),
+            version=_version(),
+            log_file=self._log_file,
+            incarnation=self._incarnation,
+            serving=self._serving,
+            phases=tuple(self._phases),
+        )
+
+    async def watch(self) -> None:
+        """Never return: whoever waits for this learns that the host has ended."""
+        await asyncio.Event().wait()
+
+    # -- starting and stopping ------------------------------------------------------------------
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo:
+        """Start an incarnation, or wait for its start that is under way, or repeat how it went.
+
+        Parameters
+        ----------
+        incarnation
+            Which one. A newer one ends the older one's engine first.
+        arguments
+            The engine's arguments.
+        deadline
+            Seconds from now that the start may take.
+
+        Raises
+        ------
+        EngineStartFailed
+            With the reason as plain data. Nothing of that engine is left.
+        """
+        if incarnation < self._incarnation or incarnation <= self._stopped:
+            raise EngineStartFailed(self._stale(incarnation))
+        if incarnation > self._incarnation:
+            older, self._incarnation = self._incarnation, incarnation
+            self._phases.clear()
+            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, deadline))
+            self._starting.add_done_callback(_retrieve)
+        if self._starting is None:
+            raise EngineStartFailed(self._stale(incarnation))
+        # One caller that goes away does not take the start with it.
+        return await asyncio.shield(self._starting)
+
+    async def _start(
+        self, incarnation: int, older: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo:
+        began = time.monotonic()
+        if self._engine is not None:
+            await self._end(self._engine, older, _IN_THE_WAY_SECONDS)
+        if incarnation != self._incarnation or incarnation <= self._stopped:
+            raise EngineStartFailed(self._stale(incarnation))
+        doing = "importing"
+
+        def report(phase: str, detail: str) -> None:
+            nonlocal doing
+            doing = phase
+            item = Phase(incarnation, phase, detail, time.monotonic() - began)
+            self._phases.append(item)
+            del self._phases[:-_KEPT_PHASES]
+            self._put(item)
+
+        try:
+            self._log_file = self._next_log_file(incarnation)
+            engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
+        except Exception as error:  # noqa: BLE001 - it comes out as plain data
+            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+        self._engine = engine
+        self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
+        try:
+            async with asyncio.timeout(deadline):
+                info = await engine.start(report)
+        except EngineStartFailed as failed:
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
+            await self._discard(engine)
+            raise
+        except TimeoutError:
+            await self._discard(engine)
+            late = TimeoutError(f"the engine was not up after {deadline:g} s, while {doing}")
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(late))
+            raise EngineStartFailed(self._failed(incarnation, late, doing)) from None
+        except Exception as error:  # noqa: BLE001 - as above
+            await self._discard(engine)
+            self._log.exception("host.engine.start_failed", incarnation=incarnation)
+            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+        if self._engine is not engine:  # it was stopped in the last moment
+            raise EngineStartFailed(self._stale(incarnation))
+        self._serving = True
+        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation))
+        self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
+        return info
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        """End an incarnation's engine, with its whole process tree. A second call finds nothing to do.
+
+        Parameters
+        ----------
+        incarnation
+            Which one: of this one and all before it, none will start any more.
+        grace
+            Seconds it gets before SIGKILL.
+
+        Raises
+        ------
+        EngineError
+            A process outlived SIGKILL; the message names it.
+        """
+        self._stopped = max(self._stopped, incarnation)
+        if self._engine is not None and incarnation == self._incarnation:
+            await self._end(self._engine, incarnation, grace)
+
+    async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
+        self._serving = False
+        if self._sentinel is not None:
+            self._sentinel.cancel()
+            self._sentinel = None
+        self._end_pumps()
+        self._log.info("host.engine.stopping", incarnation=incarnation, grace=grace)
+        try:
+            await engine.stop(grace)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            self._log.exception("host.engine.stop_failed", incarnation=incarnation)
+            raise EngineError("; ".join(f"{name}: {text}" for name, text in plain_causes(error))) from None
+        if self._engine is engine:
+            self._engine = None
+        self._log.info("host.engine.stopped", incarnation=incarnation)
+
+    async def _discard(self, engine: Engine) -> None:
+        """End what is left of an engine that did not come up, or that died."""
+        try:
+            await engine.stop(0.0)
+        except Exception as error:  # noqa: BLE001 - the death is what has to be told; this one is logged
+            self._log.error("host.engine.left_over", incarnation=self._incarnation, error=str(error))
+        if self._engine is engine:
+            self._engine = None
+
+    async def _await_death(self, engine: Engine, incarnation: int) -> None:
+        died = await engine.died()
+        self._serving = False
+        self._end_pumps()
+        self._put(died)
+        self._log.warning("host.engine.died", incarnation=incarnation, causes=died.causes)
+        await self._discard(engine)
+
+    # -- orders ---------------------------------------------------------------------------------
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+        """Put orders to the engine; what comes of them comes through the stream."""
+        engine = self._engine
+        if engine is None or not self._serving or incarnation != self._incarnation:
+            for order in orders:
+                reason = f"incarnation {incarnation} does not serve here"
+                self._put(Lost(order.request, order.attempt, reason))
+            return
+        for order in orders:
+            older = self._pumps.get(order.request)
+            if older is not None:
+                if older.attempt >= order.attempt:
+                    continue
+                _cancel(older)
+            pump = self._pumps[order.request] = _Pump(order.attempt)
+            pump.task = asyncio.create_task(self._pump(engine, order, pump))
+            pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        """End requests, named with their attempt; nothing more comes of them."""
+        for request, attempt in requests:
+            pump = self._pumps.get(request)
+            if pump is not None and pump.attempt <= attempt:
+                del self._pumps[request]
+                _cancel(pump)
+
+    async def flow(self, request: str, attempt: int, open: bool) -> None:  # noqa: A002, FBT001 - the wire's name
+        """Stop reading a request's tokens from the engine, or go on: for a reader that is slow."""
+        pump = self._pumps.get(request)
+        if pump is None or pump.attempt != attempt:
+            return
+        if pump.open is None:
+            pump.open = asyncio.Event()
+        if open:
+            pump.open.set()
+        else:
+            pump.open.clear()
+
+    async def _pump(self, engine: Engine, order: Order, pump: _Pump) -> None:
+        request, attempt = order.request, order.attempt
+        chunks = engine.generate(order)
+        try:
+            async for chunk in chunks:
+                self._put(chunk)
+                if not self._room.is_set():
+                    await self._room.wait()
+                if pump.open is not None and not pump.open.is_set():
+                    await pump.open.wait()
+        except RequestRefused as refused:
+            self._put(Refused(request, attempt, refused.causes))
+        except RequestLost as lost:
+            self._put(Lost(request, attempt, lost.reason))
+        except EngineGone:
+            pass  # one Died item tells of all of them
+        except Exception as error:  # noqa: BLE001 - its request must not wait for ever; the log has the traceback
+            self._log.exception("host.request.failed", request=request, attempt=attempt)
+            self._put(
+                Lost(request, attempt, "; ".join(f"{name}: {text}" for name, text in plain_causes(error)))
+            )
+        finally:
+            with contextlib.suppress(Exception):
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+    def _pump_ended(self, request: str, pump: _Pump, task: asyncio.Task[None]) -> None:
+        _retrieve(task)
+        if self._pumps.get(request) is pump:
+            del self._pumps[request]
+
+    def _end_pumps(self) -> None:
+        for pump in self._pumps.values():
+            _cancel(pump)
+        self._pumps.clear()
+
+    # -- the stream -----------------------------------------------------------------------------
+
+    async def stream(self) -> AsyncIterator[list[HostItem]]:
+        """Everything that happens, in order, a list at a time. A newer call ends the older one."""
+        self._reader += 1
+        reader = self._reader
+        self._arrived.set()  # wakes the older one, which then ends
+        clock = time.monotonic
+        last = 0.0
+        while True:
+            while not self._items:
+                self._arrived.clear()
+                await self._arrived.wait()
+                if reader != self._reader:
+                    self._arrived.set()
+                    return
+            wait = last + TICK_SECONDS - clock()
+            if wait > 0.0:
+                await asyncio.sleep(wait)
+                if reader != self._reader:
+                    return
+            last = clock()
+            items, self._items = self._items, []
+            if not self._room.is_set():
+                self._room.set()
+            yield items
+
+    def _put(self, item: HostItem) -> None:
+        items = self._items
+        items.append(item)
+        if len(items) == 1:
+            self._arrived.set()
+        elif len(items) >= BUFFERED_ITEMS:
+            self._room.clear()
+
+    # -- small things ---------------------------------------------------------------------------
+
+    def _stale(self, incarnation: int) -> Died:
+        newest = max(self._incarnation, self._stopped)
+        message = f"incarnation {incarnation} was stopped, or a newer one than it was asked for ({newest})"
+        return Died(incarnation, (("StaleIncarnation", message),), "", None, None, "starting", "", "")
+
+    def _failed(self, incarnation: int, error: BaseException, doing: str) -> Died:
+        permanent = isinstance(error, (TypeError, ValueError))
+        return Died(
+            incarnation, plain_causes(error), "", None, None, doing, "", self._log_file, permanent=permanent
+        )
+
+    def _next_log_file(self, incarnation: int) -> str:
+        self._log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.-]+", ".", self.child)
+        path = self._log_folder / f"engine-{name}-{os.getpid()}-{incarnation}.log"
+        self._logs.append(path)
+        for old in self._logs[:-_KEPT_LOGS]:
+            old.unlink(missing_ok=True)
+        del self._logs[:-_KEPT_LOGS]
+        return str(path)
+
+
+def _cancel(pump: _Pump) -> None:
+    if pump.task is not None:
+        pump.task.cancel()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take a task's exception, so that asyncio does not report one that somebody has handled."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _version() -> str:
+    try:
+        return version("rayvisor")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _address() -> str:
+    """Address of this machine as others reach it; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

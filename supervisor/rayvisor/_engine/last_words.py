@@ -1,0 +1,78 @@
+"""What an engine's log says about its end. Pure: text in, causes out.
+
+The processes of an engine write to one log, line by line, interleaved. Python prints a chain of
+exceptions innermost first, and the process that fails first prints first, so the order in the log,
+turned around, is a cause chain: consequences first, the root cause last.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = ["TAIL_BYTES", "Traceback", "exit_code_of_worker", "find_tracebacks", "log_causes"]
+
+TAIL_BYTES = 8192
+"""How much of a log travels with a fault."""
+
+_MOST_CAUSES = 8
+_MOST_CHARACTERS = 1000
+
+# vLLM's lines begin with "(EngineCore pid=1234) ERROR 11-21 10:00:00 [core.py:1510] ", each part optional.
+_WRITER = re.compile(r"^\((?P<writer>[^()]*pid=\d+)\) ?")
+_STAMP = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d:.\- ]+\[[^\]]*\] ?")
+_RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+_WORKER_DIED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: (-?\d+)\)")
+
+
+class Traceback(NamedTuple):
+    """One exception found in a log."""
+
+    type: str
+    message: str
+    text: str
+
+
+def find_tracebacks(log: str) -> list[Traceback]:
+    """Find the tracebacks of a log, in the order in which they were complete."""
+    found: list[Traceback] = []
+    open_ones: dict[str, list[str]] = {}
+    for raw in log.splitlines():
+        matched = _WRITER.match(raw)
+        writer = matched["writer"] if matched else ""
+        line = _STAMP.sub("", raw[matched.end() :] if matched else raw)
+        lines = open_ones.get(writer)
+        if line.startswith("Traceback (most recent call last):"):
+            open_ones[writer] = [line]
+        elif lines is None:
+            continue
+        elif line[:1] in (" ", "\t") or not line:
+            lines.append(line)
+        else:
+            del open_ones[writer]
+            raised = _RAISED.match(line)
+            if raised is not None:
+                name = raised["type"].rpartition(".")[2]
+                message = (raised["message"] or "")[:_MOST_CHARACTERS]
+                found.append(Traceback(name, message, "\n".join([*lines, line])))
+    return found
+
+
+def log_causes(log: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Turn the tracebacks of a log into a cause chain and the text of the root cause's traceback."""
+    chain: list[tuple[str, str]] = []
+    text = ""
+    for traceback in find_tracebacks(log):
+        cause = (traceback.type, traceback.message)
+        # Processes that are being ended complain too; what they say is not a cause.
+        if traceback.type in {"KeyboardInterrupt", "SystemExit"} or cause in chain:
+            continue
+        text = text or traceback.text
+        chain.append(cause)
+    return tuple(reversed(chain[:_MOST_CAUSES])), text
+
+
+def exit_code_of_worker(log: str) -> int | None:
+    """Exit code of a worker as EngineCore logged it; negative is the number of a signal."""
+    matched = _WORKER_DIED.search(log)
+    return int(matched[1]) if matched else None

@@ -1,0 +1,278 @@
+"""The processes of one engine: found, watched, killed, proven gone.
+
+Processes are known by (pid, start time), and held by a pidfd, so that nothing here ever touches a
+process that got a pid second. A process belongs to the engine when it descends from the host, was not
+there before and carries no other engine's tag in its environment, or when it carries the engine's own
+tag: that finds those whose parent died first, which the process table shows as somebody else's children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import psutil
+
+from rayvisor._engine.wire import ProcessId
+
+__all__ = ["TAG", "Ended", "ProcessTree", "process_id"]
+
+TAG = "RAYVISOR_ENGINE"
+"""The environment variable by which an engine's processes are known."""
+
+_POLL_SECONDS = 0.02
+_SAME_START_SECONDS = 0.5
+_SPAWNED = "spawned"
+
+
+class Ended(NamedTuple):
+    """A process that has ended, and how, as far as the system tells."""
+
+    process: ProcessId
+    exit_code: int | None
+    signal: int | None
+
+
+class _Held:
+    """A recorded process and the descriptor that stands for it (-1 where there are no pidfds)."""
+
+    __slots__ = ("fd", "process")
+
+    def __init__(self, process: ProcessId) -> None:
+        self.process = process
+        self.fd = -1
+        with contextlib.suppress(OSError, AttributeError):
+            self.fd = os.pidfd_open(process.pid)
+
+    def alive(self) -> bool:
+        try:
+            found = psutil.Process(self.process.pid)
+            same = abs(found.create_time() - self.process.start_time) < _SAME_START_SECONDS
+            return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
+            return False
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.fd >= 0:
+                signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+            elif self.alive():
+                os.kill(self.process.pid, signal.SIGKILL)
+
+    def how_it_ended(self) -> tuple[int | None, int | None]:
+        """Exit code and signal, where the process is our child and nobody has waited for it yet."""
+        if self.fd < 0:
+            return None, None
+        try:
+            # WNOWAIT leaves the exit status to its owner: multiprocessing, or a Popen object.
+            found = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:
+            return None, None
+        if found is None:
+            return None, None
+        if found.si_code == os.CLD_EXITED:
+            return found.si_status, None
+        return None, found.si_status
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class ProcessTree:
+    """The processes of one engine.
+
+    Parameters
+    ----------
+    tag
+        Value of the environment variable [`TAG`][rayvisor._engine.processes.TAG] that its processes
+        were started with.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self._held: dict[int, _Held] = {}
+        self._watched: set[int] = set()
+        self._before = frozenset(_descendants(os.getpid()))
+        self._deaths: list[Ended] = []
+        self._died = asyncio.Event()
+        self._poll: asyncio.Task[None] | None = None
+
+    @property
+    def processes(self) -> tuple[ProcessId, ...]:
+        """All that were ever recorded, alive or not."""
+        return tuple(held.process for held in self._held.values())
+
+    @property
+    def deaths(self) -> tuple[Ended, ...]:
+        """Watched processes that have ended, first to last."""
+        return tuple(self._deaths)
+
+    async def scan(self) -> None:
+        """Record and watch the processes that have come up since."""
+        self._record(await asyncio.to_thread(_find_below, os.getpid(), self._before, self.tag))
+
+    async def sweep(self) -> None:
+        """Record every process that carries the tag, whoever its parent is. Slower than ``scan``."""
+        self._record(await asyncio.to_thread(_find_tagged, self.tag))
+
+    async def first_death(self) -> Ended:
+        """Wait until a watched process has ended."""
+        await self._died.wait()
+        return self._deaths[0]
+
+    def kill(self) -> None:
+        """SIGKILL to every recorded process."""
+        for held in self._held.values():
+            held.kill()
+
+    async def end(self, seconds: float, reap: Callable[[], None]) -> tuple[ProcessId, ...]:
+        """Kill everything until a sweep finds nothing alive, for at most ``seconds``.
+
+        Parameters
+        ----------
+        seconds
+            How long processes may take to obey SIGKILL.
+        reap
+            Waits, without blocking, for those that are the host's own children.
+
+        Returns
+        -------
+        tuple of ProcessId
+            What is still alive: empty is the proof.
+        """
+        self.unwatch()
+        until = time.monotonic() + seconds
+        while True:
+            await self.scan()
+            self.kill()
+            reap()
+            left = self.alive()
+            if not left:
+                await self.sweep()
+                left = self.alive()
+                if not left:
+                    return ()
+            if time.monotonic() >= until:
+                return left
+            await asyncio.sleep(0.005)
+
+    def alive(self) -> tuple[ProcessId, ...]:
+        """The recorded processes that run still."""
+        return tuple(held.process for held in self._held.values() if held.alive())
+
+    def unwatch(self) -> None:
+        """Stop listening for deaths: those that follow are asked for."""
+        loop = asyncio.get_running_loop()
+        for pid in self._watched:
+            if self._held[pid].fd >= 0:
+                loop.remove_reader(self._held[pid].fd)
+        self._watched.clear()
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self.unwatch()
+        for held in self._held.values():
+            held.close()
+
+    def _record(self, found: Iterable[ProcessId]) -> None:
+        for process in found:
+            held = self._held.get(process.pid)
+            if held is not None and abs(held.process.start_time - process.start_time) < _SAME_START_SECONDS:
+                held.process = process  # it may have set its title since
+            else:
+                if held is not None:
+                    held.close()
+                held = self._held[process.pid] = _Held(process)
+            if process.pid not in self._watched and _is_essential(process.name):
+                self._watch(process.pid, held)
+
+    def _watch(self, pid: int, held: _Held) -> None:
+        if any(ended.process.pid == pid for ended in self._deaths):
+            return
+        self._watched.add(pid)
+        if held.fd >= 0:
+            # A pidfd turns readable when its process ends.
+            asyncio.get_running_loop().add_reader(held.fd, self._on_death, pid)
+        elif self._poll is None:
+            self._poll = asyncio.get_running_loop().create_task(self._poll_deaths())
+
+    def _on_death(self, pid: int) -> None:
+        held = self._held[pid]
+        if held.fd >= 0:
+            asyncio.get_running_loop().remove_reader(held.fd)
+        self._watched.discard(pid)
+        self._deaths.append(Ended(held.process, *held.how_it_ended()))
+        self._died.set()
+
+    async def _poll_deaths(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            for pid in [pid for pid in self._watched if not self._held[pid].alive()]:
+                self._on_death(pid)
+
+
+def process_id(pid: int) -> ProcessId:
+    """Name a process in a way that a reuse of its pid does not fool."""
+    found = psutil.Process(pid)
+    return ProcessId(pid, found.create_time(), _title(found.cmdline()))
+
+
+def _is_essential(name: str) -> bool:
+    """Whether an engine cannot live without this process, as opposed to a compiler that comes and goes."""
+    return "::" in name or name == _SPAWNED
+
+
+def _title(command: list[str]) -> str:
+    for word in command:
+        if "::" in word and " " not in word:
+            return word
+    if "--multiprocessing-fork" in command:
+        return _SPAWNED
+    return os.path.basename(command[0]) if command else ""  # noqa: PTH119 - a title need not be a path
+
+
+def _descendants(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def _find_below(pid: int, before: frozenset[int], tag: str) -> list[ProcessId]:
+    # A forked process shows the host's own environment, without a tag.
+    return _identify(
+        child for child in _descendants(pid) if child not in before and _tag(child) in (tag, None)
+    )
+
+
+def _find_tagged(tag: str) -> list[ProcessId]:
+    return _identify(pid for pid in psutil.pids() if pid != os.getpid() and _tag(pid) == tag)
+
+
+def _tag(pid: int) -> str | None:
+    """Tag of a process, as its environment had it when it was started; empty when it cannot be read."""
+    try:
+        return psutil.Process(pid).environ().get(TAG)
+    except (psutil.Error, OSError):
+        return ""
+
+
+def _identify(pids: Iterable[int]) -> list[ProcessId]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            command = process.cmdline()
+            # The resource tracker of multiprocessing serves the host as long as it lives.
+            if not any("resource_tracker" in word for word in command):
+                found.append(ProcessId(pid, process.create_time(), _title(command)))
+    return found

@@ -1,0 +1,372 @@
+"""The simulated engine, seen from its host."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayvisor._engine.death import describe_death, log_tail
+from rayvisor._engine.engine import (
+    EngineError,
+    EngineGone,
+    EngineStartFailed,
+    Report,
+    RequestLost,
+    RequestRefused,
+    plain_causes,
+)
+from rayvisor._engine.processes import TAG, ProcessTree
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._sim.frames import Unframer, frame
+from rayvisor._sim.model import EOS
+from rayvisor._sim.processes import CORE, launch
+from rayvisor._sim.requests import TextStream, check_params, logprob_entries, tokenize
+
+__all__ = ["DEFAULTS", "SimEngine"]
+
+DEFAULTS: Mapping[str, Any] = {
+    "model": "sim",
+    "max_model_len": 4096,
+    "max_num_seqs": 32,
+    "tokens_per_second": 200.0,
+    "seed": 0,
+    "start_delay": 0.0,
+    "fail_start": None,
+    "die_during_start": None,
+    "crash_on_prompt": None,
+    "raise_on_prompt": None,
+    "lose_on_prompt": None,
+}
+"""Arguments of the simulated engine.
+
+``tokens_per_second`` is per request, 0 as fast as it goes; ``seed`` makes another model. The rest asks
+for faults: ``fail_start`` (a message: the start raises), ``die_during_start`` (``"core"`` or
+``"worker"``), and texts that, when a prompt holds them, kill the core (``crash_on_prompt``), raise in it
+(``raise_on_prompt``) or end the request unasked (``lose_on_prompt``).
+"""
+
+_KILL_SECONDS = 5.0
+
+
+class _Answers:
+    """What came for one request and has not been read yet."""
+
+    __slots__ = ("arrived", "error", "finish", "logprobs", "reason", "scores", "tokens")
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.error: EngineError | None = None
+        self.tokens: list[int] = []
+        self.logprobs: list[Any] = []
+        self.scores: Any = None
+        self.finish: str | None = None
+        self.reason: Any = None
+
+    def put(self, tokens: list[int], logprobs: Any, finish: str | None, reason: Any, scores: Any) -> None:
+        self.tokens += tokens
+        if logprobs:
+            self.logprobs += logprobs
+        if scores:
+            self.scores = scores
+        self.finish, self.reason = finish, reason
+        self.arrived.set()
+
+    def fail(self, error: EngineError) -> None:
+        self.error = error
+        self.arrived.set()
+
+
+class SimEngine:
+    """One incarnation of the simulated engine.
+
+    Parameters
+    ----------
+    incarnation
+        Which start this is.
+    arguments
+        See [`DEFAULTS`][rayvisor._sim.engine.DEFAULTS].
+    log_file
+        Where the processes' output goes; empty: a file in the temporary folder.
+    """
+
+    def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
+        self._incarnation = incarnation
+        self._given = dict(arguments)
+        self._arguments = {**DEFAULTS, **arguments}
+        self._log_file = log_file or _temporary_log()
+        self._tree = ProcessTree(f"{os.getpid()}-{time.time_ns()}")
+        self._core: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._ready = asyncio.Event()
+        self._over = asyncio.Event()
+        self._stopping = False
+        self._stopped = asyncio.Lock()
+        self._answers: dict[str, _Answers] = {}
+        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._sentinel: asyncio.Task[None] | None = None
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def start(self, report: Report) -> EngineInfo:
+        """Bring the two processes up; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        began = time.monotonic()
+        try:
+            self._check_arguments()
+            self._go_on()
+            report("launching", CORE)
+            await self._launch()
+            report("loading", str(self._arguments["model"]))
+            await self._first_of(self._ready.wait(), self._over.wait(), self._tree.first_death())
+        except asyncio.CancelledError:
+            await self.stop(0.0)
+            raise
+        except Exception as error:  # noqa: BLE001 - it comes out as plain data
+            await self.stop(0.0)
+            raise EngineStartFailed(self._failed_start(error)) from None
+        await self._tree.scan()
+        if not self._ready.is_set() or self._stopping or self._tree.deaths:
+            try:
+                self._go_on()
+                died = await self._last_words("starting")
+            except EngineGone as error:
+                died = self._failed_start(error)
+            await self.stop(0.0)
+            raise EngineStartFailed(died)
+        self._sentinel = asyncio.create_task(self._await_end())
+        report("ready", "")
+        return EngineInfo(
+            engine="sim",
+            version="1",
+            max_model_len=self._arguments["max_model_len"],
+            max_num_seqs=self._arguments["max_num_seqs"],
+            eos_token_ids=(EOS,),
+            processes=self.processes(),
+            startup_seconds=time.monotonic() - began,
+        )
+
+    async def stop(self, grace: float) -> None:
+        """End both processes, proven."""
+        self._stopping = True
+        self._over.set()
+        async with self._stopped:
+            if self._sentinel is not None:
+                self._sentinel.cancel()
+            self._tree.unwatch()
+            self._fail_all(EngineGone("the engine was stopped"))
+            if self._transport is not None:
+                self._transport.close()  # the processes end when nobody speaks to them
+            until = time.monotonic() + grace
+            while grace > 0 and self._tree.alive() and time.monotonic() < until:
+                self._reap()
+                await asyncio.sleep(0.005)
+            left = await self._tree.end(_KILL_SECONDS, self._reap)
+            self._reap()
+            self._tree.close()
+            if left:
+                raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
+
+    async def died(self) -> Died:
+        """Why the engine ended by itself."""
+        return await asyncio.shield(self._died)
+
+    def processes(self) -> tuple[ProcessId, ...]:
+        """EngineCore and Worker."""
+        return self._tree.processes
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+        """Tokens of one order; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        return self._generate(order)
+
+    def _read(self, order: Order) -> tuple[list[int], dict[str, Any], int]:
+        """Check an order: its prompt's ids, the parameters for what is left, room in the model's length."""
+        prompt = tokenize(order.prompt)
+        check_params(order.params)
+        longest = self._arguments["max_model_len"]
+        if not order.delivered and not 0 < len(prompt) < longest:
+            raise ValueError(f"the prompt has {len(prompt)} tokens; this model takes 1 to {longest - 1}")
+        return prompt, _remaining(order), longest - len(prompt) - len(order.delivered)
+
+    async def _generate(self, order: Order) -> AsyncGenerator[Chunk, None]:
+        try:
+            prompt, params, room = self._read(order)
+            text = TextStream(prompt, order)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RequestRefused(plain_causes(error)) from None
+        if room <= 0 or (params.get("max_tokens") is not None and params["max_tokens"] <= 0):
+            yield Chunk(order.request, order.attempt, (), text.delta(finished=True), None, "length")
+            return
+        transport = self._transport
+        if transport is None or self._over.is_set() or self._tree.deaths:
+            raise EngineGone("the engine does not run")
+        name = f"{order.request}#{order.attempt}"
+        answers = self._answers[name] = _Answers()
+        transport.write(frame({"add": [[name, [*prompt, *order.delivered], params]]}))
+        finished = False
+        first: tuple[int, ...] | None = tuple(prompt)
+        try:
+            while not finished:
+                await answers.arrived.wait()
+                answers.arrived.clear()
+                if answers.error is not None:
+                    finished = True
+                    if isinstance(answers.error, _AbortedError):
+                        return
+                    raise answers.error
+                tokens, answers.tokens = answers.tokens, []
+                logprobs, answers.logprobs = answers.logprobs, []
+                scores, answers.scores = answers.scores, None
+                finish, reason = answers.finish, answers.reason
+                if finish == "abort":
+                    finished = True
+                    raise RequestLost("the engine ended the request unasked (abort)")
+                stop = text.take(tokens, without_last=finish == "stop")
+                if stop is not None:
+                    self._send_abort([name] if finish is None else [])
+                    finish, reason = "stop", stop
+                finished = finish is not None
+                yield Chunk(
+                    order.request,
+                    order.attempt,
+                    tuple(tokens),
+                    text.delta(finished=finished),
+                    tuple(logprob_entries(each) for each in logprobs) if logprobs else None,
+                    finish,
+                    reason,
+                    first,
+                    tuple(each and logprob_entries(each) for each in scores) if scores else None,
+                )
+                first = None
+        finally:
+            if self._answers.pop(name, None) is not None and not finished:
+                self._send_abort([name])
+
+    async def abort(self, requests: Sequence[str]) -> None:
+        """End these requests: their ``generate`` ends without a finish reason."""
+        asked = set(requests)
+        for name, answers in list(self._answers.items()):
+            if name.rpartition("#")[0] in asked:
+                answers.fail(_AbortedError())
+                self._send_abort([name])
+
+    # -- within ---------------------------------------------------------------------------------
+
+    def _check_arguments(self) -> None:
+        for name in self._given:
+            if name not in DEFAULTS:
+                raise TypeError(f"SimEngine got an unexpected argument {name!r}")
+        for name in ("max_model_len", "max_num_seqs"):
+            value = self._arguments[name]
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+        if self._arguments["die_during_start"] not in (None, "core", "worker"):
+            raise ValueError("die_during_start must be 'core' or 'worker'")
+        model = str(self._arguments["model"])
+        if model.startswith(("/", "./", "../")) and not Path(model).exists():
+            raise ValueError(f"model: {model} does not exist")
+
+    def _go_on(self) -> None:
+        if self._stopping:
+            raise EngineGone("the engine was stopped while starting")
+
+    async def _launch(self) -> None:
+        environment = {**os.environ, TAG: self._tree.tag}
+        self._core, here = launch(CORE, self._arguments, self._log_file, environment)
+        here.setblocking(False)  # noqa: FBT003 - the socket's own method
+        await self._tree.scan()
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_connection(lambda: _FromCore(self), sock=here)
+
+    async def _first_of(self, *awaitables: Any) -> None:
+        tasks = [asyncio.ensure_future(each) for each in awaitables]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _await_end(self) -> None:
+        """Find out that the engine has ended by itself."""
+        await self._first_of(self._over.wait(), self._tree.first_death())
+        self._over.set()
+        self._fail_all(EngineGone("the engine has died"))
+        died = await self._last_words("serving")
+        if not self._died.done():
+            self._died.set_result(died)
+
+    async def _last_words(self, doing: str) -> Died:
+        return await describe_death(self._incarnation, self._tree, self._log_file, doing, self._exit_code)
+
+    def _exit_code(self, pid: int) -> int | None:
+        if self._core is not None and self._core.pid == pid:
+            return self._core.poll()
+        return None
+
+    def _failed_start(self, error: Exception) -> Died:
+        return Died(
+            self._incarnation, plain_causes(error), "", None, None, "starting", log_tail(self._log_file),
+            self._log_file, permanent=isinstance(error, (TypeError, ValueError)),
+        )  # fmt: skip
+
+    def _reap(self) -> None:
+        if self._core is not None:
+            self._core.poll()
+
+    def _send_abort(self, names: list[str]) -> None:
+        if names and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame({"abort": names}))
+
+    def _fail_all(self, error: EngineError) -> None:
+        for answers in self._answers.values():
+            answers.fail(error)
+
+    def _take(self, message: Any) -> None:
+        if "ready" in message:
+            self._ready.set()
+        for name, tokens, logprobs, finish, reason, scores in message.get("outputs", ()):
+            answers = self._answers.get(name)
+            if answers is not None:
+                answers.put(tokens, logprobs, finish, reason, scores)
+
+
+class _AbortedError(EngineError):
+    """Within: an abort that was asked for."""
+
+
+class _FromCore(asyncio.Protocol):
+    def __init__(self, engine: SimEngine) -> None:
+        self._engine = engine
+        self._unframer = Unframer()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unframer.feed(data):
+            self._engine._take(message)  # noqa: SLF001 - two halves of one class
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._engine._over.set()  # noqa: SLF001 - as above
+
+
+def _remaining(order: Order) -> dict[str, Any]:
+    """Sampling parameters for what is left to do after the delivered tokens."""
+    params = dict(order.params)
+    done = len(order.delivered)
+    if done:
+        most = params.get("max_tokens", 16)
+        params["max_tokens"] = None if most is None else most - done
+        params["min_tokens"] = max(0, params.get("min_tokens", 0) - done)
+        params.pop("prompt_logprobs", None)
+    return params
+
+
+def _temporary_log() -> str:
+    descriptor, name = tempfile.mkstemp(prefix="rayvisor-sim-", suffix=".log")
+    os.close(descriptor)
+    return name

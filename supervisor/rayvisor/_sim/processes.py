@@ -1,0 +1,243 @@
+"""The processes of the simulated engine: EngineCore schedules, Worker computes.
+
+Both are started by [`launch`][rayvisor._sim.processes.launch] with the standard library alone, so that
+an engine is up in a tenth of a second. What they print goes to the engine's log, in vLLM's form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from rayvisor._sim.frames import Unframer, frame
+from rayvisor._sim.model import EOS, Sequence_, prompt_logprobs
+
+__all__ = ["CORE", "WORKER", "launch", "main"]
+
+CORE = "sim::EngineCore"
+WORKER = "sim::Worker"
+
+# The package's own __init__ would import the whole public interface: a bare module of the same name
+# lets the two modules that are needed be imported without it.
+_BOOTSTRAP = (
+    "import sys, types; "
+    "package = types.ModuleType('rayvisor'); "
+    "package.__path__ = [sys.argv[1]]; "
+    "sys.modules['rayvisor'] = package; "
+    "from rayvisor._sim.processes import main; "
+    "main(sys.argv[2], int(sys.argv[3]), sys.argv[4])"
+)
+
+
+def launch(
+    title: str, arguments: Mapping[str, Any], log_file: str, environment: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start one of the two processes; give it and the socket that talks to it.
+
+    Its output goes to the log file, or, with an empty name, where that of this process goes.
+    """
+    here, there = socket.socketpair()
+    with ExitStack() as opened:
+        opened.enter_context(there)
+        output = opened.enter_context(Path(log_file).open("ab")) if log_file else None
+        package = str(Path(__file__).parent.parent)
+        command = [
+            sys.executable,
+            "-c",
+            _BOOTSTRAP,
+            package,
+            title,
+            str(there.fileno()),
+            json.dumps(arguments),
+        ]
+        process = subprocess.Popen(  # noqa: S603 - our own code
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(there.fileno(),),
+            env=dict(environment),
+        )
+    return process, here
+
+
+def main(title: str, descriptor: int, arguments: str) -> None:
+    """Run as one of the two until the other side closes."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        pass  # the title is among the arguments as well
+    else:
+        setproctitle(title)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as upwards:
+        if title == CORE:
+            _Core(upwards, json.loads(arguments)).run()
+        else:
+            _Worker(upwards, json.loads(arguments)).run()
+
+
+class _Worker:
+    """Computes one token for each running text when it is asked to."""
+
+    def __init__(self, upwards: socket.socket, arguments: Mapping[str, Any]) -> None:
+        self._upwards = upwards
+        self._weights = int(arguments.get("seed", 0))
+        self._texts: dict[str, Sequence_] = {}
+
+    def run(self) -> None:
+        unframer = Unframer()
+        with suppress(ConnectionError):  # EngineCore has ended: so does this
+            while data := self._upwards.recv(1 << 16):
+                for message in unframer.feed(data):
+                    self._upwards.sendall(frame(self._step(message)))
+
+    def _step(self, message: Mapping[str, Any]) -> Any:
+        for name in message["gone"]:
+            self._texts.pop(name, None)
+        scores = {}
+        for name, prompt, params in message["new"]:
+            self._texts[name] = Sequence_(prompt, params, self._weights)
+            if params.get("prompt_logprobs") is not None:
+                scores[name] = prompt_logprobs(prompt, params["prompt_logprobs"], self._weights)
+        return [[name, *text.step(), scores.get(name)] for name, text in self._texts.items()]
+
+
+class _Core:
+    """Schedules: admits, steps, ends texts; plays the faults that its arguments ask for."""
+
+    def __init__(self, upwards: socket.socket, arguments: Mapping[str, Any]) -> None:
+        self._upwards = upwards
+        self._arguments = arguments
+        self._unframer = Unframer()
+        self._waiting: deque[Any] = deque()
+        self._running: dict[str, dict[str, Any]] = {}
+        self._new: list[Any] = []
+        self._gone: list[str] = []
+        rate = float(arguments["tokens_per_second"])
+        self._pace = 1.0 / rate if rate > 0 else 0.0
+
+    def run(self) -> None:
+        arguments = self._arguments
+        time.sleep(float(arguments["start_delay"]) / 2)
+        if arguments["die_during_start"] == "core":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._process, self._worker = launch(WORKER, {"seed": arguments["seed"]}, "", os.environ)
+        self._from_worker = Unframer()
+        self._step()  # the worker answers: it is up
+        time.sleep(float(arguments["start_delay"]) / 2)
+        if arguments["die_during_start"] == "worker":
+            self._process.kill()
+        if arguments["fail_start"]:
+            raise RuntimeError(arguments["fail_start"])
+        if arguments["die_during_start"]:
+            self._step()  # finds the worker dead
+        self._upwards.sendall(frame({"ready": [os.getpid(), self._process.pid]}))
+        due = 0.0
+        while True:
+            busy = bool(self._waiting or self._running)
+            now = time.monotonic()
+            wait = max(0.0, due - now) if busy else None
+            readable, _, _ = select.select([self._upwards, self._worker], [], [], wait)
+            if self._worker in readable:
+                self._worker_died()
+            if self._upwards in readable and not self._take():
+                break
+            if (self._waiting or self._running) and time.monotonic() >= due:
+                due = max(due + self._pace, now)
+                self._admit()
+                outputs = [self._output(*answer) for answer in self._step()]
+                if outputs := [output for output in outputs if output is not None]:
+                    self._upwards.sendall(frame({"outputs": outputs}))
+        self._worker.close()
+        self._process.wait()
+
+    def _take(self) -> bool:
+        data = self._upwards.recv(1 << 16)
+        for message in self._unframer.feed(data):
+            self._waiting.extend(message.get("add", ()))
+            gone = set(message.get("abort", ()))
+            if gone:
+                self._waiting = deque(item for item in self._waiting if item[0] not in gone)
+                for name in gone & self._running.keys():
+                    self._end(name)
+        return bool(data)
+
+    def _admit(self) -> None:
+        arguments = self._arguments
+        while self._waiting and len(self._running) < arguments["max_num_seqs"]:
+            name, prompt, params = self._waiting.popleft()
+            text = bytes(token for token in prompt if token < EOS).decode(errors="replace")
+            if arguments["crash_on_prompt"] and arguments["crash_on_prompt"] in text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if arguments["raise_on_prompt"] and arguments["raise_on_prompt"] in text:
+                raise RuntimeError(f"the model cannot take {arguments['raise_on_prompt']!r}")
+            if arguments["lose_on_prompt"] and arguments["lose_on_prompt"] in text:
+                self._upwards.sendall(frame({"outputs": [[name, [], None, "abort", None, None]]}))
+                continue
+            room = arguments["max_model_len"] - len(prompt)
+            most = params.get("max_tokens", 16)
+            limit = room if most is None else min(most, room)
+            self._running[name] = {"params": params, "left": limit, "count": 0}
+            self._new.append([name, prompt, params])
+
+    def _step(self) -> list[Any]:
+        new, self._new = self._new, []
+        gone, self._gone = self._gone, []
+        try:
+            self._worker.sendall(frame({"new": new, "gone": gone}))
+            while True:
+                data = self._worker.recv(1 << 16)
+                if not data:
+                    self._worker_died()
+                if messages := self._from_worker.feed(data):
+                    answers: list[Any] = messages[0]
+                    return answers
+        except ConnectionError:
+            self._worker_died()
+            raise
+
+    def _worker_died(self) -> None:
+        code = self._process.wait()
+        print(  # noqa: T201 - the log of an engine is its standard error
+            f"(EngineCore pid={os.getpid()}) ERROR Worker proc Worker died unexpectedly "
+            f"(exit code: {code}), shutting down.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(1)
+
+    def _output(self, name: str, token: int, logprobs: Any, scores: Any) -> list[Any] | None:
+        state = self._running.get(name)
+        if state is None:
+            return None
+        params = state["params"]
+        state["left"] -= 1
+        state["count"] += 1
+        finish: str | None = None
+        reason: int | None = None
+        if state["count"] >= params.get("min_tokens", 0):
+            if token == EOS and not params.get("ignore_eos"):
+                finish = "stop"
+            elif token in (params.get("stop_token_ids") or ()):
+                finish, reason = "stop", token
+        if finish is None and state["left"] <= 0:
+            finish = "length"
+        if finish is not None:
+            self._end(name)
+        return [name, [token], None if logprobs is None else [logprobs], finish, reason, scores]
+
+    def _end(self, name: str) -> None:
+        del self._running[name]
+        self._gone.append(name)
