@@ -1,0 +1,200 @@
+"""The seam between the runtime and a host: what a host can be asked, wherever it lives.
+
+Two things implement it: `rayvisor._ray.hosts` (an actor on a cluster) and `rayvisor._process.local`
+(a host in this process, for tests and fast runs). Both pass the same contract tests. Everything that
+crosses it is plain data, and every ``deadline`` is in seconds from now.
+
+What a call raises:
+
+* `HostGone`: the host has ended, or cannot be reached; `HostGone.end` says how.
+* `HostCallFailed`: the call itself failed inside a host that lives on.
+* `TimeoutError`: no answer within the deadline. The call may or may not have been carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, ProcessId
+from rayvisor.faults import Cause
+
+if TYPE_CHECKING:
+    from rayvisor._engine.host import HostDescription
+
+__all__ = [
+    "ActorOptions",
+    "GoneReport",
+    "HostCallFailed",
+    "HostEnd",
+    "HostGone",
+    "HostLink",
+    "HostPlace",
+    "NodePin",
+    "PlacementOptions",
+]
+
+
+class GoneReport(NamedTuple):
+    """What became of a host's processes."""
+
+    killed: tuple[ProcessId, ...]
+    """Processes that had to be killed."""
+    left: tuple[ProcessId, ...]
+    """Processes that were still alive when the deadline passed."""
+    verified: bool
+    """Whether it is proven that none is left. False too when nobody could be asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostEnd:
+    """How a host ended, or why it cannot be reached."""
+
+    causes: tuple[Cause, ...]
+    """Outermost first; the last one is the root cause."""
+    exit_code: int | None = None
+    signal: int | None = None
+    intended: bool = False
+    """It was asked to end, or it left by itself in an orderly way."""
+    unavailable: bool = False
+    """Nobody has ruled yet: it may live. Ask again, `HostLink.ended` then watches anew."""
+    init_failed: bool = False
+    """It never came up: its construction raised."""
+    out_of_memory: bool = False
+    preempted: bool = False
+    node_died: bool = False
+    node: str = ""
+    log_file: str = ""
+    traceback: str = ""
+
+    @property
+    def root(self) -> Cause:
+        """The innermost cause."""
+        return self.causes[-1] if self.causes else Cause("UnknownEnd", "no cause was reported")
+
+
+class HostGone(Exception):  # noqa: N818 - a state of affairs, as in StopIteration
+    """The host has ended or cannot be reached."""
+
+    def __init__(self, child: str, epoch: int, end: HostEnd) -> None:
+        self.child = child
+        self.epoch = epoch
+        self.end = end
+        state = "cannot be reached" if end.unavailable else "has ended"
+        super().__init__(f"the host of {child!r} (epoch {epoch}) {state}: {end.root}")
+
+    def __reduce__(self) -> tuple[type[HostGone], tuple[str, int, HostEnd]]:
+        return (HostGone, (self.child, self.epoch, self.end))
+
+
+class HostCallFailed(Exception):  # noqa: N818 - names what failed, not a class of errors
+    """A call failed inside a host that lives on."""
+
+    def __init__(self, call: str, causes: Sequence[tuple[str, str]], traceback: str) -> None:
+        self.call = call
+        self.causes = tuple(Cause(*cause) for cause in causes)
+        self.traceback = traceback
+        root = self.causes[-1] if self.causes else Cause("UnknownError", "no cause was reported")
+        super().__init__(f"{call} failed in its host: {root}")
+
+    def __reduce__(self) -> tuple[type[HostCallFailed], tuple[str, list[tuple[str, str]], str]]:
+        return (HostCallFailed, (self.call, [(c.type, c.message) for c in self.causes], self.traceback))
+
+
+@dataclass(frozen=True, slots=True)
+class NodePin:
+    """Run on this node; with ``soft``, elsewhere if it is gone."""
+
+    node_id: str
+    soft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementOptions:
+    """A placement group of the child: made once, reused by each of its hosts, removed at its end."""
+
+    bundles: tuple[Mapping[str, float], ...]
+    strategy: str = "PACK"
+    """``PACK``, ``SPREAD``, ``STRICT_PACK`` or ``STRICT_SPREAD``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorOptions:
+    """What an actor asks of the cluster; passed through as it stands.
+
+    A field that is None keeps the cluster's own default.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    memory: int | None = None
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    """Merged into the ``env_vars`` of ``runtime_env``; these win."""
+    scheduling: str | NodePin | None = None
+    """``"DEFAULT"``, ``"SPREAD"`` or a `NodePin`; not together with ``placement``."""
+    placement: PlacementOptions | None = None
+
+
+class HostLink(Protocol):
+    """One host process of one child: the epoch tells one host of a child from the next."""
+
+    @property
+    def child(self) -> str: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    async def ready(self, deadline: float) -> HostDescription:
+        """Wait until the host answers and its processes are watched."""
+        ...
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo | Died:
+        """Start an engine, or wait for the start of this incarnation that is under way; never twice."""
+        ...
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        """End the engine with its process tree; the host stays."""
+        ...
+
+    def stream(self) -> AsyncIterator[list[HostItem]]:
+        """Everything the host has to say, a batch a tick; a newer stream replaces the older."""
+        ...
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None: ...
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        """End these (request, attempt) pairs in the engine; nothing more comes from them."""
+        ...
+
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop or resume reading the engine's output for a request whose reader is slow."""
+        ...
+
+    async def ended(self) -> HostEnd:
+        """Wait until the host has ended; any number of callers may wait."""
+        ...
+
+    async def end(self, deadline: float) -> GoneReport:
+        """Kill the host and its whole process tree, and return the proof that they are gone."""
+        ...
+
+
+class HostPlace(Protocol):
+    """Where hosts are made."""
+
+    async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> HostLink:
+        """Make a host. It is recorded before this returns: whatever happens next, it can be ended."""
+        ...
+
+    async def end_child(self, child: str, deadline: float) -> GoneReport:
+        """End every host of this child that is left, and give back what the child holds for them."""
+        ...
+
+    async def close(self, deadline: float = 30.0) -> None:
+        """End every host that is left and give back everything that this place took."""
+        ...

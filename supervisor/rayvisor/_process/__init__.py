@@ -1,0 +1,1 @@
+"""OS processes: trees, proof that they are gone, the reaper and the node agent. Knows nothing of Ray."""

@@ -1,0 +1,204 @@
+"""Ray's exceptions, turned into plain data; and the two errors of our own that Ray makes necessary.
+
+Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no other
+way is taken from the text. No class is looked up by importing its module, so that an exception of somebody
+else's (vLLM's above all) never makes the driver import what it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rayvisor._engine.link import HostEnd
+from rayvisor.errors import RayvisorError
+from rayvisor.faults import Cause
+
+__all__ = ["RayCallTimeout", "WorkerPackageError", "end_of", "is_ray_error", "plain_causes"]
+
+_MOST_CAUSES = 8
+_MOST_TEXT = 4000
+
+_EXIT_TYPE = re.compile(r"[Ee]xit type: ([A-Z_]+)")
+_EXIT_CODE = re.compile(r"exit code[ =:]+(-?\d+)")
+_SIGNAL = re.compile(r"(?:signal|SIG)[ =:]+(\d+)")
+_ADDRESS = re.compile(r"^\tip: (\S+)", re.MULTILINE)
+_CREATION = "raised in its creation task"
+_KILLED = re.compile(r"killed by `?ray\.kill|ray\.kill\(|RAY_KILL", re.IGNORECASE)
+_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
+
+_INTENDED_TYPES = frozenset({"INTENDED_USER_EXIT", "INTENDED_SYSTEM_EXIT"})
+_NODE_DEATH = re.compile(r"node (?:was|has been|is) (?:dead|terminated|lost|removed)|its node has died", re.IGNORECASE)
+_UNAVAILABLE = frozenset({"ActorUnavailableError"})
+
+
+class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - names what happened, as asyncio's own does
+    """A call to Ray was not answered in time.
+
+    Parameters
+    ----------
+    call
+        Which call, in words.
+    deadline
+        How long it was waited for, in seconds.
+    blocked
+        Calls that held a thread then: when all threads are held, the culprit is among them.
+    hint
+        Why it may have taken so long, where that is known.
+    """
+
+    def __init__(self, call: str, deadline: float, *, blocked: list[str] | None = None, hint: str = "") -> None:
+        self.call = call
+        self.deadline = deadline
+        self.blocked = blocked or []
+        self.hint = hint
+        others = [name for name in self.blocked if name != call]
+        tail = f"; also under way: {', '.join(others)}" if others else ""
+        because = f": {hint}" if hint else ""
+        super().__init__(f"{call} was not answered within {deadline:g} s{because}{tail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_timeout, (self.call, self.deadline, self.blocked, self.hint))
+
+
+def _timeout(call: str, deadline: float, blocked: list[str], hint: str) -> RayCallTimeout:
+    return RayCallTimeout(call, deadline, blocked=blocked, hint=hint)
+
+
+class WorkerPackageError(RayvisorError):
+    """Workers of the cluster lack rayvisor, or have another version of it.
+
+    Parameters
+    ----------
+    found
+        The version found there, or None if it could not be imported.
+    wanted
+        The driver's version.
+    folders
+        The driver's package folders, for a checkout.
+    detail
+        What the worker said.
+    """
+
+    def __init__(self, found: str | None, wanted: str, folders: tuple[str, ...], detail: str = "") -> None:
+        self.found = found
+        self.wanted = wanted
+        self.folders = folders
+        self.detail = detail
+        state = f"have rayvisor {found}" if found is not None else "cannot import rayvisor"
+        modules = ", ".join(f'"{folder}"' for folder in folders)
+        said = f" ({detail})" if detail else ""
+        super().__init__(
+            f"the workers of this cluster {state}{said}, the driver has {wanted}. "
+            "Give them the driver's by one of these lines, to ray.init() or as the child's option:\n"
+            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}      # a released version\n'
+            f'    runtime_env={{"py_modules": [{modules}]}}      # a checkout; ray, anyio, structlog, psutil must be there'
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (WorkerPackageError, (self.found, self.wanted, self.folders, self.detail))
+
+
+def _ray_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "ray"}
+
+
+def is_ray_error(error: BaseException) -> bool:
+    """Whether Ray raised this on its own account."""
+    return "RayError" in _ray_names(error)
+
+
+def plain_causes(error: BaseException) -> tuple[Cause, ...]:
+    """Follow an exception to its root: outermost first, Ray's wrapping around a task's error taken off."""
+    causes: list[Cause] = []
+    link: BaseException | None = error
+    while link is not None and len(causes) < _MOST_CAUSES:
+        if "RayTaskError" in _ray_names(link):
+            inner = getattr(link, "cause", None)
+            if isinstance(inner, BaseException) and inner is not link:
+                link = inner
+                continue
+            causes.append(_from_traceback(str(getattr(link, "traceback_str", "")) or str(link)))
+            break
+        causes.append(Cause(type(link).__name__, _shorten(str(link))))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return tuple(causes)
+
+
+def _shorten(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT // 2] + "\n...\n" + text[-_MOST_TEXT // 2 :]
+
+
+def _from_traceback(text: str) -> Cause:
+    """Read the exception off the last line of a traceback, for an exception that came as text only."""
+    lines = text.strip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        line = lines[index]
+        if line and not line.startswith((" ", "\t")):
+            match = _LAST_LINE.match("\n".join(lines[index:]))
+            if match and match[1][:1].isalpha():
+                return Cause(match[1].rpartition(".")[2], _shorten(match[2] or ""))
+    return Cause("UnknownError", _shorten(text))
+
+
+def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostEnd:
+    """Turn what awaiting an actor raised into a plain account of how it ended.
+
+    Parameters
+    ----------
+    error
+        What Ray raised.
+    node, log_file
+        What is known of the actor already.
+    """
+    names = _ray_names(error)
+    text = str(error)
+    outer = Cause(type(error).__name__, _because(text))
+    address = _ADDRESS.search(text)
+    node = node or (address[1] if address else "")
+    if names & _UNAVAILABLE:
+        return HostEnd(causes=(outer,), unavailable=True, node=node, log_file=log_file)
+    if "OutOfMemoryError" in names:
+        return HostEnd(causes=(outer,), out_of_memory=True, signal=9, node=node, log_file=log_file)
+    if "RayActorError" not in names:
+        return HostEnd(
+            causes=plain_causes(error),
+            node_died=bool(names & {"NodeDiedError", "LocalRayletDiedError"}),
+            node=node,
+            log_file=log_file,
+            traceback=str(getattr(error, "traceback_str", "")),
+        )
+    if getattr(error, "actor_init_failed", False) or _CREATION in text:
+        root = _from_traceback(text)
+        summary = Cause(type(error).__name__, "the actor's __init__ raised")
+        return HostEnd(causes=(summary, root), init_failed=True, node=node, log_file=log_file, traceback=text)
+    exit_type = _EXIT_TYPE.search(text)
+    code = _EXIT_CODE.search(text)
+    number = _SIGNAL.search(text)
+    kind = exit_type[1] if exit_type else ""
+    return HostEnd(
+        causes=(outer, Cause(kind, _detail(text))) if kind else (outer,),
+        traceback=text,
+        exit_code=int(code[1]) if code else None,
+        signal=int(number[1]) if number else None,
+        intended=kind in _INTENDED_TYPES or bool(_KILLED.search(text)),
+        out_of_memory=kind == "NODE_OUT_OF_MEMORY",
+        preempted=bool(getattr(error, "preempted", False)),
+        node_died=bool(_NODE_DEATH.search(text)),
+        node=node,
+        log_file=log_file,
+    )
+
+
+def _because(text: str) -> str:
+    """The sentence in which Ray says why, without the table of names and ids above it."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
+    return _shorten(lines[-1].partition(" Worker exit type:")[0]) if lines else ""
+
+
+def _detail(text: str) -> str:
+    """What Ray knows of the exit, without the advice that follows it."""
+    _, _, detail = text.partition("xit detail: ")
+    detail = detail.partition(" Some common causes include")[0].partition(" There are some potential root causes")[0]
+    return _shorten(detail.splitlines()[0]) if detail else ""

@@ -1,0 +1,331 @@
+"""Engine hosts as Ray actors: `RayPlace` makes them, `RayHost` is the link to one.
+
+A host is an actor with ``max_restarts=0``: its death is known some ten milliseconds later, with its cause, by a
+call that never returns while it lives (the sentinel), and nothing competes with the supervisor over bringing it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import structlog
+
+from rayvisor._engine.link import (
+    ActorOptions,
+    GoneReport,
+    HostCallFailed,
+    HostEnd,
+    HostGone,
+)
+from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
+from rayvisor._ray import package
+from rayvisor._ray.agents import NodeAgents
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._ray.options import explain_pending, ray_options, runtime_env
+from rayvisor._ray.placement import Placements
+from rayvisor._ray.resident import Failure, Greeting
+from rayvisor._ray.shell import host_class
+
+__all__ = ["RayHost", "RayPlace"]
+
+log = structlog.get_logger("rayvisor.ray")
+
+_CREATE_SECONDS = 20.0
+_KILL_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+_SLACK_SECONDS = 5.0
+_AGENT_SECONDS = 30.0
+_UNREAD_BATCHES = 64
+"""So many batches lie between a host and a driver that does not read; then the host waits."""
+
+
+class RayHost:
+    """The link to one host actor; `RayPlace.create` makes it."""
+
+    def __init__(
+        self, place: RayPlace, actor: Any, key: str, child: str, epoch: int, options: ActorOptions
+    ) -> None:
+        self._place = place
+        self._actor = actor
+        self._options = options
+        self._greeting: Greeting | None = None
+        self._greeted = asyncio.Lock()
+        self._ending = False
+        self.key = key
+        self.child = child
+        self.epoch = epoch
+        self._sentinel = self._arm()
+
+    async def ready(self, deadline: float) -> HostDescription:
+        """Wait until the host answers, has the driver's version of rayvisor, and its processes are watched.
+
+        Raises
+        ------
+        WorkerPackageError
+            The worker has no rayvisor, or another version of it.
+        HostGone, TimeoutError
+            As for every call.
+        """
+        began = time.monotonic()
+        async with self._greeted:
+            if self._greeting is None:
+                answer = await self._call("describe", self._actor.describe.remote(), deadline)
+                if not isinstance(answer, Greeting):
+                    package.check(*answer)
+                    raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
+                self._greeting = answer
+                await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
+        return self._greeting.description
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo | Died:
+        """Start an engine in the host, see `HostLink.ensure_started`."""
+        began = time.monotonic()
+        await self.ready(deadline)
+        left = max(0.1, deadline - (time.monotonic() - began))
+        # The host keeps the deadline itself and says what it was doing; ours only covers a host that hangs.
+        ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left)
+        answer: EngineInfo | Died = await self._call("ensure_started", ref, left + _SLACK_SECONDS)
+        if isinstance(answer, EngineInfo) and self._greeting is not None:
+            await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
+        return answer
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        """End the engine, see `HostLink.stop_engine`."""
+        ref = self._actor.call.remote("stop_engine", incarnation, grace)
+        await self._call("stop_engine", ref, grace + _ANSWER_SECONDS)
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+        """Put orders to the engine."""
+        await self._call("submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS)
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        """End requests in the engine."""
+        await self._call("abort", self._actor.call.remote("abort", list(requests)), _ANSWER_SECONDS)
+
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop or resume reading a request's output."""
+        await self._call("flow", self._actor.call.remote("flow", request, attempt, is_open), _ANSWER_SECONDS)
+
+    async def stream(self) -> AsyncIterator[list[HostItem]]:
+        """Everything the host has to say; ends with HostGone when the host does."""
+        generator = self._actor.stream.options(
+            num_returns="streaming", _generator_backpressure_num_objects=_UNREAD_BATCHES
+        ).remote()
+        try:
+            async for ref in generator:
+                items = await ref
+                if isinstance(items, Failure):
+                    raise HostCallFailed("stream", items.causes, items.traceback)
+                yield items
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            raise HostGone(self.child, self.epoch, self._account(error)) from None
+        finally:
+            if not self._sentinel.done():
+                self._place.cluster.post("ray.cancel of a stream", lambda: _cancel(generator))
+
+    async def ended(self) -> HostEnd:
+        """Wait until the host has ended, see `HostLink.ended`."""
+        if self._sentinel.done() and not self._sentinel.cancelled() and self._sentinel.result().unavailable:
+            self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call tells
+        return await asyncio.shield(self._sentinel)
+
+    async def end(self, deadline: float) -> GoneReport:
+        """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
+        self._ending = True
+        until = time.monotonic() + deadline
+        with contextlib.suppress(RayCallTimeout):  # what is stopped dies by the agent's SIGKILL instead
+            await self._place.cluster.call(
+                f"ray.kill of the host of {self.child}", self._kill, deadline=min(deadline, _KILL_SECONDS)
+            )
+        left = max(0.1, until - time.monotonic())
+        if self._greeting is not None:
+            report = await self._place.agents.end(self._greeting.node_id, self.key, left)
+        else:
+            report = await self._end_unseen(left)
+        self._place.forget(self, verified=report.verified)
+        log.info(
+            "host.ended",
+            child=self.child,
+            epoch=self.epoch,
+            verified=report.verified,
+            killed=[f"{process.name} ({process.pid})" for process in report.killed],
+            left=[f"{process.name} ({process.pid})" for process in report.left],
+        )
+        return report
+
+    def release(self) -> None:
+        """Stop waiting for the host's end: nobody is interested any more."""
+        self._sentinel.cancel()
+
+    async def _end_unseen(self, deadline: float) -> GoneReport:
+        """End a host that has never answered: it has not started an engine, so Ray's word is enough."""
+        with anyio.move_on_after(deadline):
+            end = await self.ended()
+            return GoneReport((), (), verified=not end.unavailable)
+        return GoneReport((), (), verified=False)
+
+    async def _be_adopted(self, greeting: Greeting, deadline: float) -> None:
+        environment = {key: value for key, value in runtime_env(self._options).items() if key != "env_vars"}
+        process = greeting.description.process
+        try:
+            await self._place.agents.adopt(
+                greeting.node_id, self.key, process, environment, min(deadline, _AGENT_SECONDS)
+            )
+        except Exception as error:
+            if not isinstance(error, TimeoutError) and not is_ray_error(error):
+                raise
+            # The reaper guards the host meanwhile, and the next agent is told of it.
+            log.warning("host.not_adopted", child=self.child, epoch=self.epoch, error=str(error)[:500])
+
+    async def _call(self, name: str, ref: Awaitable[Any], deadline: float) -> Any:
+        what = f"{name} of the host of {self.child} (epoch {self.epoch})"
+        try:
+            with anyio.fail_after(deadline):
+                answer = await ref
+        except TimeoutError:
+            hint = await self._place.why_pending(self._options) if self._greeting is None else ""
+            raise RayCallTimeout(what, deadline, hint=hint) from None
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            raise HostGone(self.child, self.epoch, self._account(error)) from None
+        if isinstance(answer, Failure):
+            raise HostCallFailed(what, answer.causes, answer.traceback)
+        return answer
+
+    def _arm(self) -> asyncio.Task[HostEnd]:
+        return asyncio.create_task(self._watch(), name=f"sentinel of {self.child}, epoch {self.epoch}")
+
+    async def _watch(self) -> HostEnd:
+        try:
+            await self._actor.watch.remote()
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            end = self._account(error)
+            log.info(
+                "host.sentinel", child=self.child, epoch=self.epoch, unavailable=end.unavailable, root=end.root.type
+            )
+            return end
+        return HostEnd(causes=(), intended=True)
+
+    def _account(self, error: BaseException) -> HostEnd:
+        greeting = self._greeting
+        end = end_of(
+            error,
+            node=greeting.description.node if greeting else "",
+            log_file=greeting.log_file if greeting else "",
+        )
+        return replace(end, intended=True) if self._ending and not end.unavailable else end
+
+    def _kill(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+class RayPlace:
+    """Makes host actors on a cluster, and ends them. Use as a context manager, or call `close`.
+
+    Parameters
+    ----------
+    cluster
+        The connection; it is the caller's, and stays open.
+    """
+
+    def __init__(self, cluster: RayCluster) -> None:
+        self.cluster = cluster
+        self.agents = NodeAgents(cluster)
+        self._placements = Placements(cluster)
+        self._token = secrets.token_hex(4)
+        self._hosts: dict[str, RayHost] = {}
+        self._warming: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> RayPlace:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> RayHost:
+        """Make a host, see `HostPlace.create`. An epoch of a child is made once."""
+        key = f"{self._token}/{child}/{epoch}"
+        if key in self._hosts:
+            raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
+        if self.cluster.started and self._warming is None:
+            # On a local Ray it is known where the first host will be: have the agent there in the meantime.
+            self._warming = asyncio.create_task(self.agents.prepare(self.cluster.node_id, runtime_env(options)))
+        group = await self._placements.get(child, options.placement)
+        asked = ray_options(options, name=f"rayvisor-{key}", group=group)
+        wanted = package.local_version()
+
+        def make() -> Any:
+            return host_class().options(**asked).remote(key, child, epoch, engine, wanted)
+
+        def undo(actor: Any) -> None:
+            import ray
+
+            ray.kill(actor)
+
+        actor = await self.cluster.call(f"the host actor of {child}", make, deadline=_CREATE_SECONDS, undo=undo)
+        host = self._hosts[key] = RayHost(self, actor, key, child, epoch, options)
+        log.info("host.created", child=child, epoch=epoch, name=asked["name"])
+        return host
+
+    async def end_child(self, child: str, deadline: float) -> GoneReport:
+        """End every host of a child that is left, and remove its placement group."""
+        hosts = [host for host in self._hosts.values() if host.child == child]
+        report = await self._end_all(hosts, deadline)
+        await self._placements.remove(child)
+        return report
+
+    async def close(self, deadline: float = 30.0) -> None:
+        """End every host that is left, the agents, and the placement groups."""
+        await self._end_all(list(self._hosts.values()), deadline)
+        if self._warming is not None:
+            self._warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._warming
+        await self.agents.close()
+        await self._placements.close()
+
+    async def why_pending(self, options: ActorOptions) -> str:
+        """Why an actor with these options does not come up, if the cluster's resources tell."""
+        try:
+            return explain_pending(options, await self.cluster.node_resources())
+        except RayCallTimeout as timeout:
+            return str(timeout)
+
+    def forget(self, host: RayHost, *, verified: bool) -> None:
+        """Drop a host that has been ended. One that may have left something stays on the list."""
+        if verified:
+            self._hosts.pop(host.key, None)
+
+    async def _end_all(self, hosts: Sequence[RayHost], deadline: float) -> GoneReport:
+        reports = await asyncio.gather(*(host.end(deadline) for host in hosts))
+        for host in hosts:
+            host.release()
+            self._hosts.pop(host.key, None)
+        return GoneReport(
+            tuple(process for report in reports for process in report.killed),
+            tuple(process for report in reports for process in report.left),
+            verified=all(report.verified for report in reports),
+        )
+
+
+def _cancel(generator: Any) -> None:
+    import ray
+
+    ray.cancel(generator)

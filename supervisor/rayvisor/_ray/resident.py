@@ -1,0 +1,132 @@
+"""What lives inside a host actor: the engine host, and the reaper that guards its processes.
+
+Every answer is plain data. An exception is turned into `Failure` here, in the host, so that no class of an engine's ever
+has to be imported by the driver to read it.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from rayvisor._engine.engine import EngineStartFailed, plain_causes
+from rayvisor._engine.host import EngineHost
+from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
+from rayvisor._process.guard import Guard
+
+__all__ = ["Failure", "Greeting", "Resident"]
+
+log = structlog.get_logger("rayvisor.host")
+
+
+class Greeting(NamedTuple):
+    """A host's first answer."""
+
+    description: HostDescription
+    node_id: str
+    reaper: int
+    """Pid of the reaper that guards it, 0 if none could be started."""
+    log_file: str
+    """What the host process itself writes goes there."""
+
+
+class Failure(NamedTuple):
+    """A call that raised inside the host."""
+
+    causes: tuple[tuple[str, str], ...]
+    traceback: str
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(plain_causes(error), "".join(traceback.format_exception(error)))
+
+
+class Resident:
+    """One engine host inside an actor.
+
+    Parameters
+    ----------
+    key
+        The host's key: every process that it starts carries it in its environment.
+    child, epoch, engine
+        As for `EngineHost`.
+    """
+
+    def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
+        self._guard: Guard | None = None
+        try:
+            self._guard = Guard(key)
+        except (OSError, RuntimeError):
+            # The node agent still ends what is left; the host works without a reaper, and says so.
+            log.exception("host.reaper.failed", child=child, epoch=epoch)
+        self._host = EngineHost(child, epoch, engine)
+
+    async def describe(self, node_id: str) -> Greeting | Failure:
+        reaper = 0
+        try:
+            if self._guard is not None:
+                reaper = self._guard.wait_ready()
+            return Greeting(await self._host.describe(), node_id, reaper, _standard_error())
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo | Died | Failure:
+        try:
+            info = await self._host.ensure_started(incarnation, arguments, deadline)
+        except EngineStartFailed as failed:
+            return failed.died
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+        if self._guard is not None:
+            self._guard.record(info.processes)
+        return info
+
+    async def stop_engine(self, incarnation: int, grace: float) -> Failure | None:
+        try:
+            await self._host.stop_engine(incarnation, grace)
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+        return None
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> Failure | None:
+        try:
+            await self._host.submit(incarnation, orders)
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+        return None
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> Failure | None:
+        try:
+            await self._host.abort(requests)
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+        return None
+
+    async def flow(self, request: str, attempt: int, is_open: bool) -> Failure | None:  # noqa: FBT001 - the wire's
+        try:
+            await self._host.flow(request, attempt, is_open)
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+        return None
+
+    async def stream(self) -> AsyncIterator[list[HostItem] | Failure]:
+        try:
+            async for items in self._host.stream():
+                yield items
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            yield _failure(error)
+
+
+def _standard_error() -> str:
+    """The file that this process's standard error goes to, if it is one."""
+    try:
+        path = os.readlink("/proc/self/fd/2")
+    except OSError:
+        return ""
+    return path if path.startswith("/") else ""
