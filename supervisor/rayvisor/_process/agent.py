@@ -1,8 +1,8 @@
 """The node agent: keeps account of the process trees of the hosts on its node, and ends them.
 
-One runs on each node that has hosts. It notes each adopted host's tree twice a second, kills what is left the moment
-the host's pidfd says that it died, and gives proof: `NodeAgent.end` returns what was killed and whether
-anything is left. Ray-free: `rayvisor._ray.agents` puts it into an actor.
+One runs on each node that has hosts. It notes each adopted host's tree twice a second, kills what is left
+the moment the host's pidfd says that it died, and gives proof: `NodeAgent.end` returns what was killed and
+whether anything is left. Ray-free: `rayvisor._ray.agents` puts it into an actor.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ class NodeAgent:
     async def _attend(self, ward: _Ward) -> None:
         try:
             await self._wait_for_death(ward)
-            report = await end_processes(
-                tuple(ward.known.values()), key=ward.key, deadline=_SWEEP_SECONDS
-            )
+            report = await end_processes(tuple(ward.known.values()), key=ward.key, deadline=_SWEEP_SECONDS)
         except Exception:
             # The account stays as it is: end() still kills everything known, and what carries the key.
             log.exception("agent.attend.failed", host=ward.key, pid=ward.host.pid)

@@ -39,7 +39,7 @@ class Guard:
         os.environ[reaper.MARKER] = key
         program = str(Path(reaper.__file__).resolve())
         command = [sys.executable, "-I", "-S", program, str(me.pid), str(me.ticks), key]
-        self._starter = subprocess.Popen(
+        self._starter = subprocess.Popen(  # noqa: S603 - our own program
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,14 +1,15 @@
 """The reaper: ends what a host leaves behind when it dies by SIGKILL.
 
 A host starts it as a program of its own, ``python -I -S reaper.py PID TICKS KEY``. It needs nothing but
-the standard library and this file, so it is up in some ten milliseconds and takes a few megabytes; what it knows of
-/proc is used by `rayvisor._process.tree` too.
+the standard library and this file, so it is up in some ten milliseconds and takes a few megabytes; what it
+knows of /proc is used by `rayvisor._process.tree` too.
 
-It lives in a session of its own, as nobody's child (it forks once and lets the first process go): neither Ctrl-C
-in the terminal nor Ray's clean-up of a dead worker's group or children ends it. It watches the host through a
-pidfd, notes the host's process tree twice a second and what the host tells it over the pipe, and when the host
-dies, it kills every process it noted, whatever they have started since, and every process whose environment
-carries the host's key. A host that leaves in order says ``bye``. Either way the reaper is gone seconds later.
+It lives in a session of its own, as nobody's child (it forks once and lets the first process go): neither
+Ctrl-C in the terminal nor Ray's clean-up of a dead worker's group or children ends it. It watches the host
+through a pidfd, notes the host's process tree twice a second and what the host tells it over the pipe, and
+when the host dies, it kills every process it noted, whatever they have started since, and every process
+whose environment carries the host's key. A host that leaves in order says ``bye``. Either way the reaper is
+gone seconds later.
 
 The pipe carries lines: ``process PID TICKS`` and ``bye``.
 """
@@ -186,7 +187,7 @@ class _Watch:
         killed: dict[int, Stat] = {}
         until = time.monotonic() + _KILL_SECONDS
         quiet = 0
-        while quiet < 2 and time.monotonic() < until:  # noqa: PLR2004 - two rounds: a child may just be forking
+        while quiet < 2 and time.monotonic() < until:  # noqa: PLR2004 - a child may just be forking
             self.scan()
             self.noted.update(marked_with(self.key))
             self.noted.pop(os.getpid(), None)
@@ -226,7 +227,7 @@ def _serve(watch: _Watch) -> None:
     killed = watch.kill()
     if killed:
         names = ", ".join(f"{stat.name} ({stat.pid})" for stat in killed)
-        print(f"rayvisor reaper: host {watch.host} is gone, killed {names}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"rayvisor reaper: host {watch.host} is gone, killed {names}\n")
 
 
 def main(arguments: list[str]) -> None:

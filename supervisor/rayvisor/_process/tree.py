@@ -1,7 +1,7 @@
 """Process trees: who is in them, ending them, and the proof that they are gone.
 
-A process is named by pid *and* start time (`ProcessId`), so that a number that the system has given to somebody
-else is never mistaken for ours.
+A process is named by pid *and* start time (`ProcessId`), so that a number that the system has given to
+somebody else is never mistaken for ours.
 
     >>> me = identify(os.getpid())
     >>> me is not None and alive(me)
@@ -29,8 +29,8 @@ __all__ = ["MARKER", "alive", "end_processes", "identify", "kill", "marked", "st
 MARKER = reaper.MARKER
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
-# The kernel derives the boot time from the wall clock and rounds it to a second: two readers of one process may
-# be a second apart when the clock is being adjusted. No system gives a pid away again so soon.
+# The kernel derives the boot time from the wall clock and rounds it to a second: two readers of one process
+# may be a second apart when the clock is being adjusted. No system gives a pid away again so soon.
 _TOLERANCE = 1.5
 
 

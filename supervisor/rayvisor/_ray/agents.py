@@ -1,7 +1,7 @@
 """One node agent on each node that has hosts, made when first needed and made again when it dies.
 
-What every host is (node, pid, start time, known processes) is kept here too: a new agent is told at once, and an agent
-that knows nothing still finds a host's processes by the key in their environment.
+What every host is (node, pid, start time, known processes) is kept here too: a new agent is told at once,
+and an agent that knows nothing still finds a host's processes by the key in their environment.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -24,6 +24,7 @@ from rayvisor._ray.shell import agent_class
 
 __all__ = ["NodeAgents"]
 
+T = TypeVar("T")
 log = structlog.get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 30.0
@@ -83,9 +84,7 @@ class NodeAgents:
     async def prepare(self, node_id: str, runtime_env: Mapping[str, Any]) -> None:
         """Have an agent on a node before its first host is there."""
         node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
-        with self._survivable("agent.prepare", node):
-            with anyio.fail_after(_CREATE_SECONDS):
-                await self._agent(node)
+        await self._attempt("agent.prepare", node, _CREATE_SECONDS, lambda: self._agent(node))
 
     async def record(self, node_id: str, key: str, processes: Sequence[ProcessId]) -> None:
         """Note an engine's processes; the agent also finds them by itself."""
@@ -94,9 +93,8 @@ class NodeAgents:
             return
         node.hosts[key].processes = tuple(processes)
         if node.actor is not None:
-            with self._survivable("agent.record", node):
-                with anyio.fail_after(_ANSWER_SECONDS):
-                    await node.actor.call.remote("record", key, tuple(processes))
+            answer = node.actor.call.remote("record", key, tuple(processes))
+            await self._attempt("agent.record", node, _ANSWER_SECONDS, lambda: answer)
 
     async def end(self, node_id: str, key: str, deadline: float) -> GoneReport:
         """Have a host's processes killed, and return the proof, or the best there is of one."""
@@ -144,12 +142,16 @@ class NodeAgents:
 
     async def _ask_for_end(self, node: _Node, key: str, deadline: float) -> GoneReport | None:
         """Ask the agent; once more if it dies meanwhile. None when nobody answers."""
+
+        async def ask() -> GoneReport:
+            actor = await self._agent(node)
+            report: GoneReport = await actor.call.remote("end", key, deadline)
+            return report
+
         for _ in range(2):
-            with self._survivable("agent.end", node):
-                with anyio.fail_after(deadline + _SLACK_SECONDS):
-                    actor = await self._agent(node)
-                    report: GoneReport = await actor.call.remote("end", key, deadline)
-                    return report
+            report = await self._attempt("agent.end", node, deadline + _SLACK_SECONDS, ask)
+            if report is not None:
+                return report
             if not await self._node_lives(node.node_id):
                 return None
         return None
@@ -160,17 +162,20 @@ class NodeAgents:
         except RayCallTimeout:
             return True  # nobody says otherwise
 
-    @contextlib.contextmanager
-    def _survivable(self, event: str, node: _Node) -> Any:
-        """Go on after a failure of the agent's: it is recorded, and what it means is decided by the caller."""
+    async def _attempt(
+        self, event: str, node: _Node, deadline: float, work: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Do something that the agent's death may thwart. That is recorded; None tells the caller of it."""
         try:
-            yield
+            with anyio.fail_after(deadline):
+                return await work()
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):
                 raise
             log.warning(event, node=node.node_id, error=f"{type(error).__name__}: {error}"[:500])
             if not isinstance(error, TimeoutError) and not end_of(error).unavailable:
                 node.actor = None
+            return None
 
     async def _agent(self, node: _Node) -> Any:
         async with node.lock:
@@ -214,7 +219,7 @@ class NodeAgents:
         return actor
 
     async def _watch(self, node: _Node) -> None:
-        """Wait for the agent's death, and make it again: each time a little later, as long as the node lives."""
+        """Wait for the agent's death and make it again, each time a little later, while the node lives."""
         while not self._closed:
             actor = node.actor
             if actor is not None:
@@ -235,6 +240,4 @@ class NodeAgents:
             if not await self._node_lives(node.node_id):
                 log.warning("agent.node_died", node=node.node_id)
                 return
-            with self._survivable("agent.create", node):
-                with anyio.fail_after(_CREATE_SECONDS):
-                    await self._agent(node)
+            await self._attempt("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))

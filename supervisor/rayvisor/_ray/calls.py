@@ -1,9 +1,9 @@
 """Blocking Ray calls, away from the event loop: a bounded set of threads, a deadline for each call.
 
-The threads are daemons of our own rather than an executor's, for three reasons: a call that Ray never returns from must not
-keep the interpreter from leaving; a call that was given up still holds its thread, so the bound stays one; and
-Ray ties the processes it starts to the life of the *thread* that started them (the kernel's parent-death
-signal works so), which therefore has to live on.
+The threads are daemons of our own rather than an executor's, for three reasons: a call that Ray never
+returns from must not keep the interpreter from leaving; a call that was given up still holds its thread, so
+the bound stays one; and Ray ties the processes it starts to the life of the *thread* that started them (the
+kernel's parent-death signal works so), which therefore has to live on.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class CallThreads:
         deadline
             Seconds, waiting for a free thread included.
         undo
-            Called in the thread with the result when nobody waits for it any more, so that what came too late
-            is not left lying about.
+            Called in the thread with the result when nobody waits for it any more, so that what came too
+            late is not left lying about.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

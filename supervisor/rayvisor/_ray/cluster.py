@@ -2,8 +2,8 @@
 
     async with await RayCluster.connect() as cluster: ...
 
-What is given wins: an address; then a Ray that this process has initialised already; then ``RAY_ADDRESS``; otherwise a
-local Ray is started, quiet, without a dashboard. Only that one is ever shut down.
+What is given wins: an address; then a Ray that this process has initialised already; then ``RAY_ADDRESS``;
+otherwise a local Ray is started, quiet, without a dashboard. Only that one is ever shut down.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RayCluster:
         self.node_id = facts["node_id"]
 
     @classmethod
-    async def connect(  # noqa: PLR0913 - each is a choice of the user's
+    async def connect(
         cls,
         address: str | None = None,
         *,
@@ -80,6 +80,10 @@ class RayCluster:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         space = namespace or f"rayvisor-{secrets.token_hex(4)}"
 
+        # Ray prints each worker's death to standard output. Deaths are ours to tell of, and output is the
+        # user's. It is read when ray is imported; a setting of the user's stays.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
+
         def connect() -> RayCluster:
             import ray
 
@@ -101,7 +105,9 @@ class RayCluster:
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
 
         cluster = await calls.run("ray.init", connect, deadline=deadline, undo=cls._disconnect)
-        log.info("ray.connected", started=cluster.started, address=cluster.gcs_address, namespace=cluster.namespace)
+        log.info(
+            "ray.connected", started=cluster.started, address=cluster.gcs_address, namespace=cluster.namespace
+        )
         return cluster
 
     async def __aenter__(self) -> Self:
@@ -152,7 +158,8 @@ class RayCluster:
         if self._connected:
             await self.call("ray.shutdown", self._disconnect, deadline=deadline)
         if left:
-            # Workers leave by themselves once their raylet is gone, but nobody waits for them; here somebody does.
+            # Workers leave by themselves once their raylet is gone, but nobody waits for them; here
+            # somebody does.
             report = await end_processes(left, key=None, deadline=5.0)
             if not report.verified:
                 log.warning("ray.processes.left", processes=[process.pid for process in report.left])

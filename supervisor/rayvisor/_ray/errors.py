@@ -1,8 +1,8 @@
 """Ray's exceptions, turned into plain data; and the two errors of our own that Ray makes necessary.
 
-Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no other
-way is taken from the text. No class is looked up by importing its module, so that an exception of somebody
-else's (vLLM's above all) never makes the driver import what it came from.
+Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no
+other way is taken from the text. No class is looked up by importing its module, so that an exception of
+somebody else's (vLLM's above all) never makes the driver import what it came from.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _CREATION = "raised in its creation task"
 _KILLED = re.compile(r"killed by `?ray\.kill|ray\.kill\(|RAY_KILL", re.IGNORECASE)
 _LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
+_ADVICE = re.compile(r" (?:Some common causes include|There are some potential root causes)")
 _INTENDED_TYPES = frozenset({"INTENDED_USER_EXIT", "INTENDED_SYSTEM_EXIT"})
-_NODE_DEATH = re.compile(r"node (?:was|has been|is) (?:dead|terminated|lost|removed)|its node has died", re.IGNORECASE)
+_NODE_DEATH = re.compile(
+    r"node (?:was|has been|is) (?:dead|terminated|lost|removed)|its node has died", re.IGNORECASE
+)
 _UNAVAILABLE = frozenset({"ActorUnavailableError"})
 
 
-class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - names what happened, as asyncio's own does
+class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what happened
     """A call to Ray was not answered in time.
 
     Parameters
@@ -47,7 +50,9 @@ class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - names what ha
         Why it may have taken so long, where that is known.
     """
 
-    def __init__(self, call: str, deadline: float, *, blocked: list[str] | None = None, hint: str = "") -> None:
+    def __init__(
+        self, call: str, deadline: float, *, blocked: list[str] | None = None, hint: str = ""
+    ) -> None:
         self.call = call
         self.deadline = deadline
         self.blocked = blocked or []
@@ -92,7 +97,7 @@ class WorkerPackageError(RayvisorError):
             f"the workers of this cluster {state}{said}, the driver has {wanted}. "
             "Give them the driver's by one of these lines, to ray.init() or as the child's option:\n"
             f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}      # a released version\n'
-            f'    runtime_env={{"py_modules": [{modules}]}}      # a checkout; ray, anyio, structlog, psutil must be there'
+            f'    runtime_env={{"py_modules": [{modules}]}}      # a checkout; its dependencies must be there'
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -200,5 +205,5 @@ def _because(text: str) -> str:
 def _detail(text: str) -> str:
     """What Ray knows of the exit, without the advice that follows it."""
     _, _, detail = text.partition("xit detail: ")
-    detail = detail.partition(" Some common causes include")[0].partition(" There are some potential root causes")[0]
+    detail = _ADVICE.split(detail, maxsplit=1)[0]
     return _shorten(detail.splitlines()[0]) if detail else ""

@@ -1,7 +1,8 @@
 """Engine hosts as Ray actors: `RayPlace` makes them, `RayHost` is the link to one.
 
-A host is an actor with ``max_restarts=0``: its death is known some ten milliseconds later, with its cause, by a
-call that never returns while it lives (the sentinel), and nothing competes with the supervisor over bringing it back.
+A host is an actor with ``max_restarts=0``: its death is known some ten milliseconds later, with its cause,
+by a call that never returns while it lives (the sentinel), and nothing competes with the supervisor over
+bringing it back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import structlog
@@ -106,7 +107,9 @@ class RayHost:
 
     async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
         """Put orders to the engine."""
-        await self._call("submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS)
+        await self._call(
+            "submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS
+        )
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End requests in the engine."""
@@ -123,10 +126,7 @@ class RayHost:
         ).remote()
         try:
             async for ref in generator:
-                items = await ref
-                if isinstance(items, Failure):
-                    raise HostCallFailed("stream", items.causes, items.traceback)
-                yield items
+                yield _unwrap("stream", await ref)
         except Exception as error:
             if not is_ray_error(error):
                 raise
@@ -201,9 +201,7 @@ class RayHost:
             if not is_ray_error(error):
                 raise
             raise HostGone(self.child, self.epoch, self._account(error)) from None
-        if isinstance(answer, Failure):
-            raise HostCallFailed(what, answer.causes, answer.traceback)
-        return answer
+        return _unwrap(what, answer)
 
     def _arm(self) -> asyncio.Task[HostEnd]:
         return asyncio.create_task(self._watch(), name=f"sentinel of {self.child}, epoch {self.epoch}")
@@ -216,7 +214,11 @@ class RayHost:
                 raise
             end = self._account(error)
             log.info(
-                "host.sentinel", child=self.child, epoch=self.epoch, unavailable=end.unavailable, root=end.root.type
+                "host.sentinel",
+                child=self.child,
+                epoch=self.epoch,
+                unavailable=end.unavailable,
+                root=end.root.type,
             )
             return end
         return HostEnd(causes=(), intended=True)
@@ -253,7 +255,7 @@ class RayPlace:
         self._hosts: dict[str, RayHost] = {}
         self._warming: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> RayPlace:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -266,7 +268,9 @@ class RayPlace:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
         if self.cluster.started and self._warming is None:
             # On a local Ray it is known where the first host will be: have the agent there in the meantime.
-            self._warming = asyncio.create_task(self.agents.prepare(self.cluster.node_id, runtime_env(options)))
+            self._warming = asyncio.create_task(
+                self.agents.prepare(self.cluster.node_id, runtime_env(options))
+            )
         group = await self._placements.get(child, options.placement)
         asked = ray_options(options, name=f"rayvisor-{key}", group=group)
         wanted = package.local_version()
@@ -279,7 +283,9 @@ class RayPlace:
 
             ray.kill(actor)
 
-        actor = await self.cluster.call(f"the host actor of {child}", make, deadline=_CREATE_SECONDS, undo=undo)
+        actor = await self.cluster.call(
+            f"the host actor of {child}", make, deadline=_CREATE_SECONDS, undo=undo
+        )
         host = self._hosts[key] = RayHost(self, actor, key, child, epoch, options)
         log.info("host.created", child=child, epoch=epoch, name=asked["name"])
         return host
@@ -323,6 +329,12 @@ class RayPlace:
             tuple(process for report in reports for process in report.left),
             verified=all(report.verified for report in reports),
         )
+
+
+def _unwrap(what: str, answer: Any) -> Any:
+    if isinstance(answer, Failure):
+        raise HostCallFailed(what, answer.causes, answer.traceback)
+    return answer
 
 
 def _cancel(generator: Any) -> None:

@@ -90,7 +90,7 @@ def ray_options(options: ActorOptions, *, name: str, group: Any = None, bundle: 
 
 
 def explain_pending(options: ActorOptions, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Say what no node of the cluster has, for an actor that does not come up; empty when one could take it.
+    """Say what no node of the cluster has for an actor that does not come up; empty if one could take it.
 
     Ray raises nothing for what can never be scheduled: it waits, since an autoscaler may add a node.
 
@@ -108,10 +108,11 @@ def explain_pending(options: ActorOptions, nodes: Sequence[Mapping[str, float]])
     for bundle in bundles:
         if any(all(node.get(name, 0.0) >= amount for name, amount in bundle.items()) for node in nodes):
             continue
+        most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in bundle}
         missing = [
-            f"{name}={amount:g}: the largest has {max((node.get(name, 0.0) for node in nodes), default=0.0):g} in all"
+            f"{name}={amount:g}: the largest has {most[name]:g} in all"
             for name, amount in bundle.items()
-            if all(node.get(name, 0.0) < amount for node in nodes)
+            if most[name] < amount
         ]
         return f"no node has {'; '.join(missing)}" if missing else f"no single node has all of {dict(bundle)}"
     return ""

@@ -1,4 +1,4 @@
-"""Placement groups, which belong to children: made once, reused by the next incarnations, removed at the end."""
+"""Placement groups belong to children: made once, reused by the next incarnations, removed at the end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class Placements:
         def look() -> bool:
             from ray.util.placement_group import placement_group_table
 
-            # Ray itself moves a group whose node is lost to another one: only a removed one has to be made anew.
+            # Ray itself moves a group whose node is lost to another one: only a removed one has to be made
+            # anew.
             return placement_group_table(group).get("state") not in {None, "REMOVED"}
 
         return await self._cluster.call("placement group table", look)

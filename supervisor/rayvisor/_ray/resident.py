@@ -1,14 +1,14 @@
 """What lives inside a host actor: the engine host, and the reaper that guards its processes.
 
-Every answer is plain data. An exception is turned into `Failure` here, in the host, so that no class of an engine's ever
-has to be imported by the driver to read it.
+Every answer is plain data. An exception is turned into `Failure` here, in the host, so that no class of an
+engine's ever has to be imported by the driver to read it.
 """
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -126,7 +126,7 @@ class Resident:
 def _standard_error() -> str:
     """The file that this process's standard error goes to, if it is one."""
     try:
-        path = os.readlink("/proc/self/fd/2")
+        path = Path("/proc/self/fd/2").readlink()
     except OSError:
         return ""
-    return path if path.startswith("/") else ""
+    return str(path) if path.is_absolute() else ""

@@ -1,13 +1,14 @@
 """The actor classes, shipped by value.
 
-A class that workers find by importing rayvisor could not say that rayvisor is missing there: Ray would report
-that the actor failed to import. These shells are local classes, so they travel as code; what they
-hold is imported in their ``__init__``, and a worker without rayvisor, or with another version, answers so in plain words.
-That is the version check, on the very node and in the very environment of the host, and it costs nothing.
+A class that workers find by importing rayvisor could not say that rayvisor is missing there: Ray would
+report that the actor failed to import. These shells are local classes, so they travel as code; what they
+hold is imported in their ``__init__``, and a worker without rayvisor, or with another version, answers so
+in plain words. That is the version check, on the very node and in the very environment of the host, and it
+costs nothing.
 
-An async actor runs each concurrency group on an event loop of its own, in a thread of its own. Everything that touches
-the resident therefore stays in the default group, on one loop; only the sentinel, which touches
-nothing, has a group, and still waits while that loop is busy.
+An async actor runs each concurrency group on an event loop of its own, in a thread of its own. Everything
+that touches the resident therefore stays in the default group, on one loop; only the sentinel, which
+touches nothing, has a group, and still waits while that loop is busy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CALLS_AT_ONCE = 1000
 
 
 @cache
-def host_class() -> Any:
+def host_class() -> Any:  # noqa: C901 - a whole class, its methods one line each
     """The host actor's class, for this process's connection to Ray."""
     import ray
 
