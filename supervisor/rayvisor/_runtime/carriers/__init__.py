@@ -1,0 +1,68 @@
+"""Carriers: one incarnation of one child each, carried out by its backend.
+
+The runtime knows no backend, only this protocol: it starts a carrier, waits for its end, stops it, and
+asks for the proof that nothing of it is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rayvisor._core.exits import Exit
+    from rayvisor.classify import Ending
+    from rayvisor.specs import ChildSpec, Shutdown
+
+__all__ = ["Backend", "Carrier", "StartIgnored", "StartRefused"]
+
+
+class StartRefused(Exception):  # noqa: N818 - an outcome, not a class of errors
+    """A start came to nothing; ``ending`` says why."""
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+        super().__init__(str(ending.root))
+
+
+class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
+    """A start chose not to run (OTP: ``ignore``)."""
+
+
+class Carrier(Protocol):
+    """One incarnation of one child."""
+
+    async def start(self) -> None:
+        """Bring it up. What it makes is recorded before anything is waited for.
+
+        Raises
+        ------
+        StartRefused
+            It did not come up.
+        StartIgnored
+            It chose not to.
+        """
+
+    async def ended(self) -> Ending:
+        """Wait until it has ended by itself."""
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:
+        """Ask it to end, wait, kill; True when it is proven that nothing of it is left."""
+
+    async def clean(self) -> bool:
+        """End what is left of it; True when it is proven that nothing is."""
+
+
+class Backend(Protocol):
+    """What carries one kind of children."""
+
+    async def open(self) -> None:
+        """Get ready. Called once, before the first carrier is made."""
+
+    def carry(self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None) -> Carrier:
+        """Make the carrier of an incarnation; nothing is started by it."""
+
+    async def release(self, child: str) -> None:
+        """Give back what the child holds beyond its incarnations: it will not be started again soon."""
+
+    async def close(self) -> None:
+        """End all that is left, within a bounded time."""

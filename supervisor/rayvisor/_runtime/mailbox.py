@@ -1,0 +1,67 @@
+"""The one queue into the core: first in, first out, but for a stop of the whole tree."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+from rayvisor._core import messages as m
+from rayvisor.errors import SupervisorBusyError
+
+if TYPE_CHECKING:
+    from rayvisor._core.messages import Event
+
+__all__ = ["Mailbox"]
+
+
+class Mailbox:
+    """A queue of events.
+
+    Calls are bounded; deaths and results are not refused: there is at most one end per incarnation, and
+    an effect reports back once.
+
+    Parameters
+    ----------
+    call_limit
+        How many calls may wait for their answer.
+    """
+
+    def __init__(self, call_limit: int) -> None:
+        self._events: deque[Event] = deque()
+        self._arrived = anyio.Event()
+        self._call_limit = call_limit
+        self._calls = 0
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def post(self, event: Event) -> None:
+        """Add an event; a halt goes to the front.
+
+        Raises
+        ------
+        SupervisorBusyError
+            For a call, when as many as may wait already do.
+        """
+        if isinstance(event, m.Call):
+            if self._calls >= self._call_limit:
+                raise SupervisorBusyError(event.target, self._call_limit)
+            self._calls += 1
+        if isinstance(event, m.Halt):
+            self._events.appendleft(event)
+        else:
+            self._events.append(event)
+        self._arrived.set()
+
+    def answered(self) -> None:
+        """Make room: a call has been answered."""
+        self._calls -= 1
+
+    async def next(self) -> Event:
+        """Wait for the next event."""
+        while not self._events:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._events.popleft()

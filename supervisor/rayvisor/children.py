@@ -1,0 +1,283 @@
+"""The children of a tree: what each function here makes is a ``ChildSpec``.
+
+    >>> import rayvisor as rv
+    >>> spec = rv.SupervisorSpec(
+    ...     intensity=3, period=900.0,
+    ...     children=[rv.engine_pool("llm", engine_args={"model": "/models/small"}, size=2)],
+    ... )
+    >>> [child.id for child in spec.children[0].start.children]
+    ['1', '2']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
+from rayvisor.errors import SpecError
+from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
+
+__all__ = ["ActorStart", "CoroutineStart", "EnginePoolSpec", "EngineStart", "actor", "coroutine", "engine_pool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorStart:
+    """A Ray actor of the user's own class."""
+
+    cls: type
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: ActorOptions = field(default_factory=ActorOptions)
+    kind: str = "actor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStart:
+    """A vLLM engine (or a simulated one) in a host actor."""
+
+    engine: str
+    arguments: Mapping[str, Any]
+    options: ActorOptions = field(default_factory=ActorOptions)
+    kind: str = "engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoroutineStart:
+    """An async function in the supervisor's own process."""
+
+    function: Callable[..., Awaitable[object]]
+    args: tuple[Any, ...] = ()
+    kind: str = "coroutine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePoolSpec(SupervisorSpec):
+    """The supervisor of a pool's engines, and what its front of requests keeps to."""
+
+    queue_limit: int = 1000
+    deadline: float = 600.0
+    attempts: int = 5
+
+    def __post_init__(self) -> None:
+        # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
+        SupervisorSpec.__post_init__(self)
+        for name, least in (("queue_limit", 1), ("attempts", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SpecError(name, value, f"must be a whole number, {least} or more")
+        if isinstance(self.deadline, bool) or not isinstance(self.deadline, (int, float)) or self.deadline <= 0:
+            raise SpecError("deadline", self.deadline, "must be a number of seconds, more than 0")
+
+
+def actor(
+    id: str,  # noqa: A002 - OTP's word for it
+    cls: type,
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    restart: Restart = Restart.PERMANENT,
+    shutdown: Shutdown | float = 5.0,
+    significant: bool = False,
+    backoff: Backoff | None = None,
+    start_deadline: float = 60.0,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory: int | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    scheduling: str | NodePin | None = None,
+    placement: PlacementOptions | None = None,
+) -> ChildSpec:
+    """Make a child of a Ray actor. Ray itself never restarts it: rayvisor does.
+
+    Parameters
+    ----------
+    id
+        Name of the child.
+    cls
+        A plain class; not one that ``ray.remote`` has wrapped already.
+    args, kwargs
+        What its ``__init__`` gets, at every start.
+    restart, shutdown, significant, backoff, start_deadline
+        As in [`ChildSpec`][rayvisor.ChildSpec].
+    num_cpus, num_gpus, resources, memory, runtime_env
+        Passed through to Ray as they are.
+    scheduling
+        ``"DEFAULT"``, ``"SPREAD"``, or a node to pin it to.
+    placement
+        A placement group of its own: made once, reused by all its incarnations, removed with it.
+    """
+    if not isinstance(cls, type):
+        raise SpecError("cls", cls, "must be a plain class; give the class itself, not what ray.remote made of it")
+    return ChildSpec(
+        id=id,
+        start=ActorStart(
+            cls=cls,
+            args=tuple(args),
+            kwargs=dict(kwargs or {}),
+            options=ActorOptions(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                resources=dict(resources or {}),
+                memory=memory,
+                runtime_env=dict(runtime_env or {}),
+                scheduling=scheduling,
+                placement=placement,
+            ),
+        ),
+        restart=restart,
+        shutdown=shutdown,
+        significant=significant,
+        backoff=backoff,
+        start_deadline=start_deadline,
+    )
+
+
+def coroutine(
+    id: str,  # noqa: A002 - OTP's word for it
+    function: Callable[..., Awaitable[object]],
+    *,
+    args: Sequence[Any] = (),
+    restart: Restart = Restart.PERMANENT,
+    shutdown: Shutdown | float = 5.0,
+    significant: bool = False,
+    backoff: Backoff | None = None,
+    start_deadline: float = 60.0,
+) -> ChildSpec:
+    """Make a child of an async function in the supervisor's own process.
+
+    It is asked to end by cancellation. It counts as up at once, unless it takes a keyword argument
+    ``task_status``: then it is up when it has called ``task_status.started()``, as in anyio.
+
+    Parameters
+    ----------
+    id
+        Name of the child.
+    function
+        Called with ``args`` at every start.
+    args
+        What it is called with.
+    restart, shutdown, significant, backoff, start_deadline
+        As in [`ChildSpec`][rayvisor.ChildSpec].
+    """
+    if not callable(function):
+        raise SpecError("function", function, "must be an async function")
+    return ChildSpec(
+        id=id,
+        start=CoroutineStart(function=function, args=tuple(args)),
+        restart=restart,
+        shutdown=shutdown,
+        significant=significant,
+        backoff=backoff,
+        start_deadline=start_deadline,
+    )
+
+
+def engine_pool(
+    id: str,  # noqa: A002 - OTP's word for it
+    *,
+    engine_args: Mapping[str, Any],
+    size: int = 1,
+    engine: str = "vllm",
+    intensity: int = 5,
+    period: float = 3600.0,
+    restart: Restart = Restart.PERMANENT,
+    shutdown: Shutdown | float = 20.0,
+    backoff: Backoff | None = None,
+    start_deadline: float = 300.0,
+    start_limit: int = 4,
+    no_progress: int | None = 3,
+    queue_limit: int = 1000,
+    deadline: float = 600.0,
+    attempts: int = 5,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory: int | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    scheduling: str | NodePin | None = None,
+    placement: PlacementOptions | None = None,
+) -> ChildSpec:
+    """Make a pool of engines behind one front of requests, which outlives every one of them.
+
+    Parameters
+    ----------
+    id
+        Name of the pool; ``supervisor[id]`` is its [`EnginePool`][rayvisor.EnginePool].
+    engine_args
+        Fields of vLLM's ``AsyncEngineArgs``: ``{"model": ..., "max_model_len": ...}``.
+    size
+        How many engines serve.
+    engine
+        ``"vllm"``, or ``"sim"`` for a simulated engine.
+    intensity, period
+        How many restarts of its engines are tolerated within how many seconds.
+    restart
+        What the pool's own supervisor does when the pool gives up.
+    shutdown
+        Seconds an engine may take to end before it is killed.
+    backoff
+        Default: the first restart at once, then 1 s to 30 s with full jitter.
+    start_deadline
+        Seconds an engine may take to come up.
+    start_limit
+        How many engines start side by side.
+    no_progress
+        That many incarnations in a row that die before delivering a token end the pool.
+    queue_limit
+        How many requests may wait.
+    deadline
+        Seconds a request may take, unless it says otherwise.
+    attempts
+        On how many incarnations a request is tried, unless it says otherwise.
+    num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
+        What each engine's host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline
+        parallel size, and none on the CPU.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SpecError("size", size, "must be a whole number of engines, 1 or more")
+    if engine not in {"vllm", "sim"}:
+        raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
+    if not isinstance(engine_args, Mapping):
+        raise SpecError("engine_args", engine_args, "must be a mapping of engine arguments by name")
+    options = ActorOptions(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        resources=dict(resources or {}),
+        memory=memory,
+        runtime_env=dict(runtime_env or {}),
+        scheduling=scheduling,
+        placement=placement,
+    )
+    children = [
+        ChildSpec(
+            id=str(number),
+            start=EngineStart(engine=engine, arguments=dict(engine_args), options=options),
+            shutdown=shutdown,
+            backoff=Backoff() if backoff is None else backoff,
+            start_deadline=start_deadline,
+            no_progress=no_progress,
+            retry_first_start=True,
+        )
+        for number in range(1, size + 1)
+    ]
+    return ChildSpec(
+        id=id,
+        start=EnginePoolSpec(
+            intensity=intensity,
+            period=period,
+            children=children,
+            start_limit=start_limit,
+            queue_limit=queue_limit,
+            deadline=deadline,
+            attempts=attempts,
+        ),
+        restart=restart,
+    )

@@ -1,0 +1,107 @@
+"""What a supervisor tells those who watch it: frozen records, in the order things happened.
+
+`Supervisor.watch()` yields them. ``at`` is in seconds on the clock of ``time.monotonic()``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rayvisor.faults import Fault
+
+__all__ = [
+    "DecisionMade",
+    "FaultSeen",
+    "GoneUnverified",
+    "Record",
+    "RecordsMissed",
+    "StartProgressed",
+    "StateChanged",
+    "SupervisorMoved",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged:
+    """A child went from one configuration to another."""
+
+    at: float
+    child: str
+    incarnation: int
+    event: str
+    before: str
+    """State and leaf, for example ``"ALIVE.SERVING"``."""
+    after: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultSeen:
+    """An incarnation ended, or a start failed, with a fault."""
+
+    at: float
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionMade:
+    """What the supervisor decided about an end."""
+
+    at: float
+    child: str
+    incarnation: int
+    decision: str
+    """``restart``, ``retry_later``, ``rest``, ``forget``, ``give_up`` or ``fail``."""
+    why: str
+    restarts: int
+    """Restarts in the window, this one included."""
+    intensity: int
+    delay: float
+    """Seconds the child waits down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartProgressed:
+    """A start has got further."""
+
+    at: float
+    child: str
+    incarnation: int
+    phase: str
+    detail: str
+    elapsed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoneUnverified:
+    """Nobody could prove that nothing is left of an incarnation; the next start goes on all the same."""
+
+    at: float
+    child: str
+    incarnation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorMoved:
+    """A supervisor is ``starting``, ``running``, ``stopping`` or has ``ended``."""
+
+    at: float
+    path: str
+    state: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsMissed:
+    """A watcher was too slow: this many records were dropped for it."""
+
+    at: float
+    count: int
+
+
+Record = (
+    StateChanged | FaultSeen | DecisionMade | StartProgressed | GoneUnverified | SupervisorMoved | RecordsMissed
+)
