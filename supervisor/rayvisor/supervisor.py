@@ -39,6 +39,7 @@ from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
     from rayvisor._engine.link import HostPlace
+    from rayvisor._engine.wire import EngineInfo, ProcessId
     from rayvisor._ray.actors import UserActorPlace
     from rayvisor._ray.cluster import RayCluster
     from rayvisor.specs import ChildSpec
@@ -246,6 +247,15 @@ class Supervisor:
         if path not in core.children:
             raise UnknownChildError(path, tuple(core.children))
         return ChildRef(path, self._actors)
+
+    def engine_info(self, path: str) -> EngineInfo | None:
+        """What the engine at ``path`` said of itself when it came up; None while none is up there."""
+        child = self._running.core.children.get(path)
+        return None if child is None else self._engines.info(path, child.incarnation)
+
+    def processes(self, path: str) -> list[tuple[str, ProcessId]]:
+        """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
+        return self._engines.processes(path)
 
     def watch(self) -> AsyncIterator[r.Record]:
         """Records of everything that happens from now on; ends when the tree has ended.

@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from rayvisor._engine.link import GoneReport, HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
-from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase
+from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase, ProcessId
 from rayvisor._runtime.carriers import StartRefused
 from rayvisor.children import EngineStart
 from rayvisor.classify import Ending
@@ -54,13 +54,14 @@ class EngineReports(Protocol):
 class _Seat:
     """What one engine child has across its incarnations."""
 
-    __slots__ = ("child", "end", "epoch", "incarnation", "info", "link", "scope", "settled")
+    __slots__ = ("child", "end", "epoch", "host", "incarnation", "info", "link", "scope", "settled")
 
     def __init__(self, child: str) -> None:
         self.child = child
         self.epoch = 0
         self.incarnation = 0
         self.link: HostLink | None = None
+        self.host: ProcessId | None = None
         self.scope: anyio.CancelScope | None = None
         self.info: EngineInfo | None = None
         # How the present incarnation ended by itself, once it has.
@@ -123,6 +124,14 @@ class EngineBackend:
         seat = self._seats.get(child)
         return seat.info if seat is not None and seat.incarnation == incarnation else None
 
+    def processes(self, child: str) -> list[tuple[str, ProcessId]]:
+        """Processes of a child's host and of its engine, with their roles."""
+        seat = self._seats.get(child)
+        if seat is None:
+            return []
+        host = [] if seat.host is None else [("host", seat.host)]
+        return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
+
     async def release(self, child: str) -> None:
         seat = self._seats.pop(child, None)
         if seat is not None and self._place is not None:
@@ -170,14 +179,14 @@ class EngineBackend:
             seat.link = link = await self._place.create(
                 child=seat.child, epoch=seat.epoch, engine=start.engine, options=options
             )
-            await link.ready(deadline)
+            seat.host = (await link.ready(deadline)).process
             seat.scope = anyio.CancelScope()
             self._tasks.start_soon(self._attend, seat, link, seat.scope, name=f"host of {seat.child}")
         return seat.link
 
     async def leave(self, seat: _Seat) -> GoneReport:
         """End the seat's host with everything below it."""
-        link, seat.link = seat.link, None
+        link, seat.link, seat.host = seat.link, None, None
         self._hush(seat)
         if link is None:
             return GoneReport((), (), verified=True)

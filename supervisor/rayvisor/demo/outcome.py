@@ -1,0 +1,92 @@
+"""What came of a run of the demo: compared, counted, and written down. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Outcome", "Reading", "Verdict", "judge"]
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the reader of one request got, chunk by chunk."""
+
+    kind: str
+    prompt: str
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    seams: list[int] = field(default_factory=list)
+    """Characters of ``text`` at which another incarnation took over."""
+    incarnation: int = 0
+    finish_reason: str | None = None
+    seed: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one request compares with the same request without a fault."""
+
+    lost: bool
+    duplicated: bool
+    mismatched: bool
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return not (self.lost or self.duplicated or self.mismatched)
+
+
+def judge(reading: Reading, tokens: Sequence[int], text: str) -> Verdict:
+    """Compare what was read with the tokens and the text of a run without a fault.
+
+    Lost: it did not finish, or tokens are missing. Duplicated: there are too many. Mismatched: some are
+    others, or the text is not theirs.
+
+    >>> judge(Reading("greedy", "", tokens=[1, 2, 2], text="abb", finish_reason="stop"), [1, 2], "ab")
+    Verdict(lost=False, duplicated=True, mismatched=True)
+    """
+    lost = reading.finish_reason is None or len(reading.tokens) < len(tokens)
+    duplicated = len(reading.tokens) > len(tokens)
+    common = min(len(reading.tokens), len(tokens))
+    mismatched = reading.tokens[:common] != list(tokens[:common]) or (not lost and reading.text != text)
+    return Verdict(lost, duplicated, mismatched)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """The demo's result; ``--json`` prints it."""
+
+    engine: str
+    fault: str
+    seed: int
+    requests: int
+    completed: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    mismatched: int = 0
+    restarts: int = 0
+    detect_ms: float | None = None
+    recover_ms: float | None = None
+    cold_start_s: float | None = None
+    tokens: int = 0
+    control: dict[str, int] = field(default_factory=dict)
+    """For each batch size of the control run: how many requests came out the same."""
+    root_cause: str = ""
+    processes_left: int = 0
+    error: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was lost, doubled or changed, and nothing is left behind."""
+        return (
+            self.completed == self.requests
+            and not (self.lost or self.duplicated or self.mismatched or self.processes_left or self.error)
+            and (self.fault == "none" or self.restarts > 0)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome as one plain object."""
+        return asdict(self)

@@ -1,0 +1,243 @@
+"""The demo: real Ray, a real engine, a real SIGKILL in the middle of several streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+import psutil
+
+from rayvisor import records as r
+from rayvisor.children import engine_pool
+from rayvisor.demo.outcome import Outcome, Reading, judge
+from rayvisor.demo.plan import DemoRequest, make_requests, victim
+from rayvisor.errors import RayvisorError
+from rayvisor.specs import SupervisorSpec
+from rayvisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from rayvisor._engine.wire import ProcessId
+    from rayvisor.pool import EnginePool
+
+__all__ = ["Audience", "run_demo"]
+
+SETTLE_SECONDS = 10.0
+"""How long the last processes may take to disappear after the tree has ended."""
+
+
+class Audience(Protocol):
+    """Who is shown what happens: a live view, or lines."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the demo begins."""
+
+    def record(self, record: r.Record) -> None:
+        """The supervisor has something to tell."""
+
+    def injected(self, what: str, after: int, of: int) -> None:
+        """The fault has been injected, after so many of so many tokens."""
+
+    def readings(self, readings: list[Reading]) -> None:
+        """These are the streams that will be read; they grow."""
+
+    def recovered(self, seconds: float) -> None:
+        """The first token after the fault has come."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """It is over."""
+
+
+def engine_arguments(engine: str, model: str) -> Mapping[str, Any]:
+    """Arguments of the demo's engine."""
+    if engine == "sim":
+        return {"start_delay": 1.0, "tokens_per_second": 150.0, "max_model_len": 1024}
+    return {
+        "model": model,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 16,
+        "disable_log_stats": True,
+    }
+
+
+async def run_demo(
+    *, engine: str, fault: str, requests: int, seed: int, audience: Audience, model: str = ""
+) -> Outcome:
+    """Run the demo once.
+
+    Parameters
+    ----------
+    engine
+        ``"vllm"`` or ``"sim"``.
+    fault
+        A name of ``rayvisor.demo.plan.FAULTS``.
+    requests
+        How many streams.
+    seed
+        Chooses prompts and sampling seeds.
+    audience
+        Who is shown what happens.
+    model
+        Folder of the model, for vLLM.
+    """
+    # For the engine's processes, which inherit it; half a gigabyte is plenty for this model.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
+    spec = SupervisorSpec(
+        children=[
+            engine_pool(
+                "llm", engine=engine, engine_args=engine_arguments(engine, model), num_cpus=1, deadline=300.0
+            )
+        ]
+    )
+    seen: set[ProcessId] = set()
+    audience.stage("starting Ray")
+    try:
+        async with Supervisor(spec, seed=seed, ray_options={"num_cpus": 2}) as supervisor:
+            demo = _Demo(supervisor, supervisor["llm"], outcome, audience, seen)
+            await demo.run(make_requests(requests, seed), victim(fault))
+            audience.stage("stopping")
+    except RayvisorError as error:
+        outcome.error = str(error)
+    outcome.processes_left = await _left(seen)
+    audience.outcome(outcome)
+    return outcome
+
+
+class _Demo:
+    """One run, inside its supervisor."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        pool: EnginePool,
+        outcome: Outcome,
+        audience: Audience,
+        seen: set[ProcessId],
+    ) -> None:
+        self.supervisor = supervisor
+        self.pool = pool
+        self.outcome = outcome
+        self.audience = audience
+        self.seen = seen
+        self.readings: list[Reading] = []
+        self.injected_at: float | None = None
+        self.wanted = 0
+
+    async def run(self, requests: list[DemoRequest], victim: Any) -> None:
+        self._note_processes()
+        self.outcome.cold_start_s = self._cold_start()
+        self.readings = [Reading(request.kind, request.prompt) for request in requests]
+        self.wanted = sum(request.params["max_tokens"] for request in requests)
+        self.audience.readings(self.readings)
+        self.audience.stage(f"streaming {len(requests)} requests")
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._watch)
+            async with anyio.create_task_group() as streams:
+                for request, reading in zip(requests, self.readings, strict=True):
+                    streams.start_soon(self._read, request, reading, victim)
+            watching.cancel_scope.cancel()
+        self._note_processes()
+        await self._compare(requests)
+
+    async def _read(self, request: DemoRequest, reading: Reading, victim: Any) -> None:
+        try:
+            async with self.pool.generate(request.prompt, request.params) as generation:
+                async for chunk in generation:
+                    if reading.incarnation and chunk.incarnation != reading.incarnation:
+                        reading.seams.append(len(reading.text))
+                    if chunk.incarnation != reading.incarnation and reading.incarnation:
+                        self._recovered()
+                    reading.incarnation = chunk.incarnation
+                    reading.tokens += chunk.token_ids
+                    reading.text += chunk.text
+                    self.outcome.tokens += len(chunk.token_ids)
+                    if victim is not None and self.injected_at is None and self._in_the_middle():
+                        self._inject(victim)
+                result = await generation.result()
+            reading.finish_reason = result.finish_reason
+            reading.seed = result.samples[0].seed
+        except RayvisorError as error:
+            reading.error = str(error)
+
+    def _in_the_middle(self) -> bool:
+        return self.outcome.tokens * 4 >= self.wanted and all(reading.tokens for reading in self.readings)
+
+    def _inject(self, victim: Any) -> None:
+        target = next(
+            process for role, process in self.supervisor.processes("llm/1") if victim.name in (role, *process.name.split("::"))
+        )
+        self.injected_at = time.monotonic()
+        os.kill(target.pid, signal.SIGKILL)
+        self.audience.injected(f"{victim.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted)
+
+    def _recovered(self) -> None:
+        if self.outcome.recover_ms is None and self.injected_at is not None:
+            seconds = time.monotonic() - self.injected_at
+            self.outcome.recover_ms = round(seconds * 1000, 1)
+            self.audience.recovered(seconds)
+
+    async def _watch(self) -> None:
+        async for record in self.supervisor.watch():
+            self.audience.record(record)
+            if isinstance(record, r.FaultSeen) and not self.outcome.root_cause:
+                self.outcome.root_cause = str(record.fault.root)
+            if isinstance(record, r.DecisionMade) and record.decision in {"restart", "retry_later"}:
+                self.outcome.restarts += 1
+                if self.outcome.detect_ms is None and self.injected_at is not None:
+                    self.outcome.detect_ms = round((record.at - self.injected_at) * 1000, 1)
+            if isinstance(record, r.StateChanged) and record.event == "started":
+                self._note_processes()
+
+    async def _compare(self, requests: list[DemoRequest]) -> None:
+        """Run the same prompts without a fault, all at once and one at a time, and compare."""
+        sizes = dict.fromkeys((len(requests), 1))
+        for size in sizes:
+            self.audience.stage(f"control: the same {len(requests)} prompts without a fault, {size} at a time")
+            same = 0
+            for first in range(0, len(requests), size):
+                batch = range(first, min(first + size, len(requests)))
+                params = [self._control_params(requests[n], self.readings[n]) for n in batch]
+                results = await self.pool.generate_many([requests[n].prompt for n in batch], params)
+                for n, result in zip(batch, results, strict=True):
+                    verdict = judge(self.readings[n], result.token_ids, result.text)
+                    same += verdict.good
+                    if size == len(requests):
+                        self.outcome.completed += self.readings[n].finish_reason is not None
+                        self.outcome.lost += verdict.lost
+                        self.outcome.duplicated += verdict.duplicated
+                        self.outcome.mismatched += verdict.mismatched
+            self.outcome.control[str(size)] = same
+
+    @staticmethod
+    def _control_params(request: DemoRequest, reading: Reading) -> Mapping[str, Any]:
+        return request.params if reading.seed is None else {**request.params, "seed": reading.seed}
+
+    def _cold_start(self) -> float | None:
+        info = self.supervisor.engine_info("llm/1")
+        return None if info is None else round(info.startup_seconds, 2)
+
+    def _note_processes(self) -> None:
+        self.seen.update(process for _, process in self.supervisor.processes("llm/1"))
+
+
+async def _left(seen: set[ProcessId]) -> int:
+    """Count processes that are still there once they have had time to go."""
+    until = time.monotonic() + SETTLE_SECONDS
+    alive: Callable[[ProcessId], bool] = _alive
+    while any(map(alive, seen)) and time.monotonic() < until:
+        await anyio.sleep(0.1)
+    return sum(map(alive, seen))
+
+
+def _alive(process: ProcessId) -> bool:
+    try:
+        found = psutil.Process(process.pid)
+        return abs(found.create_time() - process.start_time) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
