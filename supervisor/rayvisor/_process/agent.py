@@ -87,12 +87,10 @@ class NodeAgent:
         """Kill a host and everything of it, also what carries its key, and wait for the proof."""
         ward = self._wards.get(key)
         known = ward.known.values() if ward is not None else ()
-        report = await end_processes(tuple(known), key=key, deadline=deadline)
-        if ward is not None:
-            ward.killed.update((process.pid, process) for process in report.killed)
-            report = report._replace(killed=tuple(ward.killed.values()))
-            if report.verified:
-                await self.forget(key)
+        killed = ward.killed if ward is not None else None
+        report = await end_processes(tuple(known), key=key, deadline=deadline, killed=killed)
+        if report.verified:
+            await self.forget(key)
         return report
 
     async def forget(self, key: str) -> None:
@@ -117,12 +115,13 @@ class NodeAgent:
     async def _attend(self, ward: _Ward) -> None:
         try:
             await self._wait_for_death(ward)
-            report = await end_processes(tuple(ward.known.values()), key=ward.key, deadline=_SWEEP_SECONDS)
+            report = await end_processes(
+                tuple(ward.known.values()), key=ward.key, deadline=_SWEEP_SECONDS, killed=ward.killed
+            )
         except Exception:
             # The account stays as it is: end() still kills everything known, and what carries the key.
             log.exception("agent.attend.failed", host=ward.key, pid=ward.host.pid)
             return
-        ward.killed.update((process.pid, process) for process in report.killed)
         log.info(
             "agent.host.died",
             host=ward.key,

@@ -92,7 +92,13 @@ def _round(known: dict[int, ProcessId], key: str | None) -> tuple[list[ProcessId
     return [process for process in living if kill(process)], living
 
 
-async def end_processes(processes: Iterable[ProcessId], *, key: str | None, deadline: float) -> GoneReport:
+async def end_processes(
+    processes: Iterable[ProcessId],
+    *,
+    key: str | None,
+    deadline: float,
+    killed: dict[int, ProcessId] | None = None,
+) -> GoneReport:
     """Kill these processes and everything below them, and wait for the proof that all are gone.
 
     Parameters
@@ -103,10 +109,12 @@ async def end_processes(processes: Iterable[ProcessId], *, key: str | None, dead
         The host's key: processes that carry it are found even when nothing of their ancestry is left.
     deadline
         Seconds to wait for the proof.
+    killed
+        Where to note what was killed, as it happens; the report names everything that is in it at the end.
     """
     until = time.monotonic() + deadline
     known = {process.pid: process for process in processes}
-    killed: dict[int, ProcessId] = {}
+    killed = {} if killed is None else killed
     pause = 0.005
     quiet = 0
     while True:

@@ -114,10 +114,23 @@ class NodeAgents:
         left = (known.process, *known.processes) if known is not None else ()
         return GoneReport((), left, verified=False)
 
+    async def snapshot(self, node_id: str, key: str) -> tuple[ProcessId, ...]:
+        """Look at a host's processes now; empty when nobody on its node can tell."""
+        node = self._nodes.get(node_id)
+
+        async def ask() -> tuple[ProcessId, ...]:
+            actor = await self._agent(node) if node is not None else None
+            return tuple(await actor.call.remote("snapshot", key)) if actor is not None else ()
+
+        return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
+
     async def pid(self, node_id: str) -> int:
         """Pid of a node's agent, 0 if it has none now."""
         node = self._nodes.get(node_id)
-        return 0 if node is None or node.actor is None else int(await node.actor.pid.remote())
+        if node is None or node.actor is None:
+            return 0
+        answer = node.actor.pid.remote()
+        return int(await self._attempt("agent.pid", node, _ANSWER_SECONDS, lambda: answer) or 0)
 
     async def close(self) -> None:
         """End the agents. Their hosts have been ended before."""

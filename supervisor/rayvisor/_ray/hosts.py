@@ -30,7 +30,7 @@ from rayvisor._ray import package
 from rayvisor._ray.agents import NodeAgents
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
-from rayvisor._ray.options import explain_pending, ray_options, runtime_env
+from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.resident import Failure, Greeting
 from rayvisor._ray.shell import host_class
@@ -65,6 +65,11 @@ class RayHost:
         self.epoch = epoch
         self._sentinel = self._arm()
 
+    @property
+    def reaper(self) -> int:
+        """Pid of the reaper that guards the host on its node, 0 if there is none or it is not known yet."""
+        return self._greeting.reaper if self._greeting is not None else 0
+
     async def ready(self, deadline: float) -> HostDescription:
         """Wait until the host answers, has the driver's version of rayvisor, and its processes are watched.
 
@@ -77,21 +82,22 @@ class RayHost:
         """
         began = time.monotonic()
         async with self._greeted:
-            if self._greeting is None:
-                answer = await self._call("describe", self._actor.describe.remote(), deadline)
-                if not isinstance(answer, Greeting):
-                    package.check(*answer)
-                    raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
-                self._greeting = answer
+            answer = await self._call("describe", self._actor.describe.remote(), deadline)
+            if not isinstance(answer, Greeting):
+                package.check(*answer)
+                raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
+            known, self._greeting = self._greeting, answer
+            if known is None:
                 await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
-        return self._greeting.description
+        return answer.description
 
     async def ensure_started(
         self, incarnation: int, arguments: Mapping[str, Any], deadline: float
     ) -> EngineInfo | Died:
         """Start an engine in the host, see `HostLink.ensure_started`."""
         began = time.monotonic()
-        await self.ready(deadline)
+        if self._greeting is None:
+            await self.ready(deadline)
         left = max(0.1, deadline - (time.monotonic() - began))
         # The host keeps the deadline itself and says what it was doing; ours only covers a host that hangs.
         ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left)
@@ -177,11 +183,10 @@ class RayHost:
         return GoneReport((), (), verified=False)
 
     async def _be_adopted(self, greeting: Greeting, deadline: float) -> None:
-        environment = {key: value for key, value in runtime_env(self._options).items() if key != "env_vars"}
         process = greeting.description.process
         try:
             await self._place.agents.adopt(
-                greeting.node_id, self.key, process, environment, min(deadline, _AGENT_SECONDS)
+                greeting.node_id, self.key, process, _package_env(self._options), min(deadline, _AGENT_SECONDS)
             )
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):
@@ -269,7 +274,7 @@ class RayPlace:
         if self.cluster.started and self._warming is None:
             # On a local Ray it is known where the first host will be: have the agent there in the meantime.
             self._warming = asyncio.create_task(
-                self.agents.prepare(self.cluster.node_id, runtime_env(options))
+                self.agents.prepare(self.cluster.node_id, _package_env(options))
             )
         group = await self._placements.get(child, options.placement)
         asked = ray_options(options, name=f"rayvisor-{key}", group=group)
@@ -329,6 +334,11 @@ class RayPlace:
             tuple(process for report in reports for process in report.left),
             verified=all(report.verified for report in reports),
         )
+
+
+def _package_env(options: ActorOptions) -> dict[str, Any]:
+    """What a node agent needs to find rayvisor where the host does."""
+    return {key: value for key, value in options.runtime_env.items() if key != "env_vars"}
 
 
 def _unwrap(what: str, answer: Any) -> Any:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+
+import anyio
+import pytest
+
+from rayvisor._engine.wire import ProcessId
+from rayvisor._process.agent import NodeAgent
+from rayvisor._process.tree import MARKER, alive, identify
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+def known(pid: int) -> ProcessId:
+    process = identify(pid)
+    assert process is not None
+    return process
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[NodeAgent]:
+    agent = NodeAgent(interval=0.05)
+    yield agent
+    await agent.close()
+
+
+def host_with_child(spawn: Spawn, family: str, key: str) -> tuple[ProcessId, ProcessId]:
+    child = spawn(family, env={**os.environ, MARKER: key})
+    assert child.stdout is not None
+    return known(child.pid), known(int(child.stdout.readline()))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(5.0):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def test_when_a_host_dies_what_is_left_of_its_tree_is_killed_at_once(
+    agent: NodeAgent, spawn: Spawn, family: str
+) -> None:
+    host, child = host_with_child(spawn, family, "tests/agent/dies")
+    assert await agent.adopt("tests/agent/dies", host.pid, host.start_time)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.kill(host.pid, signal.SIGKILL)
+    await until(lambda: not alive(child))
+    report = await agent.end("tests/agent/dies", 1.0)
+    assert report.verified
+    assert child.pid in {process.pid for process in report.killed}
+
+
+async def test_end_kills_a_living_host_with_its_tree_and_returns_the_proof(
+    agent: NodeAgent, spawn: Spawn, family: str
+) -> None:
+    host, child = host_with_child(spawn, family, "tests/agent/end")
+    await agent.adopt("tests/agent/end", host.pid, host.start_time)
+    report = await agent.end("tests/agent/end", 5.0)
+    assert report.verified
+    assert {process.pid for process in report.killed} == {host.pid, child.pid}
+    assert not alive(host)
+    assert not alive(child)
+
+
+async def test_an_agent_that_knows_nothing_of_a_host_ends_it_by_its_key(
+    agent: NodeAgent, spawn: Spawn, family: str
+) -> None:
+    host, child = host_with_child(spawn, family, "tests/agent/unknown")
+    report = await agent.end("tests/agent/unknown", 5.0)
+    assert report.verified
+    assert {process.pid for process in report.killed} == {host.pid, child.pid}
+
+
+async def test_a_host_that_is_already_gone_is_adopted_as_gone(agent: NodeAgent) -> None:
+    assert not await agent.adopt("tests/agent/gone", 2**22 - 1, 0.0)
+    assert (await agent.end("tests/agent/gone", 1.0)).verified
+
+
+async def test_a_snapshot_shows_the_whole_tree_and_recorded_processes_are_kept(
+    agent: NodeAgent, spawn: Spawn, family: str, stubborn: str
+) -> None:
+    host, child = host_with_child(spawn, family, "tests/agent/snapshot")
+    stranger = known(spawn(stubborn).pid)
+    await agent.adopt("tests/agent/snapshot", host.pid, host.start_time)
+    await agent.record("tests/agent/snapshot", [stranger])
+    pids = {process.pid for process in await agent.snapshot("tests/agent/snapshot")}
+    assert pids == {host.pid, child.pid, stranger.pid}
+    report = await agent.end("tests/agent/snapshot", 5.0)
+    assert not alive(stranger)
+    assert report.verified
+
+
+async def test_a_forgotten_host_is_left_alone(agent: NodeAgent, spawn: Spawn, family: str) -> None:
+    host, child = host_with_child(spawn, family, "tests/agent/forgotten")
+    await agent.adopt("tests/agent/forgotten", host.pid, host.start_time)
+    await agent.forget("tests/agent/forgotten")
+    assert await agent.snapshot("tests/agent/forgotten") == ()
+    os.kill(host.pid, signal.SIGKILL)
+    await until(lambda: not alive(host))
+    assert alive(child)
+    os.kill(child.pid, signal.SIGKILL)

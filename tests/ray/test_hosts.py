@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+
+import anyio
+import pytest
+
+from rayvisor._engine.link import ActorOptions, HostGone, NodePin
+from rayvisor._engine.wire import EngineInfo, ProcessId
+from rayvisor._process.tree import alive, marked
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError
+from rayvisor._ray.hosts import RayHost, RayPlace
+
+pytestmark = pytest.mark.ray
+
+PLAIN = ActorOptions()
+
+
+async def started(host: RayHost) -> EngineInfo:
+    info = await host.ensure_started(1, {}, 30)
+    assert isinstance(info, EngineInfo)
+    return info
+
+
+async def until_gone(*processes: ProcessId, seconds: float = 5.0) -> None:
+    with anyio.fail_after(seconds):
+        while any(alive(process) for process in processes):
+            await anyio.sleep(0.01)
+
+
+async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    description = await host.ready(30)
+    assert description.process.pid != os.getpid()
+    os.kill(description.process.pid, signal.SIGKILL)
+    with anyio.fail_after(2):
+        end = await host.ended()
+    assert end.root.type == "SYSTEM_ERROR"
+    assert "Worker unexpectedly exits" in end.root.message
+    assert not end.intended
+    assert not end.unavailable
+    assert end.log_file.endswith(".err")
+    assert await host.ended() == end
+
+
+async def test_a_killed_hosts_process_tree_is_gone_within_five_seconds_though_it_is_stopped(
+    place: RayPlace,
+) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    info = await started(host)
+    pid = (await host.ready(30)).process.pid
+    assert len(info.processes) == 2
+    for process in info.processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    await until_gone(*info.processes)
+    assert time.monotonic() - began < 5
+    report = await host.end(5)
+    assert report.verified
+    assert marked(host.key) == ()
+
+
+async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    info = await started(host)
+    description = await host.ready(30)
+    os.kill(info.processes[-1].pid, signal.SIGSTOP)
+    os.kill(description.process.pid, signal.SIGSTOP)
+    with anyio.fail_after(8):
+        report = await host.end(5)
+    assert report.verified
+    assert report.left == ()
+    assert not any(alive(process) for process in (description.process, *info.processes))
+    end = await host.ended()
+    assert end.intended
+
+
+async def test_a_stream_ends_with_the_host(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    description = await host.ready(30)
+    reading = asyncio.ensure_future(anext(aiter(host.stream())))
+    await host.flow("nobody", 1, is_open=True)
+    os.kill(description.process.pid, signal.SIGKILL)
+    with pytest.raises(HostGone) as gone:
+        await reading
+    assert gone.value.end.root.type == "SYSTEM_ERROR"
+    with pytest.raises(HostGone):
+        await host.abort([])
+
+
+async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(place: RayPlace) -> None:
+    first = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    with pytest.raises(ValueError, match="epoch=1"):
+        await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    second = await place.create(child="llm/1", epoch=2, engine="sim", options=PLAIN)
+    pids = {(await host.ready(30)).process.pid for host in (first, second)}
+    assert len(pids) == 2
+    assert first.key != second.key
+    report = await place.end_child("llm/1", 5)
+    assert report.verified
+    assert {process.pid for process in report.killed} <= pids
+
+
+async def test_a_host_that_never_came_up_is_ended_all_the_same(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    report = await host.end(10)
+    assert report.verified
+    with pytest.raises(HostGone):
+        await host.ready(5)
+
+
+async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayPlace) -> None:
+    options = ActorOptions(num_cpus=0, resources={"slot": 99})
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    with pytest.raises(RayCallTimeout, match="no node has slot=99: the largest has 4 in all"):
+        await host.ready(0.5)
+    assert (await host.end(5)).verified
+
+
+async def test_resources_variables_and_the_node_are_passed_through(
+    place: RayPlace, cluster: RayCluster, tmp_path: os.PathLike[str]
+) -> None:
+    options = ActorOptions(
+        num_cpus=1,
+        resources={"slot": 3},
+        env_vars={"RAYVISOR_LOG_DIR": os.fspath(tmp_path)},
+        scheduling=NodePin(cluster.node_id),
+    )
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    await started(host)
+    description = await host.ready(30)
+    assert description.log_file.startswith(os.fspath(tmp_path))
+    crowded = await place.create(child="llm/2", epoch=1, engine="sim", options=options)
+    with pytest.raises(RayCallTimeout):
+        await crowded.ready(1)
+    await host.end(5)
+    await crowded.ready(30)
+
+
+async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    info = await started(host)
+    pid = (await host.ready(30)).process.pid
+    assert host.reaper > 0
+    for process in (pid, host.reaper, *(process.pid for process in info.processes)):
+        os.kill(process, signal.SIGINT)
+    await host.submit(1, [])
+    assert await started(host) == info
+    assert all(alive(process) for process in info.processes)
+    os.kill(pid, signal.SIGKILL)
+    await until_gone(*info.processes)
+
+
+@pytest.mark.parametrize("body", ["__version__ = '0.0.1'", "raise ImportError('no rayvisor here')"])
+async def test_workers_without_the_drivers_package_get_one_error_with_the_line_to_paste(
+    place: RayPlace, tmp_path: os.PathLike[str], body: str
+) -> None:
+    package = os.path.join(tmp_path, "rayvisor")
+    os.mkdir(package)
+    with open(os.path.join(package, "__init__.py"), "w", encoding="utf-8") as file:
+        file.write(body)
+    options = ActorOptions(env_vars={"PYTHONPATH": os.fspath(tmp_path)})
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    with pytest.raises(WorkerPackageError) as raised:
+        await host.ready(30)
+    assert raised.value.found == ("0.0.1" if "0.0.1" in body else None)
+    message = str(raised.value)
+    assert f'runtime_env={{"pip": ["rayvisor=={raised.value.wanted}"]}}' in message
+    assert 'runtime_env={"py_modules": ["' in message
+    assert (await host.end(5)).verified
+
+
+async def test_neither_a_host_nor_its_engine_makes_the_driver_import_vllm(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    await started(host)
+    assert not {"vllm", "torch", "transformers"} & set(sys.modules)
