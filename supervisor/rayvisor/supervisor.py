@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from random import Random
 from types import TracebackType
@@ -31,6 +32,7 @@ from rayvisor._runtime.carriers.actors import ActorBackend
 from rayvisor._runtime.carriers.coroutines import CoroutineBackend
 from rayvisor._runtime.carriers.engines import EngineBackend
 from rayvisor._runtime.runtime import Runtime
+from rayvisor._runtime.watchers import Watchers
 from rayvisor.children import EnginePoolSpec
 from rayvisor.errors import SpecError, StartFailed, SupervisorGaveUp, SupervisorStoppedError, UnknownChildError
 from rayvisor.pool import EnginePool, RequestLimits
@@ -112,6 +114,8 @@ class Supervisor:
         self._random = Random(seed)  # noqa: S311 - jitter and sampling, no secrets
         self._call_limit = call_limit
         self._handle_signals = handle_signals
+        # Made here, so that a watch may begin before the tree does and see its start.
+        self._watchers = Watchers(time.monotonic)
         self._pools: dict[str, EnginePool] = {}
         self._cluster: RayCluster | None = None
         self._cluster_lock = anyio.Lock()
@@ -136,6 +140,7 @@ class Supervisor:
             self._random,
             self._group,
             backends,
+            watchers=self._watchers,
             call_limit=self._call_limit,
             listener=self._on_effect,
         )
@@ -260,9 +265,11 @@ class Supervisor:
     def watch(self) -> AsyncIterator[r.Record]:
         """Records of everything that happens from now on; ends when the tree has ended.
 
+        May be called before the block is entered: the start is seen, too.
+
         A watcher that reads slowly loses the oldest records and gets a ``RecordsMissed`` instead.
         """
-        return self._running.watchers.watch()
+        return self._watchers.watch()
 
     def on_enter(self, place: str, hook: Callable[[Any], object], *, chart: str = "engine") -> None:
         """Call ``hook`` whenever a child enters a state or leaf of its chart; it must not block."""
@@ -331,7 +338,7 @@ class Supervisor:
 
     def phase(self, child: str, phase: Any) -> None:
         """Tell watchers how far a start is."""
-        self._running.watchers.tell(
+        self._watchers.tell(
             r.StartProgressed(
                 at=anyio.current_time(),
                 child=child,

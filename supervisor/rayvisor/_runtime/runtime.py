@@ -78,6 +78,8 @@ class Runtime:
         Owner of every task the runtime starts.
     backends
         What carries each kind of children.
+    watchers
+        Who is told what happens.
     call_limit
         How many calls may wait for their answer.
     listener
@@ -91,11 +93,12 @@ class Runtime:
         tasks: TaskGroup,
         backends: Mapping[str, Backend],
         *,
+        watchers: Watchers,
         call_limit: int,
         listener: Callable[[m.Effect], None],
     ) -> None:
         self.core = Core(spec, random)
-        self.watchers = Watchers(time.monotonic)
+        self.watchers = watchers
         self.machines = {name: LifecycleMachine(CHARTS[name]) for name in ("actor", "engine")}
         self.running = False
         self.ended: m.TreeEnded | None = None
