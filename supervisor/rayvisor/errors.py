@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rayvisor._core.exits import Exit
     from rayvisor.faults import Fault
 
 __all__ = [
@@ -158,7 +159,8 @@ class AlreadyPresentError(CallError):
 
     def __init__(self, child: str) -> None:
         super().__init__(
-            child, f"{child!r} has a spec but does not run; restart_child starts it, delete_child frees its id"
+            child,
+            f"{child!r} has a spec but does not run; restart_child starts it, delete_child frees its id",
         )
 
 
@@ -186,7 +188,9 @@ class TemplateError(CallError):
     term = "simple_one_for_one"
 
     def __init__(self, child: str) -> None:
-        super().__init__(child, f"{child!r} is under simple_one_for_one: its instances are addressed one by one")
+        super().__init__(
+            child, f"{child!r} is under simple_one_for_one: its instances are addressed one by one"
+        )
 
 
 class ChildStartError(CallError):
@@ -198,13 +202,17 @@ class ChildStartError(CallError):
         Its path.
     fault
         Why.
+    exit
+        How the start ended; None when it was called off (``terminate_child``, or the supervisor's end).
     """
 
     term = "start_failed"
 
-    def __init__(self, child: str, fault: Fault | None) -> None:
+    def __init__(self, child: str, fault: Fault | None, exit: Exit | None = None) -> None:  # noqa: A002
         self.fault = fault
-        super().__init__(child, f"{fault}; {child!r} was not started")
+        self.exit = exit
+        cause = fault or exit or "its start was called off"
+        super().__init__(child, f"{cause}; {child!r} was not started")
 
 
 class ChildUnavailableError(CallError):
@@ -220,7 +228,9 @@ class SupervisorBusyError(CallError):
 
     def __init__(self, child: str, limit: int) -> None:
         self.limit = limit
-        super().__init__(child, f"{limit} calls wait for the supervisor already; try again when some are answered")
+        super().__init__(
+            child, f"{limit} calls wait for the supervisor already; try again when some are answered"
+        )
 
 
 class SupervisorStoppedError(CallError):

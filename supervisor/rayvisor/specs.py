@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from rayvisor.errors import SpecError
 
@@ -24,6 +24,7 @@ __all__ = [
     "AutoShutdown",
     "Backoff",
     "ChildSpec",
+    "Instance",
     "Jitter",
     "Restart",
     "Shutdown",
@@ -45,6 +46,8 @@ class Strategy(StrEnum):
     """All: the others are stopped in reverse order, then all are started in order."""
     REST_FOR_ONE = "rest_for_one"
     """The one that ended and those after it."""
+    SIMPLE_ONE_FOR_ONE = "simple_one_for_one"
+    """Only the one that ended; all are instances of one template, started with ``start_child``."""
 
 
 class Restart(StrEnum):
@@ -97,10 +100,15 @@ class Shutdown:
     BRUTAL_KILL: ClassVar[Shutdown]
     INFINITY: ClassVar[Shutdown]
 
+    @property
+    def endless(self) -> bool:
+        """Whether it waits for ever."""
+        return self.seconds is not None and math.isinf(self.seconds)
+
     def __str__(self) -> str:
         if self.seconds is None:
             return "brutal_kill"
-        return "infinity" if math.isinf(self.seconds) else f"{self.seconds:g} s"
+        return "infinity" if self.endless else f"{self.seconds:g} s"
 
 
 Shutdown.BRUTAL_KILL = Shutdown(None)
@@ -186,7 +194,19 @@ class StartSpec(Protocol):
 
     @property
     def kind(self) -> str:
-        """Which backend carries it: ``"actor"``, ``"engine"``, ``"coroutine"``."""
+        """Which backend carries it: ``"actor"``, ``"engine"``, ``"coroutine"``.
+
+        ``"supervisor"`` is a supervisor whose spec is made anew at each of its starts.
+        """
+
+
+class Instance(NamedTuple):
+    """A child to be started under ``Strategy.SIMPLE_ONE_FOR_ONE``: all but these is the template's."""
+
+    id: str
+    """Name of the instance, unique under its supervisor."""
+    start: StartSpec | None = None
+    """What is started, where that differs from instance to instance (OTP: the extra arguments)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +257,7 @@ class ChildSpec:
     standby: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id or "/" in self.id:
+        if not isinstance(self.id, str) or not self.id or "/" in self.id:  # type: ignore[redundant-expr]
             raise SpecError("id", self.id, "must be a name without '/', not empty", term="invalid_child_spec")
         if not isinstance(self.start, (SupervisorSpec, StartSpec)):
             raise SpecError(
@@ -257,13 +277,12 @@ class ChildSpec:
     @property
     def supervisor(self) -> bool:
         """Whether this child is a supervisor."""
-        return isinstance(self.start, SupervisorSpec)
+        return isinstance(self.start, SupervisorSpec) or self.start.kind == "supervisor"
 
     @property
     def ending(self) -> Shutdown:
         """``shutdown`` with its default filled in."""
-        assert isinstance(self.shutdown, Shutdown)  # __post_init__ made it one
-        return self.shutdown
+        return cast("Shutdown", self.shutdown)  # __post_init__ made it one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +301,8 @@ class SupervisorSpec:
     auto_shutdown
         Whether the end of significant children ends the supervisor.
     children
-        In start order; they are stopped in the reverse order.
+        In start order; they are stopped in the reverse order. Under ``SIMPLE_ONE_FOR_ONE`` the one
+        template, of which nothing is started at first.
     start_limit
         How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
         before the next one starts.
@@ -317,14 +337,30 @@ class SupervisorSpec:
         seen: set[str] = set()
         for index, child in enumerate(self.children):
             if not isinstance(child, ChildSpec):
-                raise SpecError(f"children[{index}]", child, "must be a ChildSpec; rayvisor.actor() and its like make one")
+                raise SpecError(
+                    f"children[{index}]", child, "must be a ChildSpec; rayvisor.actor() and its like make one"
+                )
             if child.id in seen:
                 raise SpecError(
-                    f"children[{index}].id", child.id, "is used twice; ids are unique under a supervisor",
+                    f"children[{index}].id",
+                    child.id,
+                    "is used twice; ids are unique under a supervisor",
                     term="duplicate_child_name",
                 )
             seen.add(child.id)
             self.check(child)
+        if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE and len(self.children) != 1:
+            raise SpecError(
+                "children",
+                self.children,
+                "must be one template under strategy='simple_one_for_one'; start_child makes its instances",
+                term="bad_start_spec",
+            )
+
+    @property
+    def template(self) -> ChildSpec | None:
+        """What ``start_child`` makes instances of, under ``SIMPLE_ONE_FOR_ONE``."""
+        return self.children[0] if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE else None
 
     def check(self, child: ChildSpec) -> None:
         """Raise SpecError if ``child`` cannot work under this supervisor's flags."""
@@ -334,8 +370,9 @@ class SupervisorSpec:
             raise SpecError(
                 f"children[{child.id!r}].significant",
                 child.significant,
-                f"cannot go with auto_shutdown={self.auto_shutdown.value!r} and restart={child.restart.value!r}: "
-                "significant children need an auto_shutdown, and a restart type that lets them end",
+                f"cannot go with auto_shutdown={self.auto_shutdown.value!r} and "
+                f"restart={child.restart.value!r}: a significant child needs an auto_shutdown, and a restart "
+                "type that lets it end",
                 term="bad_combination",
             )
         backoff = child.backoff
@@ -356,7 +393,7 @@ class SupervisorSpec:
 
 def _member(name: str, kind: type[E], value: object) -> E:
     try:
-        return kind(value)
+        return kind(cast("str", value))
     except ValueError:
         choices = ", ".join(repr(member.value) for member in kind)
         raise SpecError(name, value, f"must be one of {choices}", term=f"invalid_{name}") from None
@@ -364,7 +401,9 @@ def _member(name: str, kind: type[E], value: object) -> E:
 
 def _whole(name: str, value: object, *, least: int, unit: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more", term=f"invalid_{name}")
+        raise SpecError(
+            name, value, f"must be a whole number of {unit}, {least} or more", term=f"invalid_{name}"
+        )
 
 
 def _number(

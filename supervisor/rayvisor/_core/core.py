@@ -17,17 +17,24 @@ the runtime, tests in virtual time, the comparison with OTP, and replay from a j
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayvisor._core import messages as m
 from rayvisor._core.calls import Calls
-from rayvisor._core.exits import SHUTDOWN, Exit
+from rayvisor._core.exits import KILLED, Exit, ExitKind
+from rayvisor._core.tree import Phase
 from rayvisor.errors import SupervisorStoppedError
 
 if TYPE_CHECKING:
     from rayvisor._core.tree import Child
 
 __all__ = ["Core"]
+
+_OWN = frozenset(
+    {"start", "started", "fault", "exit", "stop", "stopped", "backoff", "completed", "failed", "exhausted"}
+)
+"""Events of the charts that only the core itself may cause: a report of one changes nothing."""
 
 
 class Core(Calls):
@@ -57,15 +64,16 @@ class Core(Calls):
             What to do, in this order.
         """
         self.now = max(now, self.now)
-        self._out = out = []
+        out: list[m.Effect] = []
+        self._out = out
         if self.ended:
             self._after_the_end(event)
         else:
-            _HANDLERS[type(event)](self, event)  # type: ignore[arg-type]
+            self._HANDLERS[type(event)](self, event)
         return out
 
     def status(self, path: str) -> Child | None:
-        """The child at ``path``, to read."""
+        """Find the child at ``path``, to read."""
         return self.children.get(path)
 
     def _after_the_end(self, event: m.Event) -> None:
@@ -74,23 +82,41 @@ class Core(Calls):
         elif isinstance(event, m.Started):
             self._out.append(m.Kill(event.child, event.incarnation))
 
-    def _on_boot(self, _: m.Boot) -> None:
-        self._boot(self.root)
+    # --- the tree ---------------------------------------------------------------------------
 
-    def _on_halt(self, _: m.Halt) -> None:
-        self._halt(self.root, SHUTDOWN)
+    def _on_boot(self, _: m.Boot) -> None:
+        if self.root.phase is Phase.DOWN:
+            self._boot(self.root)
+
+    def _on_halt(self, event: m.Halt) -> None:
+        word = "" if event.reason == "shutdown" else event.reason
+        if self.root.phase is Phase.DOWN:
+            self._over(self.root)  # before it came up
+        else:
+            self._halt(self.root, Exit(ExitKind.SHUTDOWN, word))
+
+    # --- starts -----------------------------------------------------------------------------
 
     def _on_started(self, event: m.Started) -> None:
         child = self._live(event.child, event.incarnation)
-        if child is None or not child.begun:
+        if child is None:
             # A late start: whatever it started must not stay.
             self._out.append(m.Kill(event.child, event.incarnation))
         elif child.configuration.leaf == "STARTING":
             self._came_up(child)
 
+    def _on_prepared(self, event: m.Prepared) -> None:
+        child = self._live(event.child, event.incarnation)
+        if child is None or child.subtree is not None:
+            return
+        if child.configuration.leaf == "STARTING":
+            self._grow(child, event.spec)
+        elif child.configuration.leaf == "STOPPING":
+            self._landed(child)
+
     def _on_ignored(self, event: m.Ignored) -> None:
         child = self._live(event.child, event.incarnation)
-        if child is None or not child.begun:
+        if child is None:
             return
         if child.configuration.leaf == "STARTING":
             self._ignored(child)
@@ -100,17 +126,27 @@ class Core(Calls):
     def _on_start_failed(self, event: m.StartFailed) -> None:
         self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
 
-    def _on_exited(self, event: m.Exited) -> None:
-        self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
+    # --- ends -------------------------------------------------------------------------------
 
-    def _on_end(self, path: str, incarnation: int, exit: Exit, *, gone: bool) -> None:  # noqa: A002
+    def _on_exited(self, event: m.Exited) -> None:
+        if event.child or self.root.phase is Phase.DOWN:
+            self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
+        else:
+            self._halt(self.root, event.exit)
+
+    def _on_end(self, path: str, incarnation: int, exit: Exit, *, gone: bool) -> None:  # noqa: A002 - OTP's word
         child = self._live(path, incarnation)
-        if child is None or not child.begun:
+        if child is None:
+            return
+        if child.subtree is not None:
+            self._halt(child.subtree, exit)  # a supervisor has ended when its children have
             return
         leaf = child.configuration.leaf
         if leaf == "STOPPING":
             # Asked to end, or seen to end before: one end per incarnation, repeats change nothing.
             if gone:
+                if child.asked:
+                    child.exit = exit
                 self._landed(child)
         elif leaf == "STARTING":
             self._start_failed(child, exit, gone=gone)
@@ -119,14 +155,20 @@ class Core(Calls):
 
     def _on_gone(self, event: m.Gone) -> None:
         child = self._live(event.child, event.incarnation)
-        if child is not None and child.begun and child.configuration.leaf == "STOPPING":
+        if child is not None and child.subtree is None and child.configuration.leaf == "STOPPING":
             self._landed(child)
+
+    # --- timers, progress, reports ------------------------------------------------------------
 
     def _on_timer(self, event: m.TimerFired) -> None:
         child = self._timers.pop(event.timer, None)
-        if child is not None:
-            child.timer = 0
-            self._timer_due(child)
+        if child is None:
+            return
+        child.timer = 0
+        if child.subtree is not None and child.configuration.leaf == "STOPPING":
+            self._halt(child.subtree, KILLED)  # it did not end in time
+        else:
+            self._retry_due(child)
 
     def _on_progressed(self, event: m.Progressed) -> None:
         child = self._live(event.child, event.incarnation)
@@ -135,20 +177,27 @@ class Core(Calls):
 
     def _on_reported(self, event: m.Reported) -> None:
         child = self._live(event.child, event.incarnation)
-        if child is not None and child.begun:
+        if child is None or event.event in _OWN:
+            return
+        if event.event == "unrecovered":
+            # In place does not help: the incarnation is lost, and ended with all that it has.
+            if child.configuration.leaf == "RETRYING":
+                lost = Exit(ExitKind.FAULT, event.event, event.fault)
+                self._died(child, lost, gone=False)
+        else:
             self._move(child, event.event, "" if event.fault is None else str(event.fault))
 
-
-_HANDLERS = {
-    m.Boot: Core._on_boot,
-    m.Halt: Core._on_halt,
-    m.Started: Core._on_started,
-    m.Ignored: Core._on_ignored,
-    m.StartFailed: Core._on_start_failed,
-    m.Exited: Core._on_exited,
-    m.Gone: Core._on_gone,
-    m.TimerFired: Core._on_timer,
-    m.Progressed: Core._on_progressed,
-    m.Reported: Core._on_reported,
-    m.Call: Core._called,
-}
+    _HANDLERS: ClassVar[dict[type, Callable[[Core, Any], None]]] = {
+        m.Boot: _on_boot,
+        m.Halt: _on_halt,
+        m.Started: _on_started,
+        m.Prepared: _on_prepared,
+        m.Ignored: _on_ignored,
+        m.StartFailed: _on_start_failed,
+        m.Exited: _on_exited,
+        m.Gone: _on_gone,
+        m.TimerFired: _on_timer,
+        m.Progressed: _on_progressed,
+        m.Reported: _on_reported,
+        m.Call: Calls._called,  # noqa: SLF001 - its own, one class up
+    }

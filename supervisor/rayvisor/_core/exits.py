@@ -29,6 +29,10 @@ class Exit(NamedTuple):
     word: str = ""
     """For a shutdown "with a word" (OTP: ``{shutdown, Word}``); for a fault without a record its name."""
     fault: Fault | None = None
+    child: str = ""
+    """For a supervisor that could not start: the id of the child whose start failed."""
+    below: Exit | None = None
+    """And how that start failed."""
 
     @property
     def abnormal(self) -> bool:
@@ -43,6 +47,8 @@ class Exit(NamedTuple):
     def __str__(self) -> str:
         if self.fault is not None:
             return str(self.fault)
+        if self.below is not None:
+            return f"{self.child!r} could not be started: {self.below}"
         return f"{self.kind}({self.word})" if self.word else str(self.kind.value)
 
 
@@ -52,7 +58,7 @@ KILLED = Exit(ExitKind.KILLED)
 
 
 def crashed(fault: Fault) -> Exit:
-    """The exit that ``fault`` makes: an intended end is normal, everything else abnormal."""
+    """Make the exit of a fault: an intended end is normal, everything else abnormal."""
     if fault.fault_class is FaultClass.INTENDED:
         return Exit(ExitKind.NORMAL, fault=fault)
     return Exit(ExitKind.FAULT, fault=fault)

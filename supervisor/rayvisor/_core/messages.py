@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
     from rayvisor.faults import Fault
-    from rayvisor.specs import ChildSpec, Shutdown
+    from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
     from statecharts import Configuration
 
 # --- events -----------------------------------------------------------------------------------
@@ -33,6 +33,18 @@ class Started(NamedTuple):
 
     child: str
     incarnation: int
+
+
+class Prepared(NamedTuple):
+    """A supervisor whose spec is made when it starts has it (OTP: ``init`` has returned).
+
+    Answers the [`Start`][] of a child whose start spec has the kind ``"supervisor"``; StartFailed and
+    Ignored answer it as well.
+    """
+
+    child: str
+    incarnation: int
+    spec: SupervisorSpec
 
 
 class Ignored(NamedTuple):
@@ -102,6 +114,8 @@ class Verb(StrEnum):
     GET_CHILDSPEC = "get_childspec"
     PAUSE = "pause"
     RESUME = "resume"
+    UPDATE = "update"
+    """Another SupervisorSpec comes into force; nothing is started or ended by it (OTP: code_change)."""
 
 
 class Call(NamedTuple):
@@ -114,7 +128,18 @@ class Call(NamedTuple):
 
 
 Event = (
-    Boot | Halt | Started | Ignored | StartFailed | Exited | Gone | TimerFired | Progressed | Reported | Call
+    Boot
+    | Halt
+    | Started
+    | Prepared
+    | Ignored
+    | StartFailed
+    | Exited
+    | Gone
+    | TimerFired
+    | Progressed
+    | Reported
+    | Call
 )
 
 # --- effects ----------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import count
+from abc import ABC, abstractmethod
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from rayvisor._core import messages as m
-from rayvisor._core.exits import SHUTDOWN, Exit
+from rayvisor._core.exits import KILLED, SHUTDOWN, Exit
 from rayvisor._core.tree import After, Child, Phase, Supervisor
-from rayvisor.specs import Restart, SupervisorSpec
+from rayvisor.errors import ChildStartError
+from rayvisor.specs import SupervisorSpec
 from statecharts import compile_chart
 from statecharts.lifecycles import CHARTS
 
@@ -21,9 +23,20 @@ __all__ = ["Motions"]
 
 _TABLES = {name: compile_chart(CHARTS[name]) for name in ("actor", "engine")}
 
+_GRAVES = 100_000
+"""How many numbers of forgotten children are kept one by one."""
 
-class Motions:
-    """What happens to one child at a time; what it means for its siblings is decided above."""
+
+class Motions(ABC):
+    """What happens to one child at a time; what it means for its siblings is decided above.
+
+    Parameters
+    ----------
+    spec
+        The root supervisor.
+    random
+        Where jitter comes from.
+    """
 
     def __init__(self, spec: SupervisorSpec, random: Random) -> None:
         self.random = random
@@ -36,7 +49,43 @@ class Motions:
         self._timers: dict[int, Child] = {}
         self._timer_ids = count(1)
         # Incarnation numbers of children whose spec is gone: a number is never used twice for a path.
-        self._tombs: dict[str, int] = {}
+        self._graves: dict[str, int] = {}
+        self._floor = 0
+
+    # --- what is decided above ----------------------------------------------------------------
+
+    @abstractmethod
+    def _boot(self, supervisor: Supervisor) -> None: ...
+
+    @abstractmethod
+    def _boot_step(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _came_up(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _start_failed(self, child: Child, exit: Exit, *, gone: bool) -> None: ...  # noqa: A002 - OTP's word
+
+    @abstractmethod
+    def _died(self, child: Child, exit: Exit, *, gone: bool) -> None: ...  # noqa: A002 - OTP's word
+
+    @abstractmethod
+    def _judge(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _landed(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _retry(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _retry_due(self, child: Child) -> None: ...
+
+    @abstractmethod
+    def _called(self, call: m.Call) -> None: ...
+
+    @abstractmethod
+    def _halt(self, supervisor: Supervisor, exit: Exit) -> None: ...  # noqa: A002 - OTP's word
 
     # --- children ---------------------------------------------------------------------------
 
@@ -44,7 +93,7 @@ class Motions:
         """Add a child to the end of its supervisor's list."""
         path = parent.path_of(spec.id)
         table = _TABLES["engine" if getattr(spec.start, "kind", "") == "engine" else "actor"]
-        child = Child(path, spec, parent, table, self._tombs.pop(path, 0))
+        child = Child(path, spec, parent, table, self._graves.pop(path, self._floor))
         if spec.standby:
             child.configuration = table.step(table.initial, "standby") or table.initial
         parent.children[spec.id] = child
@@ -58,25 +107,29 @@ class Motions:
         child.forgotten = True
         self._drop_timer(child)
         child.parent.children.pop(child.spec.id, None)
-        self.children.pop(child.path, None)
-        self._tombs[child.path] = child.incarnation
-        if child.subtree is not None:
-            self._dissolve(child.subtree)
+        self._bury(child)
         self._out.append(m.Forgotten(child.path))
 
     def _dissolve(self, supervisor: Supervisor) -> None:
         """Drop an ended supervisor's children from the index; its next incarnation makes its own."""
         for child in supervisor.children.values():
-            self._tombs[child.path] = child.incarnation
-            self.children.pop(child.path, None)
-            if child.subtree is not None:
-                self._dissolve(child.subtree)
+            self._bury(child)
         self.supervisors.pop(supervisor.path, None)
+
+    def _bury(self, child: Child) -> None:
+        self.children.pop(child.path, None)
+        self._graves[child.path] = child.incarnation
+        if child.subtree is not None:
+            self._dissolve(child.subtree)
+        if len(self._graves) > _GRAVES:
+            # Memory stays bounded: of the oldest half only the highest number is kept, for all.
+            for path in list(islice(self._graves, _GRAVES // 2)):
+                self._floor = max(self._floor, self._graves.pop(path))
 
     def _live(self, path: str, incarnation: int) -> Child | None:
         """Return the child if this is its current incarnation: the fence every report passes."""
         child = self.children.get(path)
-        return child if child is not None and child.incarnation == incarnation else None
+        return child if child is not None and child.incarnation == incarnation and child.begun else None
 
     # --- charts -----------------------------------------------------------------------------
 
@@ -101,20 +154,26 @@ class Motions:
         child.begun = True
         child.restarting = False
         child.progressed = False
+        child.asked = False
         child.up_since = None
         child.after = After.REST
         if not self._move(child, "start"):
             # A fresh child is in STARTING from the beginning; what watches is told all the same.
             here = child.configuration
             self._out.append(m.Changed(child.path, child.incarnation, "start", here, here))
+        if child.subtree is not None:
+            self._dissolve(child.subtree)
+            child.subtree = None
         if isinstance(child.spec.start, SupervisorSpec):
-            if child.subtree is not None:
-                self._dissolve(child.subtree)
-            child.subtree = subtree = Supervisor(child.path, child.spec.start, child)
-            self.supervisors[child.path] = subtree
-            self._boot(subtree)
+            self._grow(child, child.spec.start)
         else:
             self._out.append(m.Start(child.path, child.incarnation, child.spec, child.exit))
+
+    def _grow(self, child: Child, spec: SupervisorSpec) -> None:
+        """Bring up the subtree of a child that is a supervisor."""
+        child.subtree = subtree = Supervisor(child.path, spec, child)
+        self.supervisors[child.path] = subtree
+        self._boot(subtree)
 
     def _stop(self, child: Child, after: After, reason: str = "shutdown") -> None:
         """End what there is of a child; `_landed` follows once it is proven gone."""
@@ -127,28 +186,16 @@ class Motions:
             return
         if child.configuration.leaf == "STOPPING":
             return  # its end is under way already, only its meaning changes
+        child.asked = True
         self._move(child, "stop", reason)
-        if child.subtree is not None:
-            self._halt(child.subtree, SHUTDOWN)
-        else:
-            self._out.append(m.Stop(child.path, child.incarnation, child.spec.ending, reason))
-
-    def _landed(self, child: Child) -> None:
-        """Go on with a child of which nothing is left."""
-        raise AssertionError  # pragma: no cover - defined by the upper half
-
-    def _boot(self, supervisor: Supervisor) -> None:
-        raise AssertionError  # pragma: no cover - defined by the upper half
-
-    def _halt(self, supervisor: Supervisor, exit: Exit) -> None:  # noqa: A002 - OTP's word
-        raise AssertionError  # pragma: no cover - defined by the upper half
-
-    def _rest(self, child: Child, event: str) -> None:
-        """Put a child that is down into a final leaf, or drop it if it is temporary."""
-        if not self._move(child, event) and child.configuration.leaf == "BACKOFF":
-            self._move(child, "stop")
-        if child.spec.restart is Restart.TEMPORARY:
-            self._forget(child)
+        ending = child.spec.ending
+        subtree = child.subtree
+        if subtree is None:
+            self._out.append(m.Stop(child.path, child.incarnation, ending, reason))
+            return
+        self._halt(subtree, KILLED if ending.seconds is None else SHUTDOWN)
+        if subtree.phase is Phase.STOPPING and ending.seconds is not None and not ending.endless:
+            self._set_timer(child, ending.seconds)  # then it is killed, and its children end side by side
 
     # --- timers and answers -----------------------------------------------------------------
 
@@ -164,11 +211,18 @@ class Motions:
             self._out.append(m.CancelTimer(child.timer))
             child.timer = 0
 
-    def _answer(self, child: Child, value: object, error: Exception | None = None) -> None:
-        """Answer every call that waits for this child."""
-        calls, child.calls = child.calls, ()
-        for call in calls:
-            self._out.append(m.Reply(call, value, error))
+    def _refuse_starter(self, child: Child, exit: Exit | None) -> None:  # noqa: A002 - OTP's word
+        """Tell who asked for a start that nothing came of it."""
+        starter, child.starter = child.starter, None
+        if starter is not None:
+            fault = None if exit is None else exit.fault
+            self._out.append(m.Reply(starter.call, None, ChildStartError(child.path, fault, exit)))
 
-    def _active(self, supervisor: Supervisor) -> bool:
-        return supervisor.phase is Phase.STARTING or supervisor.phase is Phase.RUNNING
+    def _answer_waiting(self, child: Child) -> None:
+        """Go on with the calls that waited for a child to be down."""
+        waiting, child.waiting = child.waiting, ()
+        for call in waiting:
+            if call.verb is m.Verb.TERMINATE_CHILD:
+                self._out.append(m.Reply(call.call, None))
+            else:
+                self._called(call)

@@ -9,10 +9,13 @@ from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from rayvisor._core.exits import ExitKind
 from rayvisor._core.window import Window
+from rayvisor.specs import Restart, Strategy
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
+    from rayvisor._core.messages import Call
     from rayvisor.specs import ChildSpec, SupervisorSpec
     from statecharts import Configuration, Table
 
@@ -53,12 +56,11 @@ class Child:
     """One child for good; ``incarnation`` counts its starts."""
 
     __slots__ = (
-        "added_by_call",
         "after",
+        "asked",
         "attempt",
         "barren",
         "begun",
-        "calls",
         "configuration",
         "counted",
         "delay",
@@ -71,15 +73,18 @@ class Child:
         "progressed",
         "restarting",
         "spec",
-        "started_by_call",
+        "starter",
         "subtree",
         "table",
         "timer",
         "unjudged",
         "up_since",
+        "waiting",
     )
 
-    def __init__(self, path: str, spec: ChildSpec, parent: Supervisor, table: Table, incarnation: int) -> None:
+    def __init__(
+        self, path: str, spec: ChildSpec, parent: Supervisor, table: Table, incarnation: int
+    ) -> None:
         self.path = path
         self.spec = spec
         self.parent = parent
@@ -96,6 +101,8 @@ class Child:
         # Ended while a group restart was under way: what that means is decided after it.
         self.unjudged = False
         self.forgotten = False
+        # This incarnation was told to end; it did not end by itself.
+        self.asked = False
         self.progressed = False
         self.barren = 0
         self.attempt = 0
@@ -104,9 +111,14 @@ class Child:
         self.timer = 0
         self.up_since: float | None = None
         self.failing_since: float | None = None
-        self.calls: tuple[int, ...] = ()
-        self.started_by_call = False
-        self.added_by_call = False
+        # The call that began the start under way, and the calls that wait for the child to be down.
+        self.starter: Call | None = None
+        self.waiting: tuple[Call, ...] = ()
+
+    @property
+    def disposable(self) -> bool:
+        """Whether its spec goes with its process (OTP R4, D3)."""
+        return self.spec.restart is Restart.TEMPORARY or self.parent.simple
 
 
 class Supervisor:
@@ -114,11 +126,14 @@ class Supervisor:
 
     __slots__ = (
         "boot_failure",
+        "came_up",
         "children",
         "deferred",
+        "ending",
         "exit",
         "gave_up",
         "group",
+        "instances",
         "origin",
         "outstanding",
         "owner",
@@ -136,6 +151,7 @@ class Supervisor:
         self.owner = owner
         self.children: dict[str, Child] = {}
         self.phase = Phase.DOWN
+        self.came_up = False
         self.window = Window()
         self.exit: Exit | None = None
         self.gave_up = ""
@@ -145,9 +161,29 @@ class Supervisor:
         self.queue: deque[Child] = deque()
         self.outstanding: set[str] = set()
         self.group: GroupRestart | None = None
-        self.deferred: deque[Child] = deque()
-        # Starts are being handed out further up the stack: a start that succeeds at once must not recurse.
+        # Ends and retries that wait for the group restart under way: child and incarnation.
+        self.deferred: deque[tuple[Child, int]] = deque()
+        # How many instances of its template it has named itself.
+        self.instances = 0
+        # Starts, or stops, are being handed out further up the stack: one that is done at once (a
+        # supervisor without children) must not recurse.
         self.pumping = False
+        self.ending = False
+
+    @property
+    def simple(self) -> bool:
+        """Whether its children are instances of a template (OTP: ``simple_one_for_one``)."""
+        return self.spec.strategy is Strategy.SIMPLE_ONE_FOR_ONE
+
+    @property
+    def killed(self) -> bool:
+        """Whether it did not end in order: its children end side by side."""
+        return self.exit is not None and self.exit.kind is ExitKind.KILLED
+
+    @property
+    def active(self) -> bool:
+        """Whether it still starts and restarts children."""
+        return self.phase is Phase.RUNNING or self.phase is Phase.STARTING
 
     def path_of(self, identity: str) -> str:
         """Path of the child with this id."""
@@ -157,13 +193,26 @@ class Supervisor:
 class GroupRestart:
     """A restart of several siblings: stop in reverse, perhaps wait, start in order."""
 
-    __slots__ = ("delay", "failed", "failure", "outstanding", "starting", "to_start", "to_stop")
+    __slots__ = (
+        "delay",
+        "failed",
+        "failure",
+        "members",
+        "outstanding",
+        "pumping",
+        "starting",
+        "to_start",
+        "to_stop",
+    )
 
     def __init__(self, failed: Child, members: list[Child], delay: float) -> None:
         self.failed = failed
         self.delay = delay
+        # Who is still to be stopped or started by it; who is terminated by hand meanwhile leaves.
+        self.members = set(members)
         self.to_stop = members
         self.to_start: deque[Child] = deque()
         self.starting = False
+        self.pumping = False
         self.outstanding: set[str] = set()
         self.failure: Child | None = None
