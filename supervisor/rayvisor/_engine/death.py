@@ -16,7 +16,7 @@ from rayvisor._engine.wire import Died
 __all__ = ["describe_death", "log_tail", "read_log"]
 
 _MOST_READ_BYTES = 1 << 20
-_LOG_SECONDS = 0.06
+_LOG_SECONDS = 0.1
 _LOG_TICK_SECONDS = 0.002
 
 
@@ -66,30 +66,31 @@ async def describe_death(
     """
     until = time.monotonic() + _LOG_SECONDS
     while True:
-        # Its last lines are written while its end is being noticed: they are worth a few milliseconds.
-        text = read_log(log_file, since)
-        causes, traceback = log_causes(text)
         ended = tree.deaths[0] if tree.deaths else None
-        code, number = (None, None) if ended is None else _how(ended, text, exit_code_of)
-        if number is not None or (causes and ended is not None) or time.monotonic() >= until:
+        text = read_log(log_file, since)
+        code, number = (None, None) if ended is None else _how(ended, tree, text, exit_code_of)
+        # How it ended, and its last lines, may come a moment later than the news that it has.
+        if (code, number) != (None, None) or time.monotonic() >= until:
             break
         await asyncio.sleep(_LOG_TICK_SECONDS)
     chain = [*outer, ("EngineDied", f"the engine ended by itself while {doing}")]
+    traceback = ""
     if ended is not None:
-        killed = _killed(ended, code, number)
-        if number is not None or not causes:
-            # Whatever the others had to say followed from this.
-            chain.append(killed)
-            traceback = ""
-        else:
-            chain += [killed, *causes]
-    else:
-        chain += causes
+        chain.append(_killed(ended, code, number))
+    if number is None:
+        # When a worker went first, what the others had to say followed from it.
+        worker = ended.process.pid if ended is not None and "Worker" in ended.process.name else None
+        causes, traceback = log_causes(text, worker)
+        chain += [cause for cause in causes if cause not in chain]
     return Died(incarnation, tuple(chain), traceback, code, number, doing, log_tail(log_file), log_file)
 
 
-def _how(ended: Ended, text: str, exit_code_of: Callable[[int], int | None]) -> tuple[int | None, int | None]:
+def _how(
+    ended: Ended, tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
+) -> tuple[int | None, int | None]:
     code, number = ended.exit_code, ended.signal
+    if code is None and number is None:
+        code, number = tree.how_it_ended(ended.process.pid)
     if code is None and number is None:
         found = exit_code_of(ended.process.pid)
         if found is None and "Worker" in ended.process.name:

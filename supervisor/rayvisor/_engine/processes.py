@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -27,7 +30,13 @@ TAG = "RAYVISOR_ENGINE"
 
 _POLL_SECONDS = 0.02
 _SAME_START_SECONDS = 0.5
-_SPAWNED = "spawned"
+_SPAWNED = "starting::process"
+
+
+# linux/pidfd.h: struct pidfd_info as of its first version, and the ioctl that fills it.
+_PIDFD_INFO = struct.Struct("=QQ11Ii")
+_PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
+_PIDFD_INFO_EXIT = 1 << 3
 
 
 class Ended(NamedTuple):
@@ -65,19 +74,28 @@ class _Held:
                 os.kill(self.process.pid, signal.SIGKILL)
 
     def how_it_ended(self) -> tuple[int | None, int | None]:
-        """Exit code and signal, where the process is our child and nobody has waited for it yet."""
-        if self.fd < 0:
+        """Exit code and signal, as far as the system tells at this moment."""
+        status = self._wait_status()
+        if status is None:
             return None, None
-        try:
-            # WNOWAIT leaves the exit status to its owner: multiprocessing, or a Popen object.
-            found = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except OSError:
-            return None, None
-        if found is None:
-            return None, None
-        if found.si_code == os.CLD_EXITED:
-            return found.si_status, None
-        return None, found.si_status
+        if os.WIFSIGNALED(status):
+            return None, os.WTERMSIG(status)
+        return os.waitstatus_to_exitcode(status), None
+
+    def _wait_status(self) -> int | None:
+        # A zombie's status is the last field of its stat, for whoever may trace it, parent or not.
+        with contextlib.suppress(OSError, ValueError):
+            state, *_, status = _stat(self.process.pid)
+            if state == "Z":
+                return int(status)
+        # Once it has been waited for, newer kernels tell it through the pidfd.
+        with contextlib.suppress(OSError):
+            if self.fd >= 0:
+                asked = _PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13)
+                mask, *_, status = _PIDFD_INFO.unpack(fcntl.ioctl(self.fd, _PIDFD_GET_INFO, asked))
+                if mask & _PIDFD_INFO_EXIT:
+                    return int(status)
+        return None
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -106,7 +124,7 @@ class ProcessTree:
 
     @property
     def processes(self) -> tuple[ProcessId, ...]:
-        """All that were ever recorded, alive or not."""
+        """All that were recorded: those the engine cannot live without, alive or not, and helpers alive."""
         return tuple(held.process for held in self._held.values())
 
     @property
@@ -114,9 +132,18 @@ class ProcessTree:
         """Watched processes that have ended, first to last."""
         return tuple(self._deaths)
 
+    def how_it_ended(self, pid: int) -> tuple[int | None, int | None]:
+        """Exit code and signal of a recorded process: it may be known a moment after its death only."""
+        held = self._held.get(pid)
+        return (None, None) if held is None else held.how_it_ended()
+
     async def scan(self) -> None:
-        """Record and watch the processes that have come up since."""
+        """Record and watch the processes that have come up since; forget compilers that have gone."""
         self._record(await asyncio.to_thread(_find_below, os.getpid(), self._before, self.tag))
+        for pid, held in list(self._held.items()):
+            if not _is_essential(held.process.name) and not held.alive():
+                held.close()
+                del self._held[pid]
 
     async def sweep(self) -> None:
         """Record every process that carries the tag, whoever its parent is. Slower than ``scan``."""
@@ -162,6 +189,17 @@ class ProcessTree:
             if time.monotonic() >= until:
                 return left
             await asyncio.sleep(0.005)
+
+    async def all_gone(self, until: Callable[[], float]) -> bool:
+        """Wait until no recorded process runs any more, or that time on the monotonic clock has come.
+
+        The time is asked for again and again: it may be moved forward meanwhile.
+        """
+        while self.alive():
+            if time.monotonic() >= until():
+                return False
+            await asyncio.sleep(_POLL_SECONDS / 4)
+        return True
 
     def alive(self) -> tuple[ProcessId, ...]:
         """The recorded processes that run still."""
@@ -227,9 +265,14 @@ def process_id(pid: int) -> ProcessId:
     return ProcessId(pid, found.create_time(), _title(found.cmdline()))
 
 
+def _stat(pid: int) -> list[str]:
+    """Fields of a process's stat from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+
+
 def _is_essential(name: str) -> bool:
     """Whether an engine cannot live without this process, as opposed to a compiler that comes and goes."""
-    return "::" in name or name == _SPAWNED
+    return "::" in name
 
 
 def _title(command: list[str]) -> str:
@@ -237,7 +280,7 @@ def _title(command: list[str]) -> str:
         if "::" in word and " " not in word:
             return word
     if "--multiprocessing-fork" in command:
-        return _SPAWNED
+        return _SPAWNED  # it has not set its title yet
     return os.path.basename(command[0]) if command else ""  # noqa: PTH119 - a title need not be a path
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayvisor._engine.death import describe_death, log_tail
+from rayvisor._engine.ending import Ending
 from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
@@ -105,8 +106,7 @@ class SimEngine:
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()
         self._over = asyncio.Event()
-        self._stopping = False
-        self._stopped = asyncio.Lock()
+        self._ending = Ending(self._end)
         self._answers: dict[str, _Answers] = {}
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
@@ -130,7 +130,7 @@ class SimEngine:
             await self.stop(0.0)
             raise EngineStartFailed(self._failed_start(error)) from None
         await self._tree.scan()
-        if not self._ready.is_set() or self._stopping or self._tree.deaths:
+        if not self._ready.is_set() or self._ending.asked or self._tree.deaths:
             try:
                 self._go_on()
                 died = await self._last_words("starting")
@@ -152,24 +152,23 @@ class SimEngine:
 
     async def stop(self, grace: float) -> None:
         """End both processes, proven."""
-        self._stopping = True
+        await self._ending(grace)
+
+    async def _end(self) -> None:
         self._over.set()
-        async with self._stopped:
-            if self._sentinel is not None:
-                self._sentinel.cancel()
-            self._tree.unwatch()
-            self._fail_all(EngineGone("the engine was stopped"))
-            if self._transport is not None:
-                self._transport.close()  # the processes end when nobody speaks to them
-            until = time.monotonic() + grace
-            while grace > 0 and self._tree.alive() and time.monotonic() < until:
-                self._reap()
-                await asyncio.sleep(0.005)
-            left = await self._tree.end(_KILL_SECONDS, self._reap)
-            self._reap()
-            self._tree.close()
-            if left:
-                raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
+        if self._sentinel is not None:
+            self._sentinel.cancel()
+            self._sentinel = None
+        self._tree.unwatch()
+        self._fail_all(EngineGone("the engine was stopped"))
+        if self._transport is not None:
+            self._transport.close()  # the processes end when nobody speaks to them
+            await self._tree.all_gone(self._ending.kill_at)
+        left = await self._tree.end(_KILL_SECONDS, self._reap)
+        self._reap()
+        self._tree.close()
+        if left:
+            raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
 
     async def died(self) -> Died:
         """Why the engine ended by itself."""
@@ -273,7 +272,7 @@ class SimEngine:
             raise ValueError(f"model: {model} does not exist")
 
     def _go_on(self) -> None:
-        if self._stopping:
+        if self._ending.asked:
             raise EngineGone("the engine was stopped while starting")
 
     async def _launch(self) -> None:

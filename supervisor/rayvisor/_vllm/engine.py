@@ -1,0 +1,332 @@
+"""One incarnation of a vLLM engine, around ``vllm.v1.engine.async_llm.AsyncLLM``.
+
+vLLM's own view of its health is a flag in this process, set late or never: a stopped worker leaves it
+healthy, and a ``generate`` that waits when the engine is shut down waits for ever. So the processes are
+watched here, through pidfds, and every stream is ended from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import structlog
+
+from rayvisor._engine.death import describe_death, log_tail, read_log
+from rayvisor._engine.ending import Ending
+from rayvisor._engine.engine import (
+    EngineError,
+    EngineGone,
+    EngineStartFailed,
+    Report,
+    plain_causes,
+)
+from rayvisor._engine.last_words import log_causes
+from rayvisor._engine.processes import ProcessTree
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._vllm import launch
+from rayvisor._vllm.streams import Streams
+
+__all__ = ["VllmEngine"]
+
+log = structlog.get_logger("rayvisor.vllm")
+
+_T = TypeVar("_T")
+
+_SCAN_SECONDS = 0.1
+_REPORT_SECONDS = 2.0
+_KILL_SECONDS = 5.0
+_CLEANUP_SECONDS = 5.0
+_FLAG_SECONDS = 0.25
+
+
+class VllmEngine:
+    """One incarnation of a vLLM engine.
+
+    Parameters
+    ----------
+    incarnation
+        Which start this is.
+    arguments
+        Fields of vLLM's ``AsyncEngineArgs``.
+    log_file
+        Where the output of its processes goes; empty: a file in the temporary folder.
+    """
+
+    def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
+        self._incarnation = incarnation
+        self._arguments = dict(arguments)
+        self._log_file = log_file or _temporary_log()
+        self._since = 0
+        self._tree = ProcessTree(f"{os.getpid()}-{time.time_ns()}")
+        self._children: dict[int, BaseProcess] = {}
+        # One thread for as long as the engine lives: what ends a thread must not end its children.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
+        self._step: asyncio.Future[Any] | None = None
+        self._redirection = launch.Redirection(self._log_file)
+        self._llm: Any = None
+        self._streams: Streams | None = None
+        self._over = asyncio.Event()
+        self._ending = Ending(self._end)
+        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._sentinel: asyncio.Task[None] | None = None
+
+    # -- starting -------------------------------------------------------------------------------
+
+    async def start(self, report: Report) -> EngineInfo:
+        """Bring it up, in steps; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        began = time.monotonic()
+        try:
+            launch.check_arguments(self._arguments)
+            launch.prepare_environment(self._tree.tag)
+            report("importing", "vllm")
+            version = await self._in_thread(launch.vllm_version, lambda _: report("importing", "vllm"))
+            report("launching", str(self._arguments["model"]))
+            config = await self._in_thread(
+                lambda: launch.engine_config(self._arguments),
+                lambda _: report("launching", "checking the arguments"),
+            )
+            self._llm = await self._in_thread(
+                lambda: self._construct(config), lambda text: report(*launch.phase_of(text))
+            )
+            await self._first_answer()
+            self._streams = Streams(self._llm)
+            info = self._info(version, began)
+        except asyncio.CancelledError:
+            await self.stop(0.0)
+            raise
+        except Exception as error:  # noqa: BLE001 - it comes out as plain data
+            died = await self._failed_start(error)
+            await self.stop(0.0)
+            raise EngineStartFailed(died) from None
+        self._since = os.path.getsize(self._log_file)  # noqa: ASYNC240, PTH202 - what comes later in it is news
+        self._sentinel = asyncio.create_task(self._await_end())
+        report("ready", "")
+        return info
+
+    async def _in_thread(self, step: Callable[[], _T], progress: Callable[[str], None]) -> _T:
+        """Carry out one blocking step, unless a process dies or the start is called off meanwhile."""
+        self._go_on()
+        future: asyncio.Future[_T] = asyncio.get_running_loop().run_in_executor(self._thread, step)
+        self._step = future
+        reported = time.monotonic()
+        try:
+            while not future.done():
+                await asyncio.wait((future,), timeout=_SCAN_SECONDS)
+                self._go_on()
+                await self._look_around()
+                if self._tree.deaths and not future.done():
+                    # vLLM sees it too, and says more; but it is not waited for.
+                    await asyncio.wait((future,), timeout=_SCAN_SECONDS)
+                    if not future.done():
+                        raise EngineGone("a process of the engine ended while starting")
+                if time.monotonic() - reported >= _REPORT_SECONDS:
+                    reported = time.monotonic()
+                    progress(await asyncio.to_thread(log_tail, self._log_file))
+            return future.result()
+        finally:
+            self._redirection.off()
+            if future.done() and not future.cancelled():
+                future.exception()
+
+    def _construct(self, config: Any) -> Any:
+        self._redirection.on()
+        try:
+            llm = launch.construct(config, self._arguments)
+        finally:
+            self._redirection.off()
+        if self._ending.asked:
+            llm.shutdown(timeout=0)
+        return llm
+
+    async def _look_around(self) -> None:
+        await self._tree.scan()
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                self._children.setdefault(child.pid, child)
+        if self._children and self._tree.alive():
+            self._redirection.off()
+
+    async def _first_answer(self) -> None:
+        """Begin to read the engine's output, and see that it answers."""
+        # Without it a death before the first request would go unnoticed by vLLM's client.
+        self._llm._run_output_handler()  # noqa: SLF001
+        answer = asyncio.ensure_future(self._llm.get_supported_tasks())
+        await _first_of(answer, self._over.wait(), self._tree.first_death())
+        await self._look_around()
+        self._go_on()
+        if not answer.done() or self._tree.deaths:
+            raise EngineGone("the engine ended while starting")
+        answer.result()
+
+    def _info(self, version: str, began: float) -> EngineInfo:
+        config = self._llm.vllm_config
+        return EngineInfo(
+            engine="vllm",
+            version=version,
+            max_model_len=config.model_config.max_model_len,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            eos_token_ids=launch.eos_token_ids(self._llm),
+            processes=self.processes(),
+            startup_seconds=time.monotonic() - began,
+        )
+
+    def _go_on(self) -> None:
+        if self._ending.asked:
+            raise EngineGone("the engine was stopped while starting")
+
+    async def _failed_start(self, error: Exception) -> Died:
+        if self._tree.deaths:
+            outer = plain_causes(error) if not isinstance(error, EngineGone) else ()
+            return await self._describe("starting", outer)
+        text = await asyncio.to_thread(read_log, self._log_file)
+        from_log, traceback = log_causes(text)
+        return Died(
+            self._incarnation,
+            launch.start_causes(error, () if self._ending.asked else from_log),
+            traceback,
+            None,
+            None,
+            "starting",
+            log_tail(self._log_file),
+            self._log_file,
+            permanent=launch.is_permanent(error),
+        )
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    async def stop(self, grace: float) -> None:
+        """End it with its whole process tree, proven; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        await self._ending(grace)
+
+    async def _end(self) -> None:
+        self._over.set()
+        if self._sentinel is not None:
+            self._sentinel.cancel()
+            self._sentinel = None
+        self._tree.unwatch()
+        self._end_streams("the engine was stopped")
+        await self._tree.scan()
+        cleanup = None
+        if self._llm is not None:
+            cleanup = self._shut_down(self._llm)
+            await self._tree.all_gone(self._ending.kill_at)
+        left = await self._tree.end(_KILL_SECONDS, self._reap)
+        # The step that was under way, and vLLM's own cleaning up, end soon after the processes.
+        rest = [each for each in (self._step, cleanup) if each is not None and not each.done()]
+        if rest:
+            _, pending = await asyncio.wait(rest, timeout=_CLEANUP_SECONDS)
+            for each in pending:
+                log.warning("vllm.thread.left_over", incarnation=self._incarnation)
+                each.add_done_callback(self._end_late)
+            left = await self._tree.end(_KILL_SECONDS, self._reap)
+        self._tree.close()
+        self._thread.shutdown(wait=False)
+        self._llm = None
+        if left:
+            raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
+
+    def _shut_down(self, llm: Any) -> asyncio.Future[Any]:
+        patience = max(0.0, self._ending.kill_at() - time.monotonic())
+        if not patience:
+            self._tree.kill()
+        cleanup = asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: llm.shutdown(timeout=patience)
+        )
+        cleanup.add_done_callback(_retrieve)
+        return cleanup
+
+    def _end_late(self, step: asyncio.Future[Any]) -> None:
+        """Whatever an abandoned step has brought up is ended as soon as the step is over."""
+        _retrieve(step)
+        for child in multiprocessing.active_children():
+            if child.pid in self._children:
+                child.kill()
+
+    async def _await_end(self) -> None:
+        flag = asyncio.create_task(self._watch_flag())
+        try:
+            await _first_of(flag, self._over.wait(), self._tree.first_death())
+        finally:
+            flag.cancel()
+        if self._ending.asked:
+            return
+        self._over.set()
+        self._end_streams("the engine has died")
+        died = await self._describe("serving", ())
+        if not self._died.done():
+            self._died.set_result(died)
+
+    def _end_streams(self, message: str) -> None:
+        if self._streams is not None:
+            self._streams.end(message)
+
+    async def _watch_flag(self) -> None:
+        """Return when vLLM itself says that its engine is dead, be its processes alive or not."""
+        handler = self._llm.output_handler
+        while not self._llm.errored:
+            await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
+
+    async def _describe(self, doing: str, outer: tuple[tuple[str, str], ...]) -> Died:
+        return await describe_death(
+            self._incarnation, self._tree, self._log_file, doing, self._exit_code, self._since, outer
+        )
+
+    def _exit_code(self, pid: int) -> int | None:
+        child = self._children.get(pid)
+        return None if child is None else child.exitcode
+
+    def _reap(self) -> None:
+        for child in self._children.values():
+            child.is_alive()  # waits, without blocking, for one that has ended
+
+    async def died(self) -> Died:
+        """Why it ended by itself."""
+        return await asyncio.shield(self._died)
+
+    def processes(self) -> tuple[ProcessId, ...]:
+        """EngineCore, the workers, and what else they have started."""
+        return self._tree.processes
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+        """Tokens of one order; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        if self._streams is None:
+            raise EngineGone("the engine does not run")
+        return self._streams.generate(order)
+
+    async def abort(self, requests: Sequence[str]) -> None:
+        """End these requests: their ``generate`` ends without a finish reason."""
+        if self._streams is not None:
+            await self._streams.abort(requests)
+
+
+async def _first_of(*awaitables: Any) -> None:
+    """Wait until one of them is over; the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        error = future.exception()
+        if error is not None:
+            log.warning("vllm.thread.failed", error=f"{type(error).__name__}: {error}")
+
+
+def _temporary_log() -> str:
+    descriptor, name = tempfile.mkstemp(prefix="rayvisor-vllm-", suffix=".log")
+    os.close(descriptor)
+    return name
