@@ -74,6 +74,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     lazy={
+        "demo": LazyCommand("rayvisor.cli.demo:demo", "Kill an engine in the middle of several streams."),
         "chart": LazyCommand("rayvisor.cli.chart:chart", "Render a lifecycle as a diagram or a table."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

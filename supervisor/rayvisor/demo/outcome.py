@@ -23,6 +23,7 @@ class Reading:
     finish_reason: str | None = None
     seed: int | None = None
     error: str = ""
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,19 @@ class Verdict:
     duplicated: bool
     mismatched: bool
 
+    at: int | None = None
+    """The first token that differs."""
+
     @property
     def good(self) -> bool:
         """Whether nothing is wrong with it."""
         return not (self.lost or self.duplicated or self.mismatched)
+
+    def __str__(self) -> str:
+        if self.good:
+            return "the same as without a fault"
+        wrong = [name for name in ("lost", "duplicated", "mismatched") if getattr(self, name)]
+        return ", ".join(wrong) + (f" (token {self.at} differs)" if self.at is not None else "")
 
 
 def judge(reading: Reading, tokens: Sequence[int], text: str) -> Verdict:
@@ -46,13 +56,14 @@ def judge(reading: Reading, tokens: Sequence[int], text: str) -> Verdict:
     others, or the text is not theirs.
 
     >>> judge(Reading("greedy", "", tokens=[1, 2, 2], text="abb", finish_reason="stop"), [1, 2], "ab")
-    Verdict(lost=False, duplicated=True, mismatched=True)
+    Verdict(lost=False, duplicated=True, mismatched=False, at=None)
     """
     lost = reading.finish_reason is None or len(reading.tokens) < len(tokens)
     duplicated = len(reading.tokens) > len(tokens)
     common = min(len(reading.tokens), len(tokens))
-    mismatched = reading.tokens[:common] != list(tokens[:common]) or (not lost and reading.text != text)
-    return Verdict(lost, duplicated, mismatched)
+    at = next((n for n in range(common) if reading.tokens[n] != tokens[n]), None)
+    whole = not lost and not duplicated
+    return Verdict(lost, duplicated, at is not None or (whole and reading.text != text), at)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -95,16 +95,18 @@ async def run_demo(
             )
         ]
     )
-    seen: set[ProcessId] = set()
     audience.stage("starting Ray")
+    supervisor = Supervisor(spec, seed=seed, ray_options={"num_cpus": 2})
+    demo = _Demo(supervisor, outcome, audience)
     try:
-        async with Supervisor(spec, seed=seed, ray_options={"num_cpus": 2}) as supervisor:
-            demo = _Demo(supervisor, supervisor["llm"], outcome, audience, seen)
-            await demo.run(make_requests(requests, seed), victim(fault))
-            audience.stage("stopping")
-    except RayvisorError as error:
-        outcome.error = str(error)
-    outcome.processes_left = await _left(seen)
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(demo.watch, supervisor.watch())
+            async with supervisor:
+                await demo.run(make_requests(requests, seed), victim(fault))
+                audience.stage("stopping")
+    except* RayvisorError as errors:
+        outcome.error = "; ".join(str(error) for error in errors.exceptions)
+    outcome.processes_left = await _left(demo.seen)
     audience.outcome(outcome)
     return outcome
 
@@ -112,19 +114,11 @@ async def run_demo(
 class _Demo:
     """One run, inside its supervisor."""
 
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        pool: EnginePool,
-        outcome: Outcome,
-        audience: Audience,
-        seen: set[ProcessId],
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, outcome: Outcome, audience: Audience) -> None:
         self.supervisor = supervisor
-        self.pool = pool
         self.outcome = outcome
         self.audience = audience
-        self.seen = seen
+        self.seen: set[ProcessId] = set()
         self.readings: list[Reading] = []
         self.injected_at: float | None = None
         self.wanted = 0
@@ -136,12 +130,9 @@ class _Demo:
         self.wanted = sum(request.params["max_tokens"] for request in requests)
         self.audience.readings(self.readings)
         self.audience.stage(f"streaming {len(requests)} requests")
-        async with anyio.create_task_group() as watching:
-            watching.start_soon(self._watch)
-            async with anyio.create_task_group() as streams:
-                for request, reading in zip(requests, self.readings, strict=True):
-                    streams.start_soon(self._read, request, reading, victim)
-            watching.cancel_scope.cancel()
+        async with anyio.create_task_group() as streams:
+            for request, reading in zip(requests, self.readings, strict=True):
+                streams.start_soon(self._read, request, reading, victim)
         self._note_processes()
         await self._compare(requests)
 
@@ -182,8 +173,15 @@ class _Demo:
             self.outcome.recover_ms = round(seconds * 1000, 1)
             self.audience.recovered(seconds)
 
-    async def _watch(self) -> None:
-        async for record in self.supervisor.watch():
+    @property
+    def pool(self) -> EnginePool:
+        """The demo's only pool."""
+        pool: EnginePool = self.supervisor["llm"]
+        return pool
+
+    async def watch(self, records: AsyncIterator[r.Record]) -> None:
+        """Pass on what happens, and take the figures from it."""
+        async for record in records:
             self.audience.record(record)
             if isinstance(record, r.FaultSeen) and not self.outcome.root_cause:
                 self.outcome.root_cause = str(record.fault.root)
@@ -208,6 +206,7 @@ class _Demo:
                     verdict = judge(self.readings[n], result.token_ids, result.text)
                     same += verdict.good
                     if size == len(requests):
+                        self.readings[n].verdict = verdict
                         self.outcome.completed += self.readings[n].finish_reason is not None
                         self.outcome.lost += verdict.lost
                         self.outcome.duplicated += verdict.duplicated

@@ -1,0 +1,213 @@
+"""How the demo is shown: lines that read like a log, or a live view on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rayvisor import records as r
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rayvisor.demo.outcome import Outcome, Reading
+
+__all__ = ["Lines", "LiveView", "summary"]
+
+_STATE_STYLES = {"ALIVE": "green", "PAUSED": "yellow", "RESTARTING": "cyan", "DEAD": "red"}
+_KEPT_LINES = 14
+_REFRESHES = 10
+_PHASE_SECONDS = 2.0
+
+
+class Lines:
+    """One line for each thing that happens: for pipes, files and logs.
+
+    Parameters
+    ----------
+    write
+        Takes a line.
+    label
+        Says so if the engine is simulated.
+    """
+
+    def __init__(self, write: Callable[[str], object], label: str) -> None:
+        self._write = write
+        self._began = time.monotonic()
+        self._told: dict[str, float] = {}
+        self._readings: list[Reading] = []
+        self._label = label
+        self.line("demo", f"rayvisor demo on {label}")
+
+    def line(self, topic: str, text: str) -> None:
+        """Write a line with the time since the start."""
+        self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {text}")
+
+    def stage(self, text: str) -> None:
+        self.line("demo", text)
+
+    def record(self, record: r.Record) -> None:
+        match record:
+            case r.FaultSeen(fault=fault):
+                self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
+            case r.DecisionMade():
+                delay = f"after {record.delay:.2f} s" if record.delay else "at once"
+                self.line(
+                    "decided",
+                    f"{record.child}: {record.decision} {delay}: {record.why}, "
+                    f"{record.restarts} of {record.intensity} restarts used",
+                )
+            case r.StateChanged():
+                self.line("state", f"{record.child} #{record.incarnation}: {record.before} -> {record.after} ({record.event})")
+            case r.StartProgressed():
+                self._progress(record)
+            case _:
+                pass
+
+    def _progress(self, record: r.StartProgressed) -> None:
+        """A phase when it begins, and every few seconds while it lasts."""
+        key = f"{record.child}#{record.incarnation} {record.phase}"
+        now = time.monotonic()
+        if now - self._told.get(key, 0.0) >= _PHASE_SECONDS:
+            self._told[key] = now
+            self.line("starting", f"{record.child} #{record.incarnation}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")
+
+    def injected(self, what: str, after: int, of: int) -> None:
+        self.line("FAULT", f"{what}, after {after} of {of} tokens")
+
+    def readings(self, readings: list[Reading]) -> None:
+        self._readings = readings
+
+    def recovered(self, seconds: float) -> None:
+        self.line("recovered", f"first new token {seconds:.2f} s after the fault")
+
+    def outcome(self, outcome: Outcome) -> None:
+        for number, reading in enumerate(self._readings):
+            self.line("stream", f"{number} ({reading.kind}): {_seamed(reading)}: {reading.verdict}")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class LiveView(Lines):
+    """The same facts on a terminal: the child's state, what was decided, and the streams as they grow."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self._kept: list[Text] = []
+        self._state = "RESTARTING.STARTING"
+        self._incarnation = 1
+        self._phase = ""
+        self._stage = ""
+        self._live: Live | None = None
+        super().__init__(self._keep, label)
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=_REFRESHES, transient=False
+        )
+        self._live.start()
+
+    def _keep(self, line: str) -> None:
+        topic = line.partition("] ")[2].partition(" ")[0]
+        style = {"FAULT": "bold red", "fault": "red", "decided": "yellow", "recovered": "bold green"}.get(topic, "")
+        self._kept.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
+        del self._kept[:-_KEPT_LINES]
+
+    def stage(self, text: str) -> None:
+        self._stage = text
+        super().stage(text)
+
+    def record(self, record: r.Record) -> None:
+        if isinstance(record, r.StateChanged) and record.child == "llm/1":
+            self._state, self._incarnation, self._phase = record.after, record.incarnation, ""
+        if isinstance(record, r.StartProgressed):
+            self._phase = f"{record.phase} {record.detail}, {record.elapsed:.0f} s"
+        super().record(record)
+
+    def outcome(self, outcome: Outcome) -> None:
+        del outcome  # the streams are on the screen
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> RenderableType:
+        style = _STATE_STYLES.get(self._state.partition(".")[0], "")
+        head = Text.assemble(
+            ("llm/1 ", "bold"),
+            (f"incarnation {self._incarnation}  ", ""),
+            (self._state, f"bold {style}"),
+            (f"  {self._phase}" if self._phase else "", "dim"),
+        )
+        streams = Table.grid(padding=(0, 1), expand=True)
+        streams.add_column(width=10, no_wrap=True)
+        streams.add_column(ratio=1)
+        for reading in self._readings[:8]:
+            streams.add_row(Text(reading.kind, style="dim"), _coloured(reading))
+        parts: list[RenderableType] = [
+            Panel(head, title=f"rayvisor demo on {self._label}", subtitle=self._stage, title_align="left"),
+        ]
+        if self._readings:
+            more = len(self._readings) - 8
+            title = "streams (green: after the fault)" + (f", and {more} more" if more > 0 else "")
+            parts.append(Panel(streams, title=title, title_align="left"))
+        parts.append(Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left"))
+        return Group(*parts)
+
+
+def _coloured(reading: Reading, width: int = 200) -> Text:
+    """The end of a stream, each incarnation's part in its own colour."""
+    text = Text(overflow="fold")
+    text.append(reading.prompt, style="dim")
+    cuts = [0, *reading.seams, len(reading.text)]
+    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        if number:
+            text.append("│", style="bold red")
+        text.append(reading.text[start:end], style="green" if number else "")
+    plain = len(text)
+    return text[max(0, plain - width) :] if plain > width else text
+
+
+def _seamed(reading: Reading, around: int = 40) -> str:
+    if reading.error:
+        return reading.error
+    if not reading.seams:
+        return repr(reading.text[:around])
+    seam = reading.seams[0]
+    return f"...{reading.text[max(0, seam - around) : seam]!r} | {reading.text[seam : seam + around]!r}..."
+
+
+def summary(outcome: Outcome) -> Table:
+    """The table at the end."""
+    table = Table(title=f"{outcome.fault} on {outcome.engine}, seed {outcome.seed}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+
+    def row(name: str, value: object, good: bool | None = None) -> None:  # noqa: FBT001 - private, read at one glance
+        style = "" if good is None else ("green" if good else "bold red")
+        table.add_row(name, Text(str(value), style=style))
+
+    row("requests", outcome.requests)
+    row("completed", outcome.completed, outcome.completed == outcome.requests)
+    for name in ("lost", "duplicated", "mismatched"):
+        row(name, getattr(outcome, name), getattr(outcome, name) == 0)
+    row("tokens", outcome.tokens)
+    row("restarts", outcome.restarts)
+    if outcome.detect_ms is not None:
+        row("fault to decision", f"{outcome.detect_ms:.0f} ms")
+    if outcome.recover_ms is not None:
+        row("fault to first new token", f"{outcome.recover_ms / 1000:.2f} s")
+    if outcome.cold_start_s is not None:
+        row("the engine's own cold start", f"{outcome.cold_start_s:.2f} s")
+    if outcome.root_cause:
+        row("root cause", outcome.root_cause)
+    row("processes left", outcome.processes_left, outcome.processes_left == 0)
+    if outcome.error:
+        row("error", outcome.error, good=False)
+    return table
