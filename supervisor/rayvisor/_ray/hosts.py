@@ -186,7 +186,11 @@ class RayHost:
         process = greeting.description.process
         try:
             await self._place.agents.adopt(
-                greeting.node_id, self.key, process, _package_env(self._options), min(deadline, _AGENT_SECONDS)
+                greeting.node_id,
+                self.key,
+                process,
+                _package_env(self._options),
+                min(deadline, _AGENT_SECONDS),
             )
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):

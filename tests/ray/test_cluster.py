@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from rayvisor._engine.wire import ProcessId
+from rayvisor._process.tree import alive
+from rayvisor._ray.cluster import RayCluster
+
+pytestmark = pytest.mark.ray
+
+DRIVER = """
+import asyncio, json, os
+from rayvisor._engine.link import ActorOptions
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.hosts import RayPlace
+
+async def main():
+    async with await RayCluster.connect() as cluster, RayPlace(cluster) as place:
+        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        description = await host.ready(30)
+        print(json.dumps({"started": cluster.started, "host": description.process.pid}), flush=True)
+
+asyncio.run(main())
+"""
+
+LOCAL = """
+import asyncio, json, os, sys, time
+from rayvisor._engine.link import ActorOptions
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.hosts import RayPlace
+
+async def main():
+    assert "ray" not in sys.modules
+    turns = 0
+    async def count():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+    counting = asyncio.create_task(count())
+    before = time.monotonic()
+    cluster = await RayCluster.connect(num_cpus=2)
+    taken = time.monotonic() - before
+    counting.cancel()
+    async with cluster, RayPlace(cluster) as place:
+        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        info = await host.ensure_started(1, {}, 30)
+        if sys.argv[1] == "wait":
+            ours = [(await host.ready(30)).process, *info.processes]
+            print(json.dumps({"ours": ours}), flush=True)
+            await asyncio.sleep(600)
+        os.kill((await host.ready(30)).process.pid, 9)  # Ray must not print its word on that
+        await host.ended()
+        await asyncio.sleep(1)
+        import psutil
+        pids = [process.pid for process in psutil.Process().children(recursive=True)]
+        print(json.dumps({"started": cluster.started, "turns": turns, "taken": taken, "pids": pids}), flush=True)
+    import psutil
+    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    print(json.dumps({"left": left}), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def without_address() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+async def run(program: str, *arguments: str, env: dict[str, str]) -> list[dict[str, object]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", program, *arguments, env=env, stdout=subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0
+    assert b"raylet" not in output
+    return [json.loads(line) for line in output.decode().splitlines() if line.startswith("{")]
+
+
+async def test_an_attached_driver_leaves_the_cluster_running_and_nothing_of_its_own(
+    cluster: RayCluster, local_ray: str
+) -> None:
+    (answer,) = await run(DRIVER, env={**without_address(), "RAY_ADDRESS": local_ray})
+    assert answer["started"] is False
+    assert not psutil.pid_exists(int(str(answer["host"])))
+    assert (await cluster.nodes())[cluster.node_id]
+    assert not cluster.started
+
+
+async def test_a_ray_that_somebody_else_initialised_is_used_and_left_initialised(local_ray: str) -> None:
+    import ray
+
+    assert local_ray
+    cluster = await RayCluster.connect()
+    assert not cluster.started
+    await cluster.close()
+    assert ray.is_initialized()
+
+
+async def test_a_local_ray_is_started_beside_the_loop_and_gone_with_all_its_processes() -> None:
+    answer, after = await run(LOCAL, "leave", env=without_address())
+    assert answer["started"] is True
+    # The loop ran on: Ray's core worker alone holds the interpreter while it is made, nothing else does.
+    turns, taken = float(str(answer["turns"])), float(str(answer["taken"]))
+    assert turns * 0.01 > taken * 0.2
+    assert after["left"] == []
+
+
+async def test_a_driver_that_is_killed_leaves_no_host_and_no_engine_behind() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", LOCAL, "wait", env=without_address(), stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    line = b""
+    while not line.startswith(b"{"):
+        line = await asyncio.wait_for(process.stdout.readline(), 120)
+    ours = [ProcessId(*found) for found in json.loads(line)["ours"]]
+    assert len(ours) == 3
+    os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(found) for found in ours):
+        assert time.monotonic() < deadline, ours
+        await asyncio.sleep(0.05)
+
+
+def test_importing_rayvisor_does_not_import_ray() -> None:
+    code = "import sys, rayvisor, rayvisor._ray.errors, rayvisor._ray.hosts, rayvisor._ray.actors; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

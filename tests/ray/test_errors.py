@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pickle
+
+from ray import exceptions
+
+from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError, end_of, is_ray_error, plain_causes
+from rayvisor.faults import Cause
+
+DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: Host
+\tactor_id: 4cb3b53fb1c2bfde3ff0661e01000000
+\tpid: 4711
+\tip: 10.0.0.7
+The actor is dead because its worker process has died. Worker exit type: {kind} Worker exit detail: {detail}"""
+
+
+def died(kind: str, detail: str, *, preempted: bool = False) -> exceptions.ActorDiedError:
+    error = exceptions.ActorDiedError()
+    error.error_msg = DIED.format(kind=kind, detail=detail)
+    error._preempted = preempted
+    return error
+
+
+def task_error(cause: Exception) -> exceptions.RayTaskError:
+    text = f"Traceback (most recent call last):\n  File 'x.py', line 1\n{type(cause).__name__}: {cause}"
+    return exceptions.RayTaskError("method", text, cause, proctitle="x", pid=1, ip="10.0.0.7")
+
+
+def test_a_death_keeps_rays_sentence_and_exit_type_without_its_advice() -> None:
+    end = end_of(died("SYSTEM_ERROR", "Worker unexpectedly exits. Some common causes include: (1) ..."))
+    assert end.causes == (
+        Cause("ActorDiedError", "The actor is dead because its worker process has died."),
+        Cause("SYSTEM_ERROR", "Worker unexpectedly exits."),
+    )
+    assert end.node == "10.0.0.7"
+    assert not (end.intended or end.unavailable or end.init_failed or end.out_of_memory or end.preempted)
+
+
+def test_an_exit_code_and_a_signal_are_read_where_ray_says_them() -> None:
+    assert end_of(died("USER_ERROR", "Worker exits with exit code 3.")).exit_code == 3
+    assert end_of(died("SYSTEM_ERROR", "killed by signal 11")).signal == 11
+
+
+def test_leaving_on_purpose_is_intended() -> None:
+    assert end_of(died("INTENDED_USER_EXIT", "exit_actor() was called")).intended
+    error = exceptions.ActorDiedError()
+    error.error_msg = "The actor is dead because it was killed by `ray.kill`."
+    assert end_of(error).intended
+
+
+def test_preemption_and_running_out_of_memory_are_told() -> None:
+    assert end_of(died("NODE_DIED", "gone", preempted=True)).preempted
+    assert end_of(died("NODE_OUT_OF_MEMORY", "memory monitor")).out_of_memory
+    end = end_of(exceptions.OutOfMemoryError("the worker was killed by the memory monitor"))
+    assert end.out_of_memory
+    assert end.signal == 9
+
+
+def test_unavailable_is_no_verdict() -> None:
+    end = end_of(exceptions.ActorUnavailableError("gRPC 14", None))
+    assert end.unavailable
+    assert not end.intended
+
+
+def test_a_failing_init_tells_the_exception_behind_it() -> None:
+    error = exceptions.ActorDiedError(task_error(ValueError("model='nowhere': no such folder")))
+    end = end_of(error)
+    assert end.init_failed
+    assert end.root == Cause("ValueError", "model='nowhere': no such folder")
+
+
+def test_a_lost_node_is_told() -> None:
+    assert end_of(exceptions.NodeDiedError("its node has died")).node_died
+
+
+def test_rays_wrapping_around_a_tasks_error_is_taken_off() -> None:
+    inner = ValueError("bad")
+    inner.__cause__ = KeyError("name")
+    assert plain_causes(task_error(inner).as_instanceof_cause()) == (
+        Cause("ValueError", "bad"),
+        Cause("KeyError", "'name'"),
+    )
+
+
+def test_a_task_error_that_came_as_text_only_is_read_off_its_traceback() -> None:
+    error = task_error(ValueError("x"))
+    error.cause = None
+    error.traceback_str = (
+        "Traceback (most recent call last):\n  File 'y'\nvllm.v1.EngineDeadError: gone\nfor good"
+    )
+    assert plain_causes(error) == (Cause("EngineDeadError", "gone\nfor good"),)
+
+
+def test_only_what_ray_raises_itself_is_a_ray_error() -> None:
+    assert is_ray_error(exceptions.ActorUnavailableError("x", None))
+    assert not is_ray_error(ValueError("x"))
+
+
+def test_our_own_errors_travel() -> None:
+    timeout = RayCallTimeout("ray.nodes", 5, blocked=["ray.kill"], hint="no node has GPU=1")
+    package = WorkerPackageError(None, "0.1.0", ("/src/rayvisor",), "no module")
+    for error in (timeout, package):
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)

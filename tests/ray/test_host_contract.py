@@ -1,0 +1,148 @@
+"""What holds for every host, wherever it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from rayvisor._engine.link import ActorOptions, HostGone, HostLink, HostPlace
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Phase
+from rayvisor._process.local import LocalPlace
+from rayvisor._process.tree import alive
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.hosts import RayPlace
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(params=["here", "ray"])
+async def place(request: pytest.FixtureRequest, cluster: RayCluster) -> AsyncIterator[HostPlace]:
+    place: HostPlace = LocalPlace() if request.param == "here" else RayPlace(cluster)
+    yield place
+    await place.close()
+
+
+async def make(place: HostPlace, epoch: int = 1) -> HostLink:
+    return await place.create(child="llm/1", epoch=epoch, engine="sim", options=ActorOptions())
+
+
+async def started(host: HostLink, incarnation: int = 1) -> EngineInfo:
+    info = await host.ensure_started(incarnation, {"tokens_per_second": 0.0}, 30)
+    assert isinstance(info, EngineInfo), info
+    return info
+
+
+async def items(host: HostLink, kind: type[HostItem], count: int) -> list[HostItem]:
+    """Read the stream until it has brought so many items of a kind."""
+    found: list[HostItem] = []
+    stream = aiter(host.stream())
+    try:
+        with anyio.fail_after(30):
+            while len(found) < count:
+                found += [item for item in await anext(stream) if isinstance(item, kind)]
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]
+    return found
+
+
+async def test_a_host_describes_itself(place: HostPlace) -> None:
+    host = await make(place)
+    description = await host.ready(30)
+    assert (description.child, description.epoch, description.engine) == ("llm/1", 1, "sim")
+    assert (host.child, host.epoch) == ("llm/1", 1)
+    assert alive(description.process)
+    assert not description.serving
+    await started(host)
+    assert (await host.ready(30)).serving
+
+
+async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(place: HostPlace) -> None:
+    host = await make(place)
+    first, second = await asyncio.gather(started(host), started(host))
+    assert first == second
+    assert await started(host) == first
+
+
+async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(place: HostPlace) -> None:
+    host = await make(place)
+    died = await host.ensure_started(1, {"fail_start": "no weights"}, 30)
+    assert isinstance(died, Died)
+    assert "no weights" in died.causes[-1][1]
+    await started(host, 2)
+
+
+async def test_tokens_come_through_the_one_stream(place: HostPlace) -> None:
+    host = await make(place)
+    await started(host)
+    reading = asyncio.ensure_future(items(host, Chunk, 1))
+    await host.submit(1, [Order("r1", 1, "once upon a time", {"max_tokens": 5})])
+    (chunk, *_) = await reading
+    assert isinstance(chunk, Chunk)
+    assert (chunk.request, chunk.attempt) == ("r1", 1)
+    await host.abort([("r1", 1)])
+
+
+async def test_the_phases_of_a_start_come_through_the_stream(place: HostPlace) -> None:
+    host = await make(place)
+    await started(host)
+    (phase,) = (await items(host, Phase, 1))[:1]
+    assert isinstance(phase, Phase)
+    assert phase.incarnation == 1
+
+
+async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostPlace) -> None:
+    host = await make(place)
+    info = await started(host)
+    reading = asyncio.ensure_future(items(host, Died, 1))
+    os.kill(info.processes[0].pid, signal.SIGKILL)
+    (died, *_) = await reading
+    assert isinstance(died, Died)
+    assert died.incarnation == 1
+    again = await started(host, 2)
+    assert set(again.processes).isdisjoint(info.processes)
+
+
+async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: HostPlace) -> None:
+    host = await make(place)
+    info = await started(host)
+    await host.stop_engine(1, 1.0)
+    assert not any(alive(process) for process in info.processes)
+    await host.stop_engine(1, 1.0)
+    assert not (await host.ready(30)).serving
+
+
+async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: HostPlace) -> None:
+    host = await make(place)
+    info = await started(host)
+    os.kill(info.processes[-1].pid, signal.SIGSTOP)
+    reading = asyncio.ensure_future(items(host, Died, 1))
+    waiting = [asyncio.ensure_future(host.ended()) for _ in range(3)]
+    await asyncio.sleep(0)
+    report = await host.end(10)
+    assert report.verified
+    assert not any(alive(process) for process in info.processes)
+    with anyio.fail_after(5):
+        ends = await asyncio.gather(*waiting)
+    assert all(end.intended for end in ends)
+    with pytest.raises(HostGone):
+        await reading
+    with pytest.raises(HostGone) as gone:
+        await host.submit(1, [])
+    assert gone.value.end.intended
+
+
+async def test_a_newer_epoch_comes_up_beside_what_is_left_of_the_older_and_all_end_together(
+    place: HostPlace,
+) -> None:
+    first, second = await make(place, 1), await make(place, 2)
+    infos = [await started(first), await started(second)]
+    with pytest.raises(ValueError, match="epoch=2"):
+        await make(place, 2)
+    assert (await place.end_child("llm/1", 10)).verified
+    assert not any(alive(process) for info in infos for process in info.processes)
+    assert (await place.end_child("llm/1", 1)).verified
