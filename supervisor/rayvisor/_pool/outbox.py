@@ -19,11 +19,11 @@ log = structlog.get_logger("rayvisor.pool")
 class EngineLine(Protocol):
     """How a pool reaches its engines. The pool bounds each call in time; one that fails raises."""
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, child: str, incarnation: int, orders: Sequence[Order], /) -> None:
         """Give orders to an engine. Returns once its host has them."""
         ...
 
-    async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]]) -> None:
+    async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]], /) -> None:
         """End these attempts (sample id, attempt) in the engine. Unknown ones are no error."""
         ...
 
@@ -92,14 +92,14 @@ class Outbox:
 
     async def _send_all(self) -> None:
         line, child, incarnation = self._line, self.child, self.incarnation
+        if self._aborts:
+            aborts, self._aborts = list(self._aborts), {}
+            await self._bounded("abort", line.abort(child, incarnation, aborts))
         if self._orders:
             orders, self._orders = list(self._orders.values()), {}
             failure = await self._bounded("submit", line.submit(child, incarnation, orders))
             if failure is not None:
                 self._not_sent(self, orders, failure)
-        if self._aborts:
-            aborts, self._aborts = list(self._aborts), {}
-            await self._bounded("abort", line.abort(child, incarnation, aborts))
         flows, self._flows = self._flows, {}
         for (request, attempt), is_open in flows.items():
             await self._bounded("flow", line.flow(child, incarnation, request, attempt, is_open=is_open))

@@ -122,7 +122,7 @@ class Outgoing:
     def take(self) -> list[Effect]:
         """Return everything, and begin anew."""
         effects = self._effects
-        effects += [SendOrders(*to, tuple(orders)) for to, orders in self._orders.items()]
         effects += [Abort(*to, tuple(attempts)) for to, attempts in self._aborts.items()]
+        effects += [SendOrders(*to, tuple(orders)) for to, orders in self._orders.items()]
         self._effects, self._orders, self._aborts = [], {}, {}
         return effects

@@ -34,7 +34,7 @@ class RequestLimits:
         Orders an engine is given for each sequence that it runs at a time (its ``max_num_seqs``).
     """
 
-    queue_limit: int = 1024
+    queue_limit: int = 1000
     deadline: float = 600.0
     attempts: int = 5
     on_divergence: str = "splice"

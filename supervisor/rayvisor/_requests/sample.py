@@ -143,7 +143,7 @@ class Sample:
                 self.key,
                 self.attempt,
                 prefix,
-                self._rest(),
+                self._params_behind(),
                 tuple(self.delivered),
                 self.characters,
             )
@@ -152,18 +152,13 @@ class Sample:
         self._text = [self._sent_text]
         return Order(self.key, self.attempt, self.prompt, self.params)
 
-    def _rest(self) -> dict[str, Any]:
-        done = len(self.delivered)
-        params = {name: value for name, value in self.params.items() if name != "prompt_logprobs"}
-        if self.plan.max_tokens is not None:
-            params["max_tokens"] = self.plan.max_tokens - done
-        if self.plan.min_tokens:
-            params["min_tokens"] = max(0, self.plan.min_tokens - done)
-        seed = params.get("seed")
-        if seed is not None and self.plan.sampled:
-            # The random numbers of the first tokens must not come again for later ones.
-            params["seed"] = (seed + _SPLICE_STEP * done) % _SEED_SPACE
-        return params
+    def _params_behind(self) -> dict[str, Any]:
+        # The engine takes what has been delivered off max_tokens and the like by itself.
+        seed = self.params.get("seed")
+        if seed is None or not self.plan.sampled:
+            return self.params
+        # The random numbers of the first tokens must not come again for later ones.
+        return {**self.params, "seed": (seed + _SPLICE_STEP * len(self.delivered)) % _SEED_SPACE}
 
     def accept(self, chunk: Chunk, origin: Origin) -> Accepted | None:
         """Take a chunk in, and say what of it is new. None if it is of an older attempt, or too late."""
