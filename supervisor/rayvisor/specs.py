@@ -266,7 +266,9 @@ class ChildSpec:
                 "must be what actor(), engine_pool() or coroutine() make, or a SupervisorSpec",
                 term="invalid_mfa",
             )
-        object.__setattr__(self, "restart", _member("restart", Restart, self.restart))
+        object.__setattr__(
+            self, "restart", _member("restart", Restart, self.restart, term="invalid_restart_type")
+        )
         object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
             raise SpecError("backoff", self.backoff, "must be a Backoff, or None for OTP's immediate restart")
@@ -391,12 +393,12 @@ class SupervisorSpec:
             )
 
 
-def _member(name: str, kind: type[E], value: object) -> E:
+def _member(name: str, kind: type[E], value: object, *, term: str = "") -> E:
     try:
         return kind(cast("str", value))
     except ValueError:
         choices = ", ".join(repr(member.value) for member in kind)
-        raise SpecError(name, value, f"must be one of {choices}", term=f"invalid_{name}") from None
+        raise SpecError(name, value, f"must be one of {choices}", term=term or f"invalid_{name}") from None
 
 
 def _whole(name: str, value: object, *, least: int, unit: str) -> None:

@@ -75,6 +75,10 @@ class Calls(Boots):
             raise UnknownChildError(str(call.argument), tuple(supervisor.children))
         return child
 
+    def _was_instance(self, call: m.Call, supervisor: Supervisor) -> bool:
+        """Whether there was an instance of this name that is forgotten now (OTP: a dead pid)."""
+        return supervisor.path_of(str(call.argument)) in self._graves
+
     def _must_be_down(self, call: m.Call, child: Child) -> bool:
         """Refuse a call on a child that is not down; False when the call has to wait until it is."""
         if self._up(child):
@@ -122,7 +126,7 @@ class Calls(Boots):
     def _terminate_child(self, call: m.Call, supervisor: Supervisor) -> None:
         child = supervisor.children.get(call.argument)
         if child is None and supervisor.simple:
-            if supervisor.path_of(str(call.argument)) not in self._graves:
+            if not self._was_instance(call, supervisor):
                 raise TemplateError(str(call.argument))
             self._out.append(m.Reply(call.call, None))  # it has ended already
             return
@@ -191,7 +195,7 @@ class Calls(Boots):
     def _get_childspec(self, call: m.Call, supervisor: Supervisor) -> None:
         if supervisor.simple:
             template = supervisor.spec.children[0]
-            if call.argument != template.id:
+            if call.argument != template.id and not self._was_instance(call, supervisor):
                 self._find(call, supervisor)
             self._out.append(m.Reply(call.call, template))
         else:
