@@ -4,13 +4,19 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(600)
+"""
 """A program that SIGTERM does not end."""
 
 FAMILY = f"""
@@ -76,3 +82,15 @@ def stubborn() -> str:
 @pytest.fixture
 def family() -> str:
     return FAMILY
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Wait for a condition while the loop goes on."""
+
+    async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        with anyio.fail_after(seconds):
+            while not condition():  # noqa: ASYNC110 - the conditions are other processes' doings
+                await anyio.sleep(0.01)
+
+    return wait

@@ -3,9 +3,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import anyio
 import pytest
 
 from rayvisor._engine.wire import ProcessId
@@ -13,6 +12,7 @@ from rayvisor._process.agent import NodeAgent
 from rayvisor._process.tree import MARKER, alive, identify
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
+Eventually = Callable[..., Awaitable[None]]
 
 
 def known(pid: int) -> ProcessId:
@@ -34,20 +34,14 @@ def host_with_child(spawn: Spawn, family: str, key: str) -> tuple[ProcessId, Pro
     return known(child.pid), known(int(child.stdout.readline()))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5.0):
-        while not condition():
-            await anyio.sleep(0.01)
-
-
 async def test_when_a_host_dies_what_is_left_of_its_tree_is_killed_at_once(
-    agent: NodeAgent, spawn: Spawn, family: str
+    agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
 ) -> None:
     host, child = host_with_child(spawn, family, "tests/agent/dies")
     assert await agent.adopt("tests/agent/dies", host.pid, host.start_time)
     os.kill(child.pid, signal.SIGSTOP)
     os.kill(host.pid, signal.SIGKILL)
-    await until(lambda: not alive(child))
+    await eventually(lambda: not alive(child))
     report = await agent.end("tests/agent/dies", 1.0)
     assert report.verified
     assert child.pid in {process.pid for process in report.killed}
@@ -93,12 +87,14 @@ async def test_a_snapshot_shows_the_whole_tree_and_recorded_processes_are_kept(
     assert report.verified
 
 
-async def test_a_forgotten_host_is_left_alone(agent: NodeAgent, spawn: Spawn, family: str) -> None:
+async def test_a_forgotten_host_is_left_alone(
+    agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
+) -> None:
     host, child = host_with_child(spawn, family, "tests/agent/forgotten")
     await agent.adopt("tests/agent/forgotten", host.pid, host.start_time)
     await agent.forget("tests/agent/forgotten")
     assert await agent.snapshot("tests/agent/forgotten") == ()
     os.kill(host.pid, signal.SIGKILL)
-    await until(lambda: not alive(host))
+    await eventually(lambda: not alive(host))
     assert alive(child)
     os.kill(child.pid, signal.SIGKILL)

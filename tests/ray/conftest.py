@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import anyio
 import pytest
 
 from rayvisor._ray.cluster import RayCluster
@@ -34,3 +35,15 @@ async def cluster(local_ray: str) -> AsyncIterator[RayCluster]:
 async def place(cluster: RayCluster) -> AsyncIterator[RayPlace]:
     async with RayPlace(cluster) as place:
         yield place
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Wait for a condition while the loop goes on."""
+
+    async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        with anyio.fail_after(seconds):
+            while not condition():  # noqa: ASYNC110 - the conditions are other processes' doings
+                await anyio.sleep(0.01)
+
+    return wait

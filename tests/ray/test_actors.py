@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout
 from rayvisor.faults import Cause
 
+Eventually = Callable[..., Awaitable[None]]
 pytestmark = pytest.mark.ray
 
 
@@ -47,8 +49,7 @@ def plain_class() -> Any:
 
         def __ray_shutdown__(self) -> None:
             if self.leave:
-                with open(self.leave, "w", encoding="utf-8") as file:
-                    file.write("left in order")
+                Path(self.leave).write_text("left in order", encoding="utf-8")
 
     return Counter
 
@@ -94,17 +95,15 @@ async def test_a_failing_init_is_told_with_the_exception_behind_it(actors: UserA
 
 
 async def test_terminating_lets_the_actor_leave_in_order(
-    actors: UserActorPlace, tmp_path: os.PathLike[str]
+    actors: UserActorPlace, tmp_path: Path, eventually: Eventually
 ) -> None:
-    note = os.path.join(tmp_path, "note")
-    actor = await actors.create(plain_class(), kwargs={"leave": note}, child="router", incarnation=1)
+    note = tmp_path / "note"
+    actor = await actors.create(plain_class(), kwargs={"leave": str(note)}, child="router", incarnation=1)
     await actor.ready(30)
     end = await actor.terminate(15)
     assert end is not None
     assert end.intended
-    with anyio.fail_after(5):  # Ray calls an actor dead when it begins to leave
-        while not os.path.exists(note):
-            await anyio.sleep(0.01)
+    await eventually(note.exists)  # Ray calls an actor dead when it begins to leave
 
 
 async def test_a_busy_actor_outlasts_its_grace_and_is_killed(actors: UserActorPlace) -> None:
@@ -149,7 +148,7 @@ async def test_what_the_cluster_lacks_is_said(actors: UserActorPlace) -> None:
 
 
 async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_removed_at_the_end(
-    cluster: RayCluster,
+    cluster: RayCluster, eventually: Eventually
 ) -> None:
     from ray.util import placement_group_table
 
@@ -168,12 +167,8 @@ async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_re
         await second.ready(30)
         assert set(groups()) - before == made
         await place.end_child("router", 10)
-        with anyio.fail_after(10):
-            while any(groups()[key] != "REMOVED" for key in made):
-                await anyio.sleep(0.05)
+        await eventually(lambda: all(groups()[key] == "REMOVED" for key in made))
         third = await place.create(plain_class(), child="router", incarnation=3, options=options)
         await third.ready(30)
         assert len(set(groups()) - before) == 2
-    with anyio.fail_after(10):
-        while any(state != "REMOVED" for key, state in groups().items() if key not in before):
-            await anyio.sleep(0.05)
+    await eventually(lambda: all(groups()[key] == "REMOVED" for key in set(groups()) - before))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -92,10 +92,11 @@ async def test_what_a_call_raises_is_raised_to_the_waiter(calls: CallThreads) ->
         await calls.run("fail", fail, deadline=5)
 
 
-async def test_cancelling_the_waiter_gives_the_call_up(calls: CallThreads, gate: threading.Event) -> None:
+async def test_cancelling_the_waiter_gives_the_call_up(
+    calls: CallThreads, gate: threading.Event, eventually: Callable[..., Awaitable[None]]
+) -> None:
     waiting = asyncio.create_task(calls.run("stuck", gate.wait, deadline=60))
-    while not calls.under_way():
-        await asyncio.sleep(0.001)
+    await eventually(calls.under_way)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -63,7 +63,8 @@ async def main():
         await asyncio.sleep(1)
         import psutil
         pids = [process.pid for process in psutil.Process().children(recursive=True)]
-        print(json.dumps({"started": cluster.started, "turns": turns, "taken": taken, "pids": pids}), flush=True)
+        answer = {"started": cluster.started, "turns": turns, "taken": taken, "pids": pids}
+        print(json.dumps(answer), flush=True)
     import psutil
     left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
     print(json.dumps({"left": left}), flush=True)
@@ -134,5 +135,6 @@ async def test_a_driver_that_is_killed_leaves_no_host_and_no_engine_behind() -> 
 
 
 def test_importing_rayvisor_does_not_import_ray() -> None:
-    code = "import sys, rayvisor, rayvisor._ray.errors, rayvisor._ray.hosts, rayvisor._ray.actors; sys.exit('ray' in sys.modules)"
+    modules = "rayvisor, rayvisor._ray.errors, rayvisor._ray.hosts, rayvisor._ray.actors"
+    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

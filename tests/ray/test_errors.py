@@ -1,28 +1,32 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
-from ray import exceptions
+import ray.exceptions
 
 from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError, end_of, is_ray_error, plain_causes
 from rayvisor.faults import Cause
+
+exceptions: Any = ray.exceptions  # half of them have no types
 
 DIED = """The actor died unexpectedly before finishing this task.
 \tclass_name: Host
 \tactor_id: 4cb3b53fb1c2bfde3ff0661e01000000
 \tpid: 4711
 \tip: 10.0.0.7
-The actor is dead because its worker process has died. Worker exit type: {kind} Worker exit detail: {detail}"""
+The actor is dead because its worker process has died.\
+ Worker exit type: {kind} Worker exit detail: {detail}"""
 
 
-def died(kind: str, detail: str, *, preempted: bool = False) -> exceptions.ActorDiedError:
+def died(kind: str, detail: str, *, preempted: bool = False) -> Any:
     error = exceptions.ActorDiedError()
     error.error_msg = DIED.format(kind=kind, detail=detail)
     error._preempted = preempted
     return error
 
 
-def task_error(cause: Exception) -> exceptions.RayTaskError:
+def task_error(cause: Exception) -> Any:
     text = f"Traceback (most recent call last):\n  File 'x.py', line 1\n{type(cause).__name__}: {cause}"
     return exceptions.RayTaskError("method", text, cause, proctitle="x", pid=1, ip="10.0.0.7")
 
@@ -34,7 +38,7 @@ def test_a_death_keeps_rays_sentence_and_exit_type_without_its_advice() -> None:
         Cause("SYSTEM_ERROR", "Worker unexpectedly exits."),
     )
     assert end.node == "10.0.0.7"
-    assert not (end.intended or end.unavailable or end.init_failed or end.out_of_memory or end.preempted)
+    assert not any((end.intended, end.unavailable, end.init_failed, end.out_of_memory, end.preempted))
 
 
 def test_an_exit_code_and_a_signal_are_read_where_ray_says_them() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -29,7 +30,7 @@ async def started(host: RayHost) -> EngineInfo:
 
 async def until_gone(*processes: ProcessId, seconds: float = 5.0) -> None:
     with anyio.fail_after(seconds):
-        while any(alive(process) for process in processes):
+        while any(alive(process) for process in processes):  # noqa: ASYNC110 - other processes' doing
             await anyio.sleep(0.01)
 
 
@@ -124,7 +125,7 @@ async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayP
 
 
 async def test_resources_variables_and_the_node_are_passed_through(
-    place: RayPlace, cluster: RayCluster, tmp_path: os.PathLike[str]
+    place: RayPlace, cluster: RayCluster, tmp_path: Path
 ) -> None:
     options = ActorOptions(
         num_cpus=1,
@@ -159,12 +160,11 @@ async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(p
 
 @pytest.mark.parametrize("body", ["__version__ = '0.0.1'", "raise ImportError('no rayvisor here')"])
 async def test_workers_without_the_drivers_package_get_one_error_with_the_line_to_paste(
-    place: RayPlace, tmp_path: os.PathLike[str], body: str
+    place: RayPlace, tmp_path: Path, body: str
 ) -> None:
-    package = os.path.join(tmp_path, "rayvisor")
-    os.mkdir(package)
-    with open(os.path.join(package, "__init__.py"), "w", encoding="utf-8") as file:
-        file.write(body)
+    package = tmp_path / "rayvisor"
+    package.mkdir()
+    (package / "__init__.py").write_text(body, encoding="utf-8")
     options = ActorOptions(env_vars={"PYTHONPATH": os.fspath(tmp_path)})
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
     with pytest.raises(WorkerPackageError) as raised:
