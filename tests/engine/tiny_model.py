@@ -12,6 +12,9 @@ Needs torch and transformers, which an engine extra brings; nothing is downloade
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import zlib
 from pathlib import Path
 
 __all__ = ["EOS", "byte_tokens", "make_tiny_model"]
@@ -30,8 +33,9 @@ def byte_tokens(text: str) -> list[int]:
 
 
 def make_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Save the model below ``folder``, or find it there, and give its path."""
-    path = folder / f"tiny-llama-{seed}"
+    """Save the model below ``folder``, or find it there as this version makes it, and give its path."""
+    version = zlib.crc32(Path(__file__).read_bytes())
+    path = folder / f"tiny-llama-{seed}-{version:08x}"
     if (path / "config.json").exists():
         return path
     import torch
@@ -64,10 +68,11 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     )
     model = LlamaForCausalLM(config).to(torch.float32)
     model.generation_config = GenerationConfig(bos_token_id=_SPECIAL["<s>"], eos_token_id=EOS)
-    unfinished = folder / f".tiny-llama-{seed}"
+    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-llama-", dir=folder))
     model.save_pretrained(unfinished)
     wrapped.save_pretrained(unfinished)
-    unfinished.rename(path)
+    with contextlib.suppress(OSError):  # somebody else has made it meanwhile
+        unfinished.rename(path)
     return path
 
 

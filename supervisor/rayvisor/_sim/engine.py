@@ -186,6 +186,8 @@ class SimEngine:
 
     def _read(self, order: Order) -> tuple[list[int], dict[str, Any], int]:
         """Check an order: its prompt's ids, the parameters for what is left, room in the model's length."""
+        if order.delivered and isinstance(order.prompt, str):
+            raise TypeError("prompt must be token ids where tokens have been delivered")
         prompt = tokenize(order.prompt)
         check_params(order.params)
         longest = self._arguments["max_model_len"]

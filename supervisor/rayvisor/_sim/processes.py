@@ -81,11 +81,12 @@ def main(title: str, descriptor: int, arguments: str) -> None:
     else:
         setproctitle(title)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=descriptor) as upwards:
-        if title == CORE:
-            _Core(upwards, json.loads(arguments)).run()
-        else:
-            _Worker(upwards, json.loads(arguments)).run()
+    # Never closed before the process ends: the other side takes that for its death.
+    upwards = socket.socket(fileno=descriptor)
+    if title == CORE:
+        _Core(upwards, json.loads(arguments)).run()
+    else:
+        _Worker(upwards, json.loads(arguments)).run()
 
 
 class _Worker:

@@ -1,0 +1,79 @@
+"""Root causes out of an engine's log."""
+
+from __future__ import annotations
+
+from rayvisor._engine.last_words import exit_code_of_worker, find_tracebacks, log_causes
+
+LOG = """\
+Triton is installed, but doesn't include CPU backend. Disabling Triton.
+(EngineCore pid=11) INFO 11-21 11:16:23 [utils.py:347] Using LBHNC KV cache layout.
+(Worker pid=12) ERROR 11-21 11:16:24 [multiproc_executor.py:9] Traceback (most recent call last):
+(Worker pid=12) ERROR 11-21 11:16:24 [multiproc_executor.py:9]   File "attention.py", line 1, in forward
+(EngineCore pid=11) ERROR 11-21 11:16:24 [core.py:1510] EngineCore encountered a fatal error.
+(EngineCore pid=11) ERROR 11-21 11:16:24 [core.py:1510] Traceback (most recent call last):
+(Worker pid=12) ERROR 11-21 11:16:24 [multiproc_executor.py:9]     raise kernels.Unsupported(head)
+(Worker pid=12) ERROR 11-21 11:16:24 [multiproc_executor.py:9] kernels.Unsupported: head_dim=16: no kernel
+(EngineCore pid=11) ERROR 11-21 11:16:24 [core.py:1510]   File "core.py", line 2, in run
+(EngineCore pid=11) ERROR 11-21 11:16:24 [core.py:1510] RuntimeError: Worker failed with error 'head_dim=16'
+(EngineCore pid=11) Traceback (most recent call last):
+(EngineCore pid=11)   File "process.py", line 3, in _bootstrap
+(EngineCore pid=11) RuntimeError: Worker failed with error 'head_dim=16'
+"""
+
+CHAINED = """\
+Traceback (most recent call last):
+  File "a.py", line 1, in read
+    return json.loads(text)
+           ^^^^^^^^^^^^^^^^
+KeyError
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "b.py", line 1, in load
+ValueError: no config
+some line that follows
+"""
+
+
+def test_the_process_that_failed_first_has_the_root_cause_though_lines_interleave() -> None:
+    causes, traceback = log_causes(LOG)
+    assert causes == (
+        ("RuntimeError", "Worker failed with error 'head_dim=16'"),
+        ("Unsupported", "head_dim=16: no kernel"),
+    )
+    assert traceback.splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "attention.py", line 1, in forward',
+        "    raise kernels.Unsupported(head)",
+        "kernels.Unsupported: head_dim=16: no kernel",
+    ]
+
+
+def test_only_what_one_process_wrote_can_be_asked_for() -> None:
+    causes, _ = log_causes(LOG, pid=11)
+    assert causes == (("RuntimeError", "Worker failed with error 'head_dim=16'"),)
+    assert log_causes(LOG, pid=13) == ((), "")
+
+
+def test_of_chained_exceptions_the_first_printed_is_the_root_cause() -> None:
+    assert log_causes(CHAINED)[0] == (("ValueError", "no config"), ("KeyError", ""))
+    assert [found.pid for found in find_tracebacks(CHAINED)] == [None, None]
+
+
+def test_processes_that_are_being_ended_name_no_cause() -> None:
+    log = "Traceback (most recent call last):\n  File\nKeyboardInterrupt\n"
+    assert log_causes(log) == ((), "")
+
+
+def test_a_traceback_that_is_cut_off_is_no_cause() -> None:
+    assert log_causes("Traceback (most recent call last):\n  File x\n") == ((), "")
+
+
+def test_the_exit_code_of_a_worker_is_read_where_vllm_knows_it() -> None:
+    line = (
+        "ERROR [m.py:3] Worker proc VllmWorker-0 died unexpectedly (exit code: {}), shutting down executor."
+    )
+    assert exit_code_of_worker(line.format(-9)) == -9
+    assert exit_code_of_worker(line.format(None)) is None
+    assert exit_code_of_worker("") is None
