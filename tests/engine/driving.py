@@ -103,5 +103,5 @@ def alive(processes: tuple[ProcessId, ...]) -> list[ProcessId]:
 async def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - any condition, of a process as well
             await asyncio.sleep(0.002)

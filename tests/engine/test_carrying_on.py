@@ -67,14 +67,19 @@ async def test_the_cuts_of_these_tests_do_split_characters(served: Served) -> No
 
 
 async def test_a_penalty_counts_only_what_this_run_put_out_so_the_text_would_differ(served: Served) -> None:
-    params = {"max_tokens": 24, "ignore_eos": True, "frequency_penalty": 2.0, "presence_penalty": 2.0}
+    params: dict[str, Any] = {
+        "max_tokens": 24,
+        "ignore_eos": True,
+        "frequency_penalty": 2.0,
+        "presence_penalty": 2.0,
+    }
     whole = await served.run(order("Once upon a time", **params))
     carried = await _carry_on_everywhere(served, "Once upon a time", whole, **params)
     assert any(tokens + rest.tokens != whole.tokens for tokens, _, rest in carried)
 
 
 async def test_sampling_goes_by_the_position_in_this_run_so_the_text_would_differ(served: Served) -> None:
-    params = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "seed": 7}
+    params: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "seed": 7}
     whole = await served.run(order("Once upon a time", **params))
     carried = await _carry_on_everywhere(served, "Once upon a time", whole, **params)
     assert any(tokens + rest.tokens != whole.tokens for tokens, _, rest in carried)
@@ -83,7 +88,7 @@ async def test_sampling_goes_by_the_position_in_this_run_so_the_text_would_diffe
 async def test_a_minimum_of_tokens_counts_the_delivered_ones(served: Served) -> None:
     assert served.info is not None
     (eos,) = served.info.eos_token_ids
-    params = {"max_tokens": 24, "min_tokens": 10, "logit_bias": {eos: 100.0}}
+    params: dict[str, Any] = {"max_tokens": 24, "min_tokens": 10, "logit_bias": {eos: 100.0}}
     whole = await served.run(order("A", **params))
     assert len(whole.tokens) == 11
     for tokens, _, rest in await _carry_on_everywhere(served, "A", whole, **params):
@@ -94,7 +99,12 @@ async def test_a_minimum_of_tokens_counts_the_delivered_ones(served: Served) -> 
 async def test_a_stop_string_across_the_seam_is_found(served: Served) -> None:
     letters = list(range(0x61, 0x7B))
     free = await served.run(order("A", max_tokens=24, ignore_eos=True, allowed_token_ids=letters))
-    params = {"max_tokens": 24, "ignore_eos": True, "allowed_token_ids": letters, "stop": [free.text[9:13]]}
+    params: dict[str, Any] = {
+        "max_tokens": 24,
+        "ignore_eos": True,
+        "allowed_token_ids": letters,
+        "stop": [free.text[9:13]],
+    }
     whole = await served.run(order("A", **params))
     for _, characters, rest in await _carry_on_everywhere(served, "A", whole, **params):
         assert whole.text[:characters] + rest.text == whole.text

@@ -118,7 +118,7 @@ async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) ->
 
 
 async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHost) -> None:
-    with pytest.raises(EngineStartFailed, match="not up after 0.5 s, while loading") as failed:
+    with pytest.raises(EngineStartFailed, match=r"not up after 0\.5 s, while loading") as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
     assert not failed.value.died.permanent
     assert not (await host.describe()).serving
@@ -314,7 +314,7 @@ async def test_a_host_says_what_it_is_and_how_the_start_went(host: EngineHost, t
     assert after.serving
     assert [phase.phase for phase in after.phases] == ["launching", "loading", "ready"]
     assert Path(after.log_file).parent == tmp_path
-    assert Path(after.log_file).exists()
+    assert os.path.isfile(after.log_file)  # noqa: ASYNC240, PTH113
 
 
 async def test_the_watch_never_returns(host: EngineHost) -> None:
@@ -327,4 +327,4 @@ async def test_the_watch_never_returns(host: EngineHost) -> None:
 async def test_logs_of_old_engines_are_not_kept_for_ever(host: EngineHost, tmp_path: Path) -> None:
     for incarnation in range(1, 6):
         await host.ensure_started(incarnation, FAST, 10)
-    assert len(list(tmp_path.glob("engine-*.log"))) == 3
+    assert len(os.listdir(tmp_path)) == 3  # noqa: PTH208

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -29,11 +30,18 @@ def _ignore(phase: str, detail: str) -> None:
     del phase, detail
 
 
+def _broken(model: Path, broken: Path) -> str:
+    """Copy a model, its weights spoilt."""
+    shutil.copytree(model, broken)
+    (broken / "model.safetensors").write_bytes(b"\0" * 100)
+    return str(broken)
+
+
 async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
     """Kill a process of the engine while it works; give what it says and how long that took."""
     died = asyncio.create_task(served.live.died())
     results = [Result() for _ in range(3)]
-    params = {"max_tokens": 240, "ignore_eos": True}
+    params: dict[str, Any] = {"max_tokens": 240, "ignore_eos": True}
     tasks = [asyncio.create_task(served.run(order("A", **params), result)) for result in results]
     await wait_until(lambda: all(result.chunks for result in results))
     process = served.process(name)
@@ -186,7 +194,7 @@ async def test_a_process_killed_while_starting_fails_the_start_with_it_as_root_c
     starting = asyncio.create_task(engine.start(_ignore))
     await wait_until(lambda: any("EngineCore" in process.name for process in engine.processes()), 120)
     os.kill(next(each.pid for each in engine.processes() if "EngineCore" in each.name), signal.SIGKILL)
-    with pytest.raises(EngineStartFailed, match="EngineCore .* was ended by SIGKILL") as failed:
+    with pytest.raises(EngineStartFailed, match=r"EngineCore .* was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, 2 * SOON)
     assert failed.value.died.signal == signal.SIGKILL
     assert failed.value.died.doing == "starting"
@@ -201,12 +209,7 @@ async def test_what_fails_in_a_child_process_is_the_root_cause_of_the_start(
         arguments = {**arguments, "fail_start": "the weights are broken"}
         expected = ("RuntimeError", "the weights are broken")
     else:
-        broken = tmp_path / "broken-model"
-        broken.mkdir()
-        for file in Path(arguments["model"]).iterdir():
-            (broken / file.name).write_bytes(file.read_bytes())
-        (broken / "model.safetensors").write_bytes(b"\0" * 100)
-        arguments = {**arguments, "model": str(broken)}
+        arguments = {**arguments, "model": _broken(Path(arguments["model"]), tmp_path / "broken-model")}
         expected = ("SafetensorError", "Error while deserializing header")
     engine = make_engine(arguments)
     with pytest.raises(EngineStartFailed) as failed:

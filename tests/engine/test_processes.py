@@ -44,7 +44,11 @@ async def wait_for_tree(tree: ProcessTree, count: int) -> None:
 
 
 async def end(tree: ProcessTree, *started: subprocess.Popen[bytes]) -> None:
-    left = await tree.end(10, lambda: [each.poll() for each in started] and None)
+    def reap() -> None:
+        for each in started:
+            each.poll()
+
+    left = await tree.end(10, reap)
     tree.close()
     assert left == ()
     assert alive(tree.processes) == []
@@ -61,9 +65,8 @@ async def test_a_child_whose_parent_went_first_is_ended_too_though_it_was_never_
     tree: ProcessTree,
 ) -> None:
     parent = launch(tree, PARENT)
-    seen = {}
-    await wait_until(lambda: seen.update(dict.fromkeys(module._descendants(parent.pid))) or seen)
-    orphan = process_id(next(iter(seen)))
+    await wait_until(lambda: module._descendants(parent.pid))
+    orphan = process_id(module._descendants(parent.pid)[0])
     parent.kill()
     parent.wait()
     assert alive((orphan,)) == [orphan]
@@ -84,7 +87,7 @@ async def test_processes_of_another_engine_are_left_alone(tree: ProcessTree) -> 
 
 @pytest.mark.parametrize("pidfds", [True, False], ids=["pidfd", "polling"])
 async def test_a_death_is_seen_with_how_it_came(
-    tree: ProcessTree, pidfds: bool, monkeypatch: pytest.MonkeyPatch
+    tree: ProcessTree, *, pidfds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not pidfds:
         monkeypatch.delattr(os, "pidfd_open")
