@@ -146,3 +146,15 @@ async def test_a_newer_epoch_comes_up_beside_what_is_left_of_the_older_and_all_e
     assert (await place.end_child("llm/1", 10)).verified
     assert not any(alive(process) for info in infos for process in info.processes)
     assert (await place.end_child("llm/1", 1)).verified
+
+
+async def test_closing_the_place_tells_everyone_who_waits_for_a_host(place: HostPlace) -> None:
+    host = await make(place)
+    info = await started(host)
+    waiting = asyncio.ensure_future(host.ended())
+    await asyncio.sleep(0)
+    await place.close()
+    with anyio.fail_after(5):
+        assert (await waiting).intended
+    assert (await host.ended()).intended
+    assert not any(alive(process) for process in info.processes)

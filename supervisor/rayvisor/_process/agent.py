@@ -14,15 +14,15 @@ from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from rayvisor._engine.link import GoneReport
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, end_processes, tree
+from rayvisor.log import get_logger
 
 __all__ = ["NodeAgent"]
 
-log = structlog.get_logger("rayvisor.process")
+log = get_logger("rayvisor.process")
 
 _SWEEP_SECONDS = 5.0
 

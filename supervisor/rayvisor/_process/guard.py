@@ -9,15 +9,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import structlog
-
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process import reaper
 from rayvisor._process.tree import start_ticks
+from rayvisor.log import get_logger
 
 __all__ = ["Guard"]
 
-log = structlog.get_logger("rayvisor.process")
+log = get_logger("rayvisor.process")
 
 
 class Guard:

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import anyio
-import structlog
 
 from rayvisor._engine.engine import EngineError, EngineStartFailed, plain_causes
 from rayvisor._engine.host import EngineHost
@@ -21,11 +20,12 @@ from rayvisor._engine.link import ActorOptions, GoneReport, HostCallFailed, Host
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order, ProcessId
 from rayvisor._process.tree import end_processes
 from rayvisor.faults import Cause
+from rayvisor.log import get_logger
 
 __all__ = ["LocalHost", "LocalPlace"]
 
 T = TypeVar("T")
-log = structlog.get_logger("rayvisor.process")
+log = get_logger("rayvisor.process")
 
 _ANSWER_SECONDS = 10.0
 _SLACK_SECONDS = 5.0

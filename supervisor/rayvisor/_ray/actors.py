@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Self
 
 import anyio
-import structlog
 
 from rayvisor._engine.link import ActorOptions, HostEnd, HostGone
 from rayvisor._ray.cluster import RayCluster
@@ -17,10 +16,11 @@ from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.watch import ActorWatch
+from rayvisor.log import get_logger
 
 __all__ = ["UserActor", "UserActorPlace"]
 
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 20.0
 _KILL_SECONDS = 6.0

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
-import structlog
 
 from rayvisor._engine.link import GoneReport
 from rayvisor._engine.wire import ProcessId
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._ray.shell import agent_class
+from rayvisor.log import get_logger
 
 __all__ = ["NodeAgents"]
 
 T = TypeVar("T")
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 30.0
 _ANSWER_SECONDS = 5.0

@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import structlog
-
 from rayvisor._ray.errors import RayCallTimeout
+from rayvisor.log import get_logger
 
 __all__ = ["CallThreads"]
 
 T = TypeVar("T")
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 
 class CallThreads:

@@ -14,16 +14,15 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-import structlog
-
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import end_processes, identify, tree
 from rayvisor._ray.calls import CallThreads
+from rayvisor.log import get_logger
 
 __all__ = ["RayCluster"]
 
 T = TypeVar("T")
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 
 class RayCluster:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any, Self
 
 import anyio
-import structlog
 
 from rayvisor._engine.link import (
     ActorOptions,
@@ -34,10 +33,12 @@ from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.resident import Failure, Greeting
 from rayvisor._ray.shell import host_class
+from rayvisor.faults import Cause
+from rayvisor.log import get_logger
 
 __all__ = ["RayHost", "RayPlace"]
 
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 20.0
 _KILL_SECONDS = 1.0
@@ -64,6 +65,7 @@ class RayHost:
         self.child = child
         self.epoch = epoch
         self._sentinel = self._arm()
+        self._let_go: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
 
     @property
     def reaper(self) -> int:
@@ -143,9 +145,12 @@ class RayHost:
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended, see `HostLink.ended`."""
-        if self._sentinel.done() and not self._sentinel.cancelled() and self._sentinel.result().unavailable:
+        if self._let_go.done():
+            return self._let_go.result()
+        if self._sentinel.done() and self._sentinel.result().unavailable:
             self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call tells
-        return await asyncio.shield(self._sentinel)
+        done, _ = await asyncio.wait((self._sentinel, self._let_go), return_when=asyncio.FIRST_COMPLETED)
+        return self._sentinel.result() if self._sentinel in done else self._let_go.result()
 
     async def end(self, deadline: float) -> GoneReport:
         """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
@@ -172,7 +177,11 @@ class RayHost:
         return report
 
     def release(self) -> None:
-        """Stop waiting for the host's end: nobody is interested any more."""
+        """Stop watching the host: it has been ended. Who still waits for that is told so now."""
+        if self._sentinel.done() or self._let_go.done():
+            return
+        cause = Cause("HostEnded", "the host was ended; Ray has not said yet how")
+        self._let_go.set_result(HostEnd(causes=(cause,), intended=True))
         self._sentinel.cancel()
 
     async def _end_unseen(self, deadline: float) -> GoneReport:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import structlog
-
 from rayvisor._engine.link import PlacementOptions
 from rayvisor._ray.cluster import RayCluster
+from rayvisor.log import get_logger
 
 __all__ = ["Placements"]
 
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 
 class Placements:

@@ -11,16 +11,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import structlog
-
 from rayvisor._engine.engine import EngineStartFailed, plain_causes
 from rayvisor._engine.host import EngineHost
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
 from rayvisor._process.guard import Guard
+from rayvisor.log import get_logger
 
 __all__ = ["Failure", "Greeting", "Resident"]
 
-log = structlog.get_logger("rayvisor.host")
+log = get_logger("rayvisor.host")
 
 
 class Greeting(NamedTuple):

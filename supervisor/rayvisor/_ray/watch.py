@@ -14,15 +14,16 @@ import contextlib
 from typing import Any
 
 import anyio
-import structlog
 
 from rayvisor._engine.link import HostEnd
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import end_of, is_ray_error
+from rayvisor.faults import Cause
+from rayvisor.log import get_logger
 
 __all__ = ["ActorWatch"]
 
-log = structlog.get_logger("rayvisor.ray")
+log = get_logger("rayvisor.ray")
 
 _ASK_SECONDS = 5.0
 _PROBE_SECONDS = 0.5
@@ -71,9 +72,7 @@ class ActorWatch:
         """Watch an actor no more."""
         key = actor._actor_id.binary()  # noqa: SLF001 - as above
         self._handles.pop(key, None)
-        end = self._ends.pop(key, None)
-        if end is not None:
-            end.cancel()
+        self._let_go(self._ends.pop(key, None))
 
     async def close(self) -> None:
         """Watch nothing any more."""
@@ -84,7 +83,13 @@ class ActorWatch:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         for end in self._ends.values():
-            end.cancel()
+            self._let_go(end)
+
+    @staticmethod
+    def _let_go(end: asyncio.Future[HostEnd] | None) -> None:
+        if end is not None and not end.done():
+            cause = Cause("ActorLetGo", "nobody watches this actor any more")
+            end.set_result(HostEnd(causes=(cause,), unavailable=True))
 
     def _own(self, work: Any) -> None:
         task = asyncio.create_task(work)
