@@ -33,7 +33,7 @@ def fault_of(child: str, incarnation: int, fault_class: FaultClass = FaultClass.
 def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return tuple(prompt.encode())
-    return tuple(int(token) for token in prompt)  # type: ignore[call-overload]
+    return tuple(token for token in prompt if isinstance(token, int))
 
 
 def token_at(ids: Sequence[int], params: Mapping[str, Any], position: int) -> int:

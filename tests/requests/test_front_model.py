@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rayvisor._engine.wire import Chunk, HostItem, Lost, Order
-from rayvisor._requests.chunks import GenerationChunk
+from rayvisor._requests.chunks import Completion, GenerationChunk
 from rayvisor._requests.effects import (
     Abort,
     Deliver,
@@ -77,8 +77,6 @@ class Requests(RuleBasedStateMachine):
         self.open_gates = dict.fromkeys(CHILDREN, True)
         self.readers: dict[str, Reader] = {}
         self.poisonable: set[str] = set()
-        self.useful: set[tuple[str, int]] = set()
-        self.told: set[tuple[str, int]] = set()
 
     # What the front asks for
 
@@ -88,20 +86,7 @@ class Requests(RuleBasedStateMachine):
                 case Deliver(request, chunk):
                     self.read(request, chunk)
                 case Finish(request, completion):
-                    reader = self.readers[request]
-                    reader.state = "finished"
-                    for sample, params in zip(completion.samples, reader.params, strict=True):
-                        expected = answer(reader.prompt, params)
-                        assert sample.token_ids == expected.tokens
-                        assert sample.text == expected.text
-                        assert sample.finish_reason == expected.finish_reason
-                        assert sample.divergences == ()
-                        if params.get("logprobs") is not None:
-                            assert sample.cumulative_logprob is not None
-                            assert abs(sample.cumulative_logprob + sum(expected.tokens) / 7) < 1e-6
-                    total = sum(len(each) for each in reader.tokens)
-                    assert completion.usage.completion_tokens == total
-                    assert completion.usage.prompt_tokens == len(reader.prompt.encode())
+                    self.check_completion(self.readers[request], completion)
                 case Fail(request, error, _):
                     assert isinstance(error, PoisonRequestError), error
                     assert request in self.poisonable
@@ -109,30 +94,42 @@ class Requests(RuleBasedStateMachine):
                 case Left(request):
                     self.readers[request].state = "left"
                 case SendOrders(child, incarnation, orders):
-                    self.send(child, incarnation, orders)
+                    self.send(self.engine(child, incarnation), orders)
                 case Abort(child, incarnation, attempts):
-                    engine = self.engines.get(child)
-                    assert engine is not None
-                    assert engine.incarnation == incarnation
-                    for attempt in attempts:
-                        engine.runs.pop(attempt, None)
-                        engine.gone.discard(attempt)
-                        engine.stopped_reading.discard(attempt)
-                        engine.on_the_way = [
-                            o for o in engine.on_the_way if (o.request, o.attempt) != attempt
-                        ]
+                    self.drop(self.engine(child, incarnation), set(attempts))
                 case Flow(child, incarnation, request, attempt, is_open):
-                    engine = self.engines[child]
-                    assert engine.incarnation == incarnation
-                    if is_open:
-                        engine.stopped_reading.discard((request, attempt))
-                    else:
-                        engine.stopped_reading.add((request, attempt))
-                case Useful(child, incarnation):
-                    assert (child, incarnation) not in self.told or self.poisonable
-                    self.told.add((child, incarnation))
-                case NextDeadline(at):
-                    assert at > 0
+                    stopped = self.engine(child, incarnation).stopped_reading
+                    (stopped.discard if is_open else stopped.add)((request, attempt))
+                case Useful() | NextDeadline():
+                    pass
+
+    def engine(self, child: str, incarnation: int) -> Engine:
+        """Only living engines are addressed."""
+        engine = self.engines[child]
+        assert engine.incarnation == incarnation
+        return engine
+
+    def drop(self, engine: Engine, attempts: set[tuple[str, int]]) -> None:
+        for attempt in attempts:
+            engine.runs.pop(attempt, None)
+        engine.gone -= attempts
+        engine.stopped_reading -= attempts
+        engine.on_the_way = [
+            order for order in engine.on_the_way if (order.request, order.attempt) not in attempts
+        ]
+
+    def check_completion(self, reader: Reader, completion: Completion) -> None:
+        reader.state = "finished"
+        for sample, params in zip(completion.samples, reader.params, strict=True):
+            expected = answer(reader.prompt, params)
+            assert (sample.token_ids, sample.text) == (expected.tokens, expected.text)
+            assert sample.finish_reason == expected.finish_reason
+            assert sample.divergences == ()
+            if params.get("logprobs") is not None:
+                assert sample.cumulative_logprob is not None
+                assert abs(sample.cumulative_logprob + sum(expected.tokens) / 7) < 1e-6
+        assert completion.usage.completion_tokens == sum(len(each) for each in reader.tokens)
+        assert completion.usage.prompt_tokens == len(reader.prompt.encode())
 
     def read(self, request: str, chunk: GenerationChunk) -> None:
         reader = self.readers[request]
@@ -148,11 +145,9 @@ class Requests(RuleBasedStateMachine):
         assert tuple(reader.tokens[index]) == expected.tokens[: len(reader.tokens[index])]
         assert expected.text.startswith(reader.text[index])
 
-    def send(self, child: str, incarnation: int, orders: tuple[Order, ...]) -> None:
-        engine = self.engines[child]
-        assert engine.incarnation == incarnation
+    def send(self, engine: Engine, orders: tuple[Order, ...]) -> None:
         assert not engine.spare
-        assert self.open_gates[child]
+        assert self.open_gates[engine.child]
         for order in orders:
             request, _, index = order.request.rpartition(".")
             reader = self.readers[request]
@@ -217,14 +212,14 @@ class Requests(RuleBasedStateMachine):
 
     @rule(child=st.sampled_from(CHILDREN), intended=st.integers(0, 3))
     def an_engine_ends(self, child: str, intended: int) -> None:
-        engine = self.engines.pop(child, None)
-        if engine is None:
-            return
+        if child in self.engines:
+            self.end(self.engines.pop(child), intended=intended == 0)
+
+    def end(self, engine: Engine, *, intended: bool) -> None:
+        child = engine.child
         self.dead.append(engine)
-        fault = fault_of(
-            child, engine.incarnation, FaultClass.INTENDED if intended == 0 else FaultClass.FATAL
-        )
-        if intended:
+        fault = fault_of(child, engine.incarnation, FaultClass.INTENDED if intended else FaultClass.FATAL)
+        if not intended:
             struck = {key.rpartition(".")[0] for key, _ in engine.orders}
             for request in struck:
                 reader = self.readers[request]
@@ -232,6 +227,12 @@ class Requests(RuleBasedStateMachine):
                 if reader.strikes > 2 and len(struck) == 1:
                     self.poisonable.add(request)
         self.carry_out(self.front.engine_down(child, engine.incarnation, fault, self.now))
+
+    @rule(data=st.data())
+    def a_busy_engine_dies(self, data: st.DataObject) -> None:
+        busy = [engine.child for engine in self.engines.values() if engine.orders]
+        if busy:
+            self.end(self.engines.pop(data.draw(st.sampled_from(busy))), intended=False)
 
     @rule(child=st.sampled_from(CHILDREN), is_open=st.booleans())
     def a_gate_moves(self, child: str, *, is_open: bool) -> None:
@@ -378,6 +379,20 @@ class Requests(RuleBasedStateMachine):
         free = [engine for engine in self.front.routing.engines.values() if engine.takes(self.now)]
         assert not (waiting and free)
 
+    def everything_moves(self) -> None:
+        self.now += 1
+        self.carry_out(self.front.tick(self.now))
+        for engine in self.engines.values():
+            orders, engine.on_the_way = engine.on_the_way, []
+            engine.runs.update({(order.request, order.attempt): Run(order) for order in orders})
+            for attempt in [each for each in engine.runs if each not in engine.stopped_reading]:
+                self.generate(engine, attempt, 3, hold_finish=False)
+            self.hand_over(engine, len(engine.items))
+        for request, reader in self.readers.items():
+            for index in range(reader.n):
+                if reader.state == "open":
+                    self.take(request, index, 1000)
+
     def teardown(self) -> None:
         """From here on nothing fails: everything that is open must come to its right end."""
         self.poisonable.clear()
@@ -390,19 +405,7 @@ class Requests(RuleBasedStateMachine):
         for _ in range(4000):
             if all(reader.state != "open" for reader in self.readers.values()):
                 break
-            self.now += 1
-            self.carry_out(self.front.tick(self.now))
-            for engine in self.engines.values():
-                orders, engine.on_the_way = engine.on_the_way, []
-                engine.runs.update({(order.request, order.attempt): Run(order) for order in orders})
-                for attempt in list(engine.runs):
-                    if attempt not in engine.stopped_reading:
-                        self.generate(engine, attempt, 3, hold_finish=False)
-                self.hand_over(engine, len(engine.items))
-            for request, reader in self.readers.items():
-                for index in range(reader.n):
-                    if reader.state == "open":
-                        self.take(request, index, 1000)
+            self.everything_moves()
         assert {reader.state for reader in self.readers.values()} <= {"finished", "failed", "left"}
         assert list(self.front.parts) == []
         assert all(not engine.in_flight for engine in self.front.routing.engines.values())
@@ -410,8 +413,8 @@ class Requests(RuleBasedStateMachine):
 
 TestRequests = Requests.TestCase
 TestRequests.settings = settings(
-    max_examples=150,
-    stateful_step_count=60,
+    max_examples=120,
+    stateful_step_count=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
