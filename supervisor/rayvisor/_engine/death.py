@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rayvisor._engine.last_words import TAIL_BYTES, exit_code_of_worker, log_causes
+from rayvisor._engine.last_words import TAIL_BYTES, WORKER_DIED, exit_code_of_worker, log_causes
 from rayvisor._engine.processes import Ended, ProcessTree
 from rayvisor._engine.wire import Died
 
@@ -66,23 +66,48 @@ async def describe_death(
     """
     until = time.monotonic() + _LOG_SECONDS
     while True:
-        ended = tree.deaths[0] if tree.deaths else None
         text = read_log(log_file, since)
-        code, number = (None, None) if ended is None else _how(ended, tree, text, exit_code_of)
+        ended, code, number = _first_to_blame(tree, text, exit_code_of)
         # How it ended, and its last lines, may come a moment later than the news that it has.
-        if (code, number) != (None, None) or time.monotonic() >= until:
+        if code or number or time.monotonic() >= until:
             break
         await asyncio.sleep(_LOG_TICK_SECONDS)
+    causes, traceback = _written(text, ended)
+    worker = ended is not None and _is_worker(ended)
+    if number is not None and causes and not worker:
+        causes, traceback = (), ""
     chain = [*outer, ("EngineDied", f"the engine ended by itself while {doing}")]
-    traceback = ""
     if ended is not None:
         chain.append(_killed(ended, code, number))
-    if number is None:
-        # When a worker went first, what the others had to say followed from it.
-        worker = ended.process.pid if ended is not None and "Worker" in ended.process.name else None
-        causes, traceback = log_causes(text, worker)
-        chain += [cause for cause in causes if cause not in chain]
+    chain += [cause for cause in causes if cause not in chain]
     return Died(incarnation, tuple(chain), traceback, code, number, doing, log_tail(log_file), log_file)
+
+
+def _first_to_blame(
+    tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
+) -> tuple[Ended | None, int | None, int | None]:
+    """Which process went first, those not counted that left in an orderly way since another had gone."""
+    deaths = [(ended, *_how(ended, tree, text, exit_code_of)) for ended in tree.deaths]
+    for ended, code, number in deaths:
+        if code != 0:
+            return ended, code, number
+    return deaths[0] if deaths else (None, None, None)
+
+
+def _written(text: str, ended: Ended | None) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Which exceptions of a log are causes of the end.
+
+    When a worker goes, EngineCore says so before it fails in its turn: what is written after that is a
+    consequence. An exception that came before it, or without it, is why the worker was ended.
+    """
+    noticed = text.find(WORKER_DIED)
+    if noticed < 0 or ended is None or not _is_worker(ended):
+        return log_causes(text)
+    return log_causes(text[:noticed])
+
+
+def _is_worker(ended: Ended) -> bool:
+    return "Worker" in ended.process.name
 
 
 def _how(
@@ -93,7 +118,7 @@ def _how(
         code, number = tree.how_it_ended(ended.process.pid)
     if code is None and number is None:
         found = exit_code_of(ended.process.pid)
-        if found is None and "Worker" in ended.process.name:
+        if found is None and _is_worker(ended):
             found = exit_code_of_worker(text)
         if found is not None:
             code, number = (None, -found) if found < 0 else (found, None)

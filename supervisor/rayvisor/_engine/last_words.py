@@ -10,19 +10,22 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["TAIL_BYTES", "Traceback", "exit_code_of_worker", "find_tracebacks", "log_causes"]
+__all__ = ["TAIL_BYTES", "WORKER_DIED", "Traceback", "exit_code_of_worker", "find_tracebacks", "log_causes"]
 
 TAIL_BYTES = 8192
 """How much of a log travels with a fault."""
+
+WORKER_DIED = "died unexpectedly"
+"""In the line by which EngineCore says that a worker has gone."""
 
 _MOST_CAUSES = 8
 _MOST_CHARACTERS = 1000
 
 # vLLM's lines begin with "(EngineCore pid=1234) ERROR 11-21 10:00:00 [core.py:1510] ", each part optional.
-_WRITER = re.compile(r"^\((?P<writer>[^()]*pid=(?P<pid>\d+))\) ?")
+_WRITER = re.compile(r"^\((?P<writer>[^()]*pid=\d+)\) ?")
 _STAMP = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d:.\- ]+\[[^\]]*\] ?")
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
-_WORKER_DIED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: (-?\d+)\)")
+_WORKER_DIED = re.compile(rf"Worker proc \S+ {WORKER_DIED} \(exit code: (-?\d+)\)")
 
 
 class Traceback(NamedTuple):
@@ -31,8 +34,6 @@ class Traceback(NamedTuple):
     type: str
     message: str
     text: str
-    pid: int | None
-    """Who wrote it, where the log says so."""
 
 
 def find_tracebacks(log: str) -> list[Traceback]:
@@ -56,21 +57,15 @@ def find_tracebacks(log: str) -> list[Traceback]:
             if raised is not None:
                 name = raised["type"].rpartition(".")[2]
                 message = (raised["message"] or "")[:_MOST_CHARACTERS]
-                pid = int(matched["pid"]) if matched else None
-                found.append(Traceback(name, message, "\n".join([*lines, line]), pid))
+                found.append(Traceback(name, message, "\n".join([*lines, line])))
     return found
 
 
-def log_causes(log: str, pid: int | None = None) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Turn the tracebacks of a log into a cause chain and the text of the root cause's traceback.
-
-    With a pid, only what that process wrote counts, and what does not say who wrote it.
-    """
+def log_causes(log: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Turn the tracebacks of a log into a cause chain and the text of the root cause's traceback."""
     chain: list[tuple[str, str]] = []
     text = ""
     for traceback in find_tracebacks(log):
-        if pid is not None and traceback.pid not in (pid, None):
-            continue
         cause = (traceback.type, traceback.message)
         # Processes that are being ended complain too; what they say is not a cause.
         if traceback.type in {"KeyboardInterrupt", "SystemExit"} or cause in chain:
