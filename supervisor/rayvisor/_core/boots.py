@@ -74,8 +74,8 @@ class Boots(Restarts):
         starter, child.starter = child.starter, None
         if starter is not None:
             self._out.append(m.Reply(starter.call, None))
-        if child.disposable:
-            self._forget(child)
+        if starter is None or starter.verb is not m.Verb.RESTART_CHILD:
+            self._forget_if_disposable(child)
         self._group_step(supervisor, child)
         self._boot_step(child)
         self._step_of_end(child)

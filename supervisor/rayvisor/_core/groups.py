@@ -36,9 +36,8 @@ class Groups(Halts):
             if member.begun:
                 break  # `_group_step` comes back when it is gone
             group.to_stop.pop()
-            if member.disposable:
-                self._forget(member)  # OTP G4
-            elif member in group.members:
+            self._forget_if_disposable(member)  # OTP G4
+            if member in group.members and not member.forgotten:
                 group.to_start.appendleft(member)
         group.pumping = False
         if supervisor.group is not group or group.to_stop:

@@ -110,6 +110,10 @@ class Motions(ABC):
         self._bury(child)
         self._out.append(m.Forgotten(child.path))
 
+    def _forget_if_disposable(self, child: Child) -> None:
+        if child.disposable:
+            self._forget(child)
+
     def _dissolve(self, supervisor: Supervisor) -> None:
         """Drop an ended supervisor's children from the index; its next incarnation makes its own."""
         for child in supervisor.children.values():
@@ -192,6 +196,10 @@ class Motions(ABC):
         subtree = child.subtree
         if subtree is None:
             self._out.append(m.Stop(child.path, child.incarnation, ending, reason))
+            return
+        if child.parent.killed:
+            # An orphan hears that its supervisor was killed, and ends in order, in its own time (OTP T5).
+            self._halt(subtree, SHUTDOWN)
             return
         self._halt(subtree, KILLED if ending.seconds is None else SHUTDOWN)
         if subtree.phase is Phase.STOPPING and ending.seconds is not None and not ending.endless:

@@ -159,8 +159,7 @@ class Restarts(Groups):
             self._restart(child)
         elif after is After.GROUP:
             self._move(child, "backoff")
-            if child.disposable:
-                self._forget(child)
+            self._forget_if_disposable(child)
             self._answer_waiting(child)
             self._group_step(child.parent, child)
         elif after is After.RETRY:
@@ -209,8 +208,10 @@ class Restarts(Groups):
         if not self._move(child, event) and self._move(child, "stop"):
             self._move(child, event)
         self._refuse_starter(child, None if child.asked else exit)
-        if child.disposable or (starter is not None and starter.verb is m.Verb.START_CHILD):
-            self._forget(child)
+        if starter is not None and starter.verb is m.Verb.START_CHILD:
+            self._forget(child)  # never saved (OTP A2)
+        elif starter is None or child.asked:
+            self._forget_if_disposable(child)
         self._answer_waiting(child)
         self._group_step(supervisor, child)
         self._boot_step(child)

@@ -14,7 +14,7 @@ from rayvisor._core import messages as m
 from rayvisor._core.core import Core
 from rayvisor._core.exits import KILLED, Exit, ExitKind
 from rayvisor.errors import CallError, ChildStartError
-from rayvisor.specs import Instance
+from rayvisor.specs import Instance, Shutdown
 from rayvisor.testing.otp.terms import (
     BadSpecError,
     StartFunction,
@@ -250,6 +250,8 @@ class Replay:
         exit_ = exit_of(reason)
         if not process.supervisor or exit_ is KILLED:
             self.world.end(process, term_of(exit_))
+            if process.supervisor and not supervised:
+                self._leave_orphans(process)
         elif not supervised:
             self._stop_by_itself(process, term_of(exit_))
         child = self.core.children.get(_core_path(path))
@@ -261,19 +263,33 @@ class Replay:
     def _stop_by_itself(self, supervisor: Process, reason: str) -> None:
         """Let a supervisor end in order before its own supervisor, suspended now, hears of it."""
         supervisor.ending = True
-        for child in reversed(self.core.supervisors[_core_path(supervisor.path)].children.values()):
-            process = self.world.alive(f"{supervisor.path}/{child.spec.id}")
-            if process is None:
-                continue
-            if process.supervisor:
-                if child.spec.ending.seconds is None:
-                    self.world.end(process, "killed")
-                else:
-                    self._stop_by_itself(process, "shutdown")
-            else:
-                _, how = self.world.ask(process, child.spec.ending)
+        for process, ending in reversed(self._children(supervisor)):
+            if not process.supervisor:
+                _, how = self.world.ask(process, ending)
                 self.world.end(process, how)
+            elif ending.seconds is None:
+                self.world.end(process, "killed")
+                self._leave_orphans(process)
+            else:
+                self._stop_by_itself(process, "shutdown")
         self.world.end(supervisor, reason)
+
+    def _leave_orphans(self, supervisor: Process) -> None:
+        """Let the children of a supervisor that was killed end, each for itself."""
+        for process, ending in self._children(supervisor):
+            if process.supervisor:
+                self._stop_by_itself(process, supervisor.reason)
+            else:
+                _, how = self.world.ask(process, ending)
+                self.world.end(process, how)
+
+    def _children(self, supervisor: Process) -> list[tuple[Process, Shutdown]]:
+        """The living children of a supervisor in start order, and how each is ended."""
+        children = self.core.supervisors[_core_path(supervisor.path)].children.values()
+        found = [
+            (self.world.alive(f"{supervisor.path}/{child.spec.id}"), child.spec.ending) for child in children
+        ]
+        return [(process, ending) for process, ending in found if process is not None]
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -356,10 +372,12 @@ class Replay:
             if call["op"] == "crash":
                 self._gated_results[index] = self._crash(call["path"], call["reason"], supervised=False)
             else:
-                self._mailbox.append(partial(self._answer_gated, index, call))
+                called = self.world.current[call["sup"]]
+                self._mailbox.append(partial(self._answer_gated, index, call, called))
 
-    def _answer_gated(self, index: int, call: dict[str, Any]) -> None:
-        self._gated_results[index] = self._do(call)
+    def _answer_gated(self, index: int, call: dict[str, Any], called: Process) -> None:
+        # A call that the supervisor did not come to is not for its next incarnation.
+        self._gated_results[index] = self._do(call) if called.alive else "noproc"
 
     def _on_stop(self, effect: m.Stop) -> None:
         process = self._incarnations.get((effect.child, effect.incarnation))
@@ -374,10 +392,7 @@ class Replay:
             self._after(delay, lambda: self._gone(effect, process, reason))
 
     def _gone(self, effect: m.Stop, process: Process, reason: str) -> None:
-        if reason:
-            self.world.end(process, reason)
-        else:
-            process.alive = False  # an orphan that hangs: nobody will ever hear of it
+        self.world.end(process, reason)
         self._answers.append(m.Exited(effect.child, effect.incarnation, exit_of(reason or "killed")))
 
     def _on_set_timer(self, effect: m.SetTimer) -> None:

@@ -106,8 +106,9 @@ class World:
     # --- ends ---------------------------------------------------------------------------------
 
     def end(self, process: Process, reason: str) -> None:
-        """Let a process exit."""
-        self.record(process, "exit", reason=reason)
+        """Let a process exit; without a reason it hangs for ever, an orphan that nobody hears of."""
+        if reason:
+            self.record(process, "exit", reason=reason)
         process.alive = False
         process.reason = reason
 
