@@ -343,10 +343,12 @@ class EnginePool:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self.stop()
         own, self._own = self._own, None
-        return None if own is None else await own.__aexit__(kind, error, traceback)
+        if own is not None:
+            # Not told of the body's error, the group cannot wrap it; those of its own tasks it still raises.
+            await own.__aexit__(None, None, None)
 
     @property
     def _running(self) -> anyio.abc.TaskGroup:

@@ -84,7 +84,7 @@ class Outbox:
     async def run(self) -> None:
         """Send until closed."""
         with self._scope:
-            while True:
+            while not self._scope.cancel_called:
                 if not (self._orders or self._aborts or self._flows):
                     self._news = anyio.Event()
                     await self._news.wait()

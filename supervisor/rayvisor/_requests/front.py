@@ -22,6 +22,7 @@ from random import Random
 from typing import Any
 
 from rayvisor._engine.wire import Chunk, EngineInfo, HostItem, Lost, Prompt, Refused
+from rayvisor._requests import endings
 from rayvisor._requests.chunks import Divergence, Usage
 from rayvisor._requests.effects import (
     Attempt,
@@ -36,22 +37,17 @@ from rayvisor._requests.effects import (
     Useful,
 )
 from rayvisor._requests.errors import (
-    AttemptsExhaustedError,
-    DeadlineExceededError,
     InvalidRequestError,
     NoEngineError,
-    PoisonRequestError,
     QueueFullError,
-    ReplayDivergedError,
     RequestError,
-    UnmovableRequestError,
 )
 from rayvisor._requests.limits import Counts, RequestLimits, divergence, seconds, whole
 from rayvisor._requests.places import EnginePlace, Part, Place, Request, Timers
 from rayvisor._requests.policy import Continuation, plan, split
 from rayvisor._requests.routing import Routing
 from rayvisor._requests.sample import Sample
-from rayvisor.faults import Cause, Fault, FaultClass
+from rayvisor.faults import Fault, FaultClass
 
 __all__ = ["Front"]
 
@@ -237,7 +233,7 @@ class Front:
                 freed |= self._chunk(engine, part, item)
             elif isinstance(item, Refused):
                 freed = True
-                self._refused(part.request, item)
+                self._fail(part.request, endings.refused(part.request, item))
             else:
                 freed = True
                 self._rest(engine, now)
@@ -265,14 +261,7 @@ class Front:
         """Time has come: fail what is past its deadline, look for work for engines that have rested."""
         for request in self._timers.due(now):
             if now >= request.deadline:
-                error = DeadlineExceededError(
-                    request.id,
-                    deadline=request.budget,
-                    delivered=request.delivered,
-                    where=request.where,
-                    fault=request.fault,
-                )
-                self._fail(request, error)
+                self._fail(request, endings.overdue(request))
         self._announced = None
         return self._done(now, route=True)
 
@@ -330,10 +319,7 @@ class Front:
             self._abort(part)
             self._lose(engine, part, str(found))
             return False
-        self._fail(
-            request,
-            ReplayDivergedError(request.id, divergence=found, reason=reason, fault=request.fault),
-        )
+        self._fail(request, endings.diverged(request, found, reason))
         return False
 
     def _deliver(self, part: Part, tokens: Sequence[int], deliver: Deliver) -> None:
@@ -353,13 +339,6 @@ class Front:
             self._remove(request)
             self.counts.finished += 1
             self._out.add(Finish(request.id, request.completion()))
-
-    def _refused(self, request: Request, item: Refused) -> None:
-        causes = tuple(Cause(*cause) for cause in item.causes)
-        said = str(causes[-1]) if causes else "the engine refused it and gave no reason"
-        self._fail(
-            request, InvalidRequestError("request", request.id, said, request=request.id, causes=causes)
-        )
 
     def _late(self, engine: EnginePlace | None, item: Chunk | Refused | Lost, now: float) -> None:
         self.counts.late_items += 1
@@ -399,7 +378,7 @@ class Front:
             self._out.add(Useful(engine.child, engine.incarnation))
             request = alone.request
             if not alone.sample.due(engine.info):
-                self._fail(request, PoisonRequestError(request.id, strikes=request.strikes, fault=fault))
+                self._fail(request, endings.poison(request, fault))
 
     def _lose(self, engine: EnginePlace, part: Part, reason: str) -> None:
         """Take a sample away from its engine, and say what becomes of it."""
@@ -413,25 +392,11 @@ class Front:
             return
         self.routing.leave(part)
         if request.plan.continuation is Continuation.REFUSE and sample.delivered:
-            self._fail(
-                request,
-                UnmovableRequestError(
-                    request.id, delivered=request.delivered, reason=request.plan.reason, fault=request.fault
-                ),
-            )
+            self._fail(request, endings.unmovable(request))
         elif self._closed:
             self._fail(request, NoEngineError(request.id, self._closed_by))
         elif part.tries >= request.attempts:
-            self._fail(
-                request,
-                AttemptsExhaustedError(
-                    request.id,
-                    attempts=request.attempts,
-                    delivered=request.delivered,
-                    reason=reason,
-                    fault=request.fault,
-                ),
-            )
+            self._fail(request, endings.exhausted(request, reason))
         elif part.backlog > self.limits.fast_at:
             part.flowing, part.place = False, Place.PARKED
         else:
