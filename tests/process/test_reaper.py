@@ -16,7 +16,7 @@ Until = Callable[..., None]
 HOST = """
 import os, subprocess, sys, time
 from rayvisor._process.guard import Guard
-guard = Guard(sys.argv[1])
+guard = Guard(sys.argv[1], with_parent=len(sys.argv) > 3)
 reaper = guard.wait_ready()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[2]], stdout=subprocess.PIPE)
 grandchild = int(child.stdout.readline())
@@ -25,6 +25,13 @@ sys.stdin.readline()
 guard.bye()
 print("bye", flush=True)
 sys.stdin.readline()
+"""
+
+PARENT = """
+import subprocess, sys
+host = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+print(host.pid, *host.stdout.readline().decode().split(), flush=True)
+host.wait()
 """
 
 DAEMON = """
@@ -59,6 +66,14 @@ def test_when_a_host_is_killed_its_tree_is_gone_within_five_seconds_one_of_it_be
     until(lambda: gone(child, grandchild), 5.0)
     assert time.monotonic() - began < 5.0
     until(lambda: gone(reaper), 5.0)
+
+
+def test_a_host_goes_with_its_parent_when_that_was_asked_for(spawn: Spawn, family: str, until: Until) -> None:
+    parent = spawn(PARENT, HOST, "tests/reaper/parent", family, "with parent", start_new_session=True)
+    assert parent.stdout is not None
+    host, reaper, child, grandchild = (int(word) for word in parent.stdout.readline().split())
+    parent.kill()
+    until(lambda: gone(host, child, grandchild, reaper), 5.0)
 
 
 def test_what_left_the_tree_long_ago_is_found_by_its_key(spawn: Spawn, until: Until) -> None:

@@ -32,6 +32,29 @@ async def main():
 asyncio.run(main())
 """
 
+CHECKOUT = """
+import asyncio, json
+from rayvisor._engine.link import ActorOptions
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.package import package_folders
+
+async def main():
+    upload = {"runtime_env": {"py_modules": list(package_folders())}}
+    async with await RayCluster.connect(options=upload) as cluster, RayPlace(cluster) as place:
+        import ray
+
+        def where():
+            import rayvisor
+            return rayvisor.__file__
+
+        found = await ray.remote(where).remote()
+        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        print(json.dumps({"found": found, "child": (await host.ready(60)).child}), flush=True)
+
+asyncio.run(main())
+"""
+
 LOCAL = """
 import asyncio, json, os, sys, time
 from rayvisor._engine.link import ActorOptions
@@ -95,6 +118,12 @@ async def test_an_attached_driver_leaves_the_cluster_running_and_nothing_of_its_
     assert not psutil.pid_exists(int(str(answer["host"])))
     assert (await cluster.nodes())[cluster.node_id]
     assert not cluster.started
+
+
+async def test_workers_import_the_checkout_that_the_line_in_the_error_uploads(local_ray: str) -> None:
+    (answer,) = await run(CHECKOUT, env={**without_address(), "RAY_ADDRESS": local_ray})
+    assert "py_modules_files" in str(answer["found"])
+    assert answer["child"] == "llm/1"
 
 
 async def test_a_ray_that_somebody_else_initialised_is_used_and_left_initialised(local_ray: str) -> None:

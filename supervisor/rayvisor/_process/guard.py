@@ -27,9 +27,11 @@ class Guard:
     key
         The host's key. It is put into this process's environment, so that whatever is started from here on
         carries it.
+    with_parent
+        Whether this process is ended, with everything of it, when its parent dies.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, *, with_parent: bool = False) -> None:
         me = reaper.read_stat(os.getpid())
         if me is None:
             raise RuntimeError("/proc is not readable: a host cannot be guarded here")
@@ -38,6 +40,9 @@ class Guard:
         os.environ[reaper.MARKER] = key
         program = str(Path(reaper.__file__).resolve())
         command = [sys.executable, "-I", "-S", program, str(me.pid), str(me.ticks), key]
+        parent = reaper.read_stat(me.ppid) if with_parent else None
+        if parent is not None:
+            command += [str(parent.pid), str(parent.ticks)]
         self._starter = subprocess.Popen(  # noqa: S603 - our own program
             command,
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """The reaper: ends what a host leaves behind when it dies by SIGKILL.
 
-A host starts it as a program of its own, ``python -I -S reaper.py PID TICKS KEY``. It needs nothing but
+A host starts it as a program of its own, ``python -I -S reaper.py PID TICKS KEY [PARENT TICKS]``. It needs nothing but
 the standard library and this file, so it is up in some ten milliseconds and takes a few megabytes; what it
 knows of /proc is used by `rayvisor._process.tree` too.
 
@@ -8,7 +8,9 @@ It lives in a session of its own, as nobody's child (it forks once and lets the 
 Ctrl-C in the terminal nor Ray's clean-up of a dead worker's group or children ends it. It watches the host
 through a pidfd, notes the host's process tree twice a second and what the host tells it over the pipe, and
 when the host dies, it kills every process it noted, whatever they have started since, and every process
-whose environment carries the host's key. A host that leaves in order says ``bye``. Either way the reaper is
+whose environment carries the host's key. A host that leaves in order says ``bye``. With two more arguments, the pid and ticks of
+the host's parent, it ends the host too when that parent dies: a host whose raylet is gone serves nobody, and
+holds the memory that its successor needs. Either way the reaper is
 gone seconds later.
 
 The pipe carries lines: ``process PID TICKS`` and ``bye``.
@@ -157,12 +159,17 @@ def kill_process(pid: int, ticks: int) -> bool:
 class _Watch:
     """The reaper's notes on one host."""
 
-    def __init__(self, host: int, ticks: int, key: str) -> None:
+    def __init__(self, host: int, ticks: int, key: str, parent: tuple[int, int] | None) -> None:
         self.host = host
         self.ticks = ticks
         self.key = key
+        self.parent = parent
         self.noted: dict[int, Stat] = {}
         self.farewell = False
+
+    def goes_on(self) -> bool:
+        """Whether there is still something to watch."""
+        return is_alive(self.host, self.ticks) and (self.parent is None or is_alive(*self.parent))
 
     def hear(self, line: str) -> None:
         words = line.split()
@@ -186,6 +193,9 @@ class _Watch:
         """Kill until two rounds in a row find nothing; bounded."""
         killed: dict[int, Stat] = {}
         until = time.monotonic() + _KILL_SECONDS
+        host = read_stat(self.host)
+        if host is not None and host.ticks == self.ticks:
+            self.noted[host.pid] = host  # it lives: its parent died
         quiet = 0
         while quiet < 2 and time.monotonic() < until:  # noqa: PLR2004 - a child may just be forking
             self.scan()
@@ -201,20 +211,14 @@ class _Watch:
 
 
 def _serve(watch: _Watch) -> None:
-    try:
-        host = os.pidfd_open(watch.host)
-    except OSError:
-        host = -1
     poller = select.poll()
     poller.register(0, select.POLLIN)
-    if host >= 0:
-        poller.register(host, select.POLLIN)
+    for pid in (watch.host, *([watch.parent[0]] if watch.parent else [])):
+        with contextlib.suppress(OSError):
+            poller.register(os.pidfd_open(pid), select.POLLIN)
     rest = b""
-    while is_alive(watch.host, watch.ticks):
-        ready = dict(poller.poll(_SCAN_SECONDS * 1000))
-        if host in ready:
-            break
-        if 0 in ready:
+    while watch.goes_on():
+        if 0 in dict(poller.poll(_SCAN_SECONDS * 1000)):
             data = os.read(0, 65536)
             if not data:
                 poller.unregister(0)  # closed: the pidfd alone tells from now on
@@ -235,6 +239,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     host, ticks, key = int(arguments[0]), int(arguments[1]), arguments[2]
+    parent = (int(arguments[3]), int(arguments[4])) if len(arguments) > 3 else None  # noqa: PLR2004 - see above
     if os.fork():
         os._exit(0)  # nobody's child from here on: whoever sweeps up the host's children does not find it
     with contextlib.suppress(OSError):
@@ -242,7 +247,7 @@ def main(arguments: list[str]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.close(quiet)
-    _serve(_Watch(host, ticks, key))
+    _serve(_Watch(host, ticks, key, parent))
 
 
 if __name__ == "__main__":

@@ -154,6 +154,11 @@ class UserActorPlace:
         self._token = secrets.token_hex(4)
         self._actors: dict[str, UserActor] = {}
 
+    @property
+    def prefix(self) -> str:
+        """What the names of all actors made here begin with."""
+        return f"rayvisor-{self._token}/"
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -182,7 +187,7 @@ class UserActorPlace:
             What it asks of the cluster.
         """
         wanted = options or ActorOptions()
-        name = f"rayvisor-{self._token}/{child}/{incarnation}"
+        name = f"{self.prefix}{child}/{incarnation}"
         if name in self._actors:
             raise ValueError(f"incarnation={incarnation}: {child!r} has had this incarnation already")
         group = await self._placements.get(child, wanted.placement)
@@ -213,7 +218,7 @@ class UserActorPlace:
 
     async def end_child(self, child: str, deadline: float) -> bool:
         """Kill every actor of a child that is left and remove its placement group; whether all are gone."""
-        prefix = f"rayvisor-{self._token}/{child}/"
+        prefix = f"{self.prefix}{child}/"
         gone = await self._kill_all([a for a in self._actors.values() if a.name.startswith(prefix)], deadline)
         await self._placements.remove(child)
         return gone

@@ -95,9 +95,9 @@ class WorkerPackageError(RayvisorError):
         said = f" ({detail})" if detail else ""
         super().__init__(
             f"the workers of this cluster {state}{said}, the driver has {wanted}. "
-            "Give them the driver's by one of these lines, to ray.init() or as the child's option:\n"
-            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}      # a released version\n'
-            f'    runtime_env={{"py_modules": [{modules}]}}      # a checkout; its dependencies must be there'
+            "Give them the driver's by pasting one of these lines:\n"
+            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}  # released; in ray.init() or on the child\n'
+            f'    runtime_env={{"py_modules": [{modules}]}}  # a checkout; in ray.init(), which uploads it'
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -72,6 +72,11 @@ class RayHost:
         """Pid of the reaper that guards the host on its node, 0 if there is none or it is not known yet."""
         return self._greeting.reaper if self._greeting is not None else 0
 
+    @property
+    def node_id(self) -> str:
+        """Ray's id of the node that the host runs on, empty while it is not known."""
+        return self._greeting.node_id if self._greeting is not None else ""
+
     async def ready(self, deadline: float) -> HostDescription:
         """Wait until the host answers, has the driver's version of rayvisor, and its processes are watched.
 

@@ -58,7 +58,8 @@ class Resident:
     def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
         self._guard: Guard | None = None
         try:
-            self._guard = Guard(key)
+            # A worker's parent is its raylet. Ray's own check for its death misses some (it looks for pid 1).
+            self._guard = Guard(key, with_parent=True)
         except (OSError, RuntimeError):
             # The node agent still ends what is left; the host works without a reaper, and says so.
             log.exception("host.reaper.failed", child=child, epoch=epoch)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+TWO_NODES = """
+import asyncio, json, os, signal, time
+import ray
+from ray.cluster_utils import Cluster
+from rayvisor._engine.link import ActorOptions
+from rayvisor._process.tree import alive
+from rayvisor._ray.cluster import RayCluster
+from rayvisor._ray.hosts import RayPlace
+
+quick = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+nodes = Cluster(
+    initialize_head=True,
+    head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": quick},
+)
+far = nodes.add_node(num_cpus=2, resources={"far": 1}, include_dashboard=False)
+nodes.wait_for_nodes()
+
+async def main():
+    async with await RayCluster.connect(nodes.address) as cluster, RayPlace(cluster) as place:
+        near = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        host = await place.create(
+            child="llm/2", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"far": 1})
+        )
+        info = await host.ensure_started(1, {}, 60)
+        node = host.node_id
+        await near.ready(60)
+        processes = [(await host.ready(30)).process, *info.processes]
+        raylet = far.all_processes["raylet"][0].process
+        raylet.kill()
+        began = time.monotonic()
+        ends = []
+        while not ends or ends[-1].unavailable:
+            ends.append(await asyncio.wait_for(host.ended(), 60))
+            await asyncio.sleep(0.2)
+        known = time.monotonic() - began
+        report = await host.end(10)
+        while any(alive(process) for process in processes) and time.monotonic() - began < 30:
+            await asyncio.sleep(0.05)
+        print(json.dumps({
+            "other": node != near.node_id,
+            "verified": report.verified,
+            "known": known,
+            "root": [end.root.type for end in ends],
+            "left": [process for process in processes if alive(process)],
+            "near": (await near.ready(30)).child,
+        }), flush=True)
+
+asyncio.run(main())
+ray.shutdown()
+nodes.shutdown()
+"""
+
+
+async def test_a_dead_nodes_word_is_enough_and_the_other_node_goes_on() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", TWO_NODES, env=environment, stdout=subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 150)
+    (line,) = [line for line in output.decode().splitlines() if line.startswith("{")]
+    answer = json.loads(line)
+    assert answer["other"]
+    assert answer["verified"]
+    assert answer["root"]
+    assert answer["left"] == []
+    assert answer["near"] == "llm/1"
