@@ -1,17 +1,17 @@
 """The reaper: ends what a host leaves behind when it dies by SIGKILL.
 
-A host starts it as a program of its own, ``python -I -S reaper.py PID TICKS KEY [PARENT TICKS]``. It needs nothing but
-the standard library and this file, so it is up in some ten milliseconds and takes a few megabytes; what it
-knows of /proc is used by `rayvisor._process.tree` too.
+A host starts it as a program of its own, ``python -I -S reaper.py PID TICKS KEY [PARENT TICKS]``. It needs
+nothing but the standard library and this file, so it is up in some ten milliseconds and takes a few
+megabytes; what it knows of /proc is used by `rayvisor._process.tree` too.
 
 It lives in a session of its own, as nobody's child (it forks once and lets the first process go): neither
 Ctrl-C in the terminal nor Ray's clean-up of a dead worker's group or children ends it. It watches the host
 through a pidfd, notes the host's process tree twice a second and what the host tells it over the pipe, and
 when the host dies, it kills every process it noted, whatever they have started since, and every process
-whose environment carries the host's key. A host that leaves in order says ``bye``. With two more arguments, the pid and ticks of
-the host's parent, it ends the host too when that parent dies: a host whose raylet is gone serves nobody, and
-holds the memory that its successor needs. Either way the reaper is
-gone seconds later.
+whose environment carries the host's key. A host that leaves in order says ``bye``. With two more arguments,
+the pid and ticks of the host's parent, it ends the host too when that parent dies: a host whose raylet is
+gone serves nobody, and holds the memory that its successor needs. Either way the reaper is gone seconds
+later.
 
 The pipe carries lines: ``process PID TICKS`` and ``bye``.
 """
@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     host, ticks, key = int(arguments[0]), int(arguments[1]), arguments[2]
-    parent = (int(arguments[3]), int(arguments[4])) if len(arguments) > 3 else None  # noqa: PLR2004 - see above
+    parent = (int(arguments[3]), int(arguments[4])) if arguments[3:] else None
     if os.fork():
         os._exit(0)  # nobody's child from here on: whoever sweeps up the host's children does not find it
     with contextlib.suppress(OSError):
