@@ -9,9 +9,25 @@ if TYPE_CHECKING:
     from rayvisor.children import actor, coroutine, engine_pool
     from rayvisor.errors import RayvisorError, SpecError, StartFailed, SupervisorGaveUp
     from rayvisor.faults import Cause, Fault, FaultClass
-    from rayvisor.pool import EnginePool, Generation, GenerationChunk, NoEngineError, PoisonRequestError, RequestError
+    from rayvisor.pool import (
+        EnginePool,
+        Generation,
+        GenerationChunk,
+        NoEngineError,
+        PoisonRequestError,
+        RequestError,
+    )
     from rayvisor.reference import ChildRef
-    from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Jitter, Restart, Shutdown, Strategy, SupervisorSpec
+    from rayvisor.specs import (
+        AutoShutdown,
+        Backoff,
+        ChildSpec,
+        Jitter,
+        Restart,
+        Shutdown,
+        Strategy,
+        SupervisorSpec,
+    )
     from rayvisor.supervisor import Supervisor
 
 _HOMES = {

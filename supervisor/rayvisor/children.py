@@ -1,12 +1,12 @@
 """The children of a tree: what each function here makes is a ``ChildSpec``.
 
-    >>> import rayvisor as rv
-    >>> spec = rv.SupervisorSpec(
-    ...     intensity=3, period=900.0,
-    ...     children=[rv.engine_pool("llm", engine_args={"model": "/models/small"}, size=2)],
-    ... )
-    >>> [child.id for child in spec.children[0].start.children]
-    ['1', '2']
+>>> import rayvisor as rv
+>>> spec = rv.SupervisorSpec(
+...     intensity=3, period=900.0,
+...     children=[rv.engine_pool("llm", engine_args={"model": "/models/small"}, size=2)],
+... )
+>>> [child.id for child in spec.children[0].start.children]
+['1', '2']
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
 from rayvisor.errors import SpecError
 from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
 
-__all__ = ["ActorStart", "CoroutineStart", "EnginePoolSpec", "EngineStart", "actor", "coroutine", "engine_pool"]
+__all__ = [
+    "ActorStart",
+    "CoroutineStart",
+    "EnginePoolSpec",
+    "EngineStart",
+    "actor",
+    "coroutine",
+    "engine_pool",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +71,12 @@ class EnginePoolSpec(SupervisorSpec):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
         SupervisorSpec.__post_init__(self)
-        for name, least in (("queue_limit", 1), ("attempts", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SpecError(name, value, f"must be a whole number, {least} or more")
-        if isinstance(self.deadline, bool) or not isinstance(self.deadline, (int, float)) or self.deadline <= 0:
-            raise SpecError("deadline", self.deadline, "must be a number of seconds, more than 0")
+        _count("queue_limit", self.queue_limit, "requests")
+        _count("attempts", self.attempts, "attempts")
+        _seconds("deadline", self.deadline)
 
 
-def actor(
+def actor(  # noqa: PLR0913 - keywords, each of its own meaning
     id: str,  # noqa: A002 - OTP's word for it
     cls: type,
     *,
@@ -110,7 +115,9 @@ def actor(
         A placement group of its own: made once, reused by all its incarnations, removed with it.
     """
     if not isinstance(cls, type):
-        raise SpecError("cls", cls, "must be a plain class; give the class itself, not what ray.remote made of it")
+        raise SpecError(
+            "cls", cls, "must be a plain class; give the class itself, not what ray.remote made of it"
+        )
     return ChildSpec(
         id=id,
         start=ActorStart(
@@ -175,7 +182,7 @@ def coroutine(
     )
 
 
-def engine_pool(
+def engine_pool(  # noqa: PLR0913 - as above
     id: str,  # noqa: A002 - OTP's word for it
     *,
     engine_args: Mapping[str, Any],
@@ -241,8 +248,7 @@ def engine_pool(
     SpecError
         When a value cannot work.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SpecError("size", size, "must be a whole number of engines, 1 or more")
+    _count("size", size, "engines")
     if engine not in {"vllm", "sim"}:
         raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
     if not isinstance(engine_args, Mapping):
@@ -281,3 +287,13 @@ def engine_pool(
         ),
         restart=restart,
     )
+
+
+def _count(name: str, value: object, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SpecError(name, value, f"must be a whole number of {unit}, 1 or more")
+
+
+def _seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise SpecError(name, value, "must be a number of seconds, more than 0")

@@ -38,6 +38,8 @@ class Ending:
     preempted: bool = False
     overdue: bool = False
     """It did not come up within its start deadline."""
+    lost: bool = False
+    """Its process ended, and not because what it was told to start raised."""
     node: str = ""
     log_file: str = ""
     doing: str = ""
@@ -58,6 +60,10 @@ def _memory(ending: Ending) -> bool:
     return ending.out_of_memory or any(cause.type in _MEMORY for cause in ending.causes)
 
 
+def _names(ending: Ending, kind: str) -> bool:
+    return any(cause.type == kind for cause in ending.causes)
+
+
 @dataclass(frozen=True, slots=True)
 class _Case:
     ending: Ending
@@ -72,6 +78,12 @@ RULES: list[tuple[str, Callable[[_Case], bool], FaultClass]] = [
     ("out of memory", lambda case: _memory(case.ending), FaultClass.FATAL),
     ("ended by a signal", lambda case: case.ending.signal is not None, FaultClass.FATAL),
     ("ended by its node or scheduler", lambda case: case.ending.preempted, FaultClass.FATAL),
+    (
+        "its environment cannot be made",
+        lambda case: case.starting and not case.served and _names(case.ending, "RuntimeEnvSetupError"),
+        FaultClass.PERMANENT,
+    ),
+    ("its process was lost", lambda case: case.ending.lost, FaultClass.FATAL),
     ("a start that took too long", lambda case: case.ending.overdue, FaultClass.FATAL),
     (
         "a connection that may come back",

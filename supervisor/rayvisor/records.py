@@ -15,9 +15,11 @@ __all__ = [
     "DecisionMade",
     "FaultSeen",
     "GoneUnverified",
+    "HookFailed",
     "Record",
     "RecordsMissed",
     "StartProgressed",
+    "StartedLate",
     "StateChanged",
     "SupervisorMoved",
 ]
@@ -75,6 +77,15 @@ class StartProgressed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartedLate:
+    """An incarnation came up after its start had been given up, and was ended at once."""
+
+    at: float
+    child: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoneUnverified:
     """Nobody could prove that nothing is left of an incarnation; the next start goes on all the same."""
 
@@ -95,6 +106,17 @@ class SupervisorMoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HookFailed:
+    """A hook of the user's raised; the child went on without it."""
+
+    at: float
+    child: str
+    hook: str
+    place: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsMissed:
     """A watcher was too slow: this many records were dropped for it."""
 
@@ -103,5 +125,13 @@ class RecordsMissed:
 
 
 Record = (
-    StateChanged | FaultSeen | DecisionMade | StartProgressed | GoneUnverified | SupervisorMoved | RecordsMissed
+    StateChanged
+    | FaultSeen
+    | DecisionMade
+    | StartProgressed
+    | StartedLate
+    | GoneUnverified
+    | SupervisorMoved
+    | HookFailed
+    | RecordsMissed
 )

@@ -1,17 +1,67 @@
-"""References to children: they outlive the incarnations they lead to."""
+"""References to children: they outlive the incarnations they lead to, and work from any process.
+
+    ref = sup["router"]                        # in the driver
+    worker.use.remote(ref)                     # pickled into another actor
+
+    class Worker:
+        async def use(self, router):
+            return await router.call("route", request, idempotent=True)
+
+A reference finds the present incarnation at each use. In the supervisor's own process it asks the
+supervisor; elsewhere it asks Ray, by name, so that process has to be connected to the same cluster.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from rayvisor._engine.link import HostGone
+from rayvisor.errors import ChildUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rayvisor._runtime.carriers.actors import ActorBackend
 
 __all__ = ["ChildRef"]
 
+ATTEMPTS = 3
+"""On how many incarnations an idempotent call is tried: a call that kills whoever takes it must end."""
+WAIT_SECONDS = 60.0
+"""How long an idempotent call without a deadline waits for the next incarnation."""
+LOOKUP_SECONDS = 10.0
+PAUSE_SECONDS = 0.1
+
+
+class _Actor(Protocol):
+    """One incarnation, in the supervisor's process or found by name."""
+
+    @property
+    def handle(self) -> Any:
+        """Ray's own."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Unique on the cluster."""
+        ...
+
+    async def call(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, deadline: float | None
+    ) -> Any:
+        """Call a method."""
+        ...
+
 
 class ChildRef:
-    """A child that is an actor: each use finds its present incarnation.
+    """A child that is an actor: each use finds its present incarnation. Can be pickled.
+
+    Attributes
+    ----------
+    path
+        Of the child.
 
     Examples
     --------
@@ -19,31 +69,107 @@ class ChildRef:
     own handle of the incarnation that is up now.
     """
 
-    def __init__(self, path: str, actors: ActorBackend) -> None:
+    __slots__ = ("_actors", "_address", "path")
+
+    def __init__(
+        self, path: str, actors: ActorBackend | None, address: tuple[str, str] | None = None
+    ) -> None:
         self.path = path
         self._actors = actors
+        self._address = address
 
     def __repr__(self) -> str:
         return f"<ChildRef {self.path}>"
 
+    def __reduce__(self) -> tuple[type[ChildRef], tuple[str, None, tuple[str, str] | None]]:
+        address = self._address if self._actors is None else self._actors.address
+        return (ChildRef, (self.path, None, address))
+
     def handle(self) -> Any:
-        """Ray's handle of the present incarnation.
+        """Ray's handle of the present incarnation. Outside the supervisor's process it asks Ray, and blocks.
 
         Raises
         ------
         ChildUnavailableError
             There is none now.
         """
-        return self._actors.actor(self.path).handle
+        if self._actors is not None:
+            return self._actors.actor(self.path).handle
+        # Imported here: a process that only hands references on needs no Ray.
+        from rayvisor._ray.lookup import find
 
-    async def call(self, method: str, *args: Any, deadline: float | None = None, **kwargs: Any) -> Any:
-        """Call a method of the present incarnation. The call is not repeated when that ends.
+        found = find(*self._names(), self.path)
+        if found is None:
+            raise ChildUnavailableError(self.path, "not up")
+        return found.handle
+
+    async def call(
+        self, method: str, *args: Any, idempotent: bool = False, deadline: float | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a method of the present incarnation, and return its answer.
 
         Parameters
         ----------
         method, args, kwargs
             What to call.
+        idempotent
+            Whether the call may be carried out more than once. Then it waits for an incarnation where
+            there is none, and is repeated, on at most three of them, when one ends under it. Otherwise
+            it is never repeated.
         deadline
-            Seconds to wait for the answer; None: as long as the incarnation lives.
+            Seconds for all of it. None: as long as the incarnation lives, and a minute for the next one.
+
+        Raises
+        ------
+        ChildUnavailableError
+            There is no incarnation, or it ended before it answered: it may have carried the call out.
+        TimeoutError
+            No answer within the deadline.
         """
-        return await self._actors.actor(self.path).call(method, args, kwargs, deadline=deadline)
+        until = None if deadline is None else anyio.current_time() + deadline
+        spent = ""
+        attempt = 0
+        while True:
+            attempt += 1
+            actor = await (self._wait(spent, until) if idempotent else self._find())
+            if actor is None:
+                raise ChildUnavailableError(self.path, "not up")
+            try:
+                return await actor.call(method, args, kwargs, deadline=_left(until))
+            except HostGone as gone:
+                if not idempotent or attempt >= ATTEMPTS:
+                    state = (
+                        f"lost in the midst of {method}(), which it may have carried out ({gone.end.root})"
+                    )
+                    raise ChildUnavailableError(self.path, state) from None
+                if not gone.end.unavailable:
+                    spent = actor.name
+
+    async def _wait(self, spent: str, until: float | None) -> _Actor | None:
+        """Wait for an incarnation that is not spent."""
+        with anyio.move_on_after(_left(until) if until is not None else WAIT_SECONDS):
+            while True:
+                actor = await self._find()
+                if actor is not None and actor.name != spent:
+                    return actor
+                await anyio.sleep(PAUSE_SECONDS)
+        return None
+
+    async def _find(self) -> _Actor | None:
+        if self._actors is not None:
+            try:
+                return self._actors.actor(self.path)
+            except ChildUnavailableError:
+                return None
+        from rayvisor._ray.lookup import find_in_thread
+
+        return await find_in_thread(*self._names(), self.path, LOOKUP_SECONDS)
+
+    def _names(self) -> tuple[str, str]:
+        if self._address is None:
+            raise ChildUnavailableError(self.path, "no actor on a Ray cluster")
+        return self._address
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - anyio.current_time())

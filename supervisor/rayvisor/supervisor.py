@@ -4,58 +4,71 @@
         async for chunk in sup["llm"].generate("Once upon a time", {"max_tokens": 64}):
             print(chunk.text, end="")
 
-Entering starts the children in order and returns when all are up. Leaving ends them in the reverse
-order, each within its shutdown time, however the block is left: at its end, by an exception, by
-cancellation, by SIGINT (Ctrl-C) or SIGTERM. A second signal ends everything at once.
+Entering
+    starts the children in order and returns when all are up.
+Leaving
+    ends them in the reverse order, each within its shutdown time, however the block is left: at its end,
+    by an exception, by cancellation, by SIGINT (Ctrl-C) or SIGTERM. A second signal ends everything at
+    once. Only a child whose shutdown is ``Shutdown.INFINITY`` is waited for without bound.
+Giving up
+    When the tree cannot be kept up, the block is cancelled and
+    [`SupervisorGaveUp`][rayvisor.SupervisorGaveUp] is raised, root cause first. An exception of the
+    block's own goes first; but one of rayvisor's that only follows from the end of the tree (a request
+    that finds no engine any more) becomes the ``__cause__`` of ``SupervisorGaveUp``.
 
-When the tree gives up, the block is cancelled and [`SupervisorGaveUp`][rayvisor.SupervisorGaveUp] is
-raised, root cause first.
+A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test that wants no Ray gives
+``local=True``: engines (best of all simulated ones) then run below this very process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
-import structlog
 
-from rayvisor import records as r
 from rayvisor._core import messages as m
-from rayvisor._core.calls import ChildCounts, ChildStatus
-from rayvisor._runtime.carriers.actors import ActorBackend
-from rayvisor._runtime.carriers.coroutines import CoroutineBackend
-from rayvisor._runtime.carriers.engines import EngineBackend
-from rayvisor._runtime.runtime import Runtime
+from rayvisor._runtime.bounded import outlast
+from rayvisor._runtime.machine import LifecycleMachine
+from rayvisor._runtime.places import Places
+from rayvisor._runtime.session import Session
+from rayvisor._runtime.telling import Teller
 from rayvisor._runtime.watchers import Watchers
-from rayvisor.children import EnginePoolSpec
-from rayvisor.errors import SpecError, StartFailed, SupervisorGaveUp, SupervisorStoppedError, UnknownChildError
-from rayvisor.pool import EnginePool, RequestLimits
+from rayvisor.errors import (
+    RayvisorError,
+    SpecError,
+    StartFailed,
+    SupervisorGaveUp,
+    SupervisorStoppedError,
+    UnknownChildError,
+)
+from rayvisor.log import get_logger
 from rayvisor.reference import ChildRef
-from rayvisor.specs import SupervisorSpec
+from rayvisor.specs import Instance, SupervisorSpec
+from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
-    from rayvisor._engine.link import HostPlace
+    from rayvisor._core.calls import ChildCounts, ChildStatus
     from rayvisor._engine.wire import EngineInfo, ProcessId
-    from rayvisor._ray.actors import UserActorPlace
-    from rayvisor._ray.cluster import RayCluster
+    from rayvisor._runtime.machine import Hook
+    from rayvisor.records import Record
     from rayvisor.specs import ChildSpec
 
 __all__ = ["Supervisor"]
 
-log = structlog.get_logger("rayvisor.supervisor")
+log = get_logger("rayvisor.supervisor")
 
-CLOSE_SECONDS = 60.0
-"""How long giving everything back may take once the tree has ended."""
+RESIST_SECONDS = 5.0
+"""How long a task that ignores its cancellation is waited for at the very end."""
 
 
 class Supervisor:
-    """Runs a tree of children while its ``async with`` block lasts.
+    """Runs a tree of children while its ``async with`` block lasts. It is used once.
 
     Parameters
     ----------
@@ -66,12 +79,15 @@ class Supervisor:
         Ray started for the time. Only a Ray started here is ever shut down.
     ray_options
         More arguments for ``ray.init`` where Ray is started here, for example ``{"num_cpus": 4}``.
+    local
+        Run engines without Ray, below this process: for tests. Actor children are refused then.
     seed
         Seed of the jitter and of sampling seeds; None: from the system.
     call_limit
         How many calls may wait for the supervisor's answer.
     handle_signals
-        Whether SIGINT and SIGTERM end the tree in order; only possible in the main thread.
+        Whether SIGINT and SIGTERM end the tree in order; only possible in the main thread. After SIGINT
+        the block raises KeyboardInterrupt, after SIGTERM SystemExit (status 143).
 
     Raises
     ------
@@ -102,6 +118,7 @@ class Supervisor:
         *,
         address: str | None = None,
         ray_options: Mapping[str, Any] | None = None,
+        local: bool = False,
         seed: int | None = None,
         call_limit: int = 1000,
         handle_signals: bool = True,
@@ -109,344 +126,244 @@ class Supervisor:
         if not isinstance(spec, SupervisorSpec):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
         self.spec = spec
-        self._address = address
-        self._ray_options = dict(ray_options or {})
-        self._random = Random(seed)  # noqa: S311 - jitter and sampling, no secrets
+        self._places = Places(address, ray_options, local=local)
+        self._places.check(spec)
+        self._random = Random(seed)
         self._call_limit = call_limit
         self._handle_signals = handle_signals
-        # Made here, so that a watch may begin before the tree does and see its start.
+        # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
         self._watchers = Watchers(time.monotonic)
-        self._pools: dict[str, EnginePool] = {}
-        self._cluster: RayCluster | None = None
-        self._cluster_lock = anyio.Lock()
-        self._signal: int | None = None
-        self._runtime: Runtime | None = None
+        self._teller = Teller(self._watchers)
+        self._machines = {
+            name: LifecycleMachine(CHARTS[name], self._teller.hook_failed) for name in ("actor", "engine")
+        }
+        self._session: Session | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self._body: anyio.CancelScope | None = None
 
     # --- the block ----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._runtime is not None:
+        if self._session is not None:
             raise SupervisorStoppedError("")
-        self._group = await anyio.create_task_group().__aenter__()
-        self._engines = EngineBackend(self._open_hosts, self._group, self, self._gpus)
-        self._actors = ActorBackend(self._open_actors)
-        backends = {
-            "engine": self._engines,
-            "actor": self._actors,
-            "coroutine": CoroutineBackend(self._group),
-        }
-        self._runtime = runtime = Runtime(
+        self._session = session = Session(
             self.spec,
-            self._random,
-            self._group,
-            backends,
+            places=self._places,
+            rng=self._random,
             watchers=self._watchers,
+            teller=self._teller,
+            machines=self._machines,
             call_limit=self._call_limit,
-            listener=self._on_effect,
+            handle_signals=self._handle_signals,
         )
+        self._task = asyncio.create_task(session.run(), name="rayvisor")
         try:
-            if self._handle_signals and threading.current_thread() is threading.main_thread():
-                await self._group.start(self._await_signals)
-            for kind in sorted(_kinds(self.spec)):
-                if kind in backends:
-                    await backends[kind].open()
-            self._make_pools("", self.spec)
-            self._group.start_soon(runtime.run, name="supervisor")
-            await runtime.settled.wait()
-        except BaseException as error:
-            await self._leave(error)
+            await session.settled.wait()
+        except BaseException:
+            await self._leave(session)
             raise
-        if runtime.ended is not None or self._signal is not None:
-            await self._leave(None)
-            self._raise_for_end(None)
-            raise SupervisorStoppedError("")  # pragma: no cover - an end always has a reason
+        if session.over.is_set() or session.signal is not None:
+            await self._leave(session)
+            self._raise_for_end(session, None)
+            raise SupervisorStoppedError("")
         self._body = anyio.CancelScope()
         self._body.__enter__()
-        self._group.start_soon(self._guard_body, name="end of the tree")
+        self._guard = asyncio.create_task(self._guard_body(session, self._body), name="end of the tree")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        session, body, guard = self._session, self._body, self._guard
+        if session is None or body is None or guard is None:
+            raise SupervisorStoppedError("")
+        guard.cancel()
         # The block's own cancellation, by the end of the tree, ends here.
-        left = None if self._body.__exit__(kind, error, traceback) else error
-        if await self._leave(left):
-            left = None
-        self._raise_for_end(left)
+        left = None if body.__exit__(kind, error, traceback) else error
+        cancelled = await self._leave(session)
+        if left is None and cancelled is not None:
+            raise cancelled
+        self._raise_for_end(session, left)
         return error is not None and left is None
 
-    async def _guard_body(self) -> None:
+    @staticmethod
+    async def _guard_body(session: Session, body: anyio.CancelScope) -> None:
         """Cancel the block when the tree has ended by itself, or a signal came."""
-        assert self._runtime is not None
-        await self._runtime.over.wait()
-        self._body.cancel()
+        await session.dismissed.wait()
+        body.cancel()
 
-    async def _leave(self, error: BaseException | None) -> bool:
-        """End the tree and give everything back, whatever is being cancelled around it.
+    async def _leave(self, session: Session) -> BaseException | None:
+        """End the tree and give everything back; return the cancellation that came meanwhile, if any."""
+        session.halt()
+        # Bounded by the shutdown times of the children, and by deadlines of everything that follows.
+        cancelled = await outlast(session.given_back, session.hurry)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+            await session.closed.wait()
+        if not session.closed.is_set():
+            log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_others())
+        return cancelled
 
-        Returns whether ``error`` was the cancellation of the supervisor's own tasks.
-        """
-        runtime = self._runtime
-        assert runtime is not None
-        with anyio.CancelScope(shield=True):
-            if runtime.running and not runtime.over.is_set():
-                runtime.post(m.Halt())
-                await runtime.over.wait()  # bounded by the children's shutdown times, and by a second signal
-            for pool in self._pools.values():
-                pool.stop()
-            with anyio.move_on_after(CLOSE_SECONDS) as closing:
-                await self._engines.close()
-                await self._actors.close()
-                if self._cluster is not None:
-                    await self._cluster.close()
-            if closing.cancelled_caught:
-                log.error("close.overdue", seconds=CLOSE_SECONDS)
-        self._group.cancel_scope.cancel()
-        trace = None if error is None else error.__traceback__
-        return bool(await self._group.__aexit__(type(error) if error else None, error, trace))
-
-    def _raise_for_end(self, error: BaseException | None) -> None:
+    @staticmethod
+    def _raise_for_end(session: Session, error: BaseException | None) -> None:
         """Raise what the end of the tree asks for; the block's own error goes first."""
-        if error is not None:
+        reason = _reason(session)
+        if reason is None or (error is not None and not _only_follows(error)):
             return
-        if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
-        assert self._runtime is not None
-        ended = self._runtime.ended
-        if ended is None:
-            return
-        if not ended.started:
-            raise StartFailed(ended.origin, ended.exit.fault)
-        if ended.gave_up:
-            raise SupervisorGaveUp(ended.origin, ended.gave_up, ended.exit.fault)
-
-    async def _await_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        assert self._runtime is not None
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                if self._signal is None:
-                    self._signal = number
-                    log.warning("signal", number=int(number), then="ending the tree; once more ends it at once")
-                    self._runtime.post(m.Halt())
-                else:
-                    log.warning("signal", number=int(number), then="ending everything at once")
-                    self._runtime.hurry()
+        raise reason from error
 
     # --- looking ------------------------------------------------------------------------------
 
     def __getitem__(self, path: str) -> Any:
-        """The child at ``path``: an [`EnginePool`][rayvisor.EnginePool], or a [`ChildRef`][rayvisor.ChildRef].
+        """Return the [`EnginePool`][rayvisor.EnginePool] at ``path``, or a [`ChildRef`][rayvisor.ChildRef].
 
         Raises
         ------
         UnknownChildError
             There is no such child.
         """
-        pool = self._pools.get(path)
+        session = self._running
+        pool = session.pools.get(path)
         if pool is not None:
             return pool
-        core = self._running.core
-        if path not in core.children:
-            raise UnknownChildError(path, tuple(core.children))
-        return ChildRef(path, self._actors)
+        children = session.runtime.core.children
+        if path not in children:
+            raise UnknownChildError(path, tuple(children))
+        return ChildRef(path, session.actors)
 
     def engine_info(self, path: str) -> EngineInfo | None:
         """What the engine at ``path`` said of itself when it came up; None while none is up there."""
-        child = self._running.core.children.get(path)
-        return None if child is None else self._engines.info(path, child.incarnation)
+        session = self._running
+        child = session.runtime.core.children.get(path)
+        return None if child is None else session.engines.info(path, child.incarnation)
 
     def processes(self, path: str) -> list[tuple[str, ProcessId]]:
         """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
-        return self._engines.processes(path)
+        return self._running.engines.processes(path)
 
-    def watch(self) -> AsyncIterator[r.Record]:
+    def watch(self) -> AsyncIterator[Record]:
         """Records of everything that happens from now on; ends when the tree has ended.
 
-        May be called before the block is entered: the start is seen, too.
-
-        A watcher that reads slowly loses the oldest records and gets a ``RecordsMissed`` instead.
+        May be called before the block is entered: the start is seen, too. A watcher that reads slowly
+        loses the oldest records, and gets a ``RecordsMissed`` in their place.
         """
         return self._watchers.watch()
 
-    def on_enter(self, place: str, hook: Callable[[Any], object], *, chart: str = "engine") -> None:
-        """Call ``hook`` whenever a child enters a state or leaf of its chart; it must not block."""
-        self._running.machines[chart].on_enter(place, hook)
+    def on_enter(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
+        """Call ``hook`` whenever a child enters a state or leaf of its chart.
 
-    def on_exit(self, place: str, hook: Callable[[Any], object], *, chart: str = "engine") -> None:
-        """Call ``hook`` whenever a child leaves a state or leaf of its chart; it must not block."""
-        self._running.machines[chart].on_exit(place, hook)
+        It is a plain function and gets a change: ``change.model`` is the child (``.child``,
+        ``.incarnation``, ``.state``), ``change.event``, ``change.before`` and ``change.after`` say what
+        happened. It runs inside the transition and must not block; one that raises is recorded. May be
+        called before the block is entered.
+
+        Parameters
+        ----------
+        place
+            A state (``"ALIVE"``) or a leaf (``"SERVING"``).
+        hook
+            What to call.
+        chart
+            ``"engine"``, or ``"actor"`` for all other children.
+        """
+        self._machine(chart).on_enter(place, hook)
+
+    def on_exit(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
+        """Call ``hook`` whenever a child leaves a state or leaf of its chart; see ``on_enter``."""
+        self._machine(chart).on_exit(place, hook)
+
+    def _machine(self, chart: str) -> LifecycleMachine:
+        if chart not in self._machines:
+            raise SpecError("chart", chart, f"must be one of {', '.join(map(repr, self._machines))}")
+        return self._machines[chart]
 
     # --- OTP's verbs ----------------------------------------------------------------------------
 
-    async def start_child(self, spec: ChildSpec, *, under: str = "") -> str:
+    async def start_child(self, spec: ChildSpec | Instance | None = None, *, under: str = "") -> str | None:
         """Add a child to the supervisor at path ``under`` and start it; returns its path.
+
+        Under ``SIMPLE_ONE_FOR_ONE`` it makes an instance of the template. None if the start chose not to
+        run (OTP: ``ignore``).
 
         Raises
         ------
         SpecError, AlreadyStartedError, AlreadyPresentError, ChildStartError
             Nothing is kept of it then.
         """
-        missing = _kinds(SupervisorSpec(children=[spec])) - _kinds(self.spec)
-        for kind in missing & {"engine", "actor"}:
-            await (self._engines if kind == "engine" else self._actors).open()
-        if isinstance(spec.start, SupervisorSpec):
-            self._make_pools(under, SupervisorSpec(children=[spec]))
-        return cast("str", await self._running.call(m.Verb.START_CHILD, under, spec))
+        start = getattr(spec, "start", None)
+        if start is not None:
+            await self._running.open(SupervisorSpec(children=[_alone(start)]))
+        return cast("str | None", await self._call(m.Verb.START_CHILD, under, spec))
 
     async def terminate_child(self, path: str) -> None:
         """End a child by its shutdown; its spec stays (unless it is temporary)."""
-        await self._running.call(m.Verb.TERMINATE_CHILD, *_split(path))
+        await self._call(m.Verb.TERMINATE_CHILD, *_split(path))
 
     async def restart_child(self, path: str) -> None:
         """Start a child that is down."""
-        await self._running.call(m.Verb.RESTART_CHILD, *_split(path))
+        await self._call(m.Verb.RESTART_CHILD, *_split(path))
 
     async def delete_child(self, path: str) -> None:
         """Drop the spec of a child that is down."""
-        await self._running.call(m.Verb.DELETE_CHILD, *_split(path))
+        await self._call(m.Verb.DELETE_CHILD, *_split(path))
 
     async def which_children(self, under: str = "") -> list[ChildStatus]:
         """The children of a supervisor, the last started first."""
-        return cast("list[ChildStatus]", await self._running.call(m.Verb.WHICH_CHILDREN, under))
+        return cast("list[ChildStatus]", await self._call(m.Verb.WHICH_CHILDREN, under))
 
     async def count_children(self, under: str = "") -> ChildCounts:
         """How many specs, live children, supervisors and workers a supervisor has."""
-        return cast("ChildCounts", await self._running.call(m.Verb.COUNT_CHILDREN, under))
+        return cast("ChildCounts", await self._call(m.Verb.COUNT_CHILDREN, under))
 
     async def get_childspec(self, path: str) -> ChildSpec:
         """The spec of a child."""
-        return cast("ChildSpec", await self._running.call(m.Verb.GET_CHILDSPEC, *_split(path)))
+        return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *_split(path)))
 
     async def pause(self, path: str) -> None:
         """Give a child, or everything under a supervisor, no new work until it is resumed."""
-        await self._running.call(m.Verb.PAUSE, *_split(path))
+        await self._call(m.Verb.PAUSE, *_split(path))
 
     async def resume(self, path: str) -> None:
         """Take back a pause."""
-        await self._running.call(m.Verb.RESUME, *_split(path))
+        await self._call(m.Verb.RESUME, *_split(path))
 
-    # --- what engines say (EngineReports) -----------------------------------------------------------
-
-    def items(self, child: str, incarnation: int, items: Any) -> None:
-        """Pass what an engine sent to its pool."""
-        pool = self._pool_of(child)
-        if pool is not None:
-            pool.items(child, incarnation, items)
-
-    def phase(self, child: str, phase: Any) -> None:
-        """Tell watchers how far a start is."""
-        self._watchers.tell(
-            r.StartProgressed(
-                at=anyio.current_time(),
-                child=child,
-                incarnation=phase.incarnation,
-                phase=phase.phase,
-                detail=phase.detail,
-                elapsed=phase.elapsed,
-            )
-        )
-        log.info("start.progress", child=child, phase=phase.phase, detail=phase.detail, elapsed=round(phase.elapsed, 1))
-
-    def condition(self, child: str, incarnation: int, event: str) -> None:
-        """Pass a change of an engine's condition to the core."""
-        self._running.post(m.Reported(child, incarnation, event))
-
-    # --- pools ----------------------------------------------------------------------------------------
-
-    def _make_pools(self, under: str, spec: SupervisorSpec) -> None:
-        for child in spec.children:
-            path = f"{under}/{child.id}" if under else child.id
-            if isinstance(child.start, EnginePoolSpec) and path not in self._pools:
-                limits = RequestLimits(
-                    queue_limit=child.start.queue_limit,
-                    deadline=child.start.deadline,
-                    attempts=child.start.attempts,
-                )
-                pool = EnginePool(
-                    self._engines,
-                    name=path,
-                    limits=limits,
-                    on_useful=self._on_useful,
-                    rng=Random(self._random.getrandbits(64)),  # noqa: S311 - sampling seeds, no secrets
-                )
-                pool.start(self._group)
-                self._pools[path] = pool
-            elif isinstance(child.start, SupervisorSpec):
-                self._make_pools(path, child.start)
-
-    def _pool_of(self, child: str) -> EnginePool | None:
-        return self._pools.get(child.rpartition("/")[0])
-
-    def _on_useful(self, child: str, incarnation: int) -> None:
-        self._running.post(m.Progressed(child, incarnation))
-
-    def _on_effect(self, effect: m.Effect) -> None:
-        """Move a pool's gates with its engines' states: routing is part of the transition."""
-        if isinstance(effect, m.Changed):
-            pool = self._pool_of(effect.child)
-            if pool is not None:
-                self._gate(pool, effect)
-            elif effect.child in self._pools and effect.after.state == "DEAD":
-                self._pools[effect.child].close(self._why_dead(effect.child))
-        elif isinstance(effect, m.Forgotten) and effect.child in self._pools:
-            self._pools.pop(effect.child).stop()
-        elif isinstance(effect, m.TreeEnded):
-            for pool in self._pools.values():
-                pool.close(effect.exit.fault)
-
-    def _why_dead(self, child: str) -> Any:
-        node = self._running.core.children.get(child)
-        return None if node is None or node.exit is None else node.exit.fault
-
-    def _gate(self, pool: EnginePool, change: m.Changed) -> None:
-        was_up = change.before.state in {"ALIVE", "PAUSED"}
-        is_up = change.after.state in {"ALIVE", "PAUSED"}
-        if is_up:
-            info = self._engines.info(change.child, change.incarnation)
-            if info is None:
-                return
-            if not was_up:
-                pool.engine_up(change.child, change.incarnation, info)
-            pool.gate(change.child, is_open=change.after.leaf == "SERVING")
-        elif was_up:
-            pool.engine_down(
-                change.child, change.incarnation, self._running.fault(change.child, change.incarnation)
-            )
-
-    # --- Ray --------------------------------------------------------------------------------------------
-
-    async def _connect(self) -> RayCluster:
-        async with self._cluster_lock:
-            if self._cluster is None:
-                from rayvisor._ray.cluster import RayCluster  # noqa: PLC0415 - imports nothing heavy until used
-
-                self._cluster = await RayCluster.connect(self._address, options=self._ray_options or None)
-            return self._cluster
-
-    async def _open_hosts(self) -> HostPlace:
-        from rayvisor._ray.hosts import RayPlace  # noqa: PLC0415 - only trees with engines need it
-
-        return cast("HostPlace", RayPlace(await self._connect()))
-
-    async def _open_actors(self) -> UserActorPlace:
-        from rayvisor._ray.actors import UserActorPlace  # noqa: PLC0415 - only trees with actors need it
-
-        return UserActorPlace(await self._connect())
-
-    @staticmethod
-    def _gpus(arguments: Mapping[str, Any]) -> float:
-        from rayvisor._ray.options import engine_gpus  # noqa: PLC0415 - as above
-
-        return engine_gpus(arguments)
+    async def _call(self, verb: m.Verb, target: str, argument: object = None) -> object:
+        return await self._running.runtime.call(verb, target, argument)
 
     @property
-    def _running(self) -> Runtime:
-        if self._runtime is None:
+    def _running(self) -> Session:
+        session = self._session
+        if session is None or not session.settled.is_set() or session.closed.is_set():
             raise SupervisorStoppedError("")
-        return self._runtime
+        return session
+
+
+def _reason(session: Session) -> BaseException | None:
+    """What the end of a session asks to be raised."""
+    ended = session.ended
+    reason: BaseException | None = session.error
+    if session.signal is not None:
+        interrupted = session.signal == signal.SIGINT
+        reason = KeyboardInterrupt() if interrupted else SystemExit(128 + session.signal)
+    elif reason is None and ended is not None:
+        if not ended.started and not session.halted:
+            reason = StartFailed(ended.origin, ended.exit.fault)
+        elif ended.gave_up:
+            reason = SupervisorGaveUp(ended.origin, ended.gave_up, ended.exit.fault)
+    return reason
+
+
+def _only_follows(error: BaseException) -> bool:
+    """Whether an error of the block is one of rayvisor's, which the end of the tree explains."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only_follows(each) for each in error.exceptions)
+    return isinstance(error, RayvisorError)
+
+
+def _alone(start: Any) -> ChildSpec:
+    from rayvisor.specs import ChildSpec
+
+    return ChildSpec(id="it", start=start)
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -454,12 +371,7 @@ def _split(path: str) -> tuple[str, str]:
     return above, identity
 
 
-def _kinds(spec: SupervisorSpec) -> set[str]:
-    """Kinds of backends that a tree needs."""
-    kinds: set[str] = set()
-    for child in spec.children:
-        if isinstance(child.start, SupervisorSpec):
-            kinds |= _kinds(child.start)
-        else:
-            kinds.add(child.start.kind)
-    return kinds
+def _others() -> list[str]:
+    """Names of the tasks that are there besides this one."""
+    here = asyncio.current_task()
+    return sorted(task.get_name() for task in asyncio.all_tasks() if task is not here)

@@ -1,4 +1,4 @@
-"""The one queue into the core: first in, first out, but for a stop of the whole tree."""
+"""The one queue into the core: first in, first out, but for the end of the whole tree."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Mailbox"]
 class Mailbox:
     """A queue of events.
 
-    Calls are bounded; deaths and results are not refused: there is at most one end per incarnation, and
-    an effect reports back once.
+    Calls are bounded; deaths and results are never refused, nor need they be: there is at most one end
+    per incarnation, and an effect reports back once.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Mailbox:
         return len(self._events)
 
     def post(self, event: Event) -> None:
-        """Add an event; a halt goes to the front.
+        """Add an event; a stop or kill of the whole tree goes to the front.
 
         Raises
         ------
@@ -49,7 +49,7 @@ class Mailbox:
             if self._calls >= self._call_limit:
                 raise SupervisorBusyError(event.target, self._call_limit)
             self._calls += 1
-        if isinstance(event, m.Halt):
+        if isinstance(event, m.Halt) or (isinstance(event, m.Exited) and not event.child):
             self._events.appendleft(event)
         else:
             self._events.append(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import anyio
 
@@ -13,17 +14,45 @@ from rayvisor.records import Record, RecordsMissed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Watchers"]
+__all__ = ["Watch", "Watchers"]
 
 
-class _Watcher:
-    __slots__ = ("arrived", "missed", "over", "records")
+class Watch(AsyncIterator[Record]):
+    """The records that one watcher has not read yet; who drops it watches no more."""
 
-    def __init__(self, limit: int) -> None:
-        self.records: deque[Record] = deque(maxlen=limit)
-        self.arrived = anyio.Event()
-        self.missed = 0
-        self.over = False
+    def __init__(self, clock: Callable[[], float], limit: int) -> None:
+        self._clock = clock
+        self._records: deque[Record] = deque(maxlen=limit)
+        self._arrived: anyio.Event | None = None
+        self._missed = 0
+        self._over = False
+
+    def put(self, record: Record) -> None:
+        """Add a record; of a full queue the oldest one goes, and is counted."""
+        if len(self._records) == self._records.maxlen:
+            self._missed += 1
+        self._records.append(record)
+        self._tell()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self._over = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+    async def __anext__(self) -> Record:
+        while not self._records:
+            if self._over:
+                raise StopAsyncIteration
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return RecordsMissed(at=self._clock(), count=missed)
+        return self._records.popleft()
 
 
 class Watchers:
@@ -32,39 +61,24 @@ class Watchers:
     def __init__(self, clock: Callable[[], float], limit: int = 10_000) -> None:
         self._clock = clock
         self._limit = limit
-        self._watchers: list[_Watcher] = []
+        self._watches: WeakSet[Watch] = WeakSet()
+        self._over = False
 
     def tell(self, record: Record) -> None:
-        """Give a record to every watcher; the oldest one of a full queue is dropped and counted."""
-        for watcher in self._watchers:
-            if len(watcher.records) == self._limit:
-                watcher.missed += 1
-            watcher.records.append(record)
-            watcher.arrived.set()
+        """Give a record to every watcher."""
+        for watch in self._watches:
+            watch.put(record)
 
     def close(self) -> None:
         """End every watch once it has read what is there."""
-        for watcher in self._watchers:
-            watcher.over = True
-            watcher.arrived.set()
+        self._over = True
+        for watch in self._watches:
+            watch.end()
 
-    def watch(self) -> AsyncIterator[Record]:
-        """Watch from now on: also records told before the first one is asked for are kept."""
-        watcher = _Watcher(self._limit)
-        self._watchers.append(watcher)
-        return self._read(watcher)
-
-    async def _read(self, watcher: _Watcher) -> AsyncIterator[Record]:
-        try:
-            while True:
-                if watcher.missed:
-                    missed, watcher.missed = watcher.missed, 0
-                    yield RecordsMissed(at=self._clock(), count=missed)
-                while watcher.records:
-                    yield watcher.records.popleft()
-                if watcher.over:
-                    return
-                watcher.arrived = anyio.Event()
-                await watcher.arrived.wait()
-        finally:
-            self._watchers.remove(watcher)
+    def watch(self) -> Watch:
+        """Watch from now on: records told before the first one is asked for are kept as well."""
+        watch = Watch(self._clock, self._limit)
+        if self._over:
+            watch.end()
+        self._watches.add(watch)
+        return watch

@@ -1,7 +1,7 @@
 """Carriers: one incarnation of one child each, carried out by its backend.
 
 The runtime knows no backend, only this protocol: it starts a carrier, waits for its end, stops it, and
-asks for the proof that nothing of it is left.
+asks for the proof that nothing of it is left. Each call may be cancelled, and is when it takes too long.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Carrier(Protocol):
     async def start(self) -> None:
         """Bring it up. What it makes is recorded before anything is waited for.
 
+        It keeps the spec's ``start_deadline`` itself, since it can say what took so long; the runtime
+        waits a little longer and then gives the start up.
+
         Raises
         ------
         StartRefused
@@ -44,22 +47,30 @@ class Carrier(Protocol):
 
     async def ended(self) -> Ending:
         """Wait until it has ended by itself."""
+        ...
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:
-        """Ask it to end, wait, kill; True when it is proven that nothing of it is left."""
+        """Ask it to end, wait, kill; True when it is proven that nothing of it is left.
+
+        ``Shutdown.BRUTAL_KILL`` kills at once, also what another stop is still waiting for. A carrier
+        whose child has had a newer incarnation since never touches that one.
+        """
+        ...
 
     async def clean(self) -> bool:
-        """End what is left of it; True when it is proven that nothing is."""
+        """It ended by itself: end what is left of it; True when it is proven that nothing is."""
+        ...
 
 
 class Backend(Protocol):
     """What carries one kind of children."""
 
     async def open(self) -> None:
-        """Get ready. Called once, before the first carrier is made."""
+        """Get ready, if it is not yet. Comes before the first carrier is made."""
 
     def carry(self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None) -> Carrier:
         """Make the carrier of an incarnation; nothing is started by it."""
+        ...
 
     async def release(self, child: str) -> None:
         """Give back what the child holds beyond its incarnations: it will not be started again soon."""

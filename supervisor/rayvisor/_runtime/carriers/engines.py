@@ -9,40 +9,48 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
-from rayvisor._engine.link import GoneReport, HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
+from rayvisor._engine.link import HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
 from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase, ProcessId
 from rayvisor._runtime.carriers import StartRefused
-from rayvisor.children import EngineStart
+from rayvisor._runtime.carriers.seats import Seat, ending_of_engine, ending_of_host
 from rayvisor.classify import Ending
 from rayvisor.errors import RayvisorError
 from rayvisor.faults import Cause
+from rayvisor.log import get_logger
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
+    from rayvisor.children import EngineStart
     from rayvisor.specs import ChildSpec, Shutdown
 
 __all__ = ["EngineBackend", "EngineReports"]
 
-log = structlog.get_logger("rayvisor.engines")
+log = get_logger("rayvisor.engines")
 
 PROOF_SECONDS = 10.0
 """How long the end of a host, and the proof of it, may take."""
+ENDLESS_SECONDS = 365.0 * 86400
 UNRULED_TRIES = 4
 """How often a host that cannot be reached is asked anew before it counts as lost."""
 UNRULED_SECONDS = 2.0
+STREAM_TRIES = 7
+"""How often in a row a stream that brings nothing is opened anew before the host counts as lost."""
+RELISTEN_SECONDS = 0.05
 
 
 class EngineReports(Protocol):
-    """Who is told what engines say: the runtime."""
+    """Who is told what engines say: the session."""
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
         """Chunks and the like, in order."""
+
+    def items_missing(self, child: str, incarnation: int, reason: str) -> None:
+        """Some of them may have been lost on the way, though the engine lives."""
 
     def phase(self, child: str, phase: Phase) -> None:
         """A start has got further."""
@@ -51,37 +59,8 @@ class EngineReports(Protocol):
         """The engine's condition has changed: ``suspect`` or ``clear``."""
 
 
-class _Seat:
-    """What one engine child has across its incarnations."""
-
-    __slots__ = ("child", "end", "epoch", "host", "incarnation", "info", "link", "scope", "settled")
-
-    def __init__(self, child: str) -> None:
-        self.child = child
-        self.epoch = 0
-        self.incarnation = 0
-        self.link: HostLink | None = None
-        self.host: ProcessId | None = None
-        self.scope: anyio.CancelScope | None = None
-        self.info: EngineInfo | None = None
-        # How the present incarnation ended by itself, once it has.
-        self.end: Ending | None = None
-        self.settled = anyio.Event()
-
-    def settle(self, ending: Ending) -> None:
-        if self.end is None:
-            self.end = ending
-            self.settled.set()
-
-    def begin(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self.info = None
-        self.end = None
-        self.settled = anyio.Event()
-
-
 class EngineBackend:
-    """Carries engine children, and gives the pool's front its line to them.
+    """Carries engine children, and gives the pools' fronts their line to them.
 
     Parameters
     ----------
@@ -103,21 +82,29 @@ class EngineBackend:
         gpus: Callable[[Mapping[str, Any]], float],
     ) -> None:
         self._open_place = open_place
+        self._opening = anyio.Lock()
         self._tasks = tasks
         self._reports = reports
         self._gpus = gpus
         self._place: HostPlace | None = None
-        self._seats: dict[str, _Seat] = {}
+        self._seats: dict[str, Seat] = {}
 
     async def open(self) -> None:
-        self._place = await self._open_place()
+        """Open the place where hosts live."""
+        async with self._opening:
+            if self._place is None:
+                self._place = await self._open_place()
 
     def carry(
-        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None  # noqa: ARG002 - the protocol's
+        self,
+        child: str,
+        incarnation: int,
+        spec: ChildSpec,
+        predecessor: Exit | None,  # noqa: ARG002 - the protocol's
     ) -> EngineCarrier:
-        assert isinstance(spec.start, EngineStart)
-        seat = self._seats.setdefault(child, _Seat(child))
-        return EngineCarrier(self, seat, incarnation, spec.start, spec.start_deadline)
+        """Make the carrier of an incarnation."""
+        seat = self._seats.setdefault(child, Seat(child))
+        return EngineCarrier(self, seat, incarnation, spec)
 
     def info(self, child: str, incarnation: int) -> EngineInfo | None:
         """What the engine that serves said of itself; None if it is not this incarnation."""
@@ -129,18 +116,20 @@ class EngineBackend:
         seat = self._seats.get(child)
         if seat is None:
             return []
-        host = [] if seat.host is None else [("host", seat.host)]
+        host = [] if seat.process is None else [("host", seat.process)]
         return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
 
     async def release(self, child: str) -> None:
+        """End the child's host, and give back what was held for it."""
         seat = self._seats.pop(child, None)
         if seat is not None and self._place is not None:
-            self._hush(seat)
+            seat.hush()
             await self._place.end_child(child, PROOF_SECONDS)
 
     async def close(self) -> None:
+        """End all hosts."""
         for seat in self._seats.values():
-            self._hush(seat)
+            seat.hush()
         if self._place is not None:
             await self._place.close()
 
@@ -150,9 +139,9 @@ class EngineBackend:
         """Give orders to an engine."""
         await self._line(child, incarnation).submit(incarnation, list(orders))
 
-    async def abort(self, child: str, incarnation: int, pairs: Sequence[tuple[str, int]]) -> None:
-        """End orders in an engine."""
-        await self._line(child, incarnation).abort(list(pairs))
+    async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]]) -> None:
+        """End attempts in an engine."""
+        await self._line(child, incarnation).abort(list(attempts))
 
     async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading an engine's output for a request."""
@@ -161,43 +150,34 @@ class EngineBackend:
     def _line(self, child: str, incarnation: int) -> HostLink:
         seat = self._seats.get(child)
         if seat is None or seat.link is None or seat.incarnation != incarnation or seat.end is not None:
-            raise HostGone(
-                child, 0 if seat is None else seat.epoch, HostEnd(causes=(Cause("EngineGone", f"incarnation {incarnation}"),))
-            )
+            end = HostEnd(causes=(Cause("EngineGone", f"incarnation {incarnation} of {child} has ended"),))
+            raise HostGone(child, 0 if seat is None else seat.epoch, end)
         return seat.link
 
     # --- hosts ----------------------------------------------------------------------------------
 
-    async def host(self, seat: _Seat, start: EngineStart, deadline: float) -> HostLink:
-        """The seat's host; a new one, with the next epoch, where there is none."""
-        assert self._place is not None  # open() came first
+    async def host(self, seat: Seat, incarnation: int, start: EngineStart, deadline: float) -> HostLink:
+        """The seat's host; a new one where there is none.
+
+        Its epoch is the incarnation that it was made for: unique, and never less than before.
+        """
         if seat.link is None:
-            seat.epoch += 1
+            place = cast("HostPlace", self._place)  # open() came first
             options = start.options
             if options.num_gpus is None and start.engine == "vllm":
                 options = replace(options, num_gpus=self._gpus(start.arguments))
-            seat.link = link = await self._place.create(
-                child=seat.child, epoch=seat.epoch, engine=start.engine, options=options
+            seat.epoch = incarnation
+            seat.link = await place.create(
+                child=seat.child, epoch=incarnation, engine=start.engine, options=options
             )
-            seat.host = (await link.ready(deadline)).process
+        if seat.process is None:
+            link = seat.link
+            seat.process = (await link.ready(deadline)).process
             seat.scope = anyio.CancelScope()
             self._tasks.start_soon(self._attend, seat, link, seat.scope, name=f"host of {seat.child}")
         return seat.link
 
-    async def leave(self, seat: _Seat) -> GoneReport:
-        """End the seat's host with everything below it."""
-        link, seat.link, seat.host = seat.link, None, None
-        self._hush(seat)
-        if link is None:
-            return GoneReport((), (), verified=True)
-        return await link.end(PROOF_SECONDS)
-
-    def _hush(self, seat: _Seat) -> None:
-        if seat.scope is not None:
-            seat.scope.cancel()
-            seat.scope = None
-
-    async def _attend(self, seat: _Seat, link: HostLink, scope: anyio.CancelScope) -> None:
+    async def _attend(self, seat: Seat, link: HostLink, scope: anyio.CancelScope) -> None:
         """Listen to a host until it has ended."""
         with scope:
             async with anyio.create_task_group() as group:
@@ -205,23 +185,27 @@ class EngineBackend:
                 await self._watch(seat, link)
                 group.cancel_scope.cancel()
 
-    async def _listen(self, seat: _Seat, link: HostLink) -> None:
-        while True:
+    async def _listen(self, seat: Seat, link: HostLink) -> None:
+        barren, why = 0, ""
+        while barren < STREAM_TRIES:
+            barren += 1
             try:
                 async for items in link.stream():
+                    barren = 0
                     self._take(seat, items)
-            except HostGone:
-                return  # the sentinel says how it ended
-            except (HostCallFailed, TimeoutError) as error:
-                log.warning("host.stream.broke", child=seat.child, epoch=seat.epoch, error=str(error))
-                seat.settle(Ending(causes=(Cause("StreamBroken", str(error)),), source="host"))
-                return
-            if seat.link is not link:
-                return
-            # A stream that ends while its host lives has been replaced, or lost: listen anew.
-            await anyio.sleep(0.05)
+                why = "the host's stream ended while the host lives"
+            except HostGone as gone:
+                if not gone.end.unavailable:
+                    return  # the sentinel says how it ended
+                why = str(gone)
+            except Exception as error:  # noqa: BLE001 - whatever broke it: it is recorded, and listened to anew
+                why = f"{type(error).__name__}: {error}"
+            log.warning("host.stream.broke", child=seat.child, epoch=seat.epoch, why=why)
+            self._reports.items_missing(seat.child, seat.incarnation, why)
+            await anyio.sleep(RELISTEN_SECONDS * 2**barren)
+        seat.settle(Ending(causes=(Cause("StreamBroken", why),), source="host", lost=True))
 
-    def _take(self, seat: _Seat, items: Sequence[HostItem]) -> None:
+    def _take(self, seat: Seat, items: Sequence[HostItem]) -> None:
         rest: list[HostItem] = []
         died: Died | None = None
         for item in items:
@@ -238,22 +222,21 @@ class EngineBackend:
         if died is not None:
             seat.settle(ending_of_engine(died))
 
-    async def _watch(self, seat: _Seat, link: HostLink) -> None:
+    async def _watch(self, seat: Seat, link: HostLink) -> None:
         tries = 0
         while True:
             end = await link.ended()
-            if not end.unavailable:
+            tries += 1
+            if not end.unavailable or tries > UNRULED_TRIES:
                 break
             # Nobody has ruled: ask the same host anew, a bounded number of times; it is never made twice.
-            tries += 1
             self._reports.condition(seat.child, seat.incarnation, "suspect")
-            if tries > UNRULED_TRIES:
-                break
             try:
                 await link.ready(UNRULED_SECONDS)
-            except (HostGone, TimeoutError):
-                await anyio.sleep(UNRULED_SECONDS / 4 * tries)
+            except (HostGone, HostCallFailed, TimeoutError):
+                await anyio.sleep(UNRULED_SECONDS / UNRULED_TRIES * tries)
             else:
+                tries = 0
                 self._reports.condition(seat.child, seat.incarnation, "clear")
         seat.settle(ending_of_host(end))
 
@@ -261,98 +244,87 @@ class EngineBackend:
 class EngineCarrier:
     """One incarnation of an engine."""
 
-    def __init__(
-        self, backend: EngineBackend, seat: _Seat, incarnation: int, start: EngineStart, deadline: float
-    ) -> None:
+    def __init__(self, backend: EngineBackend, seat: Seat, incarnation: int, spec: ChildSpec) -> None:
         self._backend = backend
         self._seat = seat
         self._incarnation = incarnation
-        self._start = start
-        self._deadline = deadline
+        self._start = cast("EngineStart", spec.start)
+        self._deadline = spec.start_deadline
+        self._link: HostLink | None = None
 
     async def start(self) -> None:
+        """Have the engine started in the seat's host."""
         seat = self._seat
+        began = anyio.current_time()
         seat.begin(self._incarnation)
         try:
-            link = await self._backend.host(seat, self._start, self._deadline)
-            answer = await link.ensure_started(self._incarnation, self._start.arguments, self._deadline)
+            try:
+                link = await self._backend.host(seat, self._incarnation, self._start, self._deadline)
+            finally:
+                self._link = seat.link  # it may have been made though it did not come up
+            left = max(0.1, self._deadline - (anyio.current_time() - began))
+            answer = await link.ensure_started(self._incarnation, self._start.arguments, left)
         except HostGone as gone:
             raise StartRefused(ending_of_host(gone.end)) from None
         except HostCallFailed as failed:
             raise StartRefused(
                 Ending(causes=failed.causes, traceback=failed.traceback, source="host", doing="starting")
             ) from None
-        except RayvisorError as error:
-            raise StartRefused(Ending(causes=(Cause(type(error).__name__, str(error)),), doing="starting")) from None
-        except TimeoutError as timeout:
+        except (RayvisorError, TimeoutError) as error:
+            late = isinstance(error, TimeoutError)
+            name = "StartDeadlineExceeded" if late else type(error).__name__
+            why = str(error) or f"not up within start_deadline={self._deadline:g} s"
             raise StartRefused(
-                Ending(
-                    causes=(Cause("StartDeadlineExceeded", str(timeout) or f"not up within {self._deadline:g} s"),),
-                    overdue=True,
-                    doing="starting",
-                )
+                Ending(causes=(Cause(name, why),), source="ray", overdue=late, doing="starting")
             ) from None
         if isinstance(answer, Died):
             raise StartRefused(ending_of_engine(answer))
         seat.info = answer
 
     async def ended(self) -> Ending:
-        seat = self._seat
-        await seat.settled.wait()
-        assert seat.end is not None  # settle() sets both
-        return seat.end
+        """Wait until the engine, or its host, has ended."""
+        return await self._seat.ended()
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - engines are not told why
-        seat = self._seat
-        if seat.link is not None and shutdown.seconds:
-            grace = 3600.0 if math.isinf(shutdown.seconds) else shutdown.seconds
+        """End the engine in its time, then its host."""
+        link = self._link
+        if link is None:
+            return True
+        if shutdown.seconds:
+            grace = ENDLESS_SECONDS if math.isinf(shutdown.seconds) else shutdown.seconds
             try:
-                await seat.link.stop_engine(self._incarnation, grace)
+                await link.stop_engine(self._incarnation, grace)
             except (HostGone, HostCallFailed, TimeoutError) as error:
-                log.warning("engine.stop.failed", child=seat.child, incarnation=self._incarnation, error=str(error))
-        report = await self._backend.leave(seat)
-        return report.verified
+                log.warning(
+                    "engine.stop.failed",
+                    child=self._seat.child,
+                    incarnation=self._incarnation,
+                    error=str(error),
+                )
+        if self._seat.incarnation != self._incarnation and self._seat.link is link:
+            # Its host serves a newer incarnation, whose start has ended this one.
+            return await self._engine_gone(link)
+        return await self._host_gone(link)
 
     async def clean(self) -> bool:
-        seat = self._seat
-        if seat.link is None:
+        """Have the host end what an engine that died left behind; without an answer, end the host too."""
+        link = self._link
+        if link is None:
             return True
+        answered = self._seat.link is not link or self._seat.process is not None
+        if answered and await self._engine_gone(link):
+            return True
+        return await self._host_gone(link)
+
+    async def _engine_gone(self, link: HostLink) -> bool:
         try:
-            # An engine that died leaves its host alive; the host ends what is left and answers for it.
             with anyio.fail_after(PROOF_SECONDS):
-                await seat.link.stop_engine(self._incarnation, 0.0)
+                await link.stop_engine(self._incarnation, 0.0)
         except (HostGone, HostCallFailed, TimeoutError):
-            report = await self._backend.leave(seat)
-            return report.verified
+            return False
         return True
 
-
-def ending_of_engine(died: Died) -> Ending:
-    """What a host says of its engine's end."""
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in died.causes),
-        source="engine",
-        traceback=died.traceback,
-        exit_code=died.exit_code,
-        signal=died.signal,
-        doing=died.doing,
-        log_file=died.log_file,
-    )
-
-
-def ending_of_host(end: HostEnd) -> Ending:
-    """What Ray says of a host's end."""
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        # A host that leaves by itself leaves its child behind: for the engine that is no intended end.
-        intended=False,
-        unavailable=False,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-    )
+    async def _host_gone(self, link: HostLink) -> bool:
+        self._seat.leave(link)
+        report = await link.end(PROOF_SECONDS)
+        return report.verified

@@ -1,0 +1,92 @@
+"""Deadlines that hold, whatever is being waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+__all__ = ["bounded", "outlast"]
+
+T = TypeVar("T")
+
+UNWIND_SECONDS = 1.0
+"""How long a call that was cancelled may take to clean up before it is left to itself."""
+
+
+async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: float, name: str) -> T:
+    """Await a call for at most so many seconds, even one that ignores its cancellation.
+
+    Parameters
+    ----------
+    tasks
+        Owner of the call's task: it waits for one that is still there when everything else has ended.
+    call
+        Makes what is awaited.
+    seconds
+        How long; ``math.inf`` waits for ever.
+    name
+        Of the task.
+
+    Raises
+    ------
+    TimeoutError
+        It was not done by then.
+    """
+    over = anyio.Event()
+    results: list[T] = []
+    errors: list[Exception] = []
+    scope = anyio.CancelScope()
+
+    async def run() -> None:
+        try:
+            with scope:
+                results.append(await call())
+        except Exception as error:  # noqa: BLE001 - raised below, at who waits
+            errors.append(error)
+        finally:
+            over.set()
+
+    tasks.start_soon(run, name=name)
+    try:
+        with anyio.move_on_after(seconds):
+            await over.wait()
+    finally:
+        scope.cancel()
+    if not over.is_set():
+        with anyio.move_on_after(UNWIND_SECONDS):
+            await over.wait()
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"{name} was not done within {seconds:g} s")
+    return results[0]
+
+
+async def outlast(event: anyio.Event, cancelled: Callable[[], object] = lambda: None) -> BaseException | None:
+    """Wait for an event, whatever is being cancelled around it.
+
+    Parameters
+    ----------
+    event
+        Who calls sees to it that it is set.
+    cancelled
+        Called at each cancellation from outside.
+
+    Returns
+    -------
+    BaseException | None
+        The last cancellation that came meanwhile: raise it when everything is done.
+    """
+    pending: BaseException | None = None
+    # Shielded from scopes around it; a task's own cancel() reaches it all the same, hence the loop.
+    with anyio.CancelScope(shield=True):
+        while not event.is_set():
+            try:
+                await event.wait()
+            except anyio.get_cancelled_exc_class() as error:
+                pending = error
+                cancelled()
+    return pending

@@ -1,0 +1,98 @@
+"""What an engine child has across its incarnations, and what hosts' words mean for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from rayvisor.classify import Ending
+from rayvisor.faults import Cause
+
+if TYPE_CHECKING:
+    from rayvisor._engine.link import HostEnd, HostLink
+    from rayvisor._engine.wire import Died, EngineInfo, ProcessId
+
+__all__ = ["Seat", "ending_of_engine", "ending_of_host"]
+
+
+class Seat:
+    """One engine child: its host, and the incarnation that is there."""
+
+    __slots__ = ("_settled", "child", "end", "epoch", "incarnation", "info", "link", "process", "scope")
+
+    def __init__(self, child: str) -> None:
+        self.child = child
+        self.epoch = 0
+        self.incarnation = 0
+        self.link: HostLink | None = None
+        # The host's process, once the host has answered.
+        self.process: ProcessId | None = None
+        # Ends what listens to the host.
+        self.scope: anyio.CancelScope | None = None
+        self.info: EngineInfo | None = None
+        # How the present incarnation ended by itself, once it has.
+        self.end: Ending | None = None
+        self._settled = anyio.Event()
+
+    def begin(self, incarnation: int) -> None:
+        """A new incarnation takes the seat."""
+        self.incarnation = incarnation
+        self.info = None
+        self.end = None
+        self._settled = anyio.Event()
+
+    def settle(self, ending: Ending) -> None:
+        """The present incarnation has ended; what is said first counts."""
+        if self.end is None:
+            self.end = ending
+            self._settled.set()
+
+    async def ended(self) -> Ending:
+        """Wait until the present incarnation has ended."""
+        settled = self._settled
+        await settled.wait()
+        return Ending(causes=()) if self.end is None else self.end
+
+    def leave(self, link: HostLink) -> None:
+        """Let go of a host, if it is still the seat's."""
+        if self.link is link:
+            self.link = self.process = None
+            self.hush()
+
+    def hush(self) -> None:
+        """Listen to the host no more."""
+        if self.scope is not None:
+            self.scope.cancel()
+            self.scope = None
+
+
+def ending_of_engine(died: Died) -> Ending:
+    """What a host says of its engine's end."""
+    return Ending(
+        causes=tuple(Cause(*cause) for cause in died.causes),
+        source="engine",
+        traceback=died.traceback,
+        exit_code=died.exit_code,
+        signal=died.signal,
+        doing=died.doing,
+        log_file=died.log_file,
+    )
+
+
+def ending_of_host(end: HostEnd) -> Ending:
+    """What Ray says of a host's end."""
+    return Ending(
+        causes=end.causes,
+        source="ray",
+        traceback=end.traceback,
+        exit_code=end.exit_code,
+        signal=end.signal,
+        # A host that leaves by itself leaves its child behind: for the engine that is no intended end.
+        intended=False,
+        lost=not end.init_failed,
+        out_of_memory=end.out_of_memory,
+        preempted=end.preempted or end.node_died,
+        node=end.node,
+        log_file=end.log_file,
+    )

@@ -1,0 +1,91 @@
+"""Where children live: a Ray cluster, connected to when the first child needs it, or this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from rayvisor._process.local import LocalPlace
+from rayvisor.errors import SpecError
+
+if TYPE_CHECKING:
+    from rayvisor._engine.link import HostPlace
+    from rayvisor._ray.actors import UserActorPlace
+    from rayvisor._ray.cluster import RayCluster
+    from rayvisor.specs import SupervisorSpec
+
+__all__ = ["Places", "kinds"]
+
+
+class Places:
+    """Opens what the children of a tree need.
+
+    Parameters
+    ----------
+    address
+        Of the Ray cluster; None: as `RayCluster.connect` finds it.
+    ray_options
+        More arguments for ``ray.init``.
+    local
+        Whether engines' hosts live in this process, and Ray is not used at all.
+    """
+
+    def __init__(self, address: str | None, ray_options: Mapping[str, Any] | None, *, local: bool) -> None:
+        self._address = address
+        self._ray_options = dict(ray_options or {})
+        self._local = local
+        self._cluster: RayCluster | None = None
+        self._connecting = anyio.Lock()
+
+    def check(self, spec: SupervisorSpec) -> None:
+        """Raise SpecError if there are children that cannot live here."""
+        if self._local and "actor" in kinds(spec):
+            raise SpecError("local", True, "cannot go with actor children: they live on Ray only")  # noqa: FBT003
+
+    async def hosts(self) -> HostPlace:
+        """Open the place for engines' hosts."""
+        if self._local:
+            return LocalPlace()
+        # Imported here: a tree without engines or actors does not need Ray, nor wait for its import.
+        from rayvisor._ray.hosts import RayPlace
+
+        return RayPlace(await self._connect())
+
+    async def actors(self) -> UserActorPlace:
+        """Open the place for users' actors."""
+        from rayvisor._ray.actors import UserActorPlace
+
+        return UserActorPlace(await self._connect())
+
+    def gpus(self, arguments: Mapping[str, Any]) -> float:
+        """How many GPUs an engine with these arguments needs."""
+        if self._local:
+            return 0.0
+        from rayvisor._ray.options import engine_gpus
+
+        return engine_gpus(arguments)
+
+    async def close(self) -> None:
+        """Let go of the cluster."""
+        if self._cluster is not None:
+            await self._cluster.close()
+
+    async def _connect(self) -> RayCluster:
+        async with self._connecting:
+            if self._cluster is None:
+                from rayvisor._ray.cluster import RayCluster
+
+                self._cluster = await RayCluster.connect(self._address, options=self._ray_options or None)
+            return self._cluster
+
+
+def kinds(spec: SupervisorSpec) -> set[str]:
+    """Kinds of backends that a tree needs."""
+    found: set[str] = set()
+    for child in spec.children:
+        # A supervisor's spec has children of its own; what a worker starts says what carries it.
+        below = getattr(child.start, "children", None)
+        found |= {getattr(child.start, "kind", "")} if below is None else kinds(child.start)  # type: ignore[arg-type]
+    return found

@@ -1,0 +1,127 @@
+"""The pools of a tree: made with their supervisors, gated by their engines' states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from anyio.abc import TaskGroup
+
+from rayvisor._core import messages as m
+from rayvisor.children import EnginePoolSpec
+from rayvisor.pool import EnginePool, RequestLimits
+
+if TYPE_CHECKING:
+    from rayvisor._engine.wire import HostItem
+    from rayvisor._runtime.carriers.engines import EngineBackend
+    from rayvisor._runtime.runtime import Runtime
+    from rayvisor.faults import Fault
+
+__all__ = ["Pools"]
+
+_UP = frozenset({"ALIVE", "PAUSED"})
+
+
+class Pools:
+    """Follows the effects of the core, so that routing is part of each transition.
+
+    Parameters
+    ----------
+    engines
+        How engines are reached.
+    tasks
+        Owner of the pools' tasks.
+    rng
+        Where sampling seeds come from.
+    on_useful
+        Called with child and incarnation when an engine has done useful work for the first time.
+    """
+
+    def __init__(
+        self, engines: EngineBackend, tasks: TaskGroup, rng: Random, on_useful: Callable[[str, int], None]
+    ) -> None:
+        self._engines = engines
+        self._tasks = tasks
+        self._rng = rng
+        self._on_useful = on_useful
+        self._pools: dict[str, EnginePool] = {}
+
+    def get(self, path: str) -> EnginePool | None:
+        """The pool at this path."""
+        return self._pools.get(path)
+
+    def of(self, engine: str) -> EnginePool | None:
+        """The pool that this engine is a member of."""
+        return self._pools.get(engine.rpartition("/")[0])
+
+    def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
+        """Pass on what an engine sent."""
+        pool = self.of(child)
+        if pool is not None:
+            pool.items(child, incarnation, items)
+
+    def items_missing(self, child: str, incarnation: int, reason: str) -> None:
+        """Pass on that something an engine sent may be lost."""
+        pool = self.of(child)
+        if pool is not None:
+            pool.items_missing(child, incarnation, reason)
+
+    def follow(self, effect: m.Effect, runtime: Runtime) -> None:
+        """Do what an effect means for the pools."""
+        match effect:
+            case m.SupervisorChanged(path, "starting"):
+                supervisor = runtime.core.supervisors.get(path)
+                if supervisor is not None and isinstance(supervisor.spec, EnginePoolSpec):
+                    self._make(path, supervisor.spec)
+            case m.Changed(child):
+                pool = self.of(child)
+                if pool is not None:
+                    self._gate(pool, effect, runtime)
+                elif child in self._pools and effect.after.state == "DEAD":
+                    self._pools[child].close(_why(child, runtime))
+            case m.Forgotten(child):
+                for path in [path for path in self._pools if path == child or path.startswith(f"{child}/")]:
+                    self._pools.pop(path).stop()
+            case m.TreeEnded(exit=exit_):
+                for pool in self._pools.values():
+                    pool.close(exit_.fault)
+            case _:
+                pass
+
+    def stop(self) -> None:
+        """End every request that is still open."""
+        for pool in self._pools.values():
+            pool.stop()
+
+    def _make(self, path: str, spec: EnginePoolSpec) -> None:
+        """Make the front of a pool at its supervisor's first start; it outlives every restart."""
+        if path in self._pools:
+            return
+        limits = RequestLimits(queue_limit=spec.queue_limit, deadline=spec.deadline, attempts=spec.attempts)
+        pool = self._pools[path] = EnginePool(
+            self._engines,
+            name=path,
+            limits=limits,
+            on_useful=self._on_useful,
+            rng=Random(self._rng.getrandbits(64)),
+        )
+        pool.start(self._tasks)
+
+    def _gate(self, pool: EnginePool, change: m.Changed, runtime: Runtime) -> None:
+        child, incarnation = change.child, change.incarnation
+        was_up, is_up = change.before.state in _UP, change.after.state in _UP
+        if is_up:
+            info = self._engines.info(child, incarnation)
+            if info is None:
+                return  # it has ended meanwhile, and that is on its way
+            if not was_up:
+                pool.engine_up(child, incarnation, info)
+            pool.gate(child, is_open=change.after.leaf == "SERVING")
+        elif was_up:
+            pool.engine_down(child, incarnation, runtime.lives.fault(child, incarnation))
+
+
+def _why(child: str, runtime: Runtime) -> Fault | None:
+    known = runtime.core.children.get(child)
+    return None if known is None or known.exit is None else known.exit.fault

@@ -1,0 +1,275 @@
+"""One run of a tree, from opening its places to giving everything back, in a task of its own.
+
+A task of its own, so that nothing which is cancelled around the user's block is cancelled here: the tree
+ends in order, whatever ends the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from rayvisor._core import messages as m
+from rayvisor._runtime import signals
+from rayvisor._runtime.bounded import outlast
+from rayvisor._runtime.carriers.actors import ActorBackend
+from rayvisor._runtime.carriers.coroutines import CoroutineBackend
+from rayvisor._runtime.carriers.engines import EngineBackend
+from rayvisor._runtime.places import kinds
+from rayvisor._runtime.pools import Pools
+from rayvisor._runtime.runtime import Runtime
+from rayvisor.log import get_logger
+from rayvisor.specs import SupervisorSpec
+
+if TYPE_CHECKING:
+    from rayvisor._engine.wire import HostItem, Phase
+    from rayvisor._runtime.carriers import Backend
+    from rayvisor._runtime.machine import LifecycleMachine
+    from rayvisor._runtime.places import Places
+    from rayvisor._runtime.telling import Teller
+    from rayvisor._runtime.watchers import Watchers
+
+__all__ = ["Session"]
+
+T = TypeVar("T")
+log = get_logger("rayvisor.supervisor")
+
+CLOSE_SECONDS = 60.0
+"""How long giving everything back may take once the tree has ended."""
+
+
+class Session:
+    """Runs a tree once.
+
+    Parameters
+    ----------
+    spec
+        The root supervisor.
+    places
+        Where children live.
+    rng
+        For jitter and sampling seeds.
+    watchers, teller
+        Who is told what happens, and who tells.
+    machines
+        The lifecycle machines, by chart.
+    call_limit
+        How many calls may wait.
+    handle_signals
+        Whether SIGINT and SIGTERM end the tree.
+    """
+
+    def __init__(
+        self,
+        spec: SupervisorSpec,
+        *,
+        places: Places,
+        rng: Random,
+        watchers: Watchers,
+        teller: Teller,
+        machines: Mapping[str, LifecycleMachine],
+        call_limit: int,
+        handle_signals: bool,
+    ) -> None:
+        self._spec = spec
+        self._places = places
+        self._rng = rng
+        self._watchers = watchers
+        self._teller = teller
+        self._machines = machines
+        self._call_limit = call_limit
+        self._handle_signals = handle_signals and signals.possible()
+        self._opening = anyio.CancelScope()
+        self._halted = False
+        self._engines: EngineBackend | None = None
+        self._actors: ActorBackend | None = None
+        self._pools: Pools | None = None
+        self._runtime: Runtime | None = None
+        self.signal: int | None = None
+        """The signal that ended the tree."""
+        self.error: BaseException | None = None
+        """What kept the places from opening, or a defect that ended the session."""
+        self.settled = anyio.Event()
+        """The tree is up, or will not be."""
+        self.over = anyio.Event()
+        """The tree has ended."""
+        self.dismissed = anyio.Event()
+        """The user's block is to end: the tree has ended, or a signal came."""
+        self.given_back = anyio.Event()
+        """Nothing is left of the tree but tasks that ignore their cancellation."""
+        self.closed = anyio.Event()
+        """Nothing is left."""
+
+    # --- what the supervisor uses ---------------------------------------------------------------
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime; there is one once the session has settled without an error."""
+        return _there(self._runtime)
+
+    @property
+    def pools(self) -> Pools:
+        """The fronts of the engine pools."""
+        return _there(self._pools)
+
+    @property
+    def engines(self) -> EngineBackend:
+        """What carries engines."""
+        return _there(self._engines)
+
+    @property
+    def actors(self) -> ActorBackend:
+        """What carries users' actors."""
+        return _there(self._actors)
+
+    @property
+    def ended(self) -> m.TreeEnded | None:
+        """How the tree ended, if it has."""
+        return None if self._runtime is None else self._runtime.ended
+
+    @property
+    def halted(self) -> bool:
+        """Whether the tree was asked to end."""
+        return self._halted
+
+    def halt(self) -> None:
+        """Ask the tree to end, in order."""
+        if not self._halted and not self.over.is_set():
+            self._halted = True
+            self._opening.cancel()
+            if self._runtime is not None:
+                self._runtime.post(m.Halt())
+
+    def hurry(self) -> None:
+        """End everything at once."""
+        self.halt()
+        if self._runtime is not None:
+            self._runtime.hurry()
+
+    async def open(self, spec: SupervisorSpec) -> None:
+        """Open what these children need, where it is not open yet."""
+        self._places.check(spec)
+        for kind in sorted(kinds(spec)):
+            backend = self._backends.get(kind)
+            if backend is not None:
+                await backend.open()
+
+    # --- the run ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Open, run, give back. It never raises: ``error`` tells what went wrong."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                try:
+                    await self._run(tasks)
+                except Exception as error:  # noqa: BLE001 - raised at who waits for the session
+                    self.error = error
+                for event in (self.settled, self.over, self.dismissed):
+                    event.set()
+                self._watchers.close()
+                with anyio.CancelScope(shield=True):
+                    await self._give_back()
+                self.given_back.set()
+                tasks.cancel_scope.cancel()
+        except BaseException as error:  # noqa: BLE001 - a defect: raised at who waits for the session
+            self.error = self.error or error
+        finally:
+            for event in (self.settled, self.over, self.dismissed, self.given_back, self.closed):
+                event.set()
+
+    async def _run(self, tasks: anyio.abc.TaskGroup) -> None:
+        if self._handle_signals:
+            await tasks.start(self._listen)
+        self._engines = EngineBackend(self._places.hosts, tasks, self, self._places.gpus)
+        self._actors = ActorBackend(self._places.actors)
+        self._backends: Mapping[str, Backend] = {
+            "engine": self._engines,
+            "actor": self._actors,
+            "coroutine": CoroutineBackend(tasks),
+        }
+        with self._opening:
+            await self.open(self._spec)
+        self._runtime = runtime = Runtime(
+            self._spec,
+            self._rng,
+            tasks,
+            self._backends,
+            machines=self._machines,
+            teller=self._teller,
+            call_limit=self._call_limit,
+            listener=self._on_effect,
+        )
+        self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
+        if self._halted:
+            runtime.post(m.Halt())  # before it came up
+        tasks.start_soon(self._decide, runtime, name="supervisor")
+        await runtime.settled.wait()
+        self.settled.set()
+        await outlast(runtime.over, self.halt)
+
+    async def _decide(self, runtime: Runtime) -> None:
+        try:
+            await runtime.run()
+        except Exception as error:
+            log.exception("supervisor.broke")
+            self.error = error
+
+    async def _listen(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        await signals.listen(self._heard, task_status=task_status)
+
+    def _heard(self, number: int) -> None:
+        if self.signal is None:
+            self.signal = number
+            log.warning("signal", number=number, then="ending the tree; once more ends it at once")
+            self.dismissed.set()
+            self.halt()
+        else:
+            log.warning("signal", number=number, then="ending everything at once")
+            self.hurry()
+
+    async def _give_back(self) -> None:
+        """Close what was opened, each within its time, and one after the other: Ray last."""
+        steps: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+        if self._pools is not None:
+            self._pools.stop()
+        if self._engines is not None and self._actors is not None:
+            steps += [("engines", self._engines.close), ("actors", self._actors.close)]
+        for name, close in [*steps, ("places", self._places.close)]:
+            try:
+                with anyio.fail_after(CLOSE_SECONDS):
+                    await close()
+            except Exception:
+                log.exception("close.failed", what=name)
+
+    # --- what comes from the engines ----------------------------------------------------------------
+
+    def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
+        """Pass what an engine sent to its pool."""
+        self.pools.items(child, incarnation, items)
+
+    def items_missing(self, child: str, incarnation: int, reason: str) -> None:
+        """Have the pool send again what may be lost."""
+        self.pools.items_missing(child, incarnation, reason)
+
+    def phase(self, child: str, phase: Phase) -> None:
+        """Tell how far a start is."""
+        self._teller.progressed(child, phase)
+
+    def condition(self, child: str, incarnation: int, event: str) -> None:
+        """Pass a change of an engine's condition to the core."""
+        self.runtime.post(m.Reported(child, incarnation, event))
+
+    def _on_useful(self, child: str, incarnation: int) -> None:
+        self.runtime.post(m.Progressed(child, incarnation))
+
+    def _on_effect(self, effect: m.Effect) -> None:
+        self.pools.follow(effect, self.runtime)
+
+
+def _there(part: T | None) -> T:
+    if part is None:
+        raise RuntimeError("the session has not come up")
+    return part

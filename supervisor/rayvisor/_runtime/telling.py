@@ -1,0 +1,144 @@
+"""What happens is told twice: as records to those who watch, as structured lines to the log."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rayvisor import records as r
+from rayvisor.log import get_logger
+
+if TYPE_CHECKING:
+    from rayvisor._core import messages as m
+    from rayvisor._engine.wire import Phase
+    from rayvisor._runtime.machine import HookFailure
+    from rayvisor._runtime.watchers import Watchers
+    from rayvisor.faults import Fault
+
+__all__ = ["Teller"]
+
+log = get_logger("rayvisor.supervisor")
+
+
+class Teller:
+    """Tells watchers and the log."""
+
+    def __init__(self, watchers: Watchers) -> None:
+        self._watchers = watchers
+
+    def fault(self, fault: Fault) -> None:
+        """An incarnation ended, or did not come up."""
+        self._watchers.tell(r.FaultSeen(at=fault.at, fault=fault))
+        log.error(
+            "fault",
+            root=str(fault.root),
+            child=fault.child,
+            incarnation=fault.incarnation,
+            fault_class=str(fault.fault_class),
+            source=fault.source,
+            signal=fault.signal,
+            exit_code=fault.exit_code,
+            doing=fault.doing,
+            log_file=fault.log_file,
+        )
+
+    def unverified(self, child: str, incarnation: int, why: str) -> None:
+        """Nobody could prove that an incarnation is gone."""
+        log.warning("gone.unverified", child=child, incarnation=incarnation, why=why)
+        self._watchers.tell(
+            r.GoneUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
+        )
+
+    def late(self, child: str, incarnation: int) -> None:
+        """An incarnation came up after its time and is ended."""
+        log.warning("start.late", child=child, incarnation=incarnation, then="ended")
+        self._watchers.tell(r.StartedLate(at=time.monotonic(), child=child, incarnation=incarnation))
+
+    def changed(self, effect: m.Changed) -> None:
+        """A child has moved along its chart."""
+        before, after = effect.before.path, effect.after.path
+        self._watchers.tell(
+            r.StateChanged(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                event=effect.event,
+                before=before,
+                after=after,
+                why=effect.why,
+            )
+        )
+        log.info(
+            "child.changed",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            trigger=effect.event,
+            before=before,
+            after=after,
+        )
+
+    def decided(self, effect: m.Decided) -> None:
+        """A fault, or an end, has been decided about."""
+        self._watchers.tell(
+            r.DecisionMade(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                decision=effect.decision,
+                why=effect.detail,
+                restarts=effect.restarts,
+                intensity=effect.intensity,
+                delay=effect.delay,
+            )
+        )
+        log.warning(
+            "decided",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            decision=effect.decision,
+            why=effect.detail,
+            restarts=effect.restarts,
+            intensity=effect.intensity,
+            delay=round(effect.delay, 3),
+        )
+
+    def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
+        """A supervisor came up, is being ended, or has ended."""
+        why = "" if effect.exit is None else str(effect.exit)
+        self._watchers.tell(
+            r.SupervisorMoved(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
+        )
+        log.info("supervisor.changed", supervisor=effect.path or "root", state=effect.state, why=why)
+
+    def progressed(self, child: str, phase: Phase) -> None:
+        """A start has got further."""
+        self._watchers.tell(
+            r.StartProgressed(
+                at=time.monotonic(),
+                child=child,
+                incarnation=phase.incarnation,
+                phase=phase.phase,
+                detail=phase.detail,
+                elapsed=phase.elapsed,
+            )
+        )
+        log.info(
+            "start.progress",
+            child=child,
+            incarnation=phase.incarnation,
+            phase=phase.phase,
+            detail=phase.detail,
+            elapsed=round(phase.elapsed, 1),
+        )
+
+    def hook_failed(self, failure: HookFailure) -> None:
+        """A user's hook raised; the machine has logged it."""
+        self._watchers.tell(
+            r.HookFailed(
+                at=time.monotonic(),
+                child=getattr(failure.change.model, "child", ""),
+                hook=failure.hook,
+                place=failure.place,
+                error=f"{type(failure.error).__name__}: {failure.error}",
+            )
+        )
