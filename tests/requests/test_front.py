@@ -550,3 +550,21 @@ def test_a_suspect_whose_lost_finish_can_be_made_good_is_not_poison() -> None:
     bench.down(A).up(A).down(A).up(A).chunk("r0", 65).down(A)
     assert bench.of(Fail) == []
     assert len(bench.of(Finish)) == 1
+
+
+# Timers
+
+
+def test_after_one_deadline_the_next_one_is_asked_for() -> None:
+    bench = Bench().up(A).submit("r0", deadline=5.0).submit("r1", deadline=9.0)
+    assert [effect.at for effect in bench.of(NextDeadline, ever=True)] == [5.0]
+    assert [effect.at for effect in bench.wait(5.0).of(NextDeadline)] == [9.0]
+    assert [fail.request for fail in bench.wait(4.0).of(Fail)] == ["r1"]
+
+
+def test_finished_requests_leave_nothing_behind() -> None:
+    bench = Bench().up(A)
+    for number in range(500):
+        bench.submit(f"r{number}").chunk(f"r{number}", 65, finish_reason="stop")
+    assert list(bench.front.parts) == []
+    assert len(bench.front._timers._heap) < 100
