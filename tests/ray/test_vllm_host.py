@@ -54,7 +54,7 @@ async def test_engine_core_and_workers_are_gone_within_five_seconds_of_their_hos
         "dtype": "float32",
         "max_num_seqs": 8,
     }
-    info = await host.ensure_started(1, arguments, 200)
+    info = await host.ensure_started(1, arguments, 240)
     assert not isinstance(info, Died), info
     assert isinstance(info, EngineInfo)
     pid = (await host.ready(30)).process.pid
