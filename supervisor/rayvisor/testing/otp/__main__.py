@@ -30,6 +30,14 @@ def scenarios(path: Path) -> Iterator[dict[str, Any]]:
                     yield json.load(content)
 
 
+def compare(file: dict[str, Any]) -> str:
+    """Run one scenario; how the traces differ, or why it could not be run to its end."""
+    try:
+        return difference(file["trace"], replay(file["scenario"]))
+    except Exception as error:  # noqa: BLE001 - one scenario that cannot be run must not hide the others
+        return f"{type(error).__name__}: {error}"
+
+
 def main(arguments: list[str]) -> int:
     """Compare every scenario; print a line for each that differs, and the sum."""
     if not arguments:
@@ -38,7 +46,7 @@ def main(arguments: list[str]) -> int:
     agree = differ = known = 0
     for argument in arguments:
         for file in scenarios(Path(argument)):
-            found = difference(file["trace"], replay(file["scenario"]))
+            found = compare(file)
             if not found:
                 agree += 1
             elif is_known(file):
