@@ -6,8 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayvisor.blocking import run_in_thread
     from rayvisor.children import actor, coroutine, engine_pool
-    from rayvisor.errors import RayvisorError, SpecError, StartFailed, SupervisorGaveUp
+    from rayvisor.errors import (
+        AlreadyPresentError,
+        AlreadyStartedError,
+        CallError,
+        ChildRestartingError,
+        ChildRunningError,
+        ChildStartError,
+        ChildUnavailableError,
+        RayvisorError,
+        SpecError,
+        StartFailed,
+        SupervisorBusyError,
+        SupervisorGaveUp,
+        SupervisorStoppedError,
+        TemplateError,
+        UnknownChildError,
+    )
     from rayvisor.faults import Cause, Fault, FaultClass
     from rayvisor.pool import (
         EnginePool,
@@ -22,6 +39,7 @@ if TYPE_CHECKING:
         AutoShutdown,
         Backoff,
         ChildSpec,
+        Instance,
         Jitter,
         Restart,
         Shutdown,
@@ -31,16 +49,24 @@ if TYPE_CHECKING:
     from rayvisor.supervisor import Supervisor
 
 _HOMES = {
+    "AlreadyPresentError": "errors",
+    "AlreadyStartedError": "errors",
     "AutoShutdown": "specs",
     "Backoff": "specs",
+    "CallError": "errors",
     "Cause": "faults",
     "ChildRef": "reference",
+    "ChildRestartingError": "errors",
+    "ChildRunningError": "errors",
     "ChildSpec": "specs",
+    "ChildStartError": "errors",
+    "ChildUnavailableError": "errors",
     "EnginePool": "pool",
     "Fault": "faults",
     "FaultClass": "faults",
     "Generation": "pool",
     "GenerationChunk": "pool",
+    "Instance": "specs",
     "Jitter": "specs",
     "NoEngineError": "pool",
     "PoisonRequestError": "pool",
@@ -52,26 +78,39 @@ _HOMES = {
     "StartFailed": "errors",
     "Strategy": "specs",
     "Supervisor": "supervisor",
+    "SupervisorBusyError": "errors",
     "SupervisorGaveUp": "errors",
     "SupervisorSpec": "specs",
+    "SupervisorStoppedError": "errors",
+    "TemplateError": "errors",
+    "UnknownChildError": "errors",
     "actor": "children",
     "coroutine": "children",
     "engine_pool": "children",
+    "run_in_thread": "blocking",
 }
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlreadyPresentError",
+    "AlreadyStartedError",
     "AutoShutdown",
     "Backoff",
+    "CallError",
     "Cause",
     "ChildRef",
+    "ChildRestartingError",
+    "ChildRunningError",
     "ChildSpec",
+    "ChildStartError",
+    "ChildUnavailableError",
     "EnginePool",
     "Fault",
     "FaultClass",
     "Generation",
     "GenerationChunk",
+    "Instance",
     "Jitter",
     "NoEngineError",
     "PoisonRequestError",
@@ -83,11 +122,16 @@ __all__ = [
     "StartFailed",
     "Strategy",
     "Supervisor",
+    "SupervisorBusyError",
     "SupervisorGaveUp",
     "SupervisorSpec",
+    "SupervisorStoppedError",
+    "TemplateError",
+    "UnknownChildError",
     "actor",
     "coroutine",
     "engine_pool",
+    "run_in_thread",
 ]
 
 
