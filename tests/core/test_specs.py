@@ -1,0 +1,117 @@
+"""A spec that cannot work is refused when it is made, with the field and the value in the message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rayvisor.errors import SpecError
+from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Jitter, Restart, Shutdown, Strategy, SupervisorSpec
+from rayvisor.testing import NOTHING
+
+
+def child(name: Any = "a", **more: Any) -> ChildSpec:
+    return ChildSpec(id=name, start=more.pop("start", NOTHING), **more)
+
+
+def spec(**more: Any) -> SupervisorSpec:
+    return SupervisorSpec(**more)
+
+
+BAD: list[tuple[Callable[[], object], str, str]] = [
+    (lambda: spec(intensity=-1), "intensity=-1", "invalid_intensity"),
+    (lambda: spec(intensity=1.5), "intensity=1.5", "invalid_intensity"),
+    (lambda: spec(intensity=True), "intensity=True", "invalid_intensity"),
+    (lambda: spec(period=0), "period=0", "invalid_period"),
+    (lambda: spec(period=-2.0), "period=-2.0", "invalid_period"),
+    (lambda: spec(period="5"), "period='5'", "invalid_period"),
+    (lambda: spec(strategy="all_for_one"), "strategy='all_for_one'", "invalid_strategy"),
+    (lambda: spec(auto_shutdown="sometimes"), "auto_shutdown='sometimes'", "invalid_auto_shutdown"),
+    (lambda: spec(start_limit=0), "start_limit=0", "invalid_start_limit"),
+    (lambda: spec(children=["a"]), "children[0]='a'", ""),
+    (lambda: spec(children=[child(), child()]), "children[1].id='a'", "duplicate_child_name"),
+    (lambda: spec(strategy="simple_one_for_one"), "children=()", "bad_start_spec"),
+    (lambda: child(""), "id=''", "invalid_child_spec"),
+    (lambda: child("a/b"), "id='a/b'", "invalid_child_spec"),
+    (lambda: child(7), "id=7", "invalid_child_spec"),
+    (lambda: child(start=print), "start=<built-in function print>", "invalid_mfa"),
+    (lambda: child(restart="always"), "restart='always'", "invalid_restart_type"),
+    (lambda: child(shutdown=-5), "shutdown=-5", "invalid_shutdown"),
+    (lambda: child(shutdown="soon"), "shutdown='soon'", "invalid_shutdown"),
+    (lambda: child(shutdown=math.nan), "shutdown=nan", "invalid_shutdown"),
+    (lambda: child(shutdown=Shutdown(-1.0)), "shutdown=Shutdown(seconds=-1.0)", "invalid_shutdown"),
+    (lambda: child(backoff=3.0), "backoff=3.0", ""),
+    (lambda: child(start_deadline=0), "start_deadline=0", ""),
+    (lambda: child(no_progress=0), "no_progress=0", "invalid_no_progress"),
+    (lambda: Backoff(initial=-1.0), "backoff.initial=-1.0", ""),
+    (lambda: Backoff(factor=0.5), "backoff.factor=0.5", ""),
+    (lambda: Backoff(initial=5.0, maximum=4.0), "backoff.maximum=4.0", ""),
+    (lambda: Backoff(jitter="some"), "backoff.jitter='some'", "invalid_backoff.jitter"),  # type: ignore[arg-type]
+    (lambda: Backoff(attempts=0), "backoff.attempts=0", "invalid_backoff.attempts"),
+    (lambda: Backoff(elapsed=-1.0), "backoff.elapsed=-1.0", ""),
+    (lambda: Backoff(reset_after=math.nan), "backoff.reset_after=nan", ""),
+    (
+        lambda: spec(children=[child(significant=True, restart="transient")]),
+        "children['a'].significant=True",
+        "bad_combination",
+    ),
+    (
+        lambda: spec(children=[child(significant=True)], auto_shutdown="any_significant"),
+        "children['a'].significant=True",
+        "bad_combination",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "head", "term"), BAD, ids=[head for _, head, _ in BAD])
+def test_a_bad_value_is_refused_by_field_and_value(make: Callable[[], object], head: str, term: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert str(caught.value).startswith(head + ": ")
+    assert caught.value.term == term
+    assert caught.value.problem
+
+
+def test_a_backoff_that_could_never_trip_the_window_is_refused_with_the_way_out() -> None:
+    patient = child(backoff=Backoff(initial=1.0, maximum=30.0), start_deadline=60.0)
+    with pytest.raises(SpecError) as caught:
+        spec(children=[patient], intensity=3, period=100.0)
+    assert caught.value.field == "children['a'].backoff"
+    assert "could never trip the window" in str(caught.value)
+    # 3 delays of up to 1, 2 and 4 s after the first restart, and 3 starts of up to 60 s
+    assert "lengthen period to at least 187" in str(caught.value)
+    spec(children=[patient], intensity=3, period=187.0)
+
+
+def test_a_backoff_bound_by_its_own_maximum_of_zero_is_no_backoff() -> None:
+    spec(children=[child(backoff=Backoff(initial=0.0, maximum=0.0))], intensity=3, period=1.0)
+
+
+def test_defaults_are_those_of_otp() -> None:
+    made = spec(children=[child(), ChildSpec(id="s", start=SupervisorSpec())])
+    assert (made.strategy, made.intensity, made.period) == (Strategy.ONE_FOR_ONE, 1, 5.0)
+    assert made.auto_shutdown is AutoShutdown.NEVER
+    worker, inner = made.children
+    assert (worker.restart, worker.ending, worker.significant) == (Restart.PERMANENT, Shutdown(5.0), False)
+    assert inner.ending is Shutdown.INFINITY or inner.ending == Shutdown.INFINITY
+    assert (worker.supervisor, inner.supervisor) == (False, True)
+
+
+def test_words_do_where_enums_do() -> None:
+    assert child(restart="temporary").restart is Restart.TEMPORARY
+    assert Backoff(jitter="equal").jitter is Jitter.EQUAL  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shutdown", "says"),
+    [(None, "5 s"), (2, "2 s"), (0, "0 s"), (Shutdown.BRUTAL_KILL, "brutal_kill"), (math.inf, "infinity")],
+)
+def test_every_way_to_write_a_shutdown(shutdown: Any, says: str) -> None:
+    assert str(child(shutdown=shutdown).ending) == says
+
+
+def test_delays_do_not_overflow() -> None:
+    assert Backoff(initial=1.0, factor=10.0, maximum=60.0).ceiling(10_000) == 60.0
