@@ -136,12 +136,13 @@ class Progress:
 
     def show(self, detail: str) -> None:
         """Say what the step is at."""
-        self._detail = detail
+        if not detail.startswith(("WARNING", "DEPRECATION", "[notice]")):
+            self._detail = detail
 
     def _run(self) -> None:
         terminal = sys.stdout.isatty()
         while not self._finished.wait(1.0 if terminal else 15.0):
-            line = f"setup: {self._title}, {time.monotonic() - self._began:.0f} s  {self._detail}"
+            line = f"setup: {time.monotonic() - self._began:3.0f} s  {self._detail}"
             if terminal:
                 width = shutil.get_terminal_size().columns - 1
                 print(f"\r\033[K{line[:width]}", end="", flush=True)
