@@ -20,6 +20,9 @@ from tests.engine.driving import Result, Served, alive, order, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+# Both kinds share the code that this is about, and a real engine takes half a minute to start.
+ONLY_SIMULATED = pytest.mark.parametrize("kind", ["sim"], indirect=True)
+
 MakeEngine = Callable[[dict[str, Any]], Engine]
 
 # A machine that is busy with other things is slow: the bound is about minutes against seconds.
@@ -89,6 +92,7 @@ async def test_a_stopped_worker_does_not_hold_the_end_up(served: Served) -> None
         await task
 
 
+@ONLY_SIMULATED
 async def test_an_end_that_was_asked_for_is_no_death(served: Served) -> None:
     died = asyncio.create_task(served.live.died())
     processes = served.live.processes()
@@ -100,6 +104,7 @@ async def test_an_end_that_was_asked_for_is_no_death(served: Served) -> None:
     died.cancel()
 
 
+@ONLY_SIMULATED
 async def test_a_second_more_urgent_end_overtakes_the_first(served: Served) -> None:
     os.kill(served.process("Worker").pid, signal.SIGSTOP)
     os.kill(served.process("EngineCore").pid, signal.SIGSTOP)
@@ -159,6 +164,7 @@ async def test_a_start_that_is_stopped_leaves_no_process(
     assert alive((*processes, *engine.processes())) == []
 
 
+@ONLY_SIMULATED
 async def test_a_start_that_is_cancelled_leaves_no_process(
     keeper: Served, arguments: dict[str, Any], make_engine: MakeEngine
 ) -> None:

@@ -121,6 +121,7 @@ class ProcessTree:
         self._deaths: list[Ended] = []
         self._died = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
+        self._over = False
 
     @property
     def processes(self) -> tuple[ProcessId, ...]:
@@ -206,7 +207,8 @@ class ProcessTree:
         return tuple(held.process for held in self._held.values() if held.alive())
 
     def unwatch(self) -> None:
-        """Stop listening for deaths: those that follow are asked for."""
+        """Stop listening for deaths, for good: those that follow are asked for."""
+        self._over = True
         loop = asyncio.get_running_loop()
         for pid in self._watched:
             if self._held[pid].fd >= 0:
@@ -231,7 +233,7 @@ class ProcessTree:
                 if held is not None:
                     held.close()
                 held = self._held[process.pid] = _Held(process)
-            if process.pid not in self._watched and _is_essential(process.name):
+            if not self._over and process.pid not in self._watched and _is_essential(process.name):
                 self._watch(process.pid, held)
 
     def _watch(self, pid: int, held: _Held) -> None:

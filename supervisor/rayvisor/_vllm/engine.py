@@ -183,7 +183,7 @@ class VllmEngine:
             raise EngineGone("the engine was stopped while starting")
 
     async def _failed_start(self, error: Exception) -> Died:
-        if self._tree.deaths:
+        if self._tree.deaths and not self._ending.asked:
             outer = plain_causes(error) if not isinstance(error, EngineGone) else ()
             return await self._describe("starting", outer)
         text = await asyncio.to_thread(read_log, self._log_file)

@@ -27,6 +27,9 @@ def sampling_params(order: Order) -> Any:
         raise ValueError(f"n must be 1: an order is one sample, got {given['n']}")
     grammar = given.get("structured_outputs")
     if isinstance(grammar, Mapping):
+        for name in grammar:  # vLLM would pass over an unknown one
+            if name.startswith("_") or name not in StructuredOutputsParams.__dataclass_fields__:
+                raise TypeError(f"structured_outputs: unexpected name {name!r}")
         given["structured_outputs"] = StructuredOutputsParams(**grammar)
     bias = given.get("logit_bias")
     if isinstance(bias, Mapping):
