@@ -1,0 +1,183 @@
+"""A runtime on a stage: children that do what a test's script says, and a record of all that happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from rayvisor import records as r
+from rayvisor._core import messages as m
+from rayvisor._core.exits import Exit
+from rayvisor._runtime.machine import LifecycleMachine
+from rayvisor._runtime.runtime import Runtime
+from rayvisor._runtime.telling import Teller
+from rayvisor._runtime.watchers import Watchers
+from rayvisor.classify import Ending
+from rayvisor.faults import Cause
+from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
+from statecharts.lifecycles import CHARTS
+
+Step = Callable[["ScriptedCarrier"], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """What a scripted child starts."""
+
+    kind: str = "scripted"
+
+
+async def nothing(_: ScriptedCarrier) -> None:
+    """Do it at once."""
+
+
+async def proven(_: ScriptedCarrier) -> bool:
+    return True
+
+
+class ScriptedCarrier:
+    """A carrier that does what its test says."""
+
+    def __init__(self, backend: ScriptedBackend, child: str, incarnation: int) -> None:
+        self.backend = backend
+        self.child = child
+        self.incarnation = incarnation
+        self.name = f"{child}#{incarnation}"
+        self.dead = anyio.Event()
+        self.ending = Ending(causes=(Cause("Crash", self.name),))
+
+    def die(self, *causes: str, **facts: Any) -> None:
+        if causes:
+            self.ending = Ending(causes=tuple(Cause("Crash", cause) for cause in causes), **facts)
+        self.dead.set()
+
+    async def start(self) -> None:
+        self.backend.diary.append(f"start {self.name}")
+        await self.backend.start(self)
+
+    async def ended(self) -> Ending:
+        await self.dead.wait()
+        return self.ending
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:
+        del reason
+        how = "kill" if shutdown.seconds is None else "stop"
+        self.backend.diary.append(f"{how} {self.name}")
+        step = self.backend.kill if shutdown.seconds is None else self.backend.stop
+        return bool(await step(self))
+
+    async def clean(self) -> bool:
+        self.backend.diary.append(f"clean {self.name}")
+        return bool(await self.backend.clean(self))
+
+
+@dataclass
+class ScriptedBackend:
+    """Carries children by its steps, and keeps a diary."""
+
+    start: Step = nothing
+    stop: Step = proven
+    kill: Step = proven
+    clean: Step = proven
+    diary: list[str] = field(default_factory=list)
+    carriers: dict[str, ScriptedCarrier] = field(default_factory=dict)
+
+    async def open(self) -> None:
+        pass
+
+    def carry(
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
+    ) -> ScriptedCarrier:
+        del spec, predecessor
+        carrier = self.carriers[f"{child}#{incarnation}"] = ScriptedCarrier(self, child, incarnation)
+        return carrier
+
+    async def release(self, child: str) -> None:
+        self.diary.append(f"release {child}")
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class Stage:
+    """A running tree of scripted children, and what was told of it."""
+
+    runtime: Runtime
+    backend: ScriptedBackend
+    records: list[r.Record]
+    tasks: TaskGroup
+
+    def at(self, child: str) -> str:
+        return self.runtime.core.children[child].configuration.leaf
+
+    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        with anyio.fail_after(seconds):
+            while not condition():
+                await anyio.sleep(0.001)
+
+    async def up(self) -> None:
+        with anyio.fail_after(5):
+            await self.runtime.settled.wait()
+
+    async def end(self) -> m.TreeEnded:
+        self.runtime.post(m.Halt())
+        with anyio.fail_after(5):
+            await self.runtime.over.wait()
+        assert self.runtime.ended is not None
+        return self.runtime.ended
+
+    def seen(self, kind: type[Any]) -> list[Any]:
+        return [record for record in self.records if isinstance(record, kind)]
+
+
+class _Recording(Watchers):
+    def __init__(self) -> None:
+        super().__init__(time.monotonic)
+        self.records: list[r.Record] = []
+
+    def tell(self, record: r.Record) -> None:
+        self.records.append(record)
+        super().tell(record)
+
+
+def children(*ids: str, **options: Any) -> list[ChildSpec]:
+    """Specs of scripted children."""
+    return [ChildSpec(id=id_, start=Scripted(), **options) for id_ in ids]
+
+
+@asynccontextmanager
+async def play(
+    *specs: ChildSpec,
+    backend: ScriptedBackend | None = None,
+    call_limit: int = 100,
+    flags: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Stage]:
+    """Run a tree whose children a `ScriptedBackend` carries."""
+    backend = backend or ScriptedBackend()
+    watchers = _Recording()
+    machines = {name: LifecycleMachine(CHARTS[name]) for name in ("actor", "engine")}
+    async with anyio.create_task_group() as tasks:
+        runtime = Runtime(
+            SupervisorSpec(children=specs, **(flags or {})),
+            Random(1),
+            tasks,
+            {"scripted": backend},
+            machines=machines,
+            teller=Teller(watchers),
+            call_limit=call_limit,
+        )
+        tasks.start_soon(runtime.run)
+        yield Stage(runtime, backend, watchers.records, tasks)
+        if not runtime.over.is_set():
+            runtime.hurry()
+            with anyio.fail_after(10):
+                await runtime.over.wait()
+        tasks.cancel_scope.cancel()
