@@ -29,7 +29,7 @@ sys.stdin.readline()
 
 PARENT = """
 import subprocess, sys
-host = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+host = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
 print(host.pid, *host.stdout.readline().decode().split(), flush=True)
 host.wait()
 """
