@@ -1,0 +1,90 @@
+"""The pages of the documentation: their code, their links, and the parts that are made by the program.
+
+A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is what X gives. To write all such parts anew:
+
+    python tests/docs/pages.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayvisor.classify import RULES
+from statecharts import render
+from statecharts.lifecycles import CHARTS
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_MADE = re.compile(r"(?<=<!-- made of: )(.+?)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_CHART = re.compile(r"rayvisor chart (\w+) --format (\w+)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code on a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Where it is, for the names of tests."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path, language: str) -> Iterator[Block]:
+    """The blocks of one language on a page."""
+    text = page.read_text(encoding="utf-8")
+    for found in _FENCE.finditer(text):
+        if found[1] == language:
+            yield Block(page, text.count("\n", 0, found.start()) + 2, language, found[2])
+
+
+def links(page: Path) -> Iterator[str]:
+    """What a page links to, code left out."""
+    yield from _LINK.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def made_parts(text: str) -> dict[str, str]:
+    """The parts that are made by the program, by what makes them."""
+    return {found[1]: found[3] for found in _MADE.finditer(text)}
+
+
+def make(maker: str) -> str:
+    """Make such a part.
+
+    Raises
+    ------
+    ValueError
+        Nothing here makes that.
+    """
+    chart = _CHART.fullmatch(maker)
+    if chart is not None:
+        return f"```{chart[2]}\n{render(CHARTS[chart[1]], chart[2])}```\n"
+    if maker == "rayvisor.classify.RULES":
+        return _classes()
+    raise ValueError(f"nothing makes {maker!r}")
+
+
+def _classes() -> str:
+    rows = [f"| {number} | {name} | {answer} |" for number, (name, _, answer) in enumerate(RULES, 1)]
+    head = ["", "| | row | class |", "|---|---|---|"]
+    return "\n".join([*head, *rows, f"| {len(rows) + 1} | anything else | FATAL |", "", ""])
+
+
+def remake(text: str, maker: Callable[[str], str] = make) -> str:
+    """A page with all its made parts made anew."""
+    return _MADE.sub(lambda found: f"{found[1]}{found[2]}{maker(found[1])}", text)
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        each.write_text(remake(each.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""What the documentation says about itself and about the program is so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import rayvisor
+import rayvisor.errors
+import rayvisor.pool
+from rayvisor.cli import main
+from rayvisor.errors import RayvisorError
+from tests.docs.pages import PAGES, ROOT, links, made_parts, make
+
+MADE = [(page, maker) for page in PAGES for maker in made_parts(page.read_text(encoding="utf-8"))]
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _id(value: object) -> str:
+    return value.name if isinstance(value, Path) else str(value)
+
+
+@pytest.mark.parametrize(("page", "maker"), MADE, ids=_id)
+def test_what_is_made_by_the_program_is_what_it_makes_now(page: Path, maker: str) -> None:
+    part = made_parts(page.read_text(encoding="utf-8"))[maker]
+    assert part == make(maker), "write it anew: python tests/docs/pages.py"
+
+
+def test_the_design_shows_the_charts_that_the_command_writes() -> None:
+    charts = [maker for page, maker in MADE if page.name == "design.md"]
+    assert len(charts) == 3
+    for maker in charts:
+        written = CliRunner().invoke(main, maker.split()[1:]).stdout
+        assert f"```mermaid\n{written}```" in _text("docs/design.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        if not link.startswith(("https://", "#")):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve()
+            assert target.exists(), link
+            assert not anchor or anchor in _anchors(target), link
+
+
+def _anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    named = set(links(ROOT / "README.md"))
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in named
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    readme = _text("README.md")
+    assert re.findall(r"^    (make \w+) +#", readme, re.MULTILINE)[:2] == ["make demo", "make test"]
+    assert readme.index("make test") < readme.index("```python")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_commands_of_make_are_in_the_makefile(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", _text("Makefile"), re.MULTILINE))
+    named = set(re.findall(r"(?:^    |`)make ([a-z][\w-]*)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_commands_and_options_of_rayvisor_are_there(page: Path) -> None:
+    lines = re.findall(
+        r"(?:^    |[`/])rayvisor ([a-z]+)([^`#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    demo = re.findall(r"make demo ARGS='([^']*)'", page.read_text(encoding="utf-8"))
+    for command, rest in [*lines, *(("demo", options) for options in demo)]:
+        help_text = CliRunner().invoke(main, [command, "--help"]).output
+        assert "Usage:" in help_text, command
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in help_text, f"rayvisor {command} {option}"
+
+
+def test_every_error_is_in_the_tree_of_errors_and_in_no_other() -> None:
+    known = {
+        name
+        for module in (rayvisor.errors, rayvisor.pool)
+        for name, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, RayvisorError) and name in module.__all__
+    }
+    tree = _text("docs/errors.md").partition("```")[0]
+    assert set(re.findall(r"[├└]── (\w+)", tree)) == known - {"RayvisorError"}
+
+
+def test_the_tree_of_errors_has_each_below_its_base() -> None:
+    above: list[str] = ["RayvisorError"]
+    for indent, name in re.findall(r"^    ([│ ]*)[├└]── (\w+)", _text("docs/errors.md"), re.MULTILINE):
+        depth = len(indent) // 4 + 1
+        error = getattr(rayvisor.errors, name, None) or getattr(rayvisor.pool, name)
+        above[depth:] = [name]
+        assert above[depth - 1] in {base.__name__ for base in error.__mro__[1:]}
+
+
+def test_each_error_has_a_remedy() -> None:
+    page = _text("docs/errors.md")
+    for name in re.findall(r"[├└]── (\w+)", page):
+        if name not in {"CallError", "RequestError"}:
+            assert re.search(rf"^\| `{name}` \|.+\|.+\|$", page, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_names_of_the_package_that_are_mentioned_are_public(page: Path) -> None:
+    for name in re.findall(r"\brv\.(\w+)", page.read_text(encoding="utf-8")):
+        assert name in rayvisor.__all__, name
