@@ -120,7 +120,7 @@ class Stage:
 
     async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
         with anyio.fail_after(seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - any condition at all
                 await anyio.sleep(0.001)
 
     async def up(self) -> None:

@@ -33,7 +33,7 @@ async def test_a_deadline_holds_though_the_call_ignores_its_cancellation(
             await release.wait()
 
     async with anyio.create_task_group() as tasks:
-        with anyio.fail_after(2), pytest.raises(TimeoutError, match="resist was not done within 0.01 s"):
+        with anyio.fail_after(2), pytest.raises(TimeoutError, match=r"resist was not done within 0\.01 s"):
             await bounded(tasks, resist, 0.01, "resist")
         release.set()
 

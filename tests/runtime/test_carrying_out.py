@@ -90,7 +90,7 @@ async def test_a_start_that_is_called_off_makes_nothing() -> None:
     async with play() as stage:
         await stage.up()
         # Both effects are carried out before the first one's task has had its turn.
-        stage.runtime.lives.start(m.Start("x", 1, *children("x"), None))
+        stage.runtime.lives.start(m.Start("x", 1, children("x")[0], None))
         stage.runtime.lives.stop(m.Stop("x", 1, Shutdown(1.0)))
         await stage.until(lambda: not stage.runtime._mailbox._events)
         await anyio.wait_all_tasks_blocked()

@@ -95,14 +95,15 @@ class CoroutineCarrier:
         self._up.set()
 
     async def _run(self, keywords: dict[str, Any]) -> None:
-        # What it says stands if the task is ended by neither its own doing nor its scope.
-        self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
         try:
             with self._scope:
                 await self._start.function(*self._start.args, **keywords)
             self._ending = Ending(causes=(Cause("Returned", "the coroutine came to its end"),), intended=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
             self._ending = _crash(error)
+        except anyio.get_cancelled_exc_class():
+            # Not by its scope, which takes its own. It goes no further: it would end the whole group.
+            self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
         finally:
             self._over.set()
             self._up.set()
