@@ -25,6 +25,7 @@ Failing
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
@@ -132,7 +133,7 @@ class EnginePool:
         limits: RequestLimits | None = None,
         on_useful: Callable[[str, int], None] = lambda _child, _incarnation: None,
         rng: Random | None = None,
-        clock: Callable[[], float] = anyio.current_time,
+        clock: Callable[[], float] = time.monotonic,
         send_deadline: float = 10.0,
     ) -> None:
         self.name = name

@@ -1,0 +1,56 @@
+"""One real Ray and one real vLLM engine under a supervisor, for everything in this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+import rayvisor as rv
+
+ARGUMENTS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "max_num_seqs": 32,
+    "disable_log_stats": True,
+}
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def supervisor(random_model: Path) -> AsyncIterator[rv.Supervisor]:
+    """A running tree with the pool ``llm`` of one real engine."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    spec = rv.SupervisorSpec(
+        children=[
+            rv.engine_pool(
+                "llm",
+                engine_args={"model": str(random_model), **ARGUMENTS},
+                num_cpus=0,
+                intensity=20,
+                period=7200.0,
+                deadline=240.0,
+            )
+        ]
+    )
+    supervisor = rv.Supervisor(spec, seed=1, ray_options={"num_cpus": 2}, handle_signals=False)
+    up, done = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        # One task enters and leaves: a fixture's two halves run in different ones.
+        async with supervisor:
+            up.set()
+            await done.wait()
+
+    holding = asyncio.create_task(hold())
+    waiting = asyncio.create_task(up.wait())
+    await asyncio.wait({holding, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if holding.done():
+        waiting.cancel()
+        holding.result()
+    yield supervisor
+    done.set()
+    await holding
