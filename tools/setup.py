@@ -188,7 +188,7 @@ def must(title: str, command: "list[str]") -> None:
 def explain(title: str, output: str) -> str:
     """Say what went wrong: pip's error lines, else the end of what it wrote."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()][-8:] or lines[-8:]
+    errors = [line for line in lines if line.startswith("ERROR")][-8:] or lines[-8:]
     return "\n  ".join([f"{title} failed (all of it is in {LOG}):", *errors])
 
 
