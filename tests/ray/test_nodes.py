@@ -28,14 +28,18 @@ quick = {
 }
 nodes = Cluster(
     initialize_head=True,
-    head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": quick},
+    head_node_args={
+        "num_cpus": 2, "resources": {"near": 1}, "include_dashboard": False, "_system_config": quick
+    },
 )
 far = nodes.add_node(num_cpus=2, resources={"far": 1}, include_dashboard=False)
 nodes.wait_for_nodes()
 
 async def main():
     async with await RayCluster.connect(nodes.address) as cluster, RayPlace(cluster) as place:
-        near = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        near = await place.create(
+            child="llm/1", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"near": 1})
+        )
         host = await place.create(
             child="llm/2", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"far": 1})
         )
