@@ -35,7 +35,6 @@ from typing import Any, Literal, Self, overload
 
 import anyio
 import anyio.abc
-import structlog
 
 from rayvisor._engine.wire import EngineInfo, HostItem, LogprobEntry, Order, Prompt
 from rayvisor._pool.batch import Params, pairs, run_batch
@@ -70,7 +69,9 @@ from rayvisor._requests.errors import (
 )
 from rayvisor._requests.front import Front
 from rayvisor._requests.limits import RequestLimits
+from rayvisor._requests.places import Place
 from rayvisor.faults import Fault
+from rayvisor.log import get_logger
 
 __all__ = [
     "AttemptsExhaustedError",
@@ -98,7 +99,7 @@ __all__ = [
     "Usage",
 ]
 
-log = structlog.get_logger("rayvisor.pool")
+log = get_logger("rayvisor.pool")
 
 
 class EnginePool:
@@ -292,6 +293,11 @@ class EnginePool:
             )
             self._running.start_soon(box.run)
         self._apply(self._front.engine_up(child, incarnation, info, self._clock(), spare=spare))
+
+    def quarantines(self, child: str, incarnation: int) -> bool:
+        """Whether a request runs alone on this engine, under suspicion of having killed others."""
+        engine = self._front.routing.live(child, incarnation)
+        return engine is not None and engine.reserved is not None and engine.reserved.place is Place.IN_FLIGHT
 
     def engine_down(self, child: str, incarnation: int, fault: Fault | None) -> None:
         """Note that an engine has ended: what it had in flight moves.

@@ -68,22 +68,16 @@ class Seams:
         return remove
 
     def _pass(self, item: HostItem) -> HostItem | None:
-        if not isinstance(item, Chunk):
-            return item
-        row = self.cuts.get(item.request.rpartition(".")[0])
-        if row is None:
+        row = self.cuts.get(item.request.rpartition(".")[0]) if isinstance(item, Chunk) else None
+        if not isinstance(item, Chunk) or row is None:
             return item
         if item.request in self.cut:
             return None
         count = self.got.get(item.request, 0) + len(item.token_ids)
-        if row.lose_finish:
+        over = item.finish_reason is not None or (count > row.cut and not row.lose_finish)
+        if not over or row.lose_finish:
             self.got[item.request] = count
-            if item.finish_reason is None:
-                return item
+        if over:
             self.cut.add(item.request)
-            return item._replace(finish_reason=None, stop_reason=None)
-        if count > row.cut or item.finish_reason is not None:
-            self.cut.add(item.request)
-            return None
-        self.got[item.request] = count
+            return item._replace(finish_reason=None, stop_reason=None) if row.lose_finish else None
         return item

@@ -1,4 +1,4 @@
-"""Every row of the request table on the real engine: killed at an exact token, compared with a run without a fault.
+"""Every row of the request table on the real engine: killed at an exact token, and compared with no fault.
 
 The model has random weights: a trained one is sure of its next token and would hide every mistake.
 """
@@ -296,7 +296,7 @@ async def test_leaving_the_loop_aborts_in_the_engine_within_a_second(supervisor:
         if chunk.token_ids:
             break
     async with asyncio.timeout(1.0):
-        while pool.stats().in_flight:
+        while pool.stats().in_flight:  # noqa: ASYNC110 - a pool has no event for it
             await asyncio.sleep(0.01)
     # Whatever else the engine sends is late: the abort reached it long before its 200 tokens.
     assert pool.stats().tokens - tokens < 150

@@ -27,8 +27,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from rayvisor._engine.engine import (
     Engine,
     EngineError,
@@ -50,10 +48,11 @@ from rayvisor._engine.wire import (
     Phase,
     Refused,
 )
+from rayvisor.log import get_logger
 
 __all__ = ["EngineHost", "HostDescription"]
 
-log = structlog.get_logger("rayvisor.host")
+log = get_logger("rayvisor.host")
 
 TICK_SECONDS = 0.002
 """At least so much lies between two lists of the stream."""

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import anyio
-import structlog
 
 from rayvisor._engine.wire import Order
 from rayvisor._requests.effects import Abort, Flow, SendOrders
+from rayvisor.log import get_logger
 
 __all__ = ["EngineLine", "Outbox"]
 
-log = structlog.get_logger("rayvisor.pool")
+log = get_logger("rayvisor.pool")
 
 
 class EngineLine(Protocol):

@@ -23,14 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-import structlog
 import transitions
 
+from rayvisor.log import get_logger
 from statecharts import Chart, ChartError, Configuration, Table, compile_chart
 
 __all__ = ["Change", "Hook", "HookFailure", "LifecycleMachine", "Stateful"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Stateful(Protocol):

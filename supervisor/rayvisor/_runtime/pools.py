@@ -46,6 +46,8 @@ class Pools:
         self._rng = rng
         self._on_useful = on_useful
         self._pools: dict[str, EnginePool] = {}
+        # Supervisors that are ending, or have ended and not started again.
+        self._ending: set[str] = set()
 
     def get(self, path: str) -> EnginePool | None:
         """The pool at this path."""
@@ -53,7 +55,7 @@ class Pools:
 
     def of(self, engine: str) -> EnginePool | None:
         """The pool that this engine is a member of."""
-        return self._pools.get(engine.rpartition("/")[0])
+        return self._pools.get(_parent(engine))
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
         """Pass on what an engine sent."""
@@ -67,32 +69,51 @@ class Pools:
         if pool is not None:
             pool.items_missing(child, incarnation, reason)
 
+    def blameless(self, child: str, incarnation: int) -> bool:
+        """Whether a request in quarantine, and not the engine, is to blame if this incarnation ends now."""
+        pool = self.of(child)
+        return pool is not None and pool.quarantines(child, incarnation)
+
     def follow(self, effect: m.Effect, runtime: Runtime) -> None:
         """Do what an effect means for the pools."""
         match effect:
-            case m.SupervisorChanged(path, "starting"):
-                supervisor = runtime.core.supervisors.get(path)
-                if supervisor is not None and isinstance(supervisor.spec, EnginePoolSpec):
-                    self._make(path, supervisor.spec)
+            case m.SupervisorChanged():
+                self._supervisor_changed(effect, runtime)
             case m.Changed(child):
                 pool = self.of(child)
                 if pool is not None:
                     self._gate(pool, effect, runtime)
-                elif child in self._pools and effect.after.state == "DEAD":
-                    self._pools[child].close(_why(child, runtime))
+                elif effect.after.state == "DEAD" and _parent(child) not in self._ending:
+                    # Under a supervisor that ends itself it may come back with that, and its requests wait.
+                    self._close(child, _why(child, runtime))
             case m.Forgotten(child):
-                for path in [path for path in self._pools if path == child or path.startswith(f"{child}/")]:
+                for path in self._at_or_below(child):
                     self._pools.pop(path).stop()
             case m.TreeEnded(exit=exit_):
-                for pool in self._pools.values():
-                    pool.close(exit_.fault)
+                self._close("", exit_.fault)
             case _:
                 pass
+
+    def _supervisor_changed(self, effect: m.SupervisorChanged, runtime: Runtime) -> None:
+        if effect.state == "starting":
+            self._ending.discard(effect.path)
+            supervisor = runtime.core.supervisors.get(effect.path)
+            if supervisor is not None and isinstance(supervisor.spec, EnginePoolSpec):
+                self._make(effect.path, supervisor.spec)
+        elif effect.state == "stopping":
+            self._ending.add(effect.path)
 
     def stop(self) -> None:
         """End every request that is still open."""
         for pool in self._pools.values():
             pool.stop()
+
+    def _at_or_below(self, child: str) -> list[str]:
+        return [path for path in self._pools if path == child or path.startswith(f"{child}/") or not child]
+
+    def _close(self, child: str, fault: Fault | None) -> None:
+        for path in self._at_or_below(child):
+            self._pools[path].close(fault)
 
     def _make(self, path: str, spec: EnginePoolSpec) -> None:
         """Make the front of a pool at its supervisor's first start; it outlives every restart."""
@@ -115,11 +136,16 @@ class Pools:
             info = self._engines.info(child, incarnation)
             if info is None:
                 return  # it has ended meanwhile, and that is on its way
+            # The gate first: an engine that comes up paused or as a spare gets nothing in between.
+            pool.gate(child, is_open=change.after.leaf == "SERVING")
             if not was_up:
                 pool.engine_up(child, incarnation, info)
-            pool.gate(child, is_open=change.after.leaf == "SERVING")
         elif was_up:
             pool.engine_down(child, incarnation, runtime.lives.fault(child, incarnation))
+
+
+def _parent(child: str) -> str:
+    return child.rpartition("/")[0]
 
 
 def _why(child: str, runtime: Runtime) -> Fault | None:

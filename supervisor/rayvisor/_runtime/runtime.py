@@ -64,9 +64,12 @@ class Runtime:
         How many calls may wait for their answer.
     listener
         Called with each effect after it was carried out: the pools' fronts hang on it.
+    blameless
+        Asked when an incarnation ends: whether a request that ran alone on it in quarantine is to blame, so
+        that its end does not count as one without progress.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a tree is made of, each given by its session
         self,
         spec: SupervisorSpec,
         random: Random,
@@ -77,6 +80,7 @@ class Runtime:
         teller: Teller,
         call_limit: int,
         listener: Callable[[m.Effect], None] = lambda _: None,
+        blameless: Callable[[str, int], bool] = lambda _child, _incarnation: False,
     ) -> None:
         self.core = Core(spec, random)
         self.lives = Lives(tasks, backends, machines, self.post, teller)
@@ -89,6 +93,7 @@ class Runtime:
         self._teller = teller
         self._mailbox = Mailbox(call_limit)
         self._listener = listener
+        self._blameless = blameless
         self._timers: dict[int, anyio.CancelScope] = {}
         self._call_ids = count(1)
         self._waiting: dict[int, _Answer] = {}
@@ -112,6 +117,8 @@ class Runtime:
 
     def post(self, event: m.Event) -> None:
         """Feed an event to the core."""
+        if isinstance(event, m.Exited) and self._blameless(event.child, event.incarnation):
+            self._mailbox.post(m.Progressed(event.child, event.incarnation))
         self._mailbox.post(event)
 
     async def call(self, verb: m.Verb, target: str, argument: Any = None) -> Any:

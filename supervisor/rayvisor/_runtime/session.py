@@ -201,6 +201,7 @@ class Session:
             teller=self._teller,
             call_limit=self._call_limit,
             listener=self._on_effect,
+            blameless=self._blameless,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
         if self._halted:
@@ -209,6 +210,9 @@ class Session:
         await runtime.settled.wait()
         self.settled.set()
         await outlast(runtime.over, self.halt)
+
+    def _blameless(self, child: str, incarnation: int) -> bool:
+        return self._pools is not None and self._pools.blameless(child, incarnation)
 
     async def _decide(self, runtime: Runtime) -> None:
         try:

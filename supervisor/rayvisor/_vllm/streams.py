@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import structlog
-
 from rayvisor._engine.engine import EngineError, EngineGone, RequestLost, RequestRefused, plain_causes
 from rayvisor._engine.wire import Chunk, Order
 from rayvisor._vllm.requests import ContinuedText, nothing_left, read_output, sampling_params, token_ids_of
+from rayvisor.log import get_logger
 
 __all__ = ["Streams"]
 
-log = structlog.get_logger("rayvisor.vllm")
+log = get_logger("rayvisor.vllm")
 
 _ABORT_SECONDS = 1.0
 

@@ -20,10 +20,20 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("--fault", type=click.Choice(list(FAULTS)), default="kill-core", show_default=True, help="What to inject.")
-@click.option("--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="How many streams.")
-@click.option("--seed", type=click.IntRange(0), default=None, help="Chooses prompts and sampling; default: a random one.")
-@click.option("--engine", type=click.Choice(["vllm", "sim"]), default="vllm", show_default=True, help="Which engine; sim is simulated, up in a second.")
+@click.option(
+    "--fault", type=click.Choice(list(FAULTS)), default="kill-core", show_default=True, help="What to inject."
+)
+@click.option(
+    "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="How many streams."
+)
+@click.option("--seed", type=click.IntRange(0), help="Chooses prompts and sampling; default: a random one.")
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm", "sim"]),
+    default="vllm",
+    show_default=True,
+    help="Which engine; sim is a simulated one, up in a second.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
 def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: bool, verbose: bool) -> None:
@@ -32,15 +42,16 @@ def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: b
     Exit status 0 only if no token was lost, doubled or changed, and no process is left.
     """
     # Imported here: `rayvisor demo --help` needs none of it.
-    from rayvisor.demo.run import run_demo  # noqa: PLC0415
+    from rayvisor.demo.run import run_demo
 
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
     chosen = secrets.randbelow(2**31) if seed is None else seed
     model = "" if engine == "sim" else _model()
-    label = "real Ray and a SIMULATED engine" if engine == "sim" else "real Ray and the real vLLM engine, on the CPU"
+    simulated = engine == "sim"
+    label = "real Ray and a SIMULATED engine" if simulated else "real Ray and the real vLLM engine"
     console = Console(stderr=as_json)
     live = console.is_terminal and not as_json and not os.environ.get("CI")
-    audience = LiveView(console, label) if live else Lines(lambda line: print(line, file=console.file, flush=True), label)
+    audience = LiveView(console, label) if live else Lines(lambda line: _write(console, line), label)
     try:
         outcome = anyio.run(
             lambda: run_demo(
@@ -57,8 +68,13 @@ def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: b
     sys.exit(0 if outcome.good else 1)
 
 
+def _write(console: Console, line: str) -> None:
+    console.file.write(f"{line}\n")
+    console.file.flush()
+
+
 def _model() -> str:
-    from rayvisor.demo.model import ensure_model  # noqa: PLC0415 - only a real engine needs it
+    from rayvisor.demo.model import ensure_model
 
     return str(ensure_model())
 

@@ -54,7 +54,7 @@ def make_requests(count: int, seed: int) -> list[DemoRequest]:
     Greedy ones go on from the delivered tokens; the others are generated again, compared, and what was
     delivered is skipped.
     """
-    random = Random(seed)  # noqa: S311 - a demo's choices, no secrets
+    random = Random(seed)
     kinds: list[tuple[str, Mapping[str, Any]]] = [
         ("greedy", {"temperature": 0.0}),
         ("sampled", {"temperature": 0.7, "seed": random.getrandbits(31)}),

@@ -161,11 +161,15 @@ class _Demo:
 
     def _inject(self, victim: Any) -> None:
         target = next(
-            process for role, process in self.supervisor.processes("llm/1") if victim.name in (role, *process.name.split("::"))
+            process
+            for role, process in self.supervisor.processes("llm/1")
+            if victim.name in (role, *process.name.split("::"))
         )
         self.injected_at = time.monotonic()
         os.kill(target.pid, signal.SIGKILL)
-        self.audience.injected(f"{victim.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted)
+        self.audience.injected(
+            f"{victim.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted
+        )
 
     def _recovered(self) -> None:
         if self.outcome.recover_ms is None and self.injected_at is not None:
@@ -196,7 +200,9 @@ class _Demo:
         """Run the same prompts without a fault, all at once and one at a time, and compare."""
         sizes = dict.fromkeys((len(requests), 1))
         for size in sizes:
-            self.audience.stage(f"control: the same {len(requests)} prompts without a fault, {size} at a time")
+            self.audience.stage(
+                f"control: the same {len(requests)} prompts without a fault, {size} at a time"
+            )
             same = 0
             for first in range(0, len(requests), size):
                 batch = range(first, min(first + size, len(requests)))
@@ -229,7 +235,7 @@ async def _left(seen: set[ProcessId]) -> int:
     """Count processes that are still there once they have had time to go."""
     until = time.monotonic() + SETTLE_SECONDS
     alive: Callable[[ProcessId], bool] = _alive
-    while any(map(alive, seen)) and time.monotonic() < until:
+    while any(map(alive, seen)) and time.monotonic() < until:  # noqa: ASYNC110 - processes of others: nothing tells
         await anyio.sleep(0.1)
     return sum(map(alive, seen))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -51,9 +52,11 @@ class Lines:
         self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {text}")
 
     def stage(self, text: str) -> None:
+        """Write what begins."""
         self.line("demo", text)
 
     def record(self, record: r.Record) -> None:
+        """Write what the supervisor tells, if it is worth a line."""
         match record:
             case r.FaultSeen(fault=fault):
                 self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
@@ -65,7 +68,8 @@ class Lines:
                     f"{record.restarts} of {record.intensity} restarts used",
                 )
             case r.StateChanged():
-                self.line("state", f"{record.child} #{record.incarnation}: {record.before} -> {record.after} ({record.event})")
+                who = f"{record.child} #{record.incarnation}"
+                self.line("state", f"{who}: {record.before} -> {record.after} ({record.event})")
             case r.StartProgressed():
                 self._progress(record)
             case _:
@@ -77,18 +81,23 @@ class Lines:
         now = time.monotonic()
         if now - self._told.get(key, 0.0) >= _PHASE_SECONDS:
             self._told[key] = now
-            self.line("starting", f"{record.child} #{record.incarnation}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")
+            who = f"{record.child} #{record.incarnation}"
+            self.line("starting", f"{who}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")
 
     def injected(self, what: str, after: int, of: int) -> None:
+        """Write which fault was injected, and when."""
         self.line("FAULT", f"{what}, after {after} of {of} tokens")
 
     def readings(self, readings: list[Reading]) -> None:
+        """Keep the streams, for the end."""
         self._readings = readings
 
     def recovered(self, seconds: float) -> None:
+        """Write how long the streams stood still."""
         self.line("recovered", f"first new token {seconds:.2f} s after the fault")
 
-    def outcome(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the table at the end has it
+        """Write each stream around its seam, with its verdict."""
         for number, reading in enumerate(self._readings):
             self.line("stream", f"{number} ({reading.kind}): {_seamed(reading)}: {reading.verdict}")
 
@@ -114,15 +123,19 @@ class LiveView(Lines):
 
     def _keep(self, line: str) -> None:
         topic = line.partition("] ")[2].partition(" ")[0]
-        style = {"FAULT": "bold red", "fault": "red", "decided": "yellow", "recovered": "bold green"}.get(topic, "")
+        style = {"FAULT": "bold red", "fault": "red", "decided": "yellow", "recovered": "bold green"}.get(
+            topic, ""
+        )
         self._kept.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
         del self._kept[:-_KEPT_LINES]
 
     def stage(self, text: str) -> None:
+        """Show what begins."""
         self._stage = text
         super().stage(text)
 
     def record(self, record: r.Record) -> None:
+        """Follow the engine's state, and keep the line."""
         if isinstance(record, r.StateChanged) and record.child == "llm/1":
             self._state, self._incarnation, self._phase = record.after, record.incarnation, ""
         if isinstance(record, r.StartProgressed):
@@ -130,9 +143,10 @@ class LiveView(Lines):
         super().record(record)
 
     def outcome(self, outcome: Outcome) -> None:
-        del outcome  # the streams are on the screen
+        """Nothing: the streams are on the screen already."""
 
     def close(self) -> None:
+        """Leave the last picture on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -157,7 +171,9 @@ class LiveView(Lines):
             more = len(self._readings) - 8
             title = "streams (green: after the fault)" + (f", and {more} more" if more > 0 else "")
             parts.append(Panel(streams, title=title, title_align="left"))
-        parts.append(Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left"))
+        parts.append(
+            Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left")
+        )
         return Group(*parts)
 
 
@@ -166,7 +182,7 @@ def _coloured(reading: Reading, width: int = 200) -> Text:
     text = Text(overflow="fold")
     text.append(reading.prompt, style="dim")
     cuts = [0, *reading.seams, len(reading.text)]
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(cuts)):
         if number:
             text.append("│", style="bold red")
         text.append(reading.text[start:end], style="green" if number else "")
