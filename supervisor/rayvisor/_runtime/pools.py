@@ -89,6 +89,7 @@ class Pools:
             case m.Forgotten(child):
                 for path in self._at_or_below(child):
                     self._pools.pop(path).stop()
+                self._ending = {path for path in self._ending if not _within(path, child)}
             case m.TreeEnded(exit=exit_):
                 self._close("", exit_.fault)
             case _:
@@ -109,7 +110,7 @@ class Pools:
             pool.stop()
 
     def _at_or_below(self, child: str) -> list[str]:
-        return [path for path in self._pools if path == child or path.startswith(f"{child}/") or not child]
+        return [path for path in self._pools if _within(path, child)]
 
     def _close(self, child: str, fault: Fault | None) -> None:
         for path in self._at_or_below(child):
@@ -142,6 +143,11 @@ class Pools:
                 pool.engine_up(child, incarnation, info)
         elif was_up:
             pool.engine_down(child, incarnation, runtime.lives.fault(child, incarnation))
+
+
+def _within(path: str, child: str) -> bool:
+    """Whether a path is the child's, or leads to something below it; the root is above all."""
+    return not child or path == child or path.startswith(f"{child}/")
 
 
 def _parent(child: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rayvisor._runtime.telling import Teller
     from rayvisor.specs import SupervisorSpec
 
-__all__ = ["Runtime"]
+__all__ = ["Follower", "Runtime"]
 
 
 class _Answer:
@@ -41,6 +41,20 @@ class _Answer:
     def give(self, value: Any, error: Exception | None) -> None:
         self.value, self.error = value, error
         self.there.set()
+
+
+class Follower(Protocol):
+    """Who goes along with what is decided."""
+
+    def follow(self, effect: m.Effect) -> None:
+        """Take note of an effect, after it was carried out and before the next one is."""
+
+    def blameless(self, child: str, incarnation: int) -> bool:
+        """Whether a request that ran alone on this incarnation is to blame if it ends now.
+
+        Then its end does not count as one without progress.
+        """
+        ...
 
 
 class Runtime:
@@ -62,14 +76,11 @@ class Runtime:
         Who tells of what happens.
     call_limit
         How many calls may wait for their answer.
-    listener
-        Called with each effect after it was carried out: the pools' fronts hang on it.
-    blameless
-        Asked when an incarnation ends: whether a request that ran alone on it in quarantine is to blame, so
-        that its end does not count as one without progress.
+    follower
+        Who goes along with what is decided: the pools' fronts.
     """
 
-    def __init__(  # noqa: PLR0913 - what a tree is made of, each given by its session
+    def __init__(
         self,
         spec: SupervisorSpec,
         random: Random,
@@ -79,8 +90,7 @@ class Runtime:
         machines: Mapping[str, LifecycleMachine],
         teller: Teller,
         call_limit: int,
-        listener: Callable[[m.Effect], None] = lambda _: None,
-        blameless: Callable[[str, int], bool] = lambda _child, _incarnation: False,
+        follower: Follower | None = None,
     ) -> None:
         self.core = Core(spec, random)
         self.lives = Lives(tasks, backends, machines, self.post, teller)
@@ -92,8 +102,7 @@ class Runtime:
         self._tasks = tasks
         self._teller = teller
         self._mailbox = Mailbox(call_limit)
-        self._listener = listener
-        self._blameless = blameless
+        self._follower = follower
         self._timers: dict[int, anyio.CancelScope] = {}
         self._call_ids = count(1)
         self._waiting: dict[int, _Answer] = {}
@@ -117,7 +126,11 @@ class Runtime:
 
     def post(self, event: m.Event) -> None:
         """Feed an event to the core."""
-        if isinstance(event, m.Exited) and self._blameless(event.child, event.incarnation):
+        if (
+            isinstance(event, m.Exited)
+            and self._follower is not None
+            and self._follower.blameless(event.child, event.incarnation)
+        ):
             self._mailbox.post(m.Progressed(event.child, event.incarnation))
         self._mailbox.post(event)
 
@@ -161,7 +174,8 @@ class Runtime:
                 event = await self._mailbox.next()
                 for effect in self.core.handle(event, time.monotonic()):
                     self._carry_out[type(effect)](effect)
-                    self._listener(effect)
+                    if self._follower is not None:
+                        self._follower.follow(effect)
         finally:
             for answer in self._waiting.values():
                 answer.give(None, SupervisorStoppedError(""))

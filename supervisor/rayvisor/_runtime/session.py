@@ -200,8 +200,7 @@ class Session:
             machines=self._machines,
             teller=self._teller,
             call_limit=self._call_limit,
-            listener=self._on_effect,
-            blameless=self._blameless,
+            follower=self,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
         if self._halted:
@@ -210,9 +209,6 @@ class Session:
         await runtime.settled.wait()
         self.settled.set()
         await outlast(runtime.over, self.halt)
-
-    def _blameless(self, child: str, incarnation: int) -> bool:
-        return self._pools is not None and self._pools.blameless(child, incarnation)
 
     async def _decide(self, runtime: Runtime) -> None:
         try:
@@ -269,8 +265,15 @@ class Session:
     def _on_useful(self, child: str, incarnation: int) -> None:
         self.runtime.post(m.Progressed(child, incarnation))
 
-    def _on_effect(self, effect: m.Effect) -> None:
+    # --- what the pools follow ----------------------------------------------------------------------
+
+    def follow(self, effect: m.Effect) -> None:
+        """Have the pools take note of an effect."""
         self.pools.follow(effect, self.runtime)
+
+    def blameless(self, child: str, incarnation: int) -> bool:
+        """Whether a request in quarantine, and not the engine, is to blame for an end."""
+        return self.pools.blameless(child, incarnation)
 
 
 def _there(part: T | None) -> T:
