@@ -338,7 +338,7 @@ class Supervisor:
     @property
     def _running(self) -> Session:
         session = self._session
-        if session is None or not session.settled.is_set() or session.closed.is_set():
+        if session is None or not session.begun or session.closed.is_set():
             raise SupervisorStoppedError("")
         return session
 

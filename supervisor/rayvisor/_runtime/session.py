@@ -126,6 +126,11 @@ class Session:
         return _there(self._actors)
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a tree to look at: it may still be coming up."""
+        return self._pools is not None
+
+    @property
     def ended(self) -> m.TreeEnded | None:
         """How the tree ended, if it has."""
         return None if self._runtime is None else self._runtime.ended
