@@ -26,6 +26,7 @@ __all__ = [
     "is_permanent",
     "phase_of",
     "prepare_environment",
+    "release",
     "start_causes",
     "vllm_version",
 ]
@@ -33,6 +34,7 @@ __all__ = [
 _PATHS = ("model", "tokenizer")
 _LAST_LINE_CHARACTERS = 200
 _PREFIX = re.compile(r"^\([^()]*pid=\d+\) ?|^(?:DEBUG|INFO|WARNING|ERROR) [\d:.\- ]+\[[^\]]*\] ?")
+_HEADER = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR) [\d:.\- ]+\[")
 _COMPILING = re.compile(r"compil|captur", re.IGNORECASE)
 
 
@@ -116,6 +118,13 @@ def eos_token_ids(llm: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def release(llm: Any) -> None:
+    """End the ZMQ context of an engine that has been shut down, with its threads."""
+    context = getattr(getattr(llm.engine_core, "resources", None), "ctx", None)
+    if context is not None and not context.closed:
+        context.term()
+
+
 class Redirection:
     """While it is on, what this process and its new children print goes to the engine's log.
 
@@ -157,11 +166,22 @@ def _flush() -> None:
 
 
 def phase_of(log: str) -> tuple[str, str]:
-    """Say from the end of a log what a starting engine is doing."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    while (shorter := _PREFIX.sub("", last)) != last:
-        last = shorter
+    """Say from the end of a log what a starting engine is doing.
+
+    Only lines with a logger's header count: the rest is banners, warnings and their continuations.
+
+    >>> phase_of("(EngineCore pid=7) INFO 11-21 11:45:55 [core.py:133] Loading weights took 0.02 s\\n  wrapper = x")
+    ('loading', 'Loading weights took 0.02 s')
+    """
+    last = ""
+    for line in reversed(log.splitlines()):
+        last = line
+        while (shorter := _PREFIX.sub("", last)) != last:
+            last = shorter
+        if _HEADER.search(line):
+            break
+    else:
+        return "loading", ""
     return "compiling" if _COMPILING.search(last) else "loading", last[:_LAST_LINE_CHARACTERS]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,6 +107,7 @@ async def run_demo(
                 audience.stage("stopping")
     except* RayvisorError as errors:
         outcome.error = "; ".join(str(error) for error in errors.exceptions)
+    outcome.heavy_imports = [name for name in ("vllm", "torch", "transformers") if name in sys.modules]
     outcome.processes_left = await _left(demo.seen)
     audience.outcome(outcome)
     return outcome

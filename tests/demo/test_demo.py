@@ -1,0 +1,89 @@
+"""The demo, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+FIELDS = {
+    "engine", "fault", "requests", "completed", "lost", "duplicated", "mismatched", "restarts", "detect_ms",
+    "recover_ms",
+}  # fmt: skip
+
+
+def demo(*arguments: str, timeout: float = 240) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the command; its last line is the outcome."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "CI": "1"},
+    )
+    assert done.stdout.strip(), done.stderr[-4000:]
+    return done, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fault", ["kill-core", "kill-worker", "kill-host", "none"])
+def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(fault: str) -> None:
+    done, outcome = demo("--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5")
+    assert outcome.keys() >= FIELDS
+    assert (outcome["engine"], outcome["fault"], outcome["requests"]) == ("sim", fault, 6)
+    assert (outcome["completed"], outcome["lost"], outcome["duplicated"], outcome["mismatched"]) == (
+        6,
+        0,
+        0,
+        0,
+    )
+    assert outcome["restarts"] == (0 if fault == "none" else 1)
+    assert (outcome["detect_ms"] is None) == (fault == "none")
+    assert outcome["control"] == {"6": 6, "1": 6}
+    assert outcome["processes_left"] == 0
+    assert done.returncode == 0
+    assert "SIMULATED" in done.stderr
+    assert "SIGKILL" in done.stderr or fault == "none"
+
+
+@pytest.mark.ray
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_engine_killed_mid_stream_loses_nothing_and_its_driver_never_imports_vllm() -> None:
+    done, outcome = demo("--fault", "kill-worker", "--requests", "8", "--seed", "11", timeout=580)
+    assert (outcome["engine"], outcome["completed"], outcome["restarts"]) == ("vllm", 8, 1)
+    assert (outcome["lost"], outcome["duplicated"], outcome["mismatched"]) == (0, 0, 0)
+    assert outcome["control"] == {"8": 8, "1": 8}
+    assert outcome["heavy_imports"] == []
+    assert outcome["processes_left"] == 0
+    assert done.returncode == 0
+    assert not [
+        process for process in psutil.process_iter(["name"]) if process.info["name"] == "VLLM::EngineCor"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fault", "flood"], "'flood' is not one of 'kill-core', 'kill-worker', 'kill-host', 'none'"),
+        (["--requests", "0"], "0 is not in the range"),
+        (["--engine", "gpt"], "'gpt' is not one of 'vllm', 'sim'"),
+        (["--seed", "-1"], "-1 is not in the range"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_what_is_possible(arguments: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
