@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -32,7 +32,8 @@ from rayvisor.supervisor import Supervisor, only_follows
 
 if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus
-    from rayvisor._engine.wire import Prompt
+    from rayvisor._engine.wire import EngineInfo, ProcessId, Prompt
+    from rayvisor._runtime.watchers import Watch
     from rayvisor.pool import Completion, Generation, GenerationChunk, PoolStats, RequestError, Usage
     from rayvisor.records import Record
     from rayvisor.reference import ChildRef
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockingGeneration", "BlockingPool", "BlockingRef", "BlockingSupervisor", "run_in_thread"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def run_in_thread(spec: SupervisorSpec, *, handle_signals: bool = True, **options: Any) -> BlockingSupervisor:
@@ -79,7 +81,7 @@ class BlockingSupervisor:
         self._supervisor = supervisor
         self._handle_signals = handle_signals
         self._stack = ExitStack()
-        self._portal: BlockingPortal | None = None
+        self._thread: _Thread | None = None
         self._held: Future[None] | None = None
         self._leave: Callable[[], object] = lambda: None
         self._leaving = False
@@ -87,16 +89,17 @@ class BlockingSupervisor:
     # --- the block ------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._portal is not None:
+        if self._thread is not None:
             raise SupervisorStoppedError("")
         with ExitStack() as stack:
-            self._portal = portal = stack.enter_context(start_blocking_portal("asyncio"))
+            portal = stack.enter_context(start_blocking_portal("asyncio"))
+            self._thread = thread = _Thread(portal)
             if self._handle_signals:
                 stack.enter_context(_Handlers(self._heard))
-            scope = portal.call(anyio.CancelScope)
-            self._leave = scope.cancel
             up: Future[None] = Future()
-            self._held = portal.start_task_soon(self._hold, scope, up)
+            hold = thread.call(_Hold, self._supervisor, up)
+            self._leave = hold.leave
+            self._held = portal.start_task_soon(hold.run)
             try:
                 up.result()
             except BaseException:
@@ -113,30 +116,18 @@ class BlockingSupervisor:
             if reason is not None and (error is None or only_follows(error)):
                 raise reason from error
 
-    async def _hold(self, scope: anyio.CancelScope, up: Future[None]) -> None:
-        """Be the block of the asynchronous supervisor, until it is left or the tree has ended."""
-        try:
-            with scope:
-                async with self._supervisor:
-                    up.set_result(None)
-                    await anyio.sleep_forever()
-            if not up.done():
-                up.set_exception(SupervisorStoppedError(""))
-        except BaseException as error:
-            if not up.done():
-                up.set_exception(error)
-                return  # who waits for it raises it
-            raise
-
     def _end(self) -> BaseException | None:
         """End the tree, and wait; return why it had ended by itself."""
         self._leaving = True
-        portal, held = self._portal, self._held
-        if portal is None or held is None:
+        thread, held = self._thread, self._held
+        if thread is None or held is None:
             return None
         if not held.done():
-            portal.call(self._leave)
-        return held.exception()
+            thread.call(self._leave)
+        try:
+            return held.exception()
+        finally:
+            thread.over = True
 
     def _heard(self, number: int) -> None:
         if not self._leaving:
@@ -144,8 +135,8 @@ class BlockingSupervisor:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
-        if self._portal is not None:
-            self._portal.start_task_soon(self._supervisor.hurry)
+        if self._thread is not None:
+            self._thread.portal.start_task_soon(self._supervisor.hurry)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -162,15 +153,31 @@ class BlockingSupervisor:
             return BlockingPool(self._running, found)
         return BlockingRef(self._running, found)
 
-    def watch(self) -> Iterator[Record]:
-        """Records of everything that happens from now on; ends when the tree has ended."""
-        watch = self._supervisor.watch()
+    def engine_info(self, path: str) -> EngineInfo | None:
+        """As `Supervisor.engine_info`."""
+        return self._running.call(self._supervisor.engine_info, path)
 
+    def processes(self, path: str) -> list[tuple[str, ProcessId]]:
+        """As `Supervisor.processes`."""
+        return self._running.call(self._supervisor.processes, path)
+
+    def watch(self) -> Iterator[Record]:
+        """Records of everything that happens from now on; ends when the tree has ended.
+
+        May be called before the block is entered. It can be read in a thread of its own.
+        """
+        return self._follow(self._supervisor.watch())
+
+    def _follow(self, watch: Watch) -> Iterator[Record]:
         async def following() -> Record | None:
             return await anext(watch, None)
 
         while True:
-            record = self._call(following)
+            try:
+                record = self._call(following)
+            except SupervisorStoppedError:
+                yield from watch.rest()  # nobody adds to it any more
+                return
             if record is None:
                 return
             yield record
@@ -221,29 +228,29 @@ class BlockingSupervisor:
         """As `Supervisor.resume`."""
         self._call(self._supervisor.resume, path)
 
-    def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
         return self._running.call(function, *arguments)
 
     @property
-    def _running(self) -> BlockingPortal:
-        if self._portal is None or self._held is None:
+    def _running(self) -> _Thread:
+        if self._thread is None or self._held is None:
             raise SupervisorStoppedError("")
-        return self._portal
+        return self._thread
 
 
 class BlockingPool:
     """An [`EnginePool`][rayvisor.EnginePool] whose calls block."""
 
-    def __init__(self, portal: BlockingPortal, pool: EnginePool) -> None:
-        self._portal = portal
+    def __init__(self, thread: _Thread, pool: EnginePool) -> None:
+        self._thread = thread
         self._pool = pool
 
     def generate(
         self, prompt: Prompt, params: Mapping[str, Any] | None = None, **options: Any
     ) -> BlockingGeneration:
         """Send a request, and return its stream at once; as `EnginePool.generate`."""
-        generation = self._portal.call(lambda: self._pool.generate(prompt, params, **options))
-        return BlockingGeneration(self._portal, generation)
+        generation = self._thread.call(lambda: self._pool.generate(prompt, params, **options))
+        return BlockingGeneration(self._thread, generation)
 
     def generate_many(
         self,
@@ -254,12 +261,12 @@ class BlockingPool:
         """Send a batch, and return its completions in order; as `EnginePool.generate_many`."""
         return cast(
             "list[Completion | RequestError]",
-            self._portal.call(lambda: self._pool.generate_many(prompts, params, **options)),
+            self._thread.call(lambda: self._pool.generate_many(prompts, params, **options)),
         )
 
     def stats(self) -> PoolStats:
         """Count what waits, what runs, and what has been done."""
-        return self._portal.call(self._pool.stats)
+        return self._thread.call(self._pool.stats)
 
 
 class BlockingGeneration:
@@ -269,8 +276,8 @@ class BlockingGeneration:
     finished; a ``for`` loop over ``pool.generate(...)`` that is left early does so by the last of these.
     """
 
-    def __init__(self, portal: BlockingPortal, generation: Generation) -> None:
-        self._portal = portal
+    def __init__(self, thread: _Thread, generation: Generation) -> None:
+        self._thread = thread
         self._generation = generation
 
     @property
@@ -281,7 +288,7 @@ class BlockingGeneration:
     @property
     def usage(self) -> Usage:
         """Tokens used: so far while it runs, all of them afterwards."""
-        return self._portal.call(lambda: self._generation.usage)
+        return self._thread.call(lambda: self._generation.usage)
 
     @property
     def completion(self) -> Completion | None:
@@ -290,13 +297,13 @@ class BlockingGeneration:
 
     def result(self) -> Completion:
         """Wait for its end and return the whole of it; as `Generation.result`."""
-        return self._portal.call(self._generation.result)
+        return self._thread.call(self._generation.result)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> GenerationChunk:
-        chunk = self._portal.call(self._following)
+        chunk = self._thread.call(self._following)
         if chunk is None:
             raise StopIteration
         return chunk
@@ -309,7 +316,7 @@ class BlockingGeneration:
 
     def close(self) -> None:
         """Stop reading: a request that has not ended is aborted in its engine."""
-        self._portal.call(self._generation.aclose)
+        self._thread.call(self._generation.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -321,19 +328,79 @@ class BlockingGeneration:
 class BlockingRef:
     """A [`ChildRef`][rayvisor.ChildRef] whose calls block."""
 
-    def __init__(self, portal: BlockingPortal, ref: ChildRef) -> None:
-        self._portal = portal
+    def __init__(self, thread: _Thread, ref: ChildRef) -> None:
+        self._thread = thread
         self.path = ref.path
         self.ref = ref
         """The reference itself: it can be pickled and used in other processes."""
 
     def handle(self) -> Any:
         """Ray's handle of the present incarnation."""
-        return self._portal.call(self.ref.handle)
+        return self._thread.call(self.ref.handle)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method; as `ChildRef.call`."""
-        return self._portal.call(lambda: self.ref.call(method, *args, **kwargs))
+        return self._thread.call(lambda: self.ref.call(method, *args, **kwargs))
+
+
+class _Hold:
+    """The block of the asynchronous supervisor, held open until the blocking one is left."""
+
+    def __init__(self, supervisor: Supervisor, up: Future[None]) -> None:
+        self._supervisor = supervisor
+        self._up = up
+        self._scope = anyio.CancelScope()
+        self._left = anyio.Event()
+
+    def leave(self) -> None:
+        """End the block, or the start of the tree."""
+        self._left.set()
+        if not self._up.done():
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        """Enter, say so, wait, leave."""
+        try:
+            with self._scope:
+                async with self._supervisor:
+                    self._up.set_result(None)
+                    await self._left.wait()
+            if not self._up.done():
+                self._up.set_exception(SupervisorStoppedError(""))
+        except BaseException as error:
+            if not self._up.done():
+                self._up.set_exception(error)
+                return  # who waits for it raises it
+            raise
+
+
+class _Thread:
+    """The thread of the event loop, to call into."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self.portal = portal
+        self.over = False
+
+    @overload
+    def call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T: ...
+
+    @overload
+    def call(self, function: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T: ...
+
+    def call(self, function: Callable[[Unpack[Ts]], Any], *arguments: *Ts) -> Any:
+        """Call a function there, await what it gives, and return that.
+
+        Raises
+        ------
+        SupervisorStoppedError
+            The thread has ended.
+        """
+        try:
+            return self.portal.call(function, *arguments)
+        except (RuntimeError, CancelledError) as error:
+            if self.over:
+                raise SupervisorStoppedError("") from error
+            raise
 
 
 class _Handlers(AbstractContextManager[None]):

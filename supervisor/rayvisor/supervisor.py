@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -38,7 +38,7 @@ from rayvisor._runtime.machine import LifecycleMachine
 from rayvisor._runtime.places import Places
 from rayvisor._runtime.session import Session
 from rayvisor._runtime.telling import Teller
-from rayvisor._runtime.watchers import Watchers
+from rayvisor._runtime.watchers import Watch, Watchers
 from rayvisor.errors import (
     RayvisorError,
     SpecError,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus
     from rayvisor._engine.wire import EngineInfo, ProcessId
     from rayvisor._runtime.machine import Hook
-    from rayvisor.records import Record
     from rayvisor.specs import ChildSpec
 
 __all__ = ["Supervisor", "only_follows"]
@@ -246,8 +245,8 @@ class Supervisor:
         """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
         return self._running.engines.processes(path)
 
-    def watch(self) -> AsyncIterator[Record]:
-        """Records of everything that happens from now on; ends when the tree has ended.
+    def watch(self) -> Watch:
+        """Return an async iterator of records: of all that happens from now on, until the tree has ended.
 
         May be called before the block is entered: the start is seen, too. A watcher that reads slowly
         loses the oldest records, and gets a ``RecordsMissed`` in their place.

@@ -39,6 +39,14 @@ class Watch(AsyncIterator[Record]):
         self._over = True
         self._tell()
 
+    def rest(self) -> list[Record]:
+        """Take what is there and has not been read."""
+        missed: list[Record] = [RecordsMissed(at=self._clock(), count=self._missed)] if self._missed else []
+        records = [*missed, *self._records]
+        self._records.clear()
+        self._missed = 0
+        return records
+
     def _tell(self) -> None:
         if self._arrived is not None:
             self._arrived.set()
