@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tests.engine.tiny_model import make_tiny_model
 KINDS = [
     "sim",
     # What vLLM and torch warn of is not ours to mend.
-    pytest.param("vllm", marks=[pytest.mark.engine, pytest.mark.filterwarnings("default")]),
+    pytest.param(
+        "vllm", marks=[pytest.mark.engine, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+    ),
 ]
 
 
@@ -25,6 +28,15 @@ KINDS = [
 def tiny_model(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.config.cache.mkdir("rayvisor-tiny-model")
     return make_tiny_model(folder)
+
+
+@pytest.fixture(autouse=True)
+def _what_vllm_leaves_behind_is_warned_of_where_that_is_no_error(
+    request: pytest.FixtureRequest,
+) -> Iterator[None]:
+    yield
+    if request.node.get_closest_marker("engine") is not None:
+        gc.collect()
 
 
 @pytest.fixture(params=KINDS, scope="session")
@@ -63,6 +75,7 @@ async def keeper(
     served = Served(kind, make)
     yield served
     await served.end()
+    gc.collect()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

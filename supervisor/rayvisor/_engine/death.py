@@ -26,7 +26,7 @@ def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str
         with Path(log_file).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(since, size - most))
-            return file.read().decode(errors="replace")
+            return file.read().decode(errors="ignore")
     except OSError:
         return ""
 

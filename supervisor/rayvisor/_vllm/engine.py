@@ -45,6 +45,7 @@ _REPORT_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _CLEANUP_SECONDS = 5.0
 _FLAG_SECONDS = 0.25
+_RELEASE_SECONDS = 1.0
 
 
 class VllmEngine:
@@ -216,6 +217,8 @@ class VllmEngine:
         await self._tree.scan()
         cleanup = None
         if self._llm is not None:
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()  # it would call an end that was asked for a failure
             cleanup = self._shut_down(self._llm)
             await self._tree.all_gone(self._ending.kill_at)
         left = await self._tree.end(_KILL_SECONDS, self._reap)
@@ -227,6 +230,8 @@ class VllmEngine:
                 log.warning("vllm.thread.left_over", incarnation=self._incarnation)
                 each.add_done_callback(self._end_late)
             left = await self._tree.end(_KILL_SECONDS, self._reap)
+        if self._llm is not None and cleanup is not None and cleanup.done():
+            await self._release(self._llm)
         self._tree.close()
         self._thread.shutdown(wait=False)
         self._llm = None
@@ -242,6 +247,13 @@ class VllmEngine:
         )
         cleanup.add_done_callback(_retrieve)
         return cleanup
+
+    async def _release(self, llm: Any) -> None:
+        """Give back what vLLM leaves to the garbage collector: it would pile up from start to start."""
+        await asyncio.sleep(0)  # the sockets are closed by a callback that vLLM has left on this loop
+        released = asyncio.get_running_loop().run_in_executor(self._thread, lambda: launch.release(llm))
+        released.add_done_callback(_retrieve)
+        await asyncio.wait((released,), timeout=_RELEASE_SECONDS)
 
     def _end_late(self, step: asyncio.Future[Any]) -> None:
         """Whatever an abandoned step has brought up is ended as soon as the step is over."""
