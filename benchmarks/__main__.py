@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-NAMES = ("detect", "recover", "throughput")
+NAMES = ("core", "detect", "recover", "throughput")
 
 
 class _Benchmarks(click.Group):

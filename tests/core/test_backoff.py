@@ -37,7 +37,7 @@ def waits(sup: VirtualTree, times: int) -> list[float]:
     return found
 
 
-# --- delays -------------------------------------------------------------------------------------
+# --- delays ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jitter", list(Jitter))
@@ -214,7 +214,7 @@ def test_failed_starts_are_incarnations_without_progress() -> None:
     assert sup.core.now == 0.0
 
 
-# --- first starts ----------------------------------------------------------------------------------
+# --- first starts ---------------------------------------------------------------------------------
 
 
 def test_a_first_start_is_not_retried_unless_that_is_asked_for() -> None:

@@ -20,7 +20,7 @@ from rayvisor.errors import (
     TemplateError,
     UnknownChildError,
 )
-from rayvisor.specs import Backoff, ChildSpec, Instance, Jitter, SupervisorSpec
+from rayvisor.specs import Backoff, ChildSpec, Instance, Jitter, Strategy, SupervisorSpec
 from rayvisor.testing import BOOM, HANGS, IGNORES, NOTHING, VirtualTree, fails
 
 SLOW = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_at_once=False)
@@ -39,7 +39,7 @@ def tree(*children: ChildSpec, outcomes: Any = None, **flags: Any) -> VirtualTre
 
 def pool(**template: Any) -> VirtualTree:
     inner = SupervisorSpec(
-        strategy="simple_one_for_one",  # type: ignore[arg-type] - the word does as well
+        strategy=Strategy.SIMPLE_ONE_FOR_ONE,
         children=[child("template", **template)],
         intensity=3,
     )
@@ -64,7 +64,7 @@ def of(sup: VirtualTree, path: str) -> ChildStatus:
     return next(line for line in lines if line.path == path)
 
 
-# --- start_child ------------------------------------------------------------------------------------
+# --- start_child ----------------------------------------------------------------------------------
 
 
 def test_a_started_child_is_appended_and_its_path_answered() -> None:
@@ -119,7 +119,7 @@ def test_a_spec_that_cannot_work_is_refused_and_nothing_is_saved() -> None:
     assert value(sup, m.Verb.WHICH_CHILDREN) == []
 
 
-# --- terminate_child ----------------------------------------------------------------------------------
+# --- terminate_child ------------------------------------------------------------------------------
 
 
 def test_a_terminated_child_rests_is_not_restarted_and_keeps_its_spec() -> None:
@@ -183,7 +183,7 @@ def test_terminating_a_member_of_a_group_restart_leaves_it_down(moment: str) -> 
     assert (sup.leaf("a"), sup.leaf("c")) == ("SERVING", "SERVING")
 
 
-# --- restart_child, delete_child ----------------------------------------------------------------------
+# --- restart_child, delete_child ------------------------------------------------------------------
 
 
 def test_restart_child_starts_a_child_at_rest_in_its_old_place() -> None:
@@ -239,7 +239,7 @@ def test_a_restart_right_after_a_terminate_waits_for_it() -> None:
     assert sup.replies[2].value == "a"
 
 
-# --- calls and the end ----------------------------------------------------------------------------------
+# --- calls and the end ----------------------------------------------------------------------------
 
 
 def test_calls_under_way_when_the_tree_ends_are_answered() -> None:
@@ -265,7 +265,7 @@ def test_a_supervisor_that_does_not_run_refuses_calls() -> None:
     assert isinstance(error(sup, m.Verb.WHICH_CHILDREN, target="nowhere"), UnknownChildError)
 
 
-# --- looking, holding -------------------------------------------------------------------------------------
+# --- looking, holding -----------------------------------------------------------------------------
 
 
 def test_which_children_lists_the_last_started_first() -> None:
@@ -303,7 +303,7 @@ def test_a_pause_of_a_supervisor_pauses_all_below_it() -> None:
     assert [sup.leaf(path) for path in ("s/x", "s/y", "b")] == ["REQUESTED", "REQUESTED", "SERVING"]
 
 
-# --- instances of a template ---------------------------------------------------------------------------------
+# --- instances of a template ----------------------------------------------------------------------
 
 
 def test_nothing_is_started_of_a_template_until_it_is_asked_for() -> None:
@@ -370,12 +370,14 @@ def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch
     assert sup.live["pool/0"] > 1  # a number is never used twice for a path, also when it was dropped
 
 
-# --- updates -------------------------------------------------------------------------------------------------
+# --- updates --------------------------------------------------------------------------------------
 
 
 def test_an_update_starts_and_ends_nothing_and_rules_from_the_next_event() -> None:
     sup = tree(child("a"), child("b"))
-    value(sup, m.Verb.UPDATE, SupervisorSpec(strategy="one_for_all", children=[child("b"), child("a")]))  # type: ignore[arg-type]
+    value(
+        sup, m.Verb.UPDATE, SupervisorSpec(strategy=Strategy.ONE_FOR_ALL, children=[child("b"), child("a")])
+    )
     assert sup.take() == []
     sup.crash("a")
     assert sup.take() == ["stop b 1", "start b 2", "start a 2"]

@@ -1,4 +1,4 @@
-"""Late, repeated and unknown events change nothing; a start waits for the proof that its predecessor is gone."""
+"""Late, repeated and unknown events change nothing; a start waits until its predecessor is proven gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(sup: VirtualTree) -> list[tuple[str, str, int]]:
     return [(path, str(child.configuration), child.incarnation) for path, child in sup.core.children.items()]
 
 
-# --- late and repeated ------------------------------------------------------------------------------
+# --- late and repeated ----------------------------------------------------------------------------
 
 
 def test_a_late_start_is_killed() -> None:
@@ -170,7 +170,7 @@ def test_a_stop_during_the_proof_waits_for_it_and_prevents_the_restart() -> None
     assert sup.leaf("a") == "STOPPED"
 
 
-# --- reports -----------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
 def test_a_suspect_is_not_restarted_and_serves_again_when_it_answers() -> None:

@@ -52,7 +52,9 @@ def test_the_command_says_the_sum_in_its_last_line() -> None:
 
 
 def test_the_command_names_a_trace_that_differs_and_exits_with_one(tmp_path: Path) -> None:
-    file = json.loads(json.dumps(next(file for file in FILES if file["name"] == "one_for_all_temporary_crash")))
+    file = json.loads(
+        json.dumps(next(file for file in FILES if file["name"] == "one_for_all_temporary_crash"))
+    )
     (tmp_path / "good.json").write_text(json.dumps(file))
     file["name"] = "tampered"
     file["trace"]["steps"][0]["events"].pop()

@@ -25,7 +25,7 @@ def tree(*children: ChildSpec, outcomes: Any = None, **flags: Any) -> VirtualTre
     return made
 
 
-# --- restart types ------------------------------------------------------------------------------
+# --- restart types --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exit_", [NORMAL, SHUTDOWN, WITH_WORD, KILLED, BOOM])
@@ -65,7 +65,7 @@ def test_an_end_without_a_restart_is_not_counted_and_disturbs_no_sibling() -> No
     assert sup.leaf("b") == "SERVING"
 
 
-# --- strategies ---------------------------------------------------------------------------------
+# --- strategies -----------------------------------------------------------------------------------
 
 
 def test_one_for_all_stops_the_others_in_reverse_and_starts_all_in_order() -> None:
@@ -131,7 +131,7 @@ def test_a_restart_that_chooses_not_to_run_leaves_the_child_at_rest() -> None:
     assert sup.ended is None
 
 
-# --- intensity ----------------------------------------------------------------------------------
+# --- intensity ------------------------------------------------------------------------------------
 
 
 def test_as_many_restarts_as_intensity_are_tolerated_and_one_more_is_not() -> None:
@@ -193,7 +193,7 @@ def test_the_window_of_a_restarted_supervisor_is_empty() -> None:
     assert sup.ended is None
 
 
-# --- escalation, faults that no restart cures ------------------------------------------------------
+# --- escalation, faults that no restart cures -----------------------------------------------------
 
 
 def test_the_parent_restarts_a_supervisor_that_gave_up_with_all_below_it() -> None:
@@ -242,7 +242,7 @@ def test_the_next_incarnation_is_told_how_the_one_before_ended() -> None:
     assert second.predecessor == why
 
 
-# --- automatic shutdown -----------------------------------------------------------------------------
+# --- automatic shutdown ---------------------------------------------------------------------------
 
 
 def test_any_significant_end_ends_the_supervisor() -> None:
@@ -269,14 +269,12 @@ def test_all_significant_waits_for_the_last_one_also_when_proofs_come_late() -> 
 
 
 def test_a_significant_child_terminated_by_hand_ends_nothing() -> None:
-    sup = tree(
-        child("a", restart="transient", significant=True), auto_shutdown=AutoShutdown.ANY_SIGNIFICANT
-    )
+    sup = tree(child("a", restart="transient", significant=True), auto_shutdown=AutoShutdown.ANY_SIGNIFICANT)
     sup.call(m.Verb.TERMINATE_CHILD, "", "a")
     assert sup.ended is None
 
 
-# --- killed supervisors ------------------------------------------------------------------------------
+# --- killed supervisors ---------------------------------------------------------------------------
 
 
 def test_children_of_a_killed_supervisor_end_side_by_side_before_it_is_restarted() -> None:
@@ -299,7 +297,3 @@ def test_a_supervisor_that_does_not_end_in_time_is_killed_with_all_below_it() ->
     assert sup.take() == ["stop s/a 1"]
     sup.advance(57.0)
     assert sup.leaf("s") == "STOPPED"
-
-
-
-

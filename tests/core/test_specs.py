@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from rayvisor.errors import SpecError
-from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Jitter, Restart, Shutdown, Strategy, SupervisorSpec
+from rayvisor.specs import (
+    AutoShutdown,
+    Backoff,
+    ChildSpec,
+    Jitter,
+    Restart,
+    Shutdown,
+    Strategy,
+    SupervisorSpec,
+)
 from rayvisor.testing import NOTHING
 
 

@@ -21,7 +21,7 @@ def tree(*children: ChildSpec, outcomes: Any = None, **flags: Any) -> VirtualTre
     return VirtualTree(SupervisorSpec(children=children, **flags), outcomes=outcomes)
 
 
-# --- coming up --------------------------------------------------------------------------------------
+# --- coming up ------------------------------------------------------------------------------------
 
 
 def test_each_child_is_up_before_the_next_one_starts() -> None:
@@ -38,7 +38,9 @@ def test_a_subtree_is_up_before_its_next_sibling_starts() -> None:
 
 
 def test_as_many_children_as_the_start_limit_start_side_by_side() -> None:
-    sup = tree(*map(child, "abcde"), start_limit=2, outcomes={name: [UP._replace(after=1.0)] for name in "abcde"})
+    sup = tree(
+        *map(child, "abcde"), start_limit=2, outcomes={name: [UP._replace(after=1.0)] for name in "abcde"}
+    )
     assert sup.take() == ["start a 1", "start b 1"]
     sup.advance(1.0)
     assert sup.take() == ["start c 1", "start d 1"]
@@ -120,7 +122,7 @@ def test_a_supervisor_whose_spec_is_made_at_its_start_asks_for_it_each_time() ->
     assert sup.take() == ["start s/y 1"]
 
 
-# --- going down ---------------------------------------------------------------------------------------
+# --- going down -----------------------------------------------------------------------------------
 
 
 def test_children_are_stopped_one_at_a_time_in_reverse_order() -> None:
@@ -134,33 +136,39 @@ def test_children_are_stopped_one_at_a_time_in_reverse_order() -> None:
     assert sup.take() == ["stop s/x 1", "stop a 1", "tree ended"]
 
 
-PHASES = {
-    "before the boot": lambda sup: None,
-    "a start in progress": lambda sup: sup.feed(m.Boot()),
-    "up": lambda sup: (sup.feed(m.Boot()), sup.feed(m.Started("b", 1))),
-    "a restart's start in progress": lambda sup: (
-        sup.feed(m.Boot()),
-        sup.feed(m.Started("b", 1)),
-        sup.outcomes.__setitem__("c", [HANGS]),
-        sup.crash("c"),
-    ),
-    "backoff": lambda sup: (sup.feed(m.Boot()), sup.feed(m.Started("b", 1)), sup.crash("w")),
-    "a proof pending": lambda sup: (
-        sup.feed(m.Boot()),
-        sup.feed(m.Started("b", 1)),
-        sup.crash("c", gone=False),
-    ),
-    "a stop in progress": lambda sup: (
-        sup.feed(m.Boot()),
-        sup.feed(m.Started("b", 1)),
-        sup.stop_seconds.__setitem__("c", 1.0),
-        sup.call(m.Verb.TERMINATE_CHILD, "", "c"),
-    ),
-}
+def _into(sup: VirtualTree, phase: str) -> None:
+    """Bring a tree of a, w (which waits before restarts), b (whose first start hangs) and c somewhere."""
+    if phase == "before the boot":
+        return
+    sup.feed(m.Boot())
+    if phase == "a start in progress":
+        return
+    sup.feed(m.Started("b", 1))
+    if phase == "a restart's start in progress":
+        sup.outcomes["c"] = [HANGS]
+        sup.crash("c")
+    elif phase == "backoff":
+        sup.crash("w")
+    elif phase == "a proof pending":
+        sup.crash("c", gone=False)
+    elif phase == "a stop in progress":
+        sup.stop_seconds["c"] = 1.0
+        sup.call(m.Verb.TERMINATE_CHILD, "", "c")
+
+
+PHASES = [
+    "before the boot",
+    "a start in progress",
+    "up",
+    "a restart's start in progress",
+    "backoff",
+    "a proof pending",
+    "a stop in progress",
+]
 
 
 @pytest.mark.parametrize("strategy", [Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE])
-@pytest.mark.parametrize("phase", list(PHASES))
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_halt_ends_the_tree_from_wherever_it_is(phase: str, strategy: Strategy) -> None:
     slow = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_at_once=False)
     children = [child("a"), child("w", backoff=slow, start_deadline=1.0), child("b"), child("c")]
@@ -169,7 +177,7 @@ def test_a_halt_ends_the_tree_from_wherever_it_is(phase: str, strategy: Strategy
         outcomes={"b": [HANGS]},
         boot=False,
     )
-    PHASES[phase](sup)
+    _into(sup, phase)
     sup.halt()
     sup.advance(1.0)
     if "c" in sup.live and phase == "a proof pending":
@@ -214,4 +222,8 @@ def test_every_stop_carries_the_childs_own_way_of_ending() -> None:
     children = [child("a", shutdown=2.0), child("b", restart=Restart.TEMPORARY), child("c", shutdown=0)]
     sup = tree(*children)
     sup.halt()
-    assert [(stop.child, stop.shutdown.seconds) for stop in sup.of(m.Stop)] == [("c", 0), ("b", 5.0), ("a", 2.0)]
+    assert [(stop.child, stop.shutdown.seconds) for stop in sup.of(m.Stop)] == [
+        ("c", 0),
+        ("b", 5.0),
+        ("a", 2.0),
+    ]
