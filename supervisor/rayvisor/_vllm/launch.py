@@ -166,11 +166,11 @@ def _flush() -> None:
 
 
 def phase_of(log: str) -> tuple[str, str]:
-    """Say from the end of a log what a starting engine is doing.
+    r"""Say from the end of a log what a starting engine is doing.
 
     Only lines with a logger's header count: the rest is banners, warnings and their continuations.
 
-    >>> phase_of("(EngineCore pid=7) INFO 11-21 11:45:55 [core.py:133] Loading weights took 0.02 s\\n  wrapper = x")
+    >>> phase_of("(EngineCore pid=7) INFO 11-21 11:45:55 [core.py:133] Loading weights took 0.02 s\n  x = 1")
     ('loading', 'Loading weights took 0.02 s')
     """
     last = ""
