@@ -33,6 +33,8 @@ class Exit(NamedTuple):
     """For a supervisor that could not start: the id of the child whose start failed."""
     below: Exit | None = None
     """And how that start failed."""
+    final: bool = False
+    """A supervisor gave up over children that never got anywhere: no parent tries it again."""
 
     @property
     def abnormal(self) -> bool:
@@ -41,8 +43,8 @@ class Exit(NamedTuple):
 
     @property
     def permanent(self) -> bool:
-        """Whether no restart can cure it."""
-        return self.fault is not None and self.fault.fault_class is FaultClass.PERMANENT
+        """Whether no restart can cure it, however far up."""
+        return self.final or (self.fault is not None and self.fault.fault_class is FaultClass.PERMANENT)
 
     def __str__(self) -> str:
         if self.fault is not None:

@@ -43,8 +43,11 @@ class Halts(Motions):
         down = child.configuration.leaf == "STOPPING" and child.after in {After.REST, After.FORGET}
         return child.begun and not down
 
-    def _give_up(self, child: Child, why: str, after: After) -> None:
-        """End the supervisor over a child that it cannot keep up (OTP I1, I9, P1)."""
+    def _give_up(self, child: Child, why: str, after: After, *, final: bool = False) -> None:
+        """End the supervisor over a child that it cannot keep up (OTP I1, I9, P1).
+
+        A ``final`` end is not undone by a restart further up: the same would come of it.
+        """
         supervisor = child.parent
         child.after = after
         child.restarting = False
@@ -56,7 +59,8 @@ class Halts(Motions):
         if supervisor.phase is Phase.STARTING:
             supervisor.boot_failure = child
         fault = None if child.exit is None else child.exit.fault
-        self._halt(supervisor, Exit(ExitKind.SHUTDOWN, fault=fault))
+        final = final or (child.exit is not None and child.exit.final)
+        self._halt(supervisor, Exit(ExitKind.SHUTDOWN, fault=fault, final=final))
 
     def _boot_failed(self, child: Child, exit: Exit) -> None:  # noqa: A002 - OTP's word
         """End the supervisor because a first start failed: what is up goes down again (OTP S3)."""

@@ -209,6 +209,8 @@ class Changed(NamedTuple):
     before: Configuration
     after: Configuration
     why: str = ""
+    chart: str = "actor"
+    """Name of the chart it follows."""
 
 
 class Decided(NamedTuple):

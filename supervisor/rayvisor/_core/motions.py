@@ -143,7 +143,9 @@ class Motions(ABC):
         if after is None:
             return False
         child.configuration = after
-        self._out.append(m.Changed(child.path, child.incarnation, event, before, after, why))
+        self._out.append(
+            m.Changed(child.path, child.incarnation, event, before, after, why, child.table.chart.name)
+        )
         return True
 
     @staticmethod
@@ -164,7 +166,9 @@ class Motions(ABC):
         if not self._move(child, "start"):
             # A fresh child is in STARTING from the beginning; what watches is told all the same.
             here = child.configuration
-            self._out.append(m.Changed(child.path, child.incarnation, "start", here, here))
+            self._out.append(
+                m.Changed(child.path, child.incarnation, "start", here, here, "", child.table.chart.name)
+            )
         if child.subtree is not None:
             self._dissolve(child.subtree)
             child.subtree = None

@@ -109,7 +109,8 @@ class Restarts(Groups):
         spec = supervisor.spec
         within = supervisor.window.add(self.now, spec.intensity, spec.period)
         limit = child.spec.no_progress
-        if limit is not None and child.barren >= limit:
+        barren = limit is not None and child.barren >= limit
+        if barren:
             why = f"{child.barren} incarnations in a row died before doing useful work"
         elif not within:
             why = f"{len(supervisor.window)} restarts within {spec.period:g} s, intensity is {spec.intensity}"
@@ -118,7 +119,7 @@ class Restarts(Groups):
                 return True
             why = self._backed_off(child, child.spec.backoff)
         if why:
-            self._give_up(child, why, After.EXHAUST)
+            self._give_up(child, why, After.EXHAUST, final=barren)
         return not why
 
     def _backed_off(self, child: Child, backoff: Backoff) -> str:

@@ -173,7 +173,7 @@ class Lives:
 
     def changed(self, effect: m.Changed) -> None:
         """Take a child along its chart, with its hooks."""
-        life = self._life(effect.child, effect.before)
+        life = self._life(effect.child, effect.before, effect.chart)
         if effect.event == "start" and life.state is not effect.before:
             life.state = effect.before  # its supervisor is a new one, and so is its place in the chart
         life.incarnation = effect.incarnation
@@ -207,12 +207,9 @@ class Lives:
         if life.forgotten and life.idle and self._lives.get(life.child) is life:
             del self._lives[life.child]
 
-    def _life(self, child: str, state: Configuration | None = None, kind: str = "") -> Life:
+    def _life(self, child: str, state: Configuration | None = None, chart: str = "actor") -> Life:
         life = self._lives.get(child)
         if life is None:
-            chart = "engine" if kind == "engine" else "actor"
-            if state is not None and state not in self._machines[chart].table.configurations:
-                chart = "engine"
             machine = self._machines[chart]
             life = self._lives[child] = Life(child, state or machine.table.initial, machine)
         return life
@@ -222,7 +219,7 @@ class Lives:
     def start(self, effect: m.Start) -> None:
         """Start an incarnation and wait for its end."""
         kind = getattr(effect.spec.start, "kind", "")
-        life = self._life(effect.child, kind=kind)
+        life = self._life(effect.child)  # known: its chart's step came first
         life.start = effect.spec.start
         life.backend = self._backends.get(kind)
         run = life.begin(effect.incarnation)
