@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine import host as host_module
+from rayvisor._engine import outlet as outlet_module
 from rayvisor._engine.engine import EngineStartFailed
 from rayvisor._engine.host import EngineHost
 from rayvisor._engine.wire import Chunk, Died, HostItem, Lost, Order, Phase, Refused
@@ -87,8 +87,24 @@ async def test_at_most_one_list_comes_a_tick_and_none_is_late_when_idle(
     await host.submit(1, [order(f"r{i}", max_tokens=300) for i in range(8)])
     await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     gaps = [later - earlier for earlier, later in zip(reader.times, reader.times[1:], strict=False)]
-    assert min(gaps) >= host_module.TICK_SECONDS * 0.9
+    assert min(gaps) >= outlet_module.SOON_SECONDS * 0.9
     assert len(reader.lists) < sum(len(items) for items in reader.lists)
+
+
+async def test_while_tokens_flow_they_go_together_and_a_first_one_does_not_wait(
+    host: EngineHost, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "TICK_SECONDS", 60.0)
+    await host.ensure_started(1, {"max_model_len": 4096}, 10)
+    await host.submit(1, [order("long", max_tokens=4000)])
+    await wait_until(lambda: reader.tokens("long"))
+    before = len(reader.tokens("long"))
+    await host.submit(1, [order("short")])
+    await wait_until(lambda: reader.tokens("short"))  # long before the tick, and all there is goes with it
+    await host.submit(1, [order("refused", temperature=-1.0)])
+    await wait_until(lambda: reader.of(Refused))
+    assert len(reader.tokens("long")) > before
+    assert len(reader.of(Chunk, "long")) <= len(reader.lists)
 
 
 async def test_a_start_that_is_asked_for_twice_happens_once(host: EngineHost, reader: Reader) -> None:
@@ -236,7 +252,7 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
     await wait_until(lambda: reader.tokens("slow"))
     await host.flow("slow", 1, open=False)
     await host.flow("slow", 7, open=True)  # another attempt: not meant
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(3 * outlet_module.TICK_SECONDS)
     before = len(reader.tokens("slow"))
     await wait_until(lambda: reader.finished("quick"))
     assert len(reader.tokens("slow")) == before
@@ -245,15 +261,12 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
     assert len(reader.tokens("slow")) == 3000
 
 
-async def test_without_a_reader_the_host_stops_reading_from_its_engine(
-    host: EngineHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(host_module, "BUFFERED_ITEMS", 50)
+async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: EngineHost) -> None:
     await host.ensure_started(1, FAST, 10)
     await host.submit(1, [order(f"r{i}", max_tokens=2000) for i in range(8)])
-    await wait_until(lambda: not host._room.is_set())
-    await asyncio.sleep(0.1)
-    assert len(host._items) < 50 + 8 + 1
+    await wait_until(lambda: host._outlet.paced == 8)
+    await asyncio.sleep(5 * outlet_module.TICK_SECONDS)
+    assert len([item for item in host._outlet.items if isinstance(item, Chunk)]) == 8
     reader = Reader(host)
     await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     assert all(len(reader.tokens(f"r{i}")) == 2000 for i in range(8))
@@ -261,7 +274,7 @@ async def test_without_a_reader_the_host_stops_reading_from_its_engine(
 
 
 async def test_a_newer_stream_ends_the_older_one(host: EngineHost, reader: Reader) -> None:
-    await wait_until(lambda: host._reader == 1)
+    await wait_until(lambda: host._outlet.reader == 1)
     newer = Reader(host)
     await asyncio.wait_for(reader.task, 5)
     await host.ensure_started(1, FAST, 10)

@@ -4,8 +4,7 @@ A host lives in an actor of its own and outlives its engines: an engine that die
 next incarnation in the same host. It imports nothing heavy, so that it is up at once and can say why
 an engine did not come up.
 
-Everything that a reader gets comes through **one** stream, a list of items at a time, at most one list
-a tick: the cost of a stream out of a Ray actor is per item.
+Everything that a reader gets comes through **one** stream, a list of items at a time, see `Outlet`.
 
 Three fences keep late messages from doing harm: an order for another incarnation than the one that
 serves is given back as lost; an attempt that is not newer than the one at work is ignored; and an engine
@@ -37,6 +36,7 @@ from rayvisor._engine.engine import (
     load_engine,
     plain_causes,
 )
+from rayvisor._engine.outlet import Outlet
 from rayvisor._engine.processes import process_id
 from rayvisor._engine.wire import (
     Died,
@@ -54,10 +54,6 @@ __all__ = ["EngineHost", "HostDescription"]
 
 log = get_logger("rayvisor.host")
 
-TICK_SECONDS = 0.002
-"""At least so much lies between two lists of the stream."""
-BUFFERED_ITEMS = 8192
-"""With so many items unread, the host stops reading from its engine."""
 _KEPT_LOGS = 3
 _KEPT_PHASES = 64
 _IN_THE_WAY_SECONDS = 10.0
@@ -110,11 +106,8 @@ class EngineHost:
         self._sentinel: asyncio.Task[None] | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
-        self._items: list[HostItem] = []
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._reader = 0
+        self._outlet = Outlet()
+        self._put = self._outlet.put
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -318,8 +311,8 @@ class EngineHost:
         try:
             async for chunk in chunks:
                 self._put(chunk)
-                if not self._room.is_set():
-                    await self._room.wait()
+                if chunk.finish_reason is None:
+                    await self._outlet.next_tick()
                 if pump.open is not None and not pump.open.is_set():
                     await pump.open.wait()
         except RequestRefused as refused:
@@ -349,38 +342,9 @@ class EngineHost:
 
     # -- the stream -----------------------------------------------------------------------------
 
-    async def stream(self) -> AsyncIterator[list[HostItem]]:
+    def stream(self) -> AsyncIterator[list[HostItem]]:
         """Everything that happens, in order, a list at a time. A newer call ends the older one."""
-        self._reader += 1
-        reader = self._reader
-        self._arrived.set()  # wakes the older one, which then ends
-        clock = time.monotonic
-        last = 0.0
-        while True:
-            while not self._items:
-                self._arrived.clear()
-                await self._arrived.wait()
-                if reader != self._reader:
-                    self._arrived.set()
-                    return
-            wait = last + TICK_SECONDS - clock()
-            if wait > 0.0:
-                await asyncio.sleep(wait)
-                if reader != self._reader:
-                    return
-            last = clock()
-            items, self._items = self._items, []
-            if not self._room.is_set():
-                self._room.set()
-            yield items
-
-    def _put(self, item: HostItem) -> None:
-        items = self._items
-        items.append(item)
-        if len(items) == 1:
-            self._arrived.set()
-        elif len(items) >= BUFFERED_ITEMS:
-            self._room.clear()
+        return self._outlet.lists()
 
     # -- small things ---------------------------------------------------------------------------
 
