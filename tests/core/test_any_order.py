@@ -193,6 +193,19 @@ class AnyOrder(RuleBasedStateMachine):
         self.calls[number] = 0
         self.feed(m.Call(number, verb, target, argument))
 
+    @rule(
+        index=INDEX,
+        verb=st.sampled_from([m.Verb.TERMINATE_CHILD, m.Verb.RESTART_CHILD, m.Verb.DELETE_CHILD]),
+        again=st.booleans(),
+    )
+    @precondition(lambda self: self.live)
+    def a_call_comes_on_what_lives(self, index: int, verb: m.Verb, *, again: bool) -> None:
+        target, _, name = self.pick(self.live, index).rpartition("/")
+        for one in (m.Verb.TERMINATE_CHILD, verb) if again else (verb,):
+            number = len(self.calls) + 1
+            self.calls[number] = 0
+            self.feed(m.Call(number, one, target, name))
+
     @rule(seconds=st.sampled_from([0.1, 3.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
