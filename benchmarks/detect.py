@@ -27,7 +27,9 @@ ENGINE_MS, HOST_MS = 100.0, 30.0
 VICTIMS = {"engine": "EngineCore", "host": "host"}
 
 
-async def measure(engine: str, runs: int, peer_runs: int, model: str = "", victims: tuple[str, ...] = ()) -> Report:
+async def measure(
+    engine: str, runs: int, peer_runs: int, model: str = "", victims: tuple[str, ...] = ()
+) -> Report:
     """Kill engines and hosts in the middle of a stream, each ``runs`` times."""
     report = Report("detect", engine)
     arguments = engine_arguments(engine, model=model)
@@ -35,9 +37,7 @@ async def measure(engine: str, runs: int, peer_runs: int, model: str = "", victi
     peers: dict[str, list[float]] = {}
     async with pool_tree(engine, arguments) as tree:
         for victim in victims or VICTIMS:
-            values = seen[victim] = []
-            for _ in range(runs):
-                values.append(await _once(tree, VICTIMS[victim]))
+            seen[victim] = [await _once(tree, VICTIMS[victim]) for _ in range(runs)]
         if peer_runs:
             for name in ("no restart", "restart", "restart and retry"):
                 peers[name] = [await actor_death_seen(name) for _ in range(peer_runs)]
@@ -76,7 +76,13 @@ async def _once(tree: Tree, victim: str) -> float:
 @click.option("--model", default="", help="A model for vLLM instead of the tests' tiny one.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON in the last line.")
 def main(
-    engine: str, runs: int | None, peer_runs: int | None, victim: tuple[str, ...], model: str, *, as_json: bool
+    engine: str,
+    runs: int | None,
+    peer_runs: int | None,
+    victim: tuple[str, ...],
+    model: str,
+    *,
+    as_json: bool,
 ) -> None:
     """Measure and print."""
     real = engine == "vllm"

@@ -76,16 +76,12 @@ async def _settled(ref: Any) -> float:
 
 
 async def engine_death_seen(arguments: Mapping[str, Any], runs: int) -> list[float]:
-    """Kill the EngineCore of an ``AsyncLLM`` in a process of its own; milliseconds until its stream raises."""
+    """Kill the EngineCore of an ``AsyncLLM`` alone in a process; milliseconds until its stream raises."""
+    command = [sys.executable, __file__, json.dumps(dict(arguments))]
+    once = partial(subprocess.run, command, check=True, capture_output=True, text=True, timeout=600)
     values = []
     for _ in range(runs):
-        done = await anyio.to_thread.run_sync(
-            partial(
-                subprocess.run,
-                [sys.executable, __file__, json.dumps(dict(arguments))],
-                check=True, capture_output=True, text=True, timeout=600,
-            )  # fmt: skip
-        )
+        done = await anyio.to_thread.run_sync(once)
         values.append(float(done.stdout.splitlines()[-1]))
     return values
 

@@ -29,7 +29,8 @@ POOL = "llm"
 WAIT_SECONDS = 300.0
 """Longer than anything waited for here takes, even on a busy machine."""
 
-PROMPTS = tuple(f"{word}, said the " for word in "alpha bravo charlie delta echo foxtrot golf hotel".split())
+_WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
+PROMPTS = tuple(f"{word}, said the " for word in _WORDS)
 
 _MAKE_MODEL = (
     "import sys; from pathlib import Path; from tests.engine.tiny_model import make_tiny_model; "
