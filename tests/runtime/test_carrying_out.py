@@ -337,6 +337,22 @@ async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again()
         assert stage.backend.diary[-2:] == ["release a", "start a#2"]
 
 
+@pytest.mark.parametrize("way", ["hangs", "raises"])
+async def test_a_child_whose_release_fails_can_be_started_again(way: str) -> None:
+    class Broken(ScriptedBackend):
+        async def release(self, child: str) -> None:
+            if way == "raises":
+                raise OSError(child)
+            await anyio.sleep_forever()
+
+    async with play(*children("a"), backend=Broken()) as stage:
+        await stage.up()
+        await stage.runtime.call(m.Verb.TERMINATE_CHILD, "", "a")
+        with anyio.fail_after(5):
+            await stage.runtime.call(m.Verb.RESTART_CHILD, "", "a")
+        assert stage.at("a") == "SERVING"
+
+
 async def test_a_crash_that_its_backend_calls_intended_is_no_fault() -> None:
     backend = ScriptedBackend()
     async with play(*children("a", restart="transient"), backend=backend) as stage:

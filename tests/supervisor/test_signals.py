@@ -35,7 +35,7 @@ class Driver:
     def __init__(self, *arguments: str, terminal: bool = False) -> None:
         master, slave = pty.openpty() if terminal else (-1, -1)
         self.terminal = master
-        command = [sys.executable, "-m", "tests.supervisor.driver", *arguments]
+        command = [sys.executable, "-W", "default", "-m", "tests.supervisor.driver", *arguments]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -109,9 +109,20 @@ class Driver:
             thread.join(10)
         while not self._queue.empty():
             self.lines.append(self._queue.get())
-        _, left = psutil.wait_procs(self._known, timeout=10)
+        for complaint in ("never retrieved", "Task was destroyed", "never awaited", "ResourceWarning"):
+            assert complaint not in self.errors
+        _, left = psutil.wait_procs(self._known | self._session(), timeout=10)
         assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
         return status
+
+    def _session(self) -> set[psutil.Process]:
+        """Every process of the program's session: also what was started after the last look."""
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(process.pid) == self.process.pid:
+                    found.add(process)
+        return found
 
     def ends(self) -> list[str]:
         """The order in which the children ended."""
@@ -119,7 +130,7 @@ class Driver:
         return [names[line] for line in self.lines if line in names]
 
     def close(self) -> None:
-        for process in {*self._known, *_family(self.process.pid)}:
+        for process in {*self._known, *self._session(), *_family(self.process.pid)}:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         with contextlib.suppress(ProcessLookupError):

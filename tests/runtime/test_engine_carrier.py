@@ -1,0 +1,378 @@
+"""Engine children: what hosts' answers, silences and streams mean for the incarnation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from rayvisor._engine.link import ActorOptions, GoneReport, HostCallFailed, HostEnd, HostGone
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostDescription, HostItem, Order, Phase, ProcessId
+from rayvisor._runtime.carriers import StartRefused, engines
+from rayvisor._runtime.carriers.engines import EngineBackend, EngineCarrier
+from rayvisor.children import EngineStart
+from rayvisor.faults import Cause
+from rayvisor.specs import ChildSpec, Shutdown
+
+HOST = ProcessId(4711, 0.0, "host")
+INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1)
+SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_deadline=5.0)
+
+
+def died(incarnation: int) -> Died:
+    return Died(
+        incarnation, (("EngineDied", "it ended"), ("ProcessKilled", "by SIGKILL")), "", None, 9, "", ""
+    )
+
+
+def chunk(request: str) -> Chunk:
+    return Chunk(request, 1, (1,), "a")
+
+
+class FakeHost:
+    """A host that does what its test says."""
+
+    def __init__(self, child: str, epoch: int) -> None:
+        self.child = child
+        self.epoch = epoch
+        self.calls: list[str] = []
+        self.answer: EngineInfo | Died | Exception = INFO
+        self.unready: Exception | None = None
+        self.unstoppable: Exception | None = None
+        self.ends: list[HostEnd] = []
+        self.end_came = anyio.Event()
+        self.streams: list[list[Any]] = []
+        self.stream_came = anyio.Event()
+        self.verified = True
+
+    def gone(self, *, unavailable: bool = False) -> HostGone:
+        end = HostEnd(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
+        return HostGone(self.child, self.epoch, end)
+
+    async def ready(self, deadline: float) -> HostDescription:
+        del deadline
+        self.calls.append("ready")
+        if self.unready is not None:
+            raise self.unready
+        return HostDescription(self.child, self.epoch, "sim", HOST, "", "1", "", 0, serving=False, phases=())
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+    ) -> EngineInfo | Died:
+        del deadline
+        self.calls.append(f"start {incarnation} {dict(arguments)}")
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        self.calls.append(f"stop {incarnation} {grace:g}")
+        if self.unstoppable is not None:
+            raise self.unstoppable
+
+    async def stream(self) -> AsyncIterator[list[HostItem]]:
+        self.calls.append("stream")
+        while not self.streams:
+            self.stream_came = anyio.Event()
+            await self.stream_came.wait()
+        for step in self.streams.pop(0):
+            if isinstance(step, Exception):
+                raise step
+            yield [step]
+
+    def say(self, *steps: Any) -> None:
+        """What one stream brings before it ends."""
+        self.streams.append(list(steps))
+        self.stream_came.set()
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+        self.calls.append(f"submit {incarnation} {len(orders)}")
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        self.calls.append(f"abort {requests}")
+
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
+        self.calls.append(f"flow {request} {attempt} {is_open}")
+
+    def die(self, *, unavailable: bool = False) -> None:
+        self.ends.append(self.gone(unavailable=unavailable).end)
+        self.end_came.set()
+
+    async def ended(self) -> HostEnd:
+        while not self.ends:
+            self.end_came = anyio.Event()
+            await self.end_came.wait()
+        return self.ends.pop(0)
+
+    async def end(self, deadline: float) -> GoneReport:
+        del deadline
+        self.calls.append("end")
+        return GoneReport((), (), verified=self.verified)
+
+
+class FakePlace:
+    def __init__(self) -> None:
+        self.hosts: list[FakeHost] = []
+        self.prepare: Callable[[FakeHost], object] = lambda _: None
+        self.options: list[ActorOptions] = []
+
+    async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> FakeHost:
+        assert engine in {"sim", "vllm"}
+        self.options.append(options)
+        self.hosts.append(FakeHost(child, epoch))
+        self.prepare(self.hosts[-1])
+        return self.hosts[-1]
+
+    async def end_child(self, child: str, deadline: float) -> GoneReport:
+        del child, deadline
+        return GoneReport((), (), verified=True)
+
+    async def close(self, deadline: float = 30.0) -> None:
+        del deadline
+
+
+class Stage:
+    """A backend with its reports."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self.place = FakePlace()
+        self.told: list[tuple[Any, ...]] = []
+        self.backend = EngineBackend(self._open, tasks, self, lambda arguments: float(arguments["x"]))
+
+    async def _open(self) -> FakePlace:
+        return self.place
+
+    def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
+        self.told.append(("items", child, incarnation, *items))
+
+    def items_missing(self, child: str, incarnation: int, reason: str) -> None:
+        self.told.append(("missing", child, incarnation, reason))
+
+    def phase(self, child: str, phase: Phase) -> None:
+        self.told.append(("phase", child, phase.phase))
+
+    def condition(self, child: str, incarnation: int, event: str) -> None:
+        self.told.append((event, child, incarnation))
+
+    @property
+    def host(self) -> FakeHost:
+        return self.place.hosts[-1]
+
+    async def carry(self, incarnation: int, spec: ChildSpec = SPEC) -> EngineCarrier:
+        carrier = self.backend.carry("llm/1", incarnation, spec, None)
+        await carrier.start()
+        return carrier
+
+    async def until_told(self, *expected: object) -> None:
+        with anyio.fail_after(5):
+            while expected not in self.told:  # noqa: ASYNC110 - any report at all
+                await anyio.sleep(0.001)
+
+
+@asynccontextmanager
+async def staged() -> AsyncIterator[Stage]:
+    async with anyio.create_task_group() as tasks:
+        stage = Stage(tasks)
+        await stage.backend.open()
+        yield stage
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "UNRULED_SECONDS", 0.01)
+    monkeypatch.setattr(engines, "RELISTEN_SECONDS", 0.001)
+
+
+async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:
+    async with staged() as stage:
+        first = await stage.carry(1)
+        assert stage.backend.info("llm/1", 1) == INFO
+        assert stage.backend.processes("llm/1") == [("host", HOST), ("engine", INFO.processes[0])]
+        stage.host.say(died(1))
+        with anyio.fail_after(1):
+            ending = await first.ended()
+        assert str(ending.root) == "ProcessKilled: by SIGKILL"
+        assert ending.signal == 9
+        assert await first.clean()
+        await stage.carry(2)
+        assert len(stage.place.hosts) == 1
+        assert [x for x in stage.host.calls if x != "stream"] == [
+            "ready",
+            "start 1 {'x': 1}",
+            "stop 1 0",
+            "start 2 {'x': 1}",
+        ]
+
+
+async def test_a_host_that_cannot_prove_its_engine_gone_is_ended_and_another_takes_its_place() -> None:
+    async with staged() as stage:
+        first = await stage.carry(1)
+        old = stage.host
+        old.say(died(1))
+        await first.ended()
+        old.unstoppable = HostCallFailed("stop_engine", (("EngineError", "outlived SIGKILL"),), "")
+        old.verified = False
+        assert not await first.clean()
+        await stage.carry(2)
+        assert stage.host is not old
+        assert stage.host.epoch > old.epoch
+        assert old.calls[-1] == "end"
+
+
+async def test_a_host_that_died_is_ended_with_its_processes_before_the_next_one_is_made() -> None:
+    async with staged() as stage:
+        first = await stage.carry(1)
+        old = stage.host
+        old.unstoppable = old.gone()
+        old.die()
+        with anyio.fail_after(1):
+            ending = await first.ended()
+        assert ending.source == "ray"
+        assert not ending.intended
+        assert await first.clean()
+        assert old.calls[-2:] == ["stop 1 0", "end"]
+        await stage.carry(2)
+        assert stage.host is not old
+
+
+async def test_a_host_that_never_answered_is_ended_at_once() -> None:
+    def unready(host: FakeHost) -> None:
+        host.unready = TimeoutError("no node has slot=99")
+
+    async with staged() as stage:
+        stage.place.prepare = unready
+        carrier = stage.backend.carry("llm/1", 1, SPEC, None)
+        with pytest.raises(StartRefused) as refused:
+            await carrier.start()
+        assert refused.value.ending.overdue
+        assert str(refused.value.ending.root) == "StartDeadlineExceeded: no node has slot=99"
+        assert await carrier.clean()
+        assert stage.host.calls == ["ready", "end"]
+        stage.place.prepare = lambda _: None
+        await stage.carry(2)
+        assert len(stage.place.hosts) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "root"),
+    [
+        (died(1), "ProcessKilled: by SIGKILL"),
+        (HostCallFailed("x", (("ValueError", "no such model"),), "trace"), "ValueError: no such model"),
+    ],
+    ids=["died", "raised"],
+)
+async def test_a_start_that_fails_in_its_host_says_why(answer: Died | Exception, root: str) -> None:
+    async with staged() as stage:
+        stage.place.prepare = lambda host: setattr(host, "answer", answer)
+        with pytest.raises(StartRefused) as refused:
+            await stage.carry(1)
+        assert str(refused.value.ending.root) == root
+
+
+async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_answers() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        stage.host.die(unavailable=True)
+        await stage.until_told("suspect", "llm/1", 1)
+        await stage.until_told("clear", "llm/1", 1)
+        stage.host.say(chunk("r"))
+        await stage.until_told("items", "llm/1", 1, chunk("r"))
+        with anyio.move_on_after(0.05) as scope:
+            await carrier.ended()
+        assert scope.cancelled_caught
+
+
+async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        stage.host.unready = stage.host.gone(unavailable=True)
+        for _ in range(engines.UNRULED_TRIES + 1):
+            stage.host.die(unavailable=True)
+        with anyio.fail_after(2):
+            ending = await carrier.ended()
+        assert ending.lost
+        assert not ending.unavailable
+        assert stage.told.count(("suspect", "llm/1", 1)) == engines.UNRULED_TRIES
+
+
+async def test_a_stream_that_breaks_is_opened_anew_and_what_may_be_lost_is_told() -> None:
+    async with staged() as stage:
+        await stage.carry(1)
+        stage.host.say(chunk("a"), stage.host.gone(unavailable=True))
+        stage.host.say(chunk("b"))
+        await stage.until_told("items", "llm/1", 1, chunk("b"))
+        kinds = [told[0] for told in stage.told]
+        assert kinds[:3] == ["items", "missing", "items"]
+
+
+async def test_a_stream_that_keeps_breaking_ends_the_incarnation() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        for _ in range(engines.STREAM_TRIES):
+            stage.host.say(ConnectionResetError("reset"))
+        with anyio.fail_after(2):
+            ending = await carrier.ended()
+        assert str(ending.root) == "StreamBroken: ConnectionResetError: reset"
+
+
+async def test_words_of_an_older_incarnation_change_nothing() -> None:
+    async with staged() as stage:
+        await stage.carry(1)
+        carrier = await stage.carry(2)
+        stage.host.say(died(1), Phase(1, "late", "", 0.0), Phase(2, "loading", "", 0.0))
+        await stage.until_told("phase", "llm/1", "loading")
+        assert ("phase", "llm/1", "late") not in stage.told
+        with anyio.move_on_after(0.02) as scope:
+            await carrier.ended()
+        assert scope.cancelled_caught
+
+
+async def test_stopping_asks_with_the_shutdown_time_and_then_ends_the_host() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        assert await carrier.stop(Shutdown(7.0), "shutdown")
+        assert stage.host.calls[-2:] == ["stop 1 7", "end"]
+
+
+async def test_a_brutal_kill_ends_the_host_at_once() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        assert await carrier.stop(Shutdown.BRUTAL_KILL, "killed")
+        assert stage.host.calls[-1] == "end"
+        assert not any(call.startswith("stop") for call in stage.host.calls)
+
+
+async def test_the_end_of_an_older_incarnation_never_touches_the_newer_one_in_its_host() -> None:
+    async with staged() as stage:
+        first = await stage.carry(1)
+        await stage.carry(2)
+        assert await first.stop(Shutdown.BRUTAL_KILL, "late")
+        assert stage.host.calls[-1] == "stop 1 0"
+        assert "end" not in stage.host.calls
+
+
+async def test_orders_for_an_incarnation_that_has_ended_are_refused() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        await stage.backend.submit("llm/1", 1, [Order("r", 1, "p", {})])
+        await stage.backend.flow("llm/1", 1, "r", 1, is_open=False)
+        await stage.backend.abort("llm/1", 1, [("r", 1)])
+        assert stage.host.calls[-3:] == ["submit 1 1", "flow r 1 False", "abort [('r', 1)]"]
+        stage.host.say(died(1))
+        await carrier.ended()
+        for child, incarnation in (("llm/1", 1), ("llm/1", 2), ("llm/9", 1)):
+            with pytest.raises(HostGone):
+                await stage.backend.submit(child, incarnation, [])
+
+
+async def test_gpus_are_derived_for_vllm_unless_its_child_says_how_many() -> None:
+    async with staged() as stage:
+        for number, (kind, gpus) in enumerate([("sim", None), ("vllm", None), ("vllm", 0.5)], start=1):
+            start = EngineStart(engine=kind, arguments={"x": 4}, options=ActorOptions(num_gpus=gpus))
+            carrier = stage.backend.carry(f"llm/{number}", 1, ChildSpec(id="1", start=start), None)
+            await carrier.start()
+        assert [options.num_gpus for options in stage.place.options] == [None, 4.0, 0.5]
