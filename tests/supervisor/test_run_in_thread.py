@@ -74,7 +74,7 @@ def test_a_pool_gives_iterators_and_batches() -> None:
         info = sup.engine_info("llm/1")
         assert info is not None
         assert info.engine == "sim"
-        assert {role for role, _ in sup.processes("llm/1")} == {"host", "engine"}
+        assert {role for role, _ in sup.processes("llm/1")} == {"engine"}
 
 
 @pytest.mark.parametrize("way", ["close", "drop"])

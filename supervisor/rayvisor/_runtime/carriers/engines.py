@@ -7,6 +7,7 @@ host has died too, or cannot prove that the engine's processes are gone, a new h
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -112,11 +113,13 @@ class EngineBackend:
         return seat.info if seat is not None and seat.incarnation == incarnation else None
 
     def processes(self, child: str) -> list[tuple[str, ProcessId]]:
-        """Processes of a child's host and of its engine, with their roles."""
+        """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
         seat = self._seats.get(child)
         if seat is None:
             return []
-        host = [] if seat.process is None else [("host", seat.process)]
+        # A host in this very process is not the child's to show, and not its user's to kill.
+        own = seat.process is not None and seat.process.pid != os.getpid()
+        host = [("host", seat.process)] if own and seat.process is not None else []
         return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
 
     async def release(self, child: str) -> None:
