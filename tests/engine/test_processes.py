@@ -122,6 +122,24 @@ async def test_the_end_of_a_process_that_is_not_essential_is_no_death_and_is_for
     assert tree.deaths == ()
 
 
+async def test_a_process_between_fork_and_exec_is_not_taken_for_its_parent(tree: ProcessTree) -> None:
+    # It goes by its parent's name for that moment; what it becomes may end as it likes.
+    forking = (
+        "import os, time\npid = os.fork()\ntime.sleep(60 if pid else 1)\nos.waitpid(pid, 0) if pid else 0"
+    )
+    process = launch(tree, forking)
+    async with asyncio.timeout(30):
+        while len(tree.processes) < 2:
+            await tree.scan()
+    assert sorted(each.name for each in tree.processes) == ["", "test::EngineCore"]
+    async with asyncio.timeout(30):
+        while len(tree.alive()) == 2:  # noqa: ASYNC110 - a process has no event
+            await asyncio.sleep(0.01)
+    await tree.scan()
+    assert tree.deaths == ()
+    await end(tree, process)
+
+
 async def test_a_process_that_got_the_pid_second_is_not_touched(tree: ProcessTree) -> None:
     process = launch(tree, "import time; time.sleep(60)")
     await wait_for_tree(tree, 1)

@@ -277,6 +277,11 @@ def _is_essential(name: str) -> bool:
     return "::" in name
 
 
+def _is_about_to_exec(process: psutil.Process, command: list[str]) -> bool:
+    """Whether a process still goes by its parent's name: forked a moment ago, to become something else."""
+    return psutil.Process(process.ppid()).cmdline() == command
+
+
 def _title(command: list[str]) -> str:
     for word in command:
         if "::" in word and " " not in word:
@@ -319,5 +324,6 @@ def _identify(pids: Iterable[int]) -> list[ProcessId]:
             command = process.cmdline()
             # The resource tracker of multiprocessing serves the host as long as it lives.
             if not any("resource_tracker" in word for word in command):
-                found.append(ProcessId(pid, process.create_time(), _title(command)))
+                name = "" if _is_about_to_exec(process, command) else _title(command)
+                found.append(ProcessId(pid, process.create_time(), name))
     return found
