@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -53,6 +54,7 @@ for faults: ``fail_start`` (a message: the start raises), ``die_during_start`` (
 """
 
 _KILL_SECONDS = 5.0
+_EXIT_SECONDS = 1.0
 
 
 class _Answers:
@@ -298,6 +300,11 @@ class SimEngine:
         await self._first_of(self._over.wait(), self._tree.first_death())
         self._over.set()
         self._fail_all(EngineGone("the engine has died"))
+        if not self._tree.deaths:
+            # The connection ends with the process, a moment before it.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_SECONDS):
+                    await self._tree.first_death()
         died = await self._last_words("serving")
         if not self._died.done():
             self._died.set_result(died)
