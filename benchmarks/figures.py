@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Report", "Row", "Target"]
+__all__ = ["Report", "Row", "Target", "taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,12 @@ class Report:
             print(f"  {verdict}: {target.what}: {_short(target.value):g} {sign} {target.limit:g}")
         if as_json:
             print(json.dumps(self.as_json()), flush=True)
+
+
+def taken(what: str, value: float, unit: str) -> float:
+    """Tell of one value as it is taken, on standard error: a whole run can last minutes. Gives it back."""
+    print(f"  {what}: {_short(value):g} {unit}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    return value
 
 
 def _short(value: float) -> float:

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import click
 
-from benchmarks.figures import Report, Target
+from benchmarks.figures import Report, Target, taken
 from benchmarks.tree import PROMPTS, Tree, engine_arguments, pool_tree, stream_params
 
 __all__ = ["main", "measure"]
@@ -43,8 +43,9 @@ async def measure(engine: str, runs: int, streams: int, tokens: int, model: str 
                     ("Ray", partial(_ray_streams, peer)),
                 ):
                     seconds = await run(prompts, params)
+                    rate = taken(name, streams * tokens / seconds, "tokens/s")
                     if number:
-                        rates[name].append(streams * tokens / seconds)
+                        rates[name].append(rate)
         finally:
             await _end(peer)
     pool = report.add("through the pool", rates["pool"], "tokens/s")
