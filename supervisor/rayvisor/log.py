@@ -25,6 +25,23 @@ _PLAIN: Final[list[Processor]] = [
 ]
 
 
+def _settings() -> tuple[Any, ...]:
+    config = structlog.get_config()
+    return (list(config["processors"]), *(config[key] for key in ("wrapper_class", "logger_factory")))
+
+
+_UNTOUCHED = None if structlog.is_configured() else _settings()
+
+
+def _configured() -> bool:
+    """Whether the program has configured structlog.
+
+    ``structlog.testing.capture_logs`` configures it, too, and puts everything back: what is as it was before
+    anybody touched it counts as not configured.
+    """
+    return structlog.is_configured() and _settings() != _UNTOUCHED
+
+
 class _Logger:
     """Looks at each call whether structlog is configured: a program may do so after importing us."""
 
@@ -37,7 +54,7 @@ class _Logger:
         )
 
     def __getattr__(self, method: str) -> Any:
-        logger = structlog.get_logger(self._name) if structlog.is_configured() else self._plain
+        logger = structlog.get_logger(self._name) if _configured() else self._plain
         return getattr(logger, method)
 
 

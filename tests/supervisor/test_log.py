@@ -72,3 +72,14 @@ def test_structlogs_capture_sees_everything() -> None:
         {"event": "child.changed", "child": "a", "log_level": "info"},
         {"event": "fault", "child": "b", "log_level": "warning"},
     ]
+
+
+def test_after_structlogs_capture_records_go_where_they_went_before(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = get_logger("rayvisor.test")
+    with capture_logs():
+        log.warning("fault")
+    log.warning("fault")
+    assert [x.levelname for x in caplog.records] == ["WARNING"]
+    assert capfd.readouterr().out == ""
