@@ -178,10 +178,11 @@ def phase_of(log: str) -> tuple[str, str]:
         last = line
         while (shorter := _PREFIX.sub("", last)) != last:
             last = shorter
-        if _HEADER.search(line):
+        if _HEADER.search(line) and not last[:1].isspace():
             break
     else:
         return "loading", ""
+    last = last.partition(" with config: ")[0]  # it goes on with everything that was set
     return "compiling" if _COMPILING.search(last) else "loading", last[:_LAST_LINE_CHARACTERS]
 
 
