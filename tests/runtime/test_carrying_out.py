@@ -86,6 +86,30 @@ async def test_a_start_that_ignores_its_deadline_is_given_up_and_ended_when_it_c
         assert "kill a#3" not in backend.diary
 
 
+async def test_a_start_that_was_given_up_and_fails_later_is_one_fault() -> None:
+    gate = anyio.Event()
+    over = anyio.Event()
+
+    async def ignore(carrier: ScriptedCarrier) -> None:
+        if carrier.name == "a#2":
+            try:
+                with anyio.CancelScope(shield=True):
+                    await gate.wait()
+                raise OSError("too late to matter")
+            finally:
+                over.set()
+
+    backend = ScriptedBackend(start=ignore)
+    async with play(*children("a", start_deadline=0.05), backend=backend, flags={"intensity": 3}) as stage:
+        await stage.up()
+        backend.carriers["a#1"].die()
+        await stage.until(lambda: stage.at("a") == "SERVING" and "start a#3" in backend.diary)
+        gate.set()
+        await over.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert [x.fault.root.type for x in stage.seen(r.FaultSeen)] == ["Crash", "StartDeadlineExceeded"]
+
+
 async def test_a_start_that_is_called_off_makes_nothing() -> None:
     async with play() as stage:
         await stage.up()

@@ -309,6 +309,30 @@ async def test_a_stream_that_breaks_is_opened_anew_and_what_may_be_lost_is_told(
         assert kinds[:3] == ["items", "missing", "items"]
 
 
+async def test_a_stream_that_brings_something_each_time_may_break_as_often_as_it_likes() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        for number in range(3 * engines.STREAM_TRIES):
+            stage.host.say(chunk(str(number)), ConnectionResetError("reset"))
+        await stage.until_told("items", "llm/1", 1, chunk(str(3 * engines.STREAM_TRIES - 1)))
+        with anyio.move_on_after(0.02) as scope:
+            await carrier.ended()
+        assert scope.cancelled_caught
+
+
+async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_likes() -> None:
+    async with staged() as stage:
+        carrier = await stage.carry(1)
+        for number in range(1, 2 * engines.UNRULED_TRIES):
+            stage.host.die(unavailable=True)
+            with anyio.fail_after(2):
+                while stage.told.count(("clear", "llm/1", 1)) < number:  # noqa: ASYNC110 - reports
+                    await anyio.sleep(0.001)
+        with anyio.move_on_after(0.02) as scope:
+            await carrier.ended()
+        assert scope.cancelled_caught
+
+
 async def test_a_stream_that_keeps_breaking_ends_the_incarnation() -> None:
     async with staged() as stage:
         carrier = await stage.carry(1)
