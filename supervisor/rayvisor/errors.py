@@ -3,6 +3,7 @@
     RayvisorError
     ├── SpecError                 a flag or spec that cannot work; raised before anything starts
     ├── StartFailed               the tree could not be brought up
+    ├── ClusterUnavailableError   no Ray could be started, or attached to
     ├── SupervisorGaveUp          the tree ended because it could not be kept up
     ├── CallError                 a verb on a supervisor that could not be carried out
     │   ├── UnknownChildError     no such child                      (OTP: not_found)
@@ -37,6 +38,7 @@ __all__ = [
     "ChildRunningError",
     "ChildStartError",
     "ChildUnavailableError",
+    "ClusterUnavailableError",
     "RayvisorError",
     "SpecError",
     "StartFailed",
@@ -91,6 +93,24 @@ class StartFailed(RayvisorError):  # noqa: N818 - named as the event is: a start
         self.fault = fault
         cause = str(fault) if fault is not None else "the supervisor was asked to stop"
         super().__init__(f"{cause}; the tree was not started, since {child!r} could not be")
+
+
+class ClusterUnavailableError(RayvisorError):
+    """No Ray could be started, or attached to.
+
+    Parameters
+    ----------
+    address
+        What was asked for; ``"local"`` is a Ray to be started.
+    reason
+        What Ray said.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        what = "no local Ray could be started" if address == "local" else "the cluster cannot be attached to"
+        super().__init__(f"{reason}: {what} (address={address!r})")
 
 
 class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, used by documentation

@@ -253,7 +253,9 @@ class EngineHost:
         try:
             await engine.stop(0.0)
         except Exception as error:  # noqa: BLE001 - the death is what has to be told; this one is logged
+            # It stays this host's engine: whoever asks for the proof has it ended again, or is told.
             self._log.error("host.engine.left_over", incarnation=self._incarnation, error=str(error))
+            return
         if self._engine is engine:
             self._engine = None
 

@@ -113,6 +113,9 @@ class Stream:
 
     async def whole(self) -> Completion:
         """Wait for the end, letting chunks pass."""
+        if self.completion is not None and not self._reading:
+            self._chunks.clear()  # it has ended: whether its reader has left, or its pool, changes nothing
+            return self.completion
         self._begin()
         try:
             self._whole = True

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import end_processes, identify, tree
 from rayvisor._ray.calls import CallThreads
+from rayvisor.errors import ClusterUnavailableError
 from rayvisor.log import get_logger
 
 __all__ = ["RayCluster"]
@@ -74,6 +75,11 @@ class RayCluster:
             Seconds to wait.
         threads
             How many blocking calls to Ray may be under way at once.
+
+        Raises
+        ------
+        ClusterUnavailableError
+            No Ray could be started, or attached to.
         """
         calls = CallThreads(threads)
         where = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -86,8 +92,13 @@ class RayCluster:
         def connect() -> RayCluster:
             import ray
 
-            if ray.is_initialized() and address is None:
-                return cls(calls, started=False, connected=False, facts=_facts({}))
+            if ray.is_initialized():
+                facts = _facts({})
+                if address not in {None, facts["gcs_address"]}:
+                    raise ClusterUnavailableError(
+                        where, f"this process is connected to {facts['gcs_address']} already"
+                    )
+                return cls(calls, started=False, connected=False, facts=facts)
             arguments: dict[str, Any] = {
                 "address": where,
                 "namespace": space,
@@ -100,7 +111,10 @@ class RayCluster:
                     "num_gpus": num_gpus,
                     "include_dashboard": False,
                 }
-            context: Any = ray.init(**(arguments | (options or {})))
+            try:
+                context: Any = ray.init(**(arguments | (options or {})))
+            except Exception as error:
+                raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
 
         cluster = await calls.run("ray.init", connect, deadline=deadline, undo=cls._disconnect)

@@ -19,6 +19,7 @@ costs nothing more.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -31,6 +32,8 @@ from statecharts import Chart, ChartError, Configuration, Table, compile_chart
 __all__ = ["Change", "Hook", "HookFailure", "LifecycleMachine", "Stateful"]
 
 log = get_logger(__name__)
+# It logs four lines a step at INFO; each step is told once, by the runtime.
+logging.getLogger("transitions").setLevel(logging.WARNING)
 
 
 class Stateful(Protocol):
