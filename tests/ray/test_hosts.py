@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -174,9 +173,3 @@ async def test_workers_without_the_drivers_package_get_one_error_with_the_line_t
     assert f'runtime_env={{"pip": ["rayvisor=={raised.value.wanted}"]}}' in message
     assert 'runtime_env={"py_modules": ["' in message
     assert (await host.end(5)).verified
-
-
-async def test_neither_a_host_nor_its_engine_makes_the_driver_import_vllm(place: RayPlace) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
-    await started(host)
-    assert not {"vllm", "torch", "transformers"} & set(sys.modules)

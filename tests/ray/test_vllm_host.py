@@ -68,4 +68,3 @@ async def test_engine_core_and_workers_are_gone_within_five_seconds_of_their_hos
     assert time.monotonic() - began < 5.0
     assert (await host.end(5)).verified
     assert marked(host.key) == ()
-    assert not {"vllm", "torch", "transformers"} & set(sys.modules)
