@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import signal
-import struct
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import psutil
 
+from rayvisor._engine.held import SAME_START_SECONDS, Held
 from rayvisor._engine.wire import ProcessId
 
 __all__ = ["TAG", "Ended", "ProcessTree", "process_id"]
@@ -29,14 +27,7 @@ TAG = "RAYVISOR_ENGINE"
 """The environment variable by which an engine's processes are known."""
 
 _POLL_SECONDS = 0.02
-_SAME_START_SECONDS = 0.5
 _SPAWNED = "starting::process"
-
-
-# linux/pidfd.h: struct pidfd_info as of its first version, and the ioctl that fills it.
-_PIDFD_INFO = struct.Struct("=QQ11Ii")
-_PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
-_PIDFD_INFO_EXIT = 1 << 3
 
 
 class Ended(NamedTuple):
@@ -45,62 +36,6 @@ class Ended(NamedTuple):
     process: ProcessId
     exit_code: int | None
     signal: int | None
-
-
-class _Held:
-    """A recorded process and the descriptor that stands for it (-1 where there are no pidfds)."""
-
-    __slots__ = ("fd", "process")
-
-    def __init__(self, process: ProcessId) -> None:
-        self.process = process
-        self.fd = -1
-        with contextlib.suppress(OSError, AttributeError):
-            self.fd = os.pidfd_open(process.pid)
-
-    def alive(self) -> bool:
-        try:
-            found = psutil.Process(self.process.pid)
-            same = abs(found.create_time() - self.process.start_time) < _SAME_START_SECONDS
-            return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        except psutil.NoSuchProcess:
-            return False
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self.fd >= 0:
-                signal.pidfd_send_signal(self.fd, signal.SIGKILL)
-            elif self.alive():
-                os.kill(self.process.pid, signal.SIGKILL)
-
-    def how_it_ended(self) -> tuple[int | None, int | None]:
-        """Exit code and signal, as far as the system tells at this moment."""
-        status = self._wait_status()
-        if status is None:
-            return None, None
-        if os.WIFSIGNALED(status):
-            return None, os.WTERMSIG(status)
-        return os.waitstatus_to_exitcode(status), None
-
-    def _wait_status(self) -> int | None:
-        # A zombie's status is the last field of its stat, for whoever may trace it, parent or not.
-        with contextlib.suppress(OSError, ValueError):
-            state, *_, status = _stat(self.process.pid)
-            if state == "Z":
-                return int(status)
-        # Once it has been waited for, newer kernels tell it through the pidfd.
-        with contextlib.suppress(OSError):
-            if self.fd >= 0:
-                asked = _PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13)
-                mask, *_, status = _PIDFD_INFO.unpack(fcntl.ioctl(self.fd, _PIDFD_GET_INFO, asked))
-                if mask & _PIDFD_INFO_EXIT:
-                    return int(status)
-        return None
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
 
 class ProcessTree:
@@ -115,7 +50,7 @@ class ProcessTree:
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._watched: set[int] = set()
         self._before = frozenset(_descendants(os.getpid()))
         self._deaths: list[Ended] = []
@@ -209,10 +144,8 @@ class ProcessTree:
     def unwatch(self) -> None:
         """Stop listening for deaths, for good: those that follow are asked for."""
         self._over = True
-        loop = asyncio.get_running_loop()
         for pid in self._watched:
-            if self._held[pid].fd >= 0:
-                loop.remove_reader(self._held[pid].fd)
+            self._held[pid].unwatch()
         self._watched.clear()
         if self._poll is not None:
             self._poll.cancel()
@@ -227,29 +160,25 @@ class ProcessTree:
     def _record(self, found: Iterable[ProcessId]) -> None:
         for process in found:
             held = self._held.get(process.pid)
-            if held is not None and abs(held.process.start_time - process.start_time) < _SAME_START_SECONDS:
+            if held is not None and abs(held.process.start_time - process.start_time) < SAME_START_SECONDS:
                 held.process = process  # it may have set its title since
             else:
                 if held is not None:
                     held.close()
-                held = self._held[process.pid] = _Held(process)
-            if not self._over and process.pid not in self._watched and _is_essential(process.name):
+                held = self._held[process.pid] = Held(process)
+            if not self._over and _is_essential(process.name):
                 self._watch(process.pid, held)
 
-    def _watch(self, pid: int, held: _Held) -> None:
+    def _watch(self, pid: int, held: Held) -> None:
         if any(ended.process.pid == pid for ended in self._deaths):
             return
         self._watched.add(pid)
-        if held.fd >= 0:
-            # A pidfd turns readable when its process ends.
-            asyncio.get_running_loop().add_reader(held.fd, self._on_death, pid)
-        elif self._poll is None:
+        if not held.watch(partial(self._on_death, pid)) and self._poll is None:
             self._poll = asyncio.get_running_loop().create_task(self._poll_deaths())
 
     def _on_death(self, pid: int) -> None:
         held = self._held[pid]
-        if held.fd >= 0:
-            asyncio.get_running_loop().remove_reader(held.fd)
+        held.unwatch()
         self._watched.discard(pid)
         self._deaths.append(Ended(held.process, *held.how_it_ended()))
         self._died.set()
@@ -265,11 +194,6 @@ def process_id(pid: int) -> ProcessId:
     """Name a process in a way that a reuse of its pid does not fool."""
     found = psutil.Process(pid)
     return ProcessId(pid, found.create_time(), _title(found.cmdline()))
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of a process's stat from its state on."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 
 def _is_essential(name: str) -> bool:
