@@ -55,7 +55,7 @@ class Audience(Protocol):
 def engine_arguments(engine: str, model: str) -> Mapping[str, Any]:
     """Arguments of the demo's engine."""
     if engine == "sim":
-        return {"start_delay": 1.0, "tokens_per_second": 150.0, "max_model_len": 1024}
+        return {"start_delay": 1.0, "tokens_per_second": 300.0, "max_model_len": 1024}
     return {
         "model": model,
         "dtype": "float32",
