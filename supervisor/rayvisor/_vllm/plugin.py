@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import multiprocessing
 import os
 
 from rayvisor._engine.processes import TAG
@@ -21,6 +22,10 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Make the end of this process quick, if it is one of ours."""
-    if TAG in os.environ:
+    """Make the end of this process quick, if it is one of ours.
+
+    Not that of the host, which also loads this: there it would only have libraries complain of objects
+    that are left.
+    """
+    if TAG in os.environ and multiprocessing.parent_process() is not None:
         atexit.register(gc.freeze)
