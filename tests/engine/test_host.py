@@ -229,7 +229,7 @@ async def test_a_newer_attempt_ends_the_older_and_an_older_one_is_ignored(
     attempts = [chunk.attempt for chunk in reader.of(Chunk, "r")]
     assert attempts == sorted(attempts)
     assert sum(len(chunk.token_ids) for chunk in reader.of(Chunk, "r") if chunk.attempt == 3) == 5
-    assert not host._pumps
+    await wait_until(lambda: not host._pumps)
 
 
 async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_meant(
@@ -241,7 +241,7 @@ async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_
     await host.abort([("old", 1), ("new", 1), ("unknown", 1)])
     await wait_until(lambda: reader.finished("new"))
     assert not reader.finished("old")
-    assert "old" not in host._pumps
+    await wait_until(lambda: "old" not in host._pumps)
 
 
 async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(

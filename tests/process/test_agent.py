@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -85,6 +86,33 @@ async def test_a_snapshot_shows_the_whole_tree_and_recorded_processes_are_kept(
     report = await agent.end("tests/agent/snapshot", 5.0)
     assert not alive(stranger)
     assert report.verified
+
+
+async def test_how_a_host_ended_is_told_to_all_who_wait_for_it(
+    agent: NodeAgent, spawn: Spawn, family: str
+) -> None:
+    host, _ = host_with_child(spawn, family, "tests/agent/told")
+    await agent.adopt("tests/agent/told", host.pid, host.start_time)
+    waiting = [asyncio.create_task(agent.host_ended("tests/agent/told")) for _ in range(2)]
+    gone = asyncio.create_task(agent.host_ended("tests/agent/told"))
+    await asyncio.sleep(0)
+    gone.cancel()  # one who goes away does not take the others with it
+    os.kill(host.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(*waiting) == [(None, signal.SIGKILL)] * 2
+        assert await agent.host_ended("tests/agent/told") == (None, signal.SIGKILL)
+
+
+async def test_of_a_host_that_is_not_accounted_for_nothing_is_told(
+    agent: NodeAgent, spawn: Spawn, family: str
+) -> None:
+    assert await agent.host_ended("tests/agent/nobody") is None
+    host, _ = host_with_child(spawn, family, "tests/agent/dropped")
+    await agent.adopt("tests/agent/dropped", host.pid, host.start_time)
+    waiting = asyncio.create_task(agent.host_ended("tests/agent/dropped"))
+    await asyncio.sleep(0)
+    await agent.forget("tests/agent/dropped")
+    assert await asyncio.wait_for(waiting, 10) is None
 
 
 async def test_a_forgotten_host_is_left_alone(

@@ -48,6 +48,34 @@ async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayP
     assert await host.ended() == end
 
 
+async def test_of_a_host_with_an_engine_its_node_tells_first_and_how_it_ended(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    await started(host)
+    pid = (await host.ready(30)).process.pid
+    waiting = [asyncio.create_task(host.ended()) for _ in range(2)]
+    os.kill(pid, signal.SIGKILL)
+    with anyio.fail_after(5):
+        await asyncio.shield(host._told)  # Ray's own word comes too; whichever is first counts
+        ends = await asyncio.gather(*waiting)
+    assert host._told.result().root.message == f"the host (pid {pid}) was ended by SIGKILL"
+    assert host._told.result().signal == signal.SIGKILL
+    assert ends[0] == ends[1]
+    assert not ends[0].intended
+    assert not ends[0].unavailable
+
+
+async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: RayPlace) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    await started(host)
+    os.kill(await place.agents.pid(host.node_id), signal.SIGKILL)
+    assert host._hearing is not None
+    await asyncio.wait([host._hearing], timeout=10)
+    assert not host._told.done()
+    os.kill((await host.ready(30)).process.pid, signal.SIGKILL)
+    with anyio.fail_after(10):
+        assert (await host.ended()).root.type == "SYSTEM_ERROR"
+
+
 async def test_a_killed_hosts_process_tree_is_gone_within_five_seconds_though_it_is_stopped(
     place: RayPlace,
 ) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
+import psutil
 
+from rayvisor._engine.held import Held
 from rayvisor._engine.link import GoneReport
+from rayvisor._engine.processes import process_id
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, end_processes, tree
 from rayvisor.log import get_logger
@@ -25,6 +27,9 @@ __all__ = ["NodeAgent"]
 log = get_logger("rayvisor.process")
 
 _SWEEP_SECONDS = 5.0
+
+HowEnded = tuple[int | None, int | None]
+"""Exit code and signal, as far as the system tells."""
 
 
 class _Ward:
@@ -36,6 +41,12 @@ class _Ward:
         self.known: dict[int, ProcessId] = {host.pid: host}
         self.killed: dict[int, ProcessId] = {}
         self.task: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[HowEnded | None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, how: HowEnded | None) -> None:
+        """Tell those who wait for its end."""
+        if not self.ended.done():
+            self.ended.set_result(how)
 
     def note(self, processes: Iterable[ProcessId]) -> None:
         self.known.update((process.pid, process) for process in processes)
@@ -97,6 +108,14 @@ class NodeAgent:
         """Keep no account of this host any more."""
         await self._drop(self._wards.pop(key, None))
 
+    async def host_ended(self, key: str) -> HowEnded | None:
+        """Wait until a host has ended, and say how; None when no account of it is kept (any more).
+
+        Known some milliseconds after its death, before its memory is given back and Ray notices.
+        """
+        ward = self._wards.get(key)
+        return None if ward is None else await asyncio.shield(ward.ended)
+
     async def watch(self) -> None:
         """Never return: whoever waits for it learns of the agent's death."""
         await asyncio.Event().wait()
@@ -111,6 +130,8 @@ class NodeAgent:
             ward.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ward.task
+        if ward is not None:
+            ward.tell(None)
 
     async def _attend(self, ward: _Ward) -> None:
         try:
@@ -122,6 +143,8 @@ class NodeAgent:
             # The account stays as it is: end() still kills everything known, and what carries the key.
             log.exception("agent.attend.failed", host=ward.key, pid=ward.host.pid)
             return
+        finally:
+            ward.tell(None)
         log.info(
             "agent.host.died",
             host=ward.key,
@@ -132,14 +155,17 @@ class NodeAgent:
 
     async def _wait_for_death(self, ward: _Ward) -> None:
         try:
-            pidfd = os.pidfd_open(ward.host.pid)
-        except ProcessLookupError:
+            held = Held(process_id(ward.host.pid))  # as this process counts time
+        except psutil.NoSuchProcess:
             return
+        died = asyncio.Event()
         try:
             while alive(ward.host):
+                held.watch(died.set)  # threads that have come up since, too
                 with anyio.move_on_after(self._interval):
-                    await anyio.wait_readable(pidfd)
+                    await died.wait()
+                    ward.tell(held.how_it_ended())
                     return
                 await anyio.to_thread.run_sync(ward.look)
         finally:
-            os.close(pidfd)
+            held.close()

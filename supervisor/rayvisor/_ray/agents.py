@@ -124,6 +124,22 @@ class NodeAgents:
 
         return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
 
+    async def host_ended(self, node_id: str, key: str) -> tuple[int | None, int | None] | None:
+        """Wait until a host's node says that it has ended: its exit code and signal, as far as known.
+
+        None when nobody there can tell, or can any more: then Ray's word has to do.
+        """
+        node = self._nodes.get(node_id)
+        if node is None or node.actor is None:
+            return None
+        try:
+            how: tuple[int | None, int | None] | None = await node.actor.call.remote("host_ended", key)
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            return None
+        return how
+
     async def pid(self, node_id: str) -> int:
         """Pid of a node's agent, 0 if it has none now."""
         node = self._nodes.get(node_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,8 @@ class RayHost:
         self.epoch = epoch
         self._sentinel = self._arm()
         self._let_go: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._told: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._hearing: asyncio.Task[None] | None = None
 
     @property
     def reaper(self) -> int:
@@ -111,6 +114,11 @@ class RayHost:
         answer: EngineInfo | Died = await self._call("ensure_started", ref, left + _SLACK_SECONDS)
         if isinstance(answer, EngineInfo) and self._greeting is not None:
             await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
+            if self._hearing is None or self._hearing.done():
+                # Its host is large now: Ray notices its death only once all its memory is given back.
+                self._hearing = asyncio.create_task(
+                    self._hear(self._greeting), name=f"node's word on {self.child}, epoch {self.epoch}"
+                )
         return answer
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
@@ -150,12 +158,15 @@ class RayHost:
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended, see `HostLink.ended`."""
-        if self._let_go.done():
-            return self._let_go.result()
+        told = (self._let_go, self._told)
+        for known in told:
+            if known.done():
+                return known.result()
         if self._sentinel.done() and self._sentinel.result().unavailable:
             self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call tells
-        done, _ = await asyncio.wait((self._sentinel, self._let_go), return_when=asyncio.FIRST_COMPLETED)
-        return self._sentinel.result() if self._sentinel in done else self._let_go.result()
+        ways: list[asyncio.Future[HostEnd]] = [self._sentinel, *told]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        return next(way for way in ways if way.done()).result()
 
     async def end(self, deadline: float) -> GoneReport:
         """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
@@ -183,6 +194,8 @@ class RayHost:
 
     def release(self) -> None:
         """Stop watching the host: it has been ended. Who still waits for that is told so now."""
+        if self._hearing is not None:
+            self._hearing.cancel()
         if self._sentinel.done() or self._let_go.done():
             return
         cause = Cause("HostEnded", "the host was ended; Ray has not said yet how")
@@ -245,6 +258,34 @@ class RayHost:
             )
             return end
         return HostEnd(causes=(), intended=True)
+
+    async def _hear(self, greeting: Greeting) -> None:
+        """Wait for the node's word that the host has ended by a signal or with an error.
+
+        Of any other end, and why somebody else ended it, Ray knows more.
+        """
+        how = await self._place.agents.host_ended(greeting.node_id, self.key)
+        code, number = how or (None, None)
+        if not code and not number:
+            return
+        description = greeting.description
+        who = f"the host (pid {description.process.pid})"
+        cause = Cause("ProcessExited", f"{who} ended with exit code {code}")
+        if number:
+            names = {each.value: each.name for each in signal.Signals}
+            cause = Cause("ProcessKilled", f"{who} was ended by {names.get(number, f'signal {number}')}")
+        log.info("host.ended_on_node", child=self.child, epoch=self.epoch, exit_code=code, signal=number)
+        if not self._told.done():
+            self._told.set_result(
+                HostEnd(
+                    causes=(cause,),
+                    exit_code=code,
+                    signal=number,
+                    intended=self._ending,
+                    node=description.node,
+                    log_file=greeting.log_file,
+                )
+            )
 
     def _account(self, error: BaseException) -> HostEnd:
         greeting = self._greeting
