@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayvisor._core.exits import Exit, ExitKind
     from rayvisor.blocking import run_in_thread
-    from rayvisor.children import actor, coroutine, engine_pool
+    from rayvisor.children import IgnoreStart, actor, coroutine, engine_pool, subtree
     from rayvisor.errors import (
         AlreadyPresentError,
         AlreadyStartedError,
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
         ChildStartError,
         ChildUnavailableError,
         ClusterUnavailableError,
+        ControlSocketError,
         RayvisorError,
         SpecError,
         StartFailed,
+        StrategyError,
         SupervisorBusyError,
         SupervisorGaveUp,
         SupervisorStoppedError,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         Strategy,
         SupervisorSpec,
     )
+    from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
 
 _HOMES = {
@@ -63,11 +67,15 @@ _HOMES = {
     "ChildStartError": "errors",
     "ChildUnavailableError": "errors",
     "ClusterUnavailableError": "errors",
+    "ControlSocketError": "errors",
     "EnginePool": "pool",
+    "Exit": "_core.exits",
+    "ExitKind": "_core.exits",
     "Fault": "faults",
     "FaultClass": "faults",
     "Generation": "pool",
     "GenerationChunk": "pool",
+    "IgnoreStart": "children",
     "Instance": "specs",
     "Jitter": "specs",
     "NoEngineError": "pool",
@@ -75,10 +83,12 @@ _HOMES = {
     "RayvisorError": "errors",
     "RequestError": "pool",
     "Restart": "specs",
+    "RestartStrategy": "strategies",
     "Shutdown": "specs",
     "SpecError": "errors",
     "StartFailed": "errors",
     "Strategy": "specs",
+    "StrategyError": "errors",
     "Supervisor": "supervisor",
     "SupervisorBusyError": "errors",
     "SupervisorGaveUp": "errors",
@@ -90,6 +100,7 @@ _HOMES = {
     "coroutine": "children",
     "engine_pool": "children",
     "run_in_thread": "blocking",
+    "subtree": "children",
 }
 
 __version__ = "0.1.0"
@@ -108,11 +119,15 @@ __all__ = [
     "ChildStartError",
     "ChildUnavailableError",
     "ClusterUnavailableError",
+    "ControlSocketError",
     "EnginePool",
+    "Exit",
+    "ExitKind",
     "Fault",
     "FaultClass",
     "Generation",
     "GenerationChunk",
+    "IgnoreStart",
     "Instance",
     "Jitter",
     "NoEngineError",
@@ -120,10 +135,12 @@ __all__ = [
     "RayvisorError",
     "RequestError",
     "Restart",
+    "RestartStrategy",
     "Shutdown",
     "SpecError",
     "StartFailed",
     "Strategy",
+    "StrategyError",
     "Supervisor",
     "SupervisorBusyError",
     "SupervisorGaveUp",
@@ -135,6 +152,7 @@ __all__ = [
     "coroutine",
     "engine_pool",
     "run_in_thread",
+    "subtree",
 ]
 
 

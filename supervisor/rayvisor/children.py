@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
+from rayvisor._engine.stall import StallLimits
 from rayvisor.errors import SpecError
 from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
 
@@ -24,10 +25,29 @@ __all__ = [
     "CoroutineStart",
     "EnginePoolSpec",
     "EngineStart",
+    "IgnoreStart",
+    "SupervisorStart",
     "actor",
     "coroutine",
     "engine_pool",
+    "subtree",
 ]
+
+
+class IgnoreStart(Exception):  # noqa: N818 - what the start does, and no error
+    """Raise it in a start that chooses not to run (OTP: ``ignore``).
+
+    In a coroutine before it calls ``task_status.started()``, in the ``__init__`` of an actor, in the
+    function of a [`subtree`][rayvisor.subtree]. The child is then down, its supervisor goes on; its spec
+    is kept (unless it is temporary), and ``restart_child`` asks again.
+
+    Examples
+    --------
+    >>> async def archive(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+    ...     if not ARCHIVE.exists():
+    ...         raise rv.IgnoreStart("nothing to archive")
+    ...     task_status.started()
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +68,7 @@ class EngineStart:
     engine: str
     arguments: Mapping[str, Any]
     options: ActorOptions = field(default_factory=ActorOptions)
+    limits: StallLimits = field(default_factory=StallLimits)
     kind: str = "engine"
 
 
@@ -58,6 +79,15 @@ class CoroutineStart:
     function: Callable[..., Awaitable[object]]
     args: tuple[Any, ...] = ()
     kind: str = "coroutine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorStart:
+    """A supervisor whose spec a function makes anew at each of its starts (OTP: ``init``)."""
+
+    function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
+    args: tuple[Any, ...] = ()
+    kind: str = "supervisor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +126,9 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
     placement: PlacementOptions | None = None,
 ) -> ChildSpec:
     """Make a child of a Ray actor. Ray itself never restarts it: rayvisor does.
+
+    If its ``__init__`` takes a keyword argument ``predecessor`` (and ``kwargs`` has none), it is given the
+    [`Exit`][rayvisor.Exit] of the incarnation before it; None at the first start.
 
     Parameters
     ----------
@@ -155,8 +188,12 @@ def coroutine(
 ) -> ChildSpec:
     """Make a child of an async function in the supervisor's own process.
 
-    It is asked to end by cancellation. It counts as up at once, unless it takes a keyword argument
-    ``task_status``: then it is up when it has called ``task_status.started()``, as in anyio.
+    It counts as up at once, unless it takes a keyword argument ``task_status``: then it is up when it has
+    called ``task_status.started()``, as in anyio. If it takes a keyword argument ``predecessor``, it is
+    given the [`Exit`][rayvisor.Exit] of the incarnation before it; None at the first start.
+
+    It is asked to end as anyio cancels a scope: what it shields goes on. When its shutdown time is over,
+    and for ``Shutdown.BRUTAL_KILL`` at once, its task itself is cancelled, which no shield holds up.
 
     Parameters
     ----------
@@ -182,6 +219,67 @@ def coroutine(
     )
 
 
+def subtree(
+    id: str,  # noqa: A002 - OTP's word for it
+    spec: SupervisorSpec | Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]],
+    *,
+    args: Sequence[Any] = (),
+    restart: Restart = Restart.PERMANENT,
+    shutdown: Shutdown | float = Shutdown.INFINITY,
+    significant: bool = False,
+    backoff: Backoff | None = None,
+    start_deadline: float = 60.0,
+) -> ChildSpec:
+    """Make a child of a supervisor with children of its own.
+
+    Parameters
+    ----------
+    id
+        Name of the child.
+    spec
+        The supervisor's spec; or a function, also an async one, that makes it anew at each of its starts
+        (OTP: ``init``). If the function takes a keyword argument ``predecessor``, it is given the
+        [`Exit`][rayvisor.Exit] of the supervisor before; None at the first start. It runs in the
+        supervisor's event loop, so it must not block.
+    args
+        What the function is called with.
+    restart, shutdown, significant, backoff
+        As in [`ChildSpec`][rayvisor.ChildSpec]. A finite shutdown kills what is left when it is over.
+    start_deadline
+        Seconds the function may take. The children it names have deadlines of their own.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+
+    Examples
+    --------
+    >>> def room(name: str) -> rv.SupervisorSpec:
+    ...     return rv.SupervisorSpec(children=[rv.coroutine("talk", talk, args=[name])])
+    >>> rooms = rv.SupervisorSpec(
+    ...     strategy=rv.Strategy.SIMPLE_ONE_FOR_ONE, children=[rv.subtree("room", room)]
+    ... )
+    >>> await sup.start_child(rv.Instance("lobby", args=("lobby",)), under="rooms")
+    """
+    if isinstance(spec, SupervisorSpec):
+        if args:
+            raise SpecError("args", args, "are for a function; a SupervisorSpec is complete as it is")
+    elif not callable(spec):
+        raise SpecError("spec", spec, "must be a SupervisorSpec, or a function that makes one")
+    return ChildSpec(
+        id=id,
+        start=spec
+        if isinstance(spec, SupervisorSpec)
+        else SupervisorStart(function=spec, args=tuple(args)),
+        restart=restart,
+        shutdown=shutdown,
+        significant=significant,
+        backoff=backoff,
+        start_deadline=start_deadline,
+    )
+
+
 def engine_pool(  # noqa: PLR0913 - as above
     id: str,  # noqa: A002 - OTP's word for it
     *,
@@ -194,7 +292,12 @@ def engine_pool(  # noqa: PLR0913 - as above
     shutdown: Shutdown | float = 20.0,
     backoff: Backoff | None = None,
     start_deadline: float = 300.0,
+    start_longest: float | None = None,
     start_limit: int = 4,
+    stall_after: float = 30.0,
+    step_limit: float | None = None,
+    probe_interval: float = 2.0,
+    probes: tuple[int, int] = (3, 5),
     no_progress: int | None = 3,
     queue_limit: int = 1000,
     deadline: float = 600.0,
@@ -228,9 +331,25 @@ def engine_pool(  # noqa: PLR0913 - as above
     backoff
         Default: the first restart at once, then 1 s to 30 s with full jitter.
     start_deadline
-        Seconds an engine may take to come up.
+        Seconds that an engine's start may go without progress: another phase or another line of its log,
+        or processor time of its processes. So a compilation of an hour is no fault, and a start that hangs
+        is found in this time.
+    start_longest
+        Seconds a start may take in all. Default: four times ``start_deadline``.
     start_limit
         How many engines start side by side.
+    stall_after
+        Seconds without a token, while requests wait and the engine's processes do nothing, after which it
+        has stalled: it is ended and restarted. A host that is silent for so long has stalled, too.
+    step_limit
+        The same while its processes compute, as in a long prefill: only then is it ended. Default: 300, or
+        ``stall_after`` if that is more.
+    probe_interval
+        Seconds between two looks at an engine; a stall is found at the latest so long after its limit.
+    probes
+        ``(k, n)``: an engine that ``k`` of the last ``n`` looks found doing nothing though requests wait is
+        SUSPECT, and gets no new ones until it brings a token. ``stall_after`` must leave time for that:
+        at least ``k * probe_interval``.
     no_progress
         That many incarnations in a row that die before delivering a token end the pool.
     queue_limit
@@ -262,10 +381,17 @@ def engine_pool(  # noqa: PLR0913 - as above
         scheduling=scheduling,
         placement=placement,
     )
+    limits = StallLimits(
+        stall_after=stall_after,
+        step_limit=max(300.0, stall_after) if step_limit is None else step_limit,
+        probe_interval=probe_interval,
+        probes=probes,
+        start_longest=start_longest,
+    )
     children = [
         ChildSpec(
             id=str(number),
-            start=EngineStart(engine=engine, arguments=dict(engine_args), options=options),
+            start=EngineStart(engine=engine, arguments=dict(engine_args), options=options, limits=limits),
             shutdown=shutdown,
             backoff=Backoff() if backoff is None else backoff,
             start_deadline=start_deadline,

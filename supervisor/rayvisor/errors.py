@@ -3,7 +3,9 @@
     RayvisorError
     ├── SpecError                 a flag or spec that cannot work; raised before anything starts
     ├── StartFailed               the tree could not be brought up
+    ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
+    ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
     ├── SupervisorGaveUp          the tree ended because it could not be kept up
     ├── CallError                 a verb on a supervisor that could not be carried out
     │   ├── UnknownChildError     no such child                      (OTP: not_found)
@@ -39,9 +41,11 @@ __all__ = [
     "ChildStartError",
     "ChildUnavailableError",
     "ClusterUnavailableError",
+    "ControlSocketError",
     "RayvisorError",
     "SpecError",
     "StartFailed",
+    "StrategyError",
     "SupervisorBusyError",
     "SupervisorGaveUp",
     "SupervisorStoppedError",
@@ -95,6 +99,31 @@ class StartFailed(RayvisorError):  # noqa: N818 - named as the event is: a start
         super().__init__(f"{cause}; the tree was not started, since {child!r} could not be")
 
 
+class StrategyError(RayvisorError):
+    """A restart strategy raised, or returned a plan that cannot be carried out.
+
+    It is recorded, not raised: the failed child is restarted by itself, as under one_for_one.
+
+    Parameters
+    ----------
+    strategy
+        Name of the strategy.
+    child
+        Path of the failed child it was asked about.
+    problem
+        What is wrong with the plan, or what the strategy raised.
+    traceback
+        Where it raised.
+    """
+
+    def __init__(self, strategy: str, child: str, problem: str, traceback: str = "") -> None:
+        self.strategy = strategy
+        self.child = child
+        self.problem = problem
+        self.traceback = traceback
+        super().__init__(f"{strategy}: {problem}; {child!r} is restarted by itself")
+
+
 class ClusterUnavailableError(RayvisorError):
     """No Ray could be started, or attached to.
 
@@ -111,6 +140,23 @@ class ClusterUnavailableError(RayvisorError):
         self.reason = reason
         what = "no local Ray could be started" if address == "local" else "the cluster cannot be attached to"
         super().__init__(f"{reason}: {what} (address={address!r})")
+
+
+class ControlSocketError(RayvisorError):
+    """The control socket of a tree cannot be opened, or nobody answers there.
+
+    Parameters
+    ----------
+    path
+        Of the socket.
+    reason
+        What is wrong with it, and the way out.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"control socket {path}: {reason}")
 
 
 class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, used by documentation

@@ -16,11 +16,13 @@ __all__ = [
     "FaultSeen",
     "GoneUnverified",
     "HookFailed",
+    "LoopStoodStill",
     "Record",
     "RecordsMissed",
     "StartProgressed",
     "StartedLate",
     "StateChanged",
+    "StrategyFailed",
     "SupervisorMoved",
 ]
 
@@ -117,6 +119,29 @@ class HookFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyFailed:
+    """A restart strategy raised, or its plan cannot be carried out; the child is restarted by itself."""
+
+    at: float
+    child: str
+    strategy: str
+    problem: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopStoodStill:
+    """The supervisor's event loop stood still for some seconds: something on it did not return."""
+
+    at: float
+    seconds: float
+    doing: str
+    """``strategy NAME`` when a restart strategy was being asked; else empty."""
+    stack: str
+    """What the loop's thread was doing meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsMissed:
     """A watcher was too slow: this many records were dropped for it."""
 
@@ -133,5 +158,7 @@ Record = (
     | GoneUnverified
     | SupervisorMoved
     | HookFailed
+    | StrategyFailed
+    | LoopStoodStill
     | RecordsMissed
 )

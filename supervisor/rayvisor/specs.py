@@ -19,6 +19,14 @@ from enum import StrEnum
 from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from rayvisor.errors import SpecError
+from rayvisor.strategies import (
+    OneForAll,
+    OneForOne,
+    RestartStrategy,
+    RestForOne,
+    SimpleOneForOne,
+    by_name,
+)
 
 __all__ = [
     "AutoShutdown",
@@ -48,6 +56,14 @@ class Strategy(StrEnum):
     """The one that ended and those after it."""
     SIMPLE_ONE_FOR_ONE = "simple_one_for_one"
     """Only the one that ended; all are instances of one template, started with ``start_child``."""
+
+
+_OTP: dict[Strategy, RestartStrategy] = {
+    Strategy.ONE_FOR_ONE: OneForOne(),
+    Strategy.ONE_FOR_ALL: OneForAll(),
+    Strategy.REST_FOR_ONE: RestForOne(),
+    Strategy.SIMPLE_ONE_FOR_ONE: SimpleOneForOne(),
+}
 
 
 class Restart(StrEnum):
@@ -206,7 +222,9 @@ class Instance(NamedTuple):
     id: str
     """Name of the instance, unique under its supervisor."""
     start: StartSpec | None = None
-    """What is started, where that differs from instance to instance (OTP: the extra arguments)."""
+    """What is started, where that differs from instance to instance."""
+    args: tuple[object, ...] = ()
+    """Follow the template's own ``args`` in the call of what it starts (OTP: the extra arguments)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +312,8 @@ class SupervisorSpec:
     Parameters
     ----------
     strategy
-        Which children are restarted together.
+        Which children are restarted together: one of OTP's, an object with a ``plan`` method (see
+        [`RestartStrategy`][rayvisor.RestartStrategy]), or the name of a registered one.
     intensity
         How many restarts within ``period`` are tolerated; one more, and the supervisor gives up. OTP's
         default: 1.
@@ -322,7 +341,7 @@ class SupervisorSpec:
     (3, 900.0)
     """
 
-    strategy: Strategy = Strategy.ONE_FOR_ONE
+    strategy: Strategy | RestartStrategy | str = Strategy.ONE_FOR_ONE
     intensity: int = 1
     period: float = 5.0
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
@@ -330,7 +349,7 @@ class SupervisorSpec:
     start_limit: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strategy", _member("strategy", Strategy, self.strategy))
+        object.__setattr__(self, "strategy", _strategy(self.strategy))
         _whole("intensity", self.intensity, least=0, unit="restarts")
         _number("period", self.period, least=0.0, term="invalid_period", exclusive=True)
         object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
@@ -358,6 +377,18 @@ class SupervisorSpec:
                 "must be one template under strategy='simple_one_for_one'; start_child makes its instances",
                 term="bad_start_spec",
             )
+
+    @property
+    def planner(self) -> RestartStrategy:
+        """What is asked when a child fails."""
+        strategy = self.strategy
+        return _OTP[strategy] if isinstance(strategy, Strategy) else cast("RestartStrategy", strategy)
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy in a word."""
+        strategy = self.strategy
+        return strategy.value if isinstance(strategy, Strategy) else type(strategy).__name__
 
     @property
     def template(self) -> ChildSpec | None:
@@ -421,6 +452,21 @@ def _number(
     if not good or value < least or (exclusive and value == least):  # type: ignore[operator]
         bound = f"more than {least:g}" if exclusive else f"{least:g} or more"
         raise SpecError(name, value, f"must be a number of seconds, {bound}{why and f' ({why})'}", term=term)
+
+
+def _strategy(value: object) -> Strategy | RestartStrategy:
+    if isinstance(value, str):
+        own = Strategy.__members__.get(value.upper()) if value == value.lower() else None
+        return by_name(value) if own is None else own
+    if isinstance(value, type) or not isinstance(value, RestartStrategy):
+        raise SpecError(
+            "strategy",
+            value,
+            "must be a Strategy, the name of a registered one, or an object (not a class) with a method "
+            "plan(failure, siblings)",
+            term="invalid_strategy",
+        )
+    return value
 
 
 def _shutdown(value: object, *, supervisor: bool) -> Shutdown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -15,11 +16,55 @@ from rayvisor._core.core import Core
 from rayvisor._core.exits import KILLED, NORMAL, SHUTDOWN
 from rayvisor.faults import FaultClass
 from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Instance, Restart, Strategy, SupervisorSpec
+from rayvisor.strategies import (
+    Failure,
+    Quorum,
+    Rolling,
+    Siblings,
+    Step,
+    escalate,
+    in_place,
+    start,
+    stop,
+    wait_serving,
+)
 from rayvisor.testing import BOOM, NOTHING, fault_of
 
 EXITS = st.sampled_from([NORMAL, SHUTDOWN, KILLED, BOOM, BOOM, BOOM, fault_of(FaultClass.PERMANENT)])
 PATHS = st.sampled_from(["a", "b", "t", "s", "s/x", "s/y", "s/new", "pool", "pool/k", "new", "nobody"])
-GROUPS = st.sampled_from([Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE])
+
+
+class Dice:
+    """A strategy that does anything, sensible or not."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def plan(self, failure: Failure, siblings: Siblings) -> list[Step]:
+        ids = [*siblings, *([failure.child] * 3)]
+        plan = [self.step(ids) for _ in range(self.random.randrange(6))]
+        if self.random.random() < 0.1:
+            raise RuntimeError("no luck")
+        return plan
+
+    def step(self, ids: list[str]) -> Step:
+        some = sorted({self.random.choice(ids) for _ in range(self.random.randrange(1, 4))})
+        makers: list[Callable[[], Step]] = [
+            lambda: start(some, at_once=self.random.choice([None, 1, 3])),
+            lambda: stop(some),
+            lambda: wait_serving(some[0], within=2.0),
+            lambda: in_place("try"),
+            lambda: escalate("enough"),
+        ]
+        return self.random.choices(makers, [6, 5, 2, 2, 0.5])[0]()
+
+
+GROUPS: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from(
+        [Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE, Quorum(1), Rolling(within=2.0)]
+    ),
+    st.builds(Dice, st.integers(0, 99)),
+)
 TYPES = st.sampled_from(list(Restart))
 INDEX = st.integers(0, 50)
 
@@ -82,6 +127,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.starting: dict[str, m.Start] = {}
         self.stopping: dict[str, m.Stop] = {}
         self.dirty: dict[str, m.Clean] = {}
+        self.acting: dict[str, m.Act] = {}
         self.timers: dict[int, float] = {}
         self.calls: dict[int, int] = {}
         self.restarts: dict[str, list[float]] = defaultdict(list)
@@ -129,6 +175,12 @@ class AnyOrder(RuleBasedStateMachine):
         clean = self.dirty.pop(self.pick(self.dirty, index))
         self.gone(clean.child, clean.incarnation)
         self.feed(m.Gone(clean.child, clean.incarnation))
+
+    @rule(index=INDEX, ok=st.booleans())
+    @precondition(lambda self: self.acting)
+    def something_in_place_is_done(self, index: int, *, ok: bool) -> None:
+        act = self.acting.pop(self.pick(self.acting, index))
+        self.feed(m.Acted(act.child, act.incarnation, ok))
 
     @rule(index=INDEX)
     @precondition(lambda self: self.timers)
@@ -259,6 +311,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.up.pop(effect.child, None)
         self.starting.pop(effect.child, None)
         self.dirty[effect.child] = effect
+
+    def see_act(self, effect: m.Act) -> None:
+        assert self.up.get(effect.child) == effect.incarnation, "to act, but not up"
+        self.acting[effect.child] = effect
 
     def see_settimer(self, effect: m.SetTimer) -> None:
         assert effect.delay >= 0

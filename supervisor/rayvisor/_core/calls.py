@@ -212,6 +212,7 @@ class Calls(Boots):
         while children:
             child = children.pop()
             self._move(child, call.verb.value)
+            self._group_step(child.parent, child)
             if child.subtree is not None:
                 children.extend(child.subtree.children.values())
         self._out.append(m.Reply(call.call, None))
@@ -224,7 +225,7 @@ class Calls(Boots):
         old = supervisor.spec
         if old.strategy is not spec.strategy and (supervisor.simple or spec.template is not None):
             raise SpecError(
-                "strategy", spec.strategy, f"cannot follow {old.strategy.value!r} in a living tree"
+                "strategy", spec.strategy, f"cannot follow {old.strategy_name!r} in a living tree"
             )
         supervisor.spec = spec
         if supervisor.simple:

@@ -25,6 +25,7 @@ from rayvisor._core.calls import Calls
 from rayvisor._core.exits import KILLED, Exit, ExitKind
 from rayvisor._core.tree import Phase
 from rayvisor.errors import SupervisorStoppedError
+from rayvisor.strategies import InPlace
 
 if TYPE_CHECKING:
     from rayvisor._core.tree import Child
@@ -186,6 +187,20 @@ class Core(Calls):
                 self._died(child, lost, gone=False)
         else:
             self._move(child, event.event, "" if event.fault is None else str(event.fault))
+            self._group_step(child.parent, child)
+
+    def _on_acted(self, event: m.Acted) -> None:
+        child = self._live(event.child, event.incarnation)
+        group = None if child is None else child.parent.group
+        if child is None or group is None or group.failed is not child or not isinstance(group.step, InPlace):
+            return
+        if event.ok:
+            group.acted = True
+        else:
+            if event.fault is not None:
+                child.exit = Exit(ExitKind.FAULT, fault=event.fault)
+            group.failure = child
+        self._group_step(child.parent, child)
 
     _HANDLERS: ClassVar[dict[type, Callable[[Core, Any], None]]] = {
         m.Boot: _on_boot,
@@ -199,5 +214,6 @@ class Core(Calls):
         m.TimerFired: _on_timer,
         m.Progressed: _on_progressed,
         m.Reported: _on_reported,
+        m.Acted: _on_acted,
         m.Call: Calls._called,  # noqa: SLF001 - its own, one class up
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
+    from rayvisor.errors import StrategyError
     from rayvisor.faults import Fault
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
     from statecharts import Configuration
@@ -102,6 +103,15 @@ class Reported(NamedTuple):
     fault: Fault | None = None
 
 
+class Acted(NamedTuple):
+    """Answers [`Act`][]: whether the incarnation has recovered in place."""
+
+    child: str
+    incarnation: int
+    ok: bool
+    fault: Fault | None = None
+
+
 class Verb(StrEnum):
     """What can be asked of a supervisor."""
 
@@ -139,6 +149,7 @@ Event = (
     | TimerFired
     | Progressed
     | Reported
+    | Acted
     | Call
 )
 
@@ -169,6 +180,16 @@ class Clean(NamedTuple):
 
     child: str
     incarnation: int
+
+
+class Act(NamedTuple):
+    """Have a live incarnation recover by its own means; answered by Acted."""
+
+    child: str
+    incarnation: int
+    action: str
+    within: float
+    """Seconds it may take."""
 
 
 class Kill(NamedTuple):
@@ -219,12 +240,20 @@ class Decided(NamedTuple):
     child: str
     incarnation: int
     decision: str
-    """``restart``, ``give_up``, ``forget``, ``rest``, ``retry_later``, ``fail``."""
+    """``restart``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``."""
     exit: Exit
     detail: str
     restarts: int = 0
     intensity: int = 0
     delay: float = 0.0
+
+
+class StrategyFailed(NamedTuple):
+    """A strategy raised, or its plan could not be carried out; the failed child is restarted by itself."""
+
+    supervisor: str
+    child: str
+    error: StrategyError
 
 
 class Forgotten(NamedTuple):
@@ -262,12 +291,14 @@ Effect = (
     Start
     | Stop
     | Clean
+    | Act
     | Kill
     | SetTimer
     | CancelTimer
     | Reply
     | Changed
     | Decided
+    | StrategyFailed
     | Forgotten
     | SupervisorChanged
     | TreeUp

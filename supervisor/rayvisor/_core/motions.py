@@ -45,6 +45,8 @@ class Motions(ABC):
         self.children: dict[str, Child] = {}
         self.supervisors: dict[str, Supervisor] = {"": self.root}
         self.ended = False
+        self.asking = ""
+        """The strategy that is being asked: it is a user's code, and may never answer."""
         self._out: list[m.Effect] = []
         self._timers: dict[int, Child] = {}
         self._timer_ids = count(1)
@@ -105,6 +107,7 @@ class Motions(ABC):
         if child.forgotten:
             return
         child.forgotten = True
+        child.parent.broken.pop(child, None)
         self._drop_timer(child)
         child.parent.children.pop(child.spec.id, None)
         self._bury(child)

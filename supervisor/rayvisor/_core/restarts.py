@@ -1,4 +1,4 @@
-"""What an end means for the child: restart, rest, or the end of its supervisor."""
+"""What an end means for the child: a restart as the strategy says, rest, or the end of its supervisor."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from rayvisor._core import backoff as backoffs
 from rayvisor._core import messages as m
 from rayvisor._core.exits import SHUTDOWN, Exit
 from rayvisor._core.groups import Groups
+from rayvisor._core.plans import alone, ask, by_itself, restarts
 from rayvisor._core.tree import After, Child, Phase
+from rayvisor.errors import StrategyError
 from rayvisor.specs import Backoff, Restart, Strategy
+from rayvisor.strategies import Escalate, InPlace, Start, Step
 
 __all__ = ["Restarts"]
 
@@ -33,6 +36,7 @@ class Restarts(Groups):
             else:
                 child.unjudged = True
                 supervisor.deferred.append((child, child.incarnation))
+                self._group_step(supervisor, child)  # a step may have waited for it to serve
         else:
             self._judge(child)
         self._part(child, gone=gone)
@@ -85,23 +89,66 @@ class Restarts(Groups):
             child.after = After.FORGET if child.disposable else After.REST
             self._decided(child, "rest", "transient: it ended normally")
             self._auto_shutdown(child)
-        elif self._counted(child):
-            self._decided(child, "restart", child.parent.spec.strategy.value)
-            if self._alone(child):
-                child.after = After.RESTART
-            else:
-                self._group_begin(child.parent, child, child.delay)
+        else:
+            self._plan(child)
 
-    @staticmethod
-    def _alone(child: Child) -> bool:
-        """Whether it is restarted without its siblings."""
+    # --- what the strategy says ---------------------------------------------------------------
+
+    def _ask_again(self, child: Child) -> None:
+        self._plan(child)
+
+    def _plan(self, child: Child, *, counted: bool = False) -> None:
+        """Ask the strategy about a failed child, and begin what it says.
+
+        ``counted`` says that this restart is known to be within the intensity, and has waited its delay.
+        """
         supervisor = child.parent
-        strategy = supervisor.spec.strategy
-        return (
-            strategy is Strategy.ONE_FOR_ONE
-            or strategy is Strategy.SIMPLE_ONE_FOR_ONE
-            or supervisor.phase is Phase.STARTING
-        )
+        steps = self._ask(child)
+        first = steps[0] if steps else None
+        if isinstance(first, Escalate):
+            self._give_up(child, first.reason, After.EXHAUST)
+            return
+        starts = restarts(steps)
+        if starts:
+            supervisor.asked = 0
+            if not counted and not self._counted(child):
+                return
+        if not counted:
+            decision = "restart" if starts else "in_place" if isinstance(first, InPlace) else "rest"
+            self._decided(child, decision, supervisor.spec.strategy_name)
+        if alone(steps, child):
+            self._restart_alone(child)
+            return
+        child.restarting = False
+        if not any(isinstance(step, Start) and child.spec.id in step.ids for step in steps):
+            if child.configuration.leaf == "BACKOFF":
+                self._rest(child, "the strategy leaves it down")
+            elif not self._up(child):
+                child.after = After.REST
+        if steps:
+            self._group_begin(supervisor, child, steps, 0.0 if counted else child.delay)
+
+    def _ask(self, child: Child) -> tuple[Step, ...]:
+        supervisor = child.parent
+        step = supervisor.broken.pop(child, None) if supervisor.broken else None
+        if supervisor.phase is Phase.STARTING:
+            return by_itself(child)  # there is no group to restart yet
+        self.asking = supervisor.spec.strategy_name
+        steps = ask(supervisor, child, child.exit or SHUTDOWN, step)
+        self.asking = ""
+        if isinstance(steps, StrategyError):
+            self._out.append(m.StrategyFailed(supervisor.path, child.path, steps))
+            return by_itself(child)
+        return steps
+
+    def _restart_alone(self, child: Child) -> None:
+        """Start a child again without its siblings, once it is down."""
+        if child.begun and child.configuration.leaf != "STOPPING":
+            self._stop(child, After.RESTART, "it is restarted")
+        elif child.begun or child.configuration.leaf == "STOPPING":
+            child.after = After.RESTART
+        else:
+            self._start(child)
 
     def _counted(self, child: Child) -> bool:
         """Count a restart; False when that was one too many and the supervisor gives up."""
@@ -249,14 +296,9 @@ class Restarts(Groups):
         """Start again a child whose delay is over."""
         supervisor = child.parent
         if not supervisor.active or not child.restarting:
+            self._group_step(supervisor, child)  # a step waited for it to serve, and waits no longer
             return
         if supervisor.group is not None:
             supervisor.deferred.append((child, child.incarnation))
             return
-        if not child.counted and not self._counted(child):
-            return
-        child.restarting = False
-        if self._alone(child):
-            self._start(child)
-        else:
-            self._group_begin(supervisor, child, 0.0)
+        self._plan(child, counted=child.counted)

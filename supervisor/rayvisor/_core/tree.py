@@ -1,4 +1,4 @@
-"""The nodes of a tree as the core holds them: children, supervisors, and one group restart.
+"""The nodes of a tree as the core holds them: children, supervisors, and the plan being carried out.
 
 Slots only, and nothing per child that a child at rest does not need: a tree may have a million.
 """
@@ -6,6 +6,7 @@ Slots only, and nothing per child that a child at rest does not need: a tree may
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
     from rayvisor._core.messages import Call
     from rayvisor.specs import ChildSpec, SupervisorSpec
+    from rayvisor.strategies import Step
     from statecharts import Configuration, Table
 
-__all__ = ["After", "Child", "GroupRestart", "Phase", "Supervisor"]
+__all__ = ["After", "Child", "Phase", "PlanRun", "Supervisor"]
 
 
 class After(Enum):
@@ -125,7 +127,9 @@ class Supervisor:
     """One incarnation of a supervisor: its children in start order, and its restart history."""
 
     __slots__ = (
+        "asked",
         "boot_failure",
+        "broken",
         "came_up",
         "children",
         "deferred",
@@ -160,7 +164,12 @@ class Supervisor:
         # Children still to be started (while STARTING, from the left) or stopped (STOPPING, from the right).
         self.queue: deque[Child] = deque()
         self.outstanding: set[str] = set()
-        self.group: GroupRestart | None = None
+        # The strategy's plan that is being carried out; it has the supervisor to itself.
+        self.group: PlanRun | None = None
+        # Which step failed over a child, until the strategy is asked about it.
+        self.broken: dict[Child, Step] = {}
+        # How often in a row the strategy was asked again without anything being started.
+        self.asked = 0
         # Ends and retries that wait for the group restart under way: child and incarnation.
         self.deferred: deque[tuple[Child, int]] = deque()
         # How many instances of its template it has named itself.
@@ -190,29 +199,36 @@ class Supervisor:
         return f"{self.path}/{identity}" if self.path else identity
 
 
-class GroupRestart:
-    """A restart of several siblings: stop in reverse, perhaps wait, start in order."""
+class PlanRun:
+    """A plan of the strategy being carried out: one at a time under each supervisor."""
 
     __slots__ = (
+        "acted",
         "delay",
         "failed",
         "failure",
         "members",
         "outstanding",
         "pumping",
-        "starting",
+        "step",
+        "steps",
         "to_start",
         "to_stop",
     )
 
-    def __init__(self, failed: Child, members: list[Child], delay: float) -> None:
+    def __init__(self, failed: Child, steps: Iterable[Step], members: Iterable[Child], delay: float) -> None:
         self.failed = failed
+        self.steps = deque(steps)
+        self.step: Step | None = None
+        # The delay that is still to be waited out before the first start.
         self.delay = delay
         # Who is still to be stopped or started by it; who is terminated by hand meanwhile leaves.
         self.members = set(members)
-        self.to_stop = members
+        self.to_stop: list[Child] = []
         self.to_start: deque[Child] = deque()
-        self.starting = False
-        self.pumping = False
         self.outstanding: set[str] = set()
+        # Whether what was to be done in place is done.
+        self.acted = False
+        # Over whom the present step failed.
         self.failure: Child | None = None
+        self.pumping = False

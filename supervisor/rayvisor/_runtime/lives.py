@@ -19,7 +19,8 @@ from rayvisor._core import messages as m
 from rayvisor._core.exits import KILLED, SHUTDOWN, crashed
 from rayvisor._engine.engine import plain_causes
 from rayvisor._runtime.bounded import bounded
-from rayvisor._runtime.carriers import Carrier, StartIgnored, StartRefused
+from rayvisor._runtime.carriers import ActingCarrier, Carrier, StartIgnored, StartRefused
+from rayvisor._runtime.life import Life, Run
 from rayvisor.classify import Ending, classify
 from rayvisor.faults import Cause, Fault
 from rayvisor.log import get_logger
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
     from rayvisor._runtime.carriers import Backend
     from rayvisor._runtime.machine import LifecycleMachine
     from rayvisor._runtime.telling import Teller
-    from rayvisor.specs import StartSpec, SupervisorSpec
     from statecharts import Configuration
 
-__all__ = ["Life", "Lives"]
+__all__ = ["Lives"]
 
 log = get_logger("rayvisor.supervisor")
 
@@ -45,83 +45,6 @@ CLEAN_SECONDS = 30.0
 """How long the end of what is left of an incarnation, and its proof, may take."""
 RELEASE_SECONDS = 30.0
 """How long giving back what a child held may take."""
-
-
-class _Run:
-    """One incarnation: its carrier, and the task that starts it and waits for its end."""
-
-    __slots__ = ("carrier", "incarnation", "over", "scope", "settled")
-
-    def __init__(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self.carrier: Carrier | None = None
-        self.scope = anyio.CancelScope()
-        # The start has come to a result.
-        self.settled = anyio.Event()
-        # The task has ended.
-        self.over = anyio.Event()
-
-
-class Life:
-    """A child, as its lifecycle hooks see it: ``change.model`` is one.
-
-    Attributes
-    ----------
-    child
-        Its path.
-    incarnation
-        Its newest incarnation.
-    state
-        Where it is in its chart.
-    """
-
-    __slots__ = (
-        "backend",
-        "child",
-        "faults",
-        "forgotten",
-        "incarnation",
-        "machine",
-        "released",
-        "runs",
-        "served",
-        "start",
-        "state",
-    )
-
-    def __init__(self, child: str, state: Configuration, machine: LifecycleMachine) -> None:
-        self.child = child
-        self.incarnation = 0
-        self.state = state
-        self.machine = machine
-        self.backend: Backend | None = None
-        self.start: StartSpec | SupervisorSpec | None = None
-        self.served = False
-        self.faults: dict[int, Fault] = {}
-        self.runs: dict[int, _Run] = {}
-        # While what it held is being given back, nothing new of it is started.
-        self.released: anyio.Event | None = None
-        self.forgotten = False
-
-    def __repr__(self) -> str:
-        return f"<{self.child}, incarnation {self.incarnation}, {self.state}>"
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is under way for it."""
-        released = self.released is None or self.released.is_set()
-        return released and all(run.over.is_set() for run in self.runs.values())
-
-    def begin(self, incarnation: int) -> _Run:
-        """Note a new incarnation; older ones that have nothing more to report are let go."""
-        for number in [number for number, run in self.runs.items() if run.over.is_set()]:
-            del self.runs[number]
-        for number in sorted(self.faults)[:-1]:
-            del self.faults[number]
-        self.incarnation = incarnation
-        self.forgotten = False
-        run = self.runs[incarnation] = _Run(incarnation)
-        return run
 
 
 class Lives:
@@ -227,16 +150,19 @@ class Lives:
         self._tasks.start_soon(self._live, life, run, effect, name=name)
         self._tasks.start_soon(self._keep_deadline, life, run, effect, name=f"deadline of {name}")
 
-    async def _live(self, life: Life, run: _Run, effect: m.Start) -> None:
+    async def _live(self, life: Life, run: Run, effect: m.Start) -> None:
         """Bring an incarnation up and wait until it has ended by itself."""
         child, incarnation = effect.child, effect.incarnation
         try:
             with run.scope:
-                if not await self._come_up(life, run, effect):
+                up = await self._come_up(life, run, effect)
+                if up is None:
                     return
                 # Sent also when it is late, and nobody waits for it any more: the core has it ended.
-                self._post(m.Started(child, incarnation))
+                self._post(up)
                 run.settled.set()
+                if isinstance(up, m.Prepared):
+                    return  # it has ended when its children have
                 ending = await self._await_end(run)
                 exit_ = self._exit(life, incarnation, ending, starting=False)
                 self._post(m.Exited(child, incarnation, exit_, gone=False))
@@ -245,14 +171,14 @@ class Lives:
             run.over.set()
             self._drop(life)
 
-    async def _come_up(self, life: Life, run: _Run, effect: m.Start) -> bool:
+    async def _come_up(self, life: Life, run: Run, effect: m.Start) -> m.Started | m.Prepared | None:
         try:
             if life.released is not None:
                 await life.released.wait()
                 life.released = None
             await anyio.lowlevel.checkpoint()  # a start that was called off makes nothing
             run.carrier = _carry(life.backend, effect)
-            await run.carrier.start()
+            spec = await run.carrier.start()
         except StartIgnored:
             self._post(m.Ignored(effect.child, effect.incarnation))
         except StartRefused as refused:
@@ -260,26 +186,31 @@ class Lives:
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, the core is told
             self._failed(life, run, effect, _broke(error, overdue=isinstance(error, TimeoutError)))
         else:
-            return True
-        return False
+            if spec is not None:
+                return m.Prepared(effect.child, effect.incarnation, spec)
+            return m.Started(effect.child, effect.incarnation)
+        return None
 
     @staticmethod
-    async def _await_end(run: _Run) -> Ending:
+    async def _await_end(run: Run) -> Ending:
         try:
             return await run.carrier.ended() if run.carrier is not None else Ending(causes=())
         except Exception as error:  # noqa: BLE001 - as above
             return _broke(error)
 
-    async def _keep_deadline(self, life: Life, run: _Run, effect: m.Start) -> None:
+    async def _keep_deadline(self, life: Life, run: Run, effect: m.Start) -> None:
         """Give up a start whose carrier does not keep its deadline."""
-        with anyio.move_on_after(effect.spec.start_deadline + START_SLACK_SECONDS):
+        deadline = effect.spec.start_deadline
+        limits = getattr(effect.spec.start, "limits", None)  # an engine's start that gets on is given more
+        longest = deadline if limits is None else limits.longest(deadline)
+        with anyio.move_on_after(longest + START_SLACK_SECONDS):
             await run.settled.wait()
             return
         run.scope.cancel()
-        why = f"not up within start_deadline={effect.spec.start_deadline:g} s, nor did it give up by itself"
+        why = f"not up within start_deadline={deadline:g} s, nor did it give up by itself"
         self._failed(life, run, effect, Ending(causes=(Cause("StartDeadlineExceeded", why),), overdue=True))
 
-    def _failed(self, life: Life, run: _Run, effect: m.Start, ending: Ending) -> None:
+    def _failed(self, life: Life, run: Run, effect: m.Start, ending: Ending) -> None:
         if run.settled.is_set():
             return  # it was given up before
         run.settled.set()
@@ -327,7 +258,7 @@ class Lives:
         run = self._run(effect)
         self._tasks.start_soon(self._stop, run, effect, name=f"stop {effect.child}#{effect.incarnation}")
 
-    async def _stop(self, run: _Run | None, effect: m.Stop) -> None:
+    async def _stop(self, run: Run | None, effect: m.Stop) -> None:
         await self._unwind(run)
         exit_, verified = KILLED, False
         if run is None or run.carrier is None:
@@ -358,7 +289,7 @@ class Lives:
         run = self._run(effect)
         self._tasks.start_soon(self._clean, run, effect, name=f"clean {effect.child}#{effect.incarnation}")
 
-    async def _clean(self, run: _Run | None, effect: m.Clean) -> None:
+    async def _clean(self, run: Run | None, effect: m.Clean) -> None:
         await self._unwind(run)
         verified = True
         if run is not None and run.carrier is not None:
@@ -376,16 +307,38 @@ class Lives:
             name = f"kill {effect.child}#{effect.incarnation}"
             self._tasks.start_soon(self._kill, run, run.carrier, effect, name=name)
 
-    async def _kill(self, run: _Run, carrier: Carrier, effect: m.Kill) -> None:
+    async def _kill(self, run: Run, carrier: Carrier, effect: m.Kill) -> None:
         run.scope.cancel()
         verified = await self._try(effect, "kill", _brutally, carrier, CLEAN_SECONDS)
         self._note(effect, "kill", verified=verified)
 
-    def _run(self, effect: m.Stop | m.Clean | m.Kill) -> _Run | None:
+    # --- in place -------------------------------------------------------------------------------
+
+    def act(self, effect: m.Act) -> None:
+        """Have a live incarnation recover by its own means."""
+        self._tasks.start_soon(
+            self._act, effect, name=f"{effect.action} of {effect.child}#{effect.incarnation}"
+        )
+
+    async def _act(self, effect: m.Act) -> None:
+        run = self._run(effect)
+        carrier = None if run is None else run.carrier
+        fault: Fault | None = None
+        try:
+            if not isinstance(carrier, ActingCarrier):
+                raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
+            name = f"{effect.action} of {effect.child}"
+            await bounded(self._tasks, lambda: carrier.act(effect.action), effect.within, name)
+        except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
+            ending = _broke(error, overdue=isinstance(error, TimeoutError))
+            fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault
+        self._post(m.Acted(effect.child, effect.incarnation, fault is None, fault))
+
+    def _run(self, effect: m.Stop | m.Clean | m.Kill | m.Act) -> Run | None:
         life = self._lives.get(effect.child)
         return None if life is None else life.runs.get(effect.incarnation)
 
-    async def _unwind(self, run: _Run | None) -> None:
+    async def _unwind(self, run: Run | None) -> None:
         """Call off what an incarnation's own task still does, and wait until it has let go."""
         if run is not None:
             run.scope.cancel()

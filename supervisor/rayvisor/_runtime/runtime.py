@@ -15,6 +15,7 @@ from rayvisor._core.core import Core
 from rayvisor._core.exits import KILLED
 from rayvisor._runtime.lives import Lives
 from rayvisor._runtime.mailbox import Mailbox
+from rayvisor._runtime.watchdog import Watchdog
 from rayvisor.errors import SupervisorStoppedError
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ class Runtime:
             m.Start: self.lives.start,
             m.Stop: self.lives.stop,
             m.Clean: self.lives.clean,
+            m.Act: self.lives.act,
             m.Kill: self.lives.kill,
             m.SetTimer: self._set_timer,
             m.CancelTimer: self._cancel_timer,
             m.Reply: self._reply,
             m.Changed: self._changed,
             m.Decided: teller.decided,
+            m.StrategyFailed: teller.strategy_failed,
             m.Forgotten: self.lives.forgotten,
             m.SupervisorChanged: teller.supervisor_changed,
             m.TreeUp: self._tree_up,
@@ -169,13 +172,11 @@ class Runtime:
     async def run(self) -> None:
         """Decide and carry out, until the tree has ended."""
         self._mailbox.post(m.Boot())
+        watchdog = Watchdog(lambda: self.core.asking, self._teller.stood_still)
         try:
-            while self.ended is None:
-                event = await self._mailbox.next()
-                for effect in self.core.handle(event, time.monotonic()):
-                    self._carry_out[type(effect)](effect)
-                    if self._follower is not None:
-                        self._follower.follow(effect)
+            with watchdog.watching():
+                while self.ended is None:
+                    self._decide(await self._mailbox.next())
         finally:
             for answer in self._waiting.values():
                 answer.give(None, SupervisorStoppedError(""))
@@ -183,6 +184,12 @@ class Runtime:
                 timer.cancel()
             self.settled.set()
             self.over.set()
+
+    def _decide(self, event: m.Event) -> None:
+        for effect in self.core.handle(event, time.monotonic()):
+            self._carry_out[type(effect)](effect)
+            if self._follower is not None:
+                self._follower.follow(effect)
 
     # --- effects that are no child's ----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ ends in order, whatever ends the block.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
@@ -18,9 +19,12 @@ from rayvisor._runtime.bounded import outlast
 from rayvisor._runtime.carriers.actors import ActorBackend
 from rayvisor._runtime.carriers.coroutines import CoroutineBackend
 from rayvisor._runtime.carriers.engines import EngineBackend
+from rayvisor._runtime.carriers.supervisors import SupervisorBackend
+from rayvisor._runtime.holds import Holds
 from rayvisor._runtime.places import kinds
 from rayvisor._runtime.pools import Pools
 from rayvisor._runtime.runtime import Runtime
+from rayvisor.faults import Cause, Fault, FaultClass
 from rayvisor.log import get_logger
 from rayvisor.specs import SupervisorSpec
 
@@ -88,6 +92,8 @@ class Session:
         self._actors: ActorBackend | None = None
         self._pools: Pools | None = None
         self._runtime: Runtime | None = None
+        self.began = time.monotonic()
+        """When this run began."""
         self.signal: int | None = None
         """The signal that ended the tree."""
         self.error: BaseException | None = None
@@ -148,6 +154,11 @@ class Session:
             if self._runtime is not None:
                 self._runtime.post(m.Halt())
 
+    def stop(self) -> None:
+        """End the tree, in order, and the user's block with it."""
+        self.dismissed.set()
+        self.halt()
+
     def hurry(self) -> None:
         """End everything at once."""
         self.halt()
@@ -194,6 +205,7 @@ class Session:
             "engine": self._engines,
             "actor": self._actors,
             "coroutine": CoroutineBackend(tasks),
+            "supervisor": SupervisorBackend(self.open),
         }
         with self._opening:
             await self.open(self._spec)
@@ -208,6 +220,7 @@ class Session:
             follower=self,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
+        self._holds = Holds(runtime.post)
         if self._halted:
             runtime.post(m.Halt())  # before it came up
         tasks.start_soon(self._decide, runtime, name="supervisor")
@@ -263,9 +276,15 @@ class Session:
         """Tell how far a start is."""
         self._teller.progressed(child, phase)
 
-    def condition(self, child: str, incarnation: int, event: str) -> None:
+    def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
         """Pass a change of an engine's condition to the core."""
-        self.runtime.post(m.Reported(child, incarnation, event))
+        why = None
+        if causes:
+            why = Fault(
+                child=child, incarnation=incarnation, at=time.monotonic(), source="host",
+                fault_class=FaultClass.TRANSIENT, causes=causes, doing="serving",
+            )  # fmt: skip
+        self.runtime.post(m.Reported(child, incarnation, event, why))
 
     def _on_useful(self, child: str, incarnation: int) -> None:
         self.runtime.post(m.Progressed(child, incarnation))
@@ -275,6 +294,7 @@ class Session:
     def follow(self, effect: m.Effect) -> None:
         """Have the pools take note of an effect."""
         self.pools.follow(effect, self.runtime)
+        self._holds.follow(effect)
 
     def blameless(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame for an end."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rayvisor._core import messages as m
     from rayvisor._engine.wire import Phase
     from rayvisor._runtime.machine import HookFailure
+    from rayvisor._runtime.watchdog import Standstill
     from rayvisor._runtime.watchers import Watchers
     from rayvisor.faults import Fault
 
@@ -100,6 +101,38 @@ class Teller:
             restarts=effect.restarts,
             intensity=effect.intensity,
             delay=round(effect.delay, 3),
+        )
+
+    def strategy_failed(self, effect: m.StrategyFailed) -> None:
+        """A user's strategy went wrong; the failed child is restarted by itself."""
+        error = effect.error
+        log.error(
+            "strategy.failed",
+            child=effect.child,
+            strategy=error.strategy,
+            problem=error.problem,
+            traceback=error.traceback,
+            then="restarted by itself",
+        )
+        self._watchers.tell(
+            r.StrategyFailed(
+                at=time.monotonic(),
+                child=effect.child,
+                strategy=error.strategy,
+                problem=error.problem,
+                traceback=error.traceback,
+            )
+        )
+
+    def stood_still(self, standstill: Standstill) -> None:
+        """The loop stood still, and runs again; the watchdog has logged it."""
+        self._watchers.tell(
+            r.LoopStoodStill(
+                at=time.monotonic(),
+                seconds=standstill.seconds,
+                doing=standstill.doing,
+                stack=standstill.stack,
+            )
         )
 
     def supervisor_changed(self, effect: m.SupervisorChanged) -> None:

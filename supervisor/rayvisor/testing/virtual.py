@@ -149,6 +149,14 @@ class VirtualTree:
         for event in events:
             self.feed(event)
 
+    def acted(self, path: str, *, ok: bool = True, exit: Exit = BOOM) -> None:  # noqa: A002 - OTP's word
+        """Say whether what the incarnation at ``path`` was to do in place has helped."""
+        self.feed(m.Acted(path, self.live[path], ok, None if ok else exit.fault))
+
+    def report(self, path: str, event: str) -> None:
+        """Report an event of its chart about the incarnation at ``path``: ``suspect``, ``stale``, ..."""
+        self.feed(m.Reported(path, self.live[path], event))
+
     def prove(self, path: str) -> None:
         """Prove that nothing is left of the incarnation that ended at ``path``."""
         self.feed(m.Gone(path, self.live.pop(path)))
@@ -246,6 +254,12 @@ class VirtualTree:
     def _on_clean(self, effect: m.Clean) -> None:
         self._words.append(f"clean {effect.child} {effect.incarnation}")
 
+    def _on_act(self, effect: m.Act) -> None:
+        self._words.append(f"act {effect.child} {effect.action}")
+
+    def _on_strategy_failed(self, effect: m.StrategyFailed) -> None:
+        self._words.append(f"strategy failed: {effect.error}")
+
     def _on_kill(self, effect: m.Kill) -> None:
         self._words.append(f"kill {effect.child} {effect.incarnation}")
 
@@ -271,6 +285,8 @@ class VirtualTree:
         m.Start: _on_start,
         m.Stop: _on_stop,
         m.Clean: _on_clean,
+        m.Act: _on_act,
+        m.StrategyFailed: _on_strategy_failed,
         m.Kill: _on_kill,
         m.SetTimer: _on_set_timer,
         m.CancelTimer: _on_cancel_timer,

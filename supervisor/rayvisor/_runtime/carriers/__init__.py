@@ -6,14 +6,16 @@ asks for the proof that nothing of it is left. Each call may be cancelled, and i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
     from rayvisor.classify import Ending
-    from rayvisor.specs import ChildSpec, Shutdown
+    from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
-__all__ = ["Backend", "Carrier", "StartIgnored", "StartRefused"]
+__all__ = ["ActingCarrier", "Backend", "Carrier", "StartIgnored", "StartRefused", "takes", "with_predecessor"]
 
 
 class StartRefused(Exception):  # noqa: N818 - an outcome, not a class of errors
@@ -31,8 +33,10 @@ class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
 class Carrier(Protocol):
     """One incarnation of one child."""
 
-    async def start(self) -> None:
+    async def start(self) -> SupervisorSpec | None:
         """Bring it up. What it makes is recorded before anything is waited for.
+
+        Where the child is a supervisor it returns the spec: the core starts the children.
 
         It keeps the spec's ``start_deadline`` itself, since it can say what took so long; the runtime
         waits a little longer and then gives the start up.
@@ -62,6 +66,14 @@ class Carrier(Protocol):
         ...
 
 
+@runtime_checkable
+class ActingCarrier(Protocol):
+    """A carrier whose child can recover by its own means."""
+
+    async def act(self, action: str) -> None:
+        """Have it done; raises when it does not help."""
+
+
 class Backend(Protocol):
     """What carries one kind of children."""
 
@@ -77,3 +89,16 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """End all that is left, within a bounded time."""
+
+
+def takes(function: Callable[..., Any], keyword: str) -> bool:
+    """Whether a function, or the making of an object, takes an argument of this name."""
+    try:
+        return keyword in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no signature to be had
+        return False
+
+
+def with_predecessor(function: Callable[..., Any], predecessor: Exit | None) -> dict[str, Any]:
+    """Keyword arguments by which a start that asks for it is told how the incarnation before ended."""
+    return {"predecessor": predecessor} if takes(function, "predecessor") else {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from rayvisor._engine.link import HostEnd, HostGone
-from rayvisor._runtime.carriers import StartRefused
+from rayvisor._runtime.carriers import StartIgnored, StartRefused, with_predecessor
+from rayvisor.children import IgnoreStart
 from rayvisor.classify import Ending
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause
@@ -57,17 +58,11 @@ class ActorBackend:
         place = self._place
         return None if place is None else (place.cluster.namespace, place.prefix)
 
-    def carry(
-        self,
-        child: str,
-        incarnation: int,
-        spec: ChildSpec,
-        predecessor: Exit | None,  # noqa: ARG002 - the protocol's
-    ) -> ActorCarrier:
+    def carry(self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None) -> ActorCarrier:
         """Make the carrier of an incarnation."""
         if self._place is None:
             raise RuntimeError("the place of the actors has not been opened")
-        return ActorCarrier(self, self._place, child, incarnation, spec)
+        return ActorCarrier(self, self._place, (child, incarnation), spec, predecessor)
 
     def actor(self, child: str) -> UserActor:
         """Return the child's present incarnation.
@@ -107,13 +102,18 @@ class ActorCarrier:
     """One incarnation of an actor."""
 
     def __init__(
-        self, backend: ActorBackend, place: UserActorPlace, child: str, incarnation: int, spec: ChildSpec
+        self,
+        backend: ActorBackend,
+        place: UserActorPlace,
+        who: tuple[str, int],
+        spec: ChildSpec,
+        predecessor: Exit | None,
     ) -> None:
         self._backend = backend
         self._place = place
-        self._child = child
-        self._incarnation = incarnation
+        self._child, self._incarnation = who
         self._spec = spec
+        self._predecessor = predecessor
         self._actor: UserActor | None = None
 
     async def start(self) -> None:
@@ -125,13 +125,16 @@ class ActorCarrier:
             self._actor = actor = await self._place.create(
                 start.cls,
                 start.args,
-                start.kwargs,
+                {**with_predecessor(start.cls, self._predecessor), **start.kwargs},
                 child=self._child,
                 incarnation=self._incarnation,
                 options=start.options,
             )
             await actor.ready(max(0.1, deadline - (anyio.current_time() - began)))
         except HostGone as gone:
+            if gone.end.init_failed and any(cause.type == IgnoreStart.__name__ for cause in gone.end.causes):
+                await self.clean()
+                raise StartIgnored from None
             raise StartRefused(_ending(gone.end, "starting")) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
@@ -152,6 +155,11 @@ class ActorCarrier:
             end = await actor.ended()
         self._left()
         return _ending(end, "serving")
+
+    async def act(self, action: str) -> None:
+        """Call a method of the user's: what it raises says that it does not help."""
+        actor: Any = self._actor
+        await actor.call(action)
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - actors are not told why
         """Ask it to end after the calls that wait already; then kill it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import math
 import traceback
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +11,8 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from rayvisor._engine.engine import plain_causes
-from rayvisor._runtime.carriers import StartRefused
+from rayvisor._runtime.carriers import StartIgnored, StartRefused, takes, with_predecessor
+from rayvisor.children import IgnoreStart
 from rayvisor.classify import Ending
 from rayvisor.faults import Cause
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CoroutineBackend"]
 
 STUBBORN_SECONDS = 1.0
-"""How long a task that was cancelled the hard way is waited for; Python has nothing harder."""
+"""How long a task that was cancelled past its shields is waited for; Python has nothing harder."""
 
 
 class CoroutineBackend:
@@ -38,14 +39,10 @@ class CoroutineBackend:
         """Nothing to prepare."""
 
     def carry(
-        self,
-        child: str,
-        incarnation: int,
-        spec: ChildSpec,
-        predecessor: Exit | None,  # noqa: ARG002 - the protocol's
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> CoroutineCarrier:
         """Make the carrier of an incarnation."""
-        return CoroutineCarrier(self._tasks, f"{child}#{incarnation}", spec)
+        return CoroutineCarrier(self._tasks, f"{child}#{incarnation}", spec, predecessor)
 
     async def release(self, child: str) -> None:
         """Nothing outlives an incarnation."""
@@ -57,11 +54,14 @@ class CoroutineBackend:
 class CoroutineCarrier:
     """One run of the function."""
 
-    def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec) -> None:
+    def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec, predecessor: Exit | None) -> None:
         self._tasks = tasks
         self._name = name
         self._start = cast("CoroutineStart", spec.start)
         self._deadline = spec.start_deadline
+        self._predecessor = predecessor
+        self._task: asyncio.Task[object] | None = None
+        self._ignored = False
         self._scope = anyio.CancelScope()
         self._up = anyio.Event()
         self._over = anyio.Event()
@@ -72,8 +72,8 @@ class CoroutineCarrier:
     async def start(self) -> None:
         """Start it; up at once, or when it says so."""
         self._begun = True
-        keywords: dict[str, Any] = {}
-        if _announces(self._start.function):
+        keywords = with_predecessor(self._start.function, self._predecessor)
+        if takes(self._start.function, "task_status"):
             keywords["task_status"] = _Status(self._announce)
         else:
             self._announce()
@@ -82,6 +82,8 @@ class CoroutineCarrier:
             await self._up.wait()
         if self._announced:
             return
+        if self._ignored:
+            raise StartIgnored
         if not self._over.is_set():
             why = f"task_status.started() was not called within start_deadline={self._deadline:g} s"
             raise StartRefused(Ending(causes=(Cause("StartDeadlineExceeded", why),), overdue=True))
@@ -95,11 +97,13 @@ class CoroutineCarrier:
         self._up.set()
 
     async def _run(self, keywords: dict[str, Any]) -> None:
+        self._task = asyncio.current_task()
         try:
             with self._scope:
                 await self._start.function(*self._start.args, **keywords)
             self._ending = Ending(causes=(Cause("Returned", "the coroutine came to its end"),), intended=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
+            self._ignored = isinstance(error, IgnoreStart) and not self._announced
             self._ending = _crash(error)
         except anyio.get_cancelled_exc_class():
             # Not by its scope, which takes its own. It goes no further: it would end the whole group.
@@ -114,21 +118,35 @@ class CoroutineCarrier:
         return self._ending
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task is not told why
-        """Cancel it: the only request, and the only kill, that there is."""
-        seconds = 0.0 if shutdown.seconds is None else shutdown.seconds
-        return await self._cancel(seconds)
+        """Cancel it, wait, then cancel it past its shields: the only kill that there is."""
+        self._scope.cancel()
+        if shutdown.seconds:
+            with anyio.move_on_after(None if math.isinf(shutdown.seconds) else shutdown.seconds):
+                await self._finished()
+        return await self._kill()
 
     async def clean(self) -> bool:
         """Nothing outlives the function, unless its start was given up."""
-        return await self._cancel(0.0)
-
-    async def _cancel(self, seconds: float) -> bool:
         self._scope.cancel()
+        return await self._kill()
+
+    async def _kill(self) -> bool:
         if not self._begun:
             return True
-        with anyio.move_on_after(None if math.isinf(seconds) else max(seconds, STUBBORN_SECONDS)):
-            await self._over.wait()
+        pause = 0.001
+        with anyio.move_on_after(STUBBORN_SECONDS):
+            while not self._over.is_set():
+                # asyncio's own cancellation: no shield of anyio's holds it up. Again, if it was swallowed.
+                if self._task is not None:
+                    self._task.cancel()
+                with anyio.move_on_after(pause):
+                    await self._over.wait()
+                pause = min(2 * pause, 0.1)
         return self._over.is_set()
+
+    async def _finished(self) -> None:
+        if self._begun:
+            await self._over.wait()
 
 
 class _Status(TaskStatus[object]):
@@ -140,13 +158,6 @@ class _Status(TaskStatus[object]):
     def started(self, value: object = None) -> None:
         del value
         self._announce()
-
-
-def _announces(function: Any) -> bool:
-    try:
-        return "task_status" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # no signature to be had
-        return False
 
 
 def _crash(error: BaseException) -> Ending:

@@ -1,0 +1,99 @@
+"""A thread that notices when the supervisor's event loop stands still, and says where.
+
+Everything rayvisor does on the loop is short; a strategy, a hook or the user's own code may not be. Nobody
+can end such a call from outside, but it can be named, with its stack, while it still stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from rayvisor.log import get_logger
+
+__all__ = ["Standstill", "Watchdog"]
+
+log = get_logger("rayvisor.supervisor")
+
+LIMIT_SECONDS = 2.0
+_ROUND_SECONDS = 0.5
+
+
+class Standstill(NamedTuple):
+    """The loop stood still for a while."""
+
+    seconds: float
+    doing: str
+    """``strategy NAME`` when a restart strategy was being asked; else empty."""
+    stack: str
+
+
+class Watchdog:
+    """Watches the running loop from a thread. Use as a context manager.
+
+    Parameters
+    ----------
+    asking
+        Name of the strategy that is being asked at this moment, or ``""``. Called in the thread.
+    told
+        Called on the loop, when it runs again, for each time it stood still.
+    limit
+        Seconds the loop may stand still before it is said.
+    """
+
+    def __init__(
+        self,
+        asking: Callable[[], str],
+        told: Callable[[Standstill], object],
+        *,
+        limit: float = LIMIT_SECONDS,
+    ) -> None:
+        self._asking = asking
+        self._told = told
+        self._limit = limit
+        self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the loop this is called on while the block lasts."""
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(
+            target=self._watch,
+            args=(loop, threading.get_ident()),
+            name="rayvisor watchdog",
+            daemon=True,
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            # Not joined: it ends by itself within a round, and the loop must not wait for a thread.
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        while not self._over.wait(min(_ROUND_SECONDS, self._limit / 4)):
+            alive = threading.Event()
+            began = time.monotonic()
+            try:
+                loop.call_soon_threadsafe(alive.set)
+            except RuntimeError:  # the loop is closed
+                return
+            if alive.wait(self._limit) or self._over.is_set():
+                continue
+            asking = self._asking()
+            doing = f"strategy {asking}" if asking else ""
+            frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to another thread's stack
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            log.error("loop.stands_still", doing=doing, seconds=self._limit, stack=stack)
+            while not alive.wait(_ROUND_SECONDS):
+                if self._over.is_set():
+                    return
+            standstill = Standstill(time.monotonic() - began, doing, stack)
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._told, standstill)
