@@ -50,6 +50,12 @@ class ProcessTree:
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
+        self.top: int | None = None
+        """The process that all others of the engine descend from, where there is such a one.
+
+        Where it is not said, what descends from this process without a tag is the engine's as well: a process
+        that has set its title may have lost its tag. That is wrong where this process hosts several engines.
+        """
         self._held: dict[int, Held] = {}
         self._watched: set[int] = set()
         self._before = frozenset(_descendants(os.getpid()))
@@ -75,7 +81,7 @@ class ProcessTree:
 
     async def scan(self) -> None:
         """Record and watch the processes that have come up since; forget compilers that have gone."""
-        self._record(await asyncio.to_thread(_find_below, os.getpid(), self._before, self.tag))
+        self._record(await asyncio.to_thread(_find_below, self.top, self._before, self.tag))
         for pid, held in list(self._held.items()):
             if not _is_essential(held.process.name) and not held.alive():
                 held.close()
@@ -221,11 +227,10 @@ def _descendants(pid: int) -> list[int]:
     return []
 
 
-def _find_below(pid: int, before: frozenset[int], tag: str) -> list[ProcessId]:
+def _find_below(top: int | None, before: frozenset[int], tag: str) -> list[ProcessId]:
+    found = _descendants(os.getpid()) if top is None else [top, *_descendants(top)]
     # A forked process shows the host's own environment, without a tag.
-    return _identify(
-        child for child in _descendants(pid) if child not in before and _tag(child) in (tag, None)
-    )
+    return _identify(child for child in found if child not in before and _tag(child) in (tag, None))
 
 
 def _find_tagged(tag: str) -> list[ProcessId]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import subprocess
 import tempfile
@@ -44,6 +45,10 @@ DEFAULTS: Mapping[str, Any] = {
     "crash_on_prompt": None,
     "raise_on_prompt": None,
     "lose_on_prompt": None,
+    "compile_seconds": 0.0,
+    "prefill_seconds": 0.0,
+    "block_on_prompt": None,
+    "hold_gil_on_prompt": None,
 }
 """Arguments of the simulated engine.
 
@@ -51,9 +56,16 @@ DEFAULTS: Mapping[str, Any] = {
 for faults: ``fail_start`` (a message: the start raises), ``die_during_start`` (``"core"`` or
 ``"worker"``), and texts that, when a prompt holds them, kill the core (``crash_on_prompt``), raise in it
 (``raise_on_prompt``) or end the request unasked (``lose_on_prompt``).
+
+What takes long and is no fault: ``start_delay``, a start that does nothing for so long;
+``compile_seconds`` of processor time at the start; ``prefill_seconds`` of processor time for each prompt.
+What never ends: texts that block the host's event loop (``block_on_prompt``), or hold its interpreter in
+native code as well (``hold_gil_on_prompt``), both for hosts with a process of their own; and the worker on
+SIGUSR1, which then sleeps in the midst of a step, or SIGUSR2, which computes.
 """
 
 _KILL_SECONDS = 5.0
+_FOR_EVER = 86400.0
 _EXIT_SECONDS = 1.0
 
 
@@ -209,6 +221,7 @@ class SimEngine:
         transport = self._transport
         if transport is None or self._over.is_set() or self._tree.deaths:
             raise EngineGone("the engine does not run")
+        self._play_faults(prompt)
         name = f"{order.request}#{order.attempt}"
         answers = self._answers[name] = _Answers()
         transport.write(frame({"add": [[name, [*prompt, *order.delivered], params]]}))
@@ -275,6 +288,14 @@ class SimEngine:
         if model.startswith(("/", "./", "../")) and not Path(model).exists():
             raise ValueError(f"model: {model} does not exist")
 
+    def _play_faults(self, prompt: Sequence[int]) -> None:
+        """Hang this very process, if the prompt says so."""
+        text = bytes(token for token in prompt if token < EOS).decode(errors="replace")
+        if self._arguments["block_on_prompt"] and self._arguments["block_on_prompt"] in text:
+            time.sleep(_FOR_EVER)
+        if self._arguments["hold_gil_on_prompt"] and self._arguments["hold_gil_on_prompt"] in text:
+            ctypes.PyDLL(None).sleep(int(_FOR_EVER))  # does not let go of the interpreter, as CDLL would
+
     def _go_on(self) -> None:
         if self._ending.asked:
             raise EngineGone("the engine was stopped while starting")
@@ -282,6 +303,7 @@ class SimEngine:
     async def _launch(self) -> None:
         environment = {**os.environ, TAG: self._tree.tag}
         self._core, here = launch(CORE, self._arguments, self._log_file, environment)
+        self._tree.top = self._core.pid  # several engines may live in one process
         here.setblocking(False)  # noqa: FBT003 - the socket's own method
         await self._tree.scan()
         loop = asyncio.get_running_loop()
