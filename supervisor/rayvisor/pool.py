@@ -40,6 +40,7 @@ from rayvisor._engine.wire import EngineInfo, HostItem, LogprobEntry, Order, Pro
 from rayvisor._pool.batch import Params, pairs, run_batch
 from rayvisor._pool.generation import Generation, Stream
 from rayvisor._pool.outbox import EngineLine, Outbox
+from rayvisor._pool.pausing import Pausing
 from rayvisor._pool.stats import EngineStats, PoolStats, stats_of
 from rayvisor._requests.chunks import Completion, Divergence, GenerationChunk, SampleResult, Usage
 from rayvisor._requests.effects import (
@@ -140,6 +141,7 @@ class EnginePool:
         self.name = name
         self._line = line
         self._front = Front(limits or RequestLimits(), rng or Random())
+        self.pausing = Pausing(self._front, self._apply, clock)
         self._on_useful = on_useful
         self._clock = clock
         self._send_deadline = send_deadline
@@ -409,6 +411,7 @@ class EnginePool:
         if self._room is not None and self._front.room > 0:
             self._room.set()
             self._room = None
+        self.pausing.look()
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:

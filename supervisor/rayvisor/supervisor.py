@@ -23,22 +23,28 @@ A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test that w
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 
+from rayvisor._control.server import ControlServer
 from rayvisor._core import messages as m
 from rayvisor._runtime.bounded import outlast
 from rayvisor._runtime.machine import LifecycleMachine
+from rayvisor._runtime.operating import OperatorVerbs
 from rayvisor._runtime.places import Places
 from rayvisor._runtime.session import Session
 from rayvisor._runtime.telling import Teller
 from rayvisor._runtime.watchers import Watch, Watchers
+from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, SupervisorStart
 from rayvisor.errors import (
     RayvisorError,
     SpecError,
@@ -49,14 +55,13 @@ from rayvisor.errors import (
 )
 from rayvisor.log import get_logger
 from rayvisor.reference import ChildRef
-from rayvisor.specs import Instance, SupervisorSpec
+from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus
     from rayvisor._engine.wire import EngineInfo, ProcessId
     from rayvisor._runtime.machine import Hook
-    from rayvisor.specs import ChildSpec
 
 __all__ = ["Supervisor", "only_follows"]
 
@@ -66,7 +71,7 @@ RESIST_SECONDS = 5.0
 """How long a task that ignores its cancellation is waited for at the very end."""
 
 
-class Supervisor:
+class Supervisor(OperatorVerbs):
     """Runs a tree of children while its ``async with`` block lasts. It is used once.
 
     Parameters
@@ -87,11 +92,16 @@ class Supervisor:
     handle_signals
         Whether SIGINT and SIGTERM end the tree in order; only possible in the main thread. After SIGINT
         the block raises KeyboardInterrupt, after SIGTERM SystemExit (status 143).
+    control
+        Path of a Unix socket on which the running tree is talked to (``rayvisor status`` and its like); True
+        for one that the commands find by themselves. Its folder must be one that only you can enter.
 
     Raises
     ------
     SpecError
         When the spec is no SupervisorSpec.
+    ControlSocketError
+        On entering, before anything is started: the control socket cannot be opened.
     StartFailed
         On entering: a child could not be started; those that were have been stopped again.
     SupervisorGaveUp
@@ -121,6 +131,7 @@ class Supervisor:
         seed: int | None = None,
         call_limit: int = 1000,
         handle_signals: bool = True,
+        control: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         if not isinstance(spec, SupervisorSpec):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
@@ -140,12 +151,15 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
+        self._control = ControlServer(self, control) if control else None
 
     # --- the block ----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise SupervisorStoppedError("")
+        if self._control is not None:
+            await self._control.start()
         self._session = session = Session(
             self.spec,
             places=self._places,
@@ -203,6 +217,8 @@ class Supervisor:
         # Bounded by the shutdown times of the children, and by deadlines of everything that follows.
         cancelled = await outlast(session.given_back, session.hurry)
         with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+            if self._control is not None:
+                await self._control.end()
             await session.closed.wait()
         if not session.closed.is_set():
             log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_others())
@@ -281,23 +297,26 @@ class Supervisor:
             raise SpecError("chart", chart, f"must be one of {', '.join(map(repr, self._machines))}")
         return self._machines[chart]
 
+    @property
+    def control(self) -> Path | None:
+        """Path of the control socket; None if there is none."""
+        return None if self._control is None else self._control.path
+
     # --- OTP's verbs ----------------------------------------------------------------------------
 
     async def start_child(self, spec: ChildSpec | Instance | None = None, *, under: str = "") -> str | None:
         """Add a child to the supervisor at path ``under`` and start it; returns its path.
 
-        Under ``SIMPLE_ONE_FOR_ONE`` it makes an instance of the template. None if the start chose not to
-        run (OTP: ``ignore``).
+        Under ``SIMPLE_ONE_FOR_ONE`` it makes an instance of the template: give an
+        [`Instance`][rayvisor.Instance], or nothing for one with a number for its name. None if the start
+        chose not to run (OTP: ``ignore``).
 
         Raises
         ------
         SpecError, AlreadyStartedError, AlreadyPresentError, ChildStartError
             Nothing is kept of it then.
         """
-        start = getattr(spec, "start", None)
-        if start is not None:
-            await self._running.open(SupervisorSpec(children=[_alone(start)]))
-        return cast("str | None", await self._call(m.Verb.START_CHILD, under, spec))
+        return cast("str | None", await self._call(m.Verb.START_CHILD, under, await self._ready(spec, under)))
 
     async def terminate_child(self, path: str) -> None:
         """End a child by its shutdown; its spec stays (unless it is temporary)."""
@@ -323,13 +342,55 @@ class Supervisor:
         """The spec of a child."""
         return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *_split(path)))
 
-    async def pause(self, path: str) -> None:
-        """Give a child, or everything under a supervisor, no new work until it is resumed."""
-        await self._call(m.Verb.PAUSE, *_split(path))
+    async def update(self, spec: SupervisorSpec, *, under: str = "") -> None:
+        """Put another spec into force at the supervisor at path ``under`` (OTP: ``code_change``).
 
-    async def resume(self, path: str) -> None:
-        """Take back a pause."""
-        await self._call(m.Verb.RESUME, *_split(path))
+        Nothing is started or ended by it, and no restart is forgotten. Flags apply from the next event on,
+        a child's spec from its next start or end. A child that is new is down until ``restart_child``; one
+        that is in the list no more goes on, after the others. Its later incarnations begin with this spec,
+        but for a [`subtree`][rayvisor.subtree] made by a function, which is asked again.
+
+        Raises
+        ------
+        SpecError
+            The spec cannot follow the present one: that stays in force.
+        UnknownChildError
+            There is no such supervisor.
+        """
+        if not isinstance(spec, SupervisorSpec):
+            raise SpecError("spec", spec, "must be a SupervisorSpec")
+        session = self._running
+        present = session.runtime.core.supervisors.get(under)
+        if present is not None and isinstance(present.spec, EnginePoolSpec) != isinstance(spec, EnginePoolSpec):
+            raise SpecError(
+                "spec", spec, "cannot follow: a pool stays one; engine_pool(...).start is the spec of a pool"
+            )
+        await session.open(spec)
+        await self._call(m.Verb.UPDATE, under, spec)
+
+    async def _ready(self, spec: ChildSpec | Instance | None, under: str) -> ChildSpec | Instance | None:
+        """Check a child's spec and open what it needs, before its supervisor hears of it."""
+        session = self._running
+        if isinstance(spec, Instance):
+            spec = self._with_arguments(spec, under)
+        if isinstance(spec, ChildSpec):
+            await session.open(SupervisorSpec(children=[replace(spec, significant=False, backoff=None)]))
+        elif isinstance(spec, Instance) and spec.start is not None:
+            await session.open(SupervisorSpec(children=[ChildSpec(id=spec.id, start=spec.start)]))
+        return spec
+
+    def _with_arguments(self, instance: Instance, under: str) -> Instance:
+        """Put an instance's own arguments behind those of its template."""
+        supervisor = self._running.runtime.core.supervisors.get(under)
+        template = None if supervisor is None else supervisor.spec.template
+        if not instance.args or template is None:
+            return instance
+        start: Any = template.start if instance.start is None else instance.start
+        if not isinstance(start, (ActorStart, CoroutineStart, SupervisorStart)):
+            raise SpecError(
+                "args", instance.args, f"are for an actor or a function; a {type(start).__name__} takes none"
+            )
+        return instance._replace(start=replace(start, args=(*start.args, *instance.args)), args=())
 
     async def _call(self, verb: m.Verb, target: str, argument: object = None) -> object:
         return await self._running.runtime.call(verb, target, argument)
@@ -340,6 +401,12 @@ class Supervisor:
         if session is None or not session.begun or session.closed.is_set():
             raise SupervisorStoppedError("")
         return session
+
+    @property
+    def _begun(self) -> Session:
+        if self._session is None or self._session.closed.is_set():
+            raise SupervisorStoppedError("")
+        return self._session
 
 
 def _reason(session: Session) -> BaseException | None:
@@ -362,12 +429,6 @@ def only_follows(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(only_follows(each) for each in error.exceptions)
     return isinstance(error, RayvisorError)
-
-
-def _alone(start: Any) -> ChildSpec:
-    from rayvisor.specs import ChildSpec
-
-    return ChildSpec(id="it", start=start)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -104,6 +104,30 @@ class Front:
         self.routing.gate(child, is_open=is_open)
         return self._done(now, route=True)
 
+    def withdraw(self, child: str, reason: str, now: float) -> list[Effect]:
+        """Take back what an engine has in flight, without a strike, and without an attempt spent.
+
+        What could not go on elsewhere stays: it may finish.
+        """
+        engine = self.routing.engines.get(child)
+        for part in [] if engine is None else list(engine.in_flight.values()):
+            stays = part.request.plan.continuation is Continuation.REFUSE and part.sample.delivered
+            if engine is not None and part.engine is engine and not stays:
+                part.tries -= 1
+                self._abort(part)
+                self._lose(engine, part, reason)
+        return self._done(now, route=True)
+
+    def keep(self, child: str, *, kept: bool, now: float) -> list[Effect]:
+        """Hold what an engine has in flight where it is, or let it go on."""
+        engine = self.routing.engines.get(child)
+        if engine is not None and engine.kept is not kept:
+            engine.kept = kept
+            for part in engine.in_flight.values():
+                if part.flowing:
+                    self._flow(part)
+        return self._done(now)
+
     def resync(self, child: str, incarnation: int, reason: str, now: float) -> list[Effect]:
         """Items of a living engine may be missing: take back all it has in flight, without a strike."""
         engine = self.routing.live(child, incarnation)
@@ -330,7 +354,8 @@ class Front:
     def _flow(self, part: Part) -> None:
         engine, sample = part.engine, part.sample
         if engine is not None:
-            self._out.add(Flow(engine.child, engine.incarnation, sample.key, sample.attempt, part.flowing))
+            flowing = part.flowing and not engine.kept
+            self._out.add(Flow(engine.child, engine.incarnation, sample.key, sample.attempt, flowing))
 
     def _finish(self, part: Part) -> None:
         request = part.request

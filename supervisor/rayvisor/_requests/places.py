@@ -120,6 +120,8 @@ class EnginePlace:
     limit: int
     spare: bool = False
     open: bool = True
+    kept: bool = False
+    """Whether what it has in flight is held where it is."""
     in_flight: dict[str, Part] = field(default_factory=dict)
     reserved: Part | None = None
     """The suspect that runs here alone, or will once the others here are done."""

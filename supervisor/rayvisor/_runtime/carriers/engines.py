@@ -114,6 +114,11 @@ class EngineBackend:
 
     def processes(self, child: str) -> list[tuple[str, ProcessId]]:
         """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
+    def epoch(self, child: str) -> int | None:
+        """Which host of a child is there; None while there is none."""
+        seat = self._seats.get(child)
+        return None if seat is None or seat.link is None else seat.epoch
+
         seat = self._seats.get(child)
         if seat is None:
             return []

@@ -1,0 +1,176 @@
+"""What an operator, or the program, does to a running tree: look, pause, resume, restart, stop.
+
+Each is made of the core's own verbs, and of what the pools' fronts can do with requests in flight.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from rayvisor._core import messages as m
+from rayvisor._runtime.snapshot import Facts, node_of
+from rayvisor.errors import SpecError, UnknownChildError
+from rayvisor.status import Node
+
+if TYPE_CHECKING:
+    from rayvisor._runtime.session import Session
+    from rayvisor.pool import EnginePool
+
+__all__ = ["OperatorVerbs", "PauseMode", "split"]
+
+PauseMode = Literal["wait", "keep", "abort"]
+MODES = ("wait", "keep", "abort")
+
+
+class OperatorVerbs(ABC):
+    """The part of a supervisor that an operator uses, over its control socket as well."""
+
+    @property
+    @abstractmethod
+    def _running(self) -> Session: ...
+
+    @property
+    @abstractmethod
+    def _begun(self) -> Session: ...
+
+    def status(self, path: str = "") -> Node:
+        """The tree below ``path`` as it is now, as plain data; the empty path is all of it.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        """
+        now = time.monotonic()
+        session = self._begun
+        if not session.begun and not path:
+            return Node(path="", kind="supervisor", state="STARTING", leaf="")
+        session = self._running
+
+        def stats(pool: str) -> Any:
+            front = session.pools.get(pool)
+            return None if front is None else front.stats()
+
+        facts = Facts(epoch=session.engines.epoch, processes=session.engines.processes, stats=stats)
+        core = session.runtime.core
+        node = node_of(core, facts, path, now, session.began)
+        if node is None:
+            raise UnknownChildError(path, tuple(core.children))
+        return node
+
+    async def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
+        """Give a child, or everything under a supervisor, no new work until it is resumed.
+
+        A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait.
+
+        Parameters
+        ----------
+        path
+            Of the child; the empty path is the whole tree.
+        mode
+            What becomes of requests in flight on engines. ``"wait"``: they finish where they are, and this
+            returns when they have. ``"keep"``: they are held where they are until ``resume``, while their own
+            deadlines go on. ``"abort"``: they are taken off the engine, and go on on another one, or on this
+            one after ``resume``; none is lost, and no attempt is counted. One that cannot be moved (its
+            prompt is embeddings, and tokens of it were delivered) stays and finishes.
+        deadline
+            Seconds that ``"wait"`` waits; what is in flight then goes on, and the pause holds.
+
+        Returns
+        -------
+        int
+            How many samples are still in flight on what was paused.
+
+        Raises
+        ------
+        SpecError
+            For a mode, or a deadline, that is none.
+        UnknownChildError
+            There is no such child.
+
+        Examples
+        --------
+        >>> await sup.pause("llm/1", mode="abort")
+        0
+        >>> await sup.resume("llm/1")
+        """
+        if mode not in MODES:
+            raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
+        _check_deadline(deadline)
+        await self._hold(m.Verb.PAUSE, path)
+        pools = self._engines(path)
+        for pool, engines in pools:
+            pool.pausing.keep(engines, kept=mode == "keep")
+            if mode == "abort":
+                pool.pausing.withdraw(engines)
+        if mode == "wait":
+            with anyio.move_on_after(deadline):
+                for pool, engines in pools:
+                    await pool.pausing.drained(engines)
+        return sum(pool.pausing.in_flight(engines) for pool, engines in pools)
+
+    async def resume(self, path: str = "") -> None:
+        """Take a pause back; what was kept in flight goes on. Holds of other kinds stay."""
+        await self._hold(m.Verb.RESUME, path)
+        for pool, engines in self._engines(path):
+            pool.pausing.keep(engines, kept=False)
+
+    async def restart(self, path: str = "") -> None:
+        """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
+
+        The empty path means all children of the root: ended in reverse order, then started in order.
+
+        Raises
+        ------
+        UnknownChildError, ChildStartError, TemplateError
+            It could not be; a temporary child, and an instance of a template, cannot be started again.
+        """
+        call = self._running.runtime.call
+        if path:
+            await call(m.Verb.TERMINATE_CHILD, *split(path))
+            await call(m.Verb.RESTART_CHILD, *split(path))
+            return
+        children = await call(m.Verb.WHICH_CHILDREN, "")
+        for child in children:  # the last started first
+            await call(m.Verb.TERMINATE_CHILD, "", child.id)
+        left = {child.id for child in await call(m.Verb.WHICH_CHILDREN, "")}
+        for child in reversed(children):
+            if child.id in left:  # a temporary child's spec went with it
+                await call(m.Verb.RESTART_CHILD, "", child.id)
+
+    async def stop(self) -> None:
+        """End the tree in order, from wherever this is called: the ``async with`` block is cancelled.
+
+        Returns at once. The block is left without an exception, as if it had come to its end.
+        """
+        self._begun.stop()
+
+    async def _hold(self, verb: m.Verb, path: str) -> None:
+        await self._running.runtime.call(verb, *(split(path) if path else ("", None)))
+
+    def _engines(self, path: str) -> list[tuple[EnginePool, list[str]]]:
+        """The engines at or below ``path``, by pool."""
+        session = self._running
+        found: dict[str, list[str]] = {}
+        for child in session.runtime.core.children:
+            if not path or child == path or child.startswith(f"{path}/"):
+                found.setdefault(split(child)[0], []).append(child)
+        pools = ((session.pools.get(above), engines) for above, engines in found.items())
+        return [(pool, engines) for pool, engines in pools if pool is not None]
+
+
+def split(path: str) -> tuple[str, str]:
+    """The supervisor a child is under, and its id there."""
+    above, _, identity = path.rpartition("/")
+    return above, identity
+
+
+def _check_deadline(deadline: object) -> None:
+    good = isinstance(deadline, (int, float)) and not isinstance(deadline, bool) and not math.isnan(deadline)
+    if not good or deadline < 0:  # type: ignore[operator]
+        raise SpecError("deadline", deadline, "must be a number of seconds, 0 or more")
