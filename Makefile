@@ -1,6 +1,9 @@
 # Two commands on a fresh clone: `make demo` and `make test`. Both set themselves up.
 PYTHON ?= python3
 ARGS ?=
+# Processes that run tests: most of what a test does is wait for other processes. tests/conftest.py says which
+# tests share one; more than three gain nothing.
+JOBS ?= 3
 BIN := .venv/bin
 
 .PHONY: help setup demo check test clean
@@ -27,7 +30,7 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,12 +1,61 @@
-"""What every area of the tests shares: the demo's models, made once and kept between runs."""
+"""What every area of the tests shares: one Ray, the demo's models, and which tests run in one process.
+
+``make test`` runs the tests in several processes (pytest-xdist). What takes seconds to start is started in
+each process that needs it, so the tests that need it are a group: they run in one process, in order.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rayvisor.demo.model import ensure_model, ensure_random_model
+
+# The same examples each time, however slow the machine: what is found by chance is looked for by hand.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+
+def _group(item: pytest.Item) -> str | None:
+    """The group that a test runs in; None is for tests that may run anywhere."""
+    needed = set(getattr(item, "fixturenames", ()))
+    kind = getattr(item, "callspec", None)
+    if "keeper" in needed and kind is not None:
+        return f"engine contract, {kind.params['kind']}"
+    if item.get_closest_marker("engine") is not None:
+        return "engines under a supervisor"
+    if "cluster_address" in needed:
+        return "one Ray"
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = _group(item)
+            if group is not None:
+                item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def cluster_address() -> Iterator[str]:
+    """Address of the one Ray of this process, which all tests share that need no Ray of their own."""
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, about its future defaults
+        context = ray.init(
+            address="local", num_cpus=4, resources={"slot": 4}, include_dashboard=False, log_to_driver=False
+        )
+    yield str(context.address_info["address"])  # type: ignore[attr-defined]
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

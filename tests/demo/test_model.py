@@ -113,7 +113,7 @@ def test_a_model_is_made_once_even_when_two_ask_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def make(kind: str, folder: Path, _report: object) -> None:
         made.append(kind)

@@ -100,7 +100,7 @@ def alive(processes: tuple[ProcessId, ...]) -> list[ProcessId]:
     return found
 
 
-async def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - any condition, of a process as well

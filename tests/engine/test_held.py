@@ -74,7 +74,7 @@ async def test_a_killed_process_is_known_to_be_dead_while_it_is_still_being_take
             told = asyncio.Event()
             assert held.watch(told.set)
             process.kill()
-            await asyncio.wait_for(told.wait(), 10)
+            await asyncio.wait_for(told.wait(), 60)
             early.append(held.alive())
             assert held.doomed()
             assert held.how_it_ended() == (None, signal.SIGKILL)
@@ -97,7 +97,7 @@ async def test_threads_that_end_by_themselves_are_no_death() -> None:
         assert not held.doomed()
         held.watch(told.set)  # others are watched in their place
         process.kill()
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(told.wait(), 60)
 
 
 async def test_a_stopped_process_is_not_dead() -> None:
@@ -120,7 +120,7 @@ async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() 
     held.watch(told.set)
     assert process.stdin is not None
     process.stdin.close()
-    await asyncio.wait_for(told.wait(), 10)
+    await asyncio.wait_for(told.wait(), 60)
     await wait_until(lambda: not held.alive())
     assert held.how_it_ended() == (3, None)
     held.close()

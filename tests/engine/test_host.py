@@ -73,7 +73,7 @@ def order(request: str, attempt: int = 1, prompt: str = "A", **params: Any) -> O
 
 
 async def test_tokens_of_all_requests_come_through_one_stream(host: EngineHost, reader: Reader) -> None:
-    await host.ensure_started(1, FAST, 10)
+    await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", prompt=f"prompt {i}") for i in range(5)])
     await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(5)))
     assert [len(reader.tokens(f"r{i}")) for i in range(5)] == [20] * 5
@@ -83,7 +83,7 @@ async def test_tokens_of_all_requests_come_through_one_stream(host: EngineHost, 
 async def test_at_most_one_list_comes_a_tick_and_none_is_late_when_idle(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, FAST, 10)
+    await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=300) for i in range(8)])
     await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     gaps = [later - earlier for earlier, later in zip(reader.times, reader.times[1:], strict=False)]
@@ -95,7 +95,7 @@ async def test_while_tokens_flow_they_go_together_and_a_first_one_does_not_wait(
     host: EngineHost, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outlet_module, "TICK_SECONDS", 60.0)
-    await host.ensure_started(1, {"max_model_len": 4096}, 10)
+    await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("long", max_tokens=4000)])
     await wait_until(lambda: reader.tokens("long"))
     before = len(reader.tokens("long"))
@@ -108,18 +108,18 @@ async def test_while_tokens_flow_they_go_together_and_a_first_one_does_not_wait(
 
 
 async def test_a_start_that_is_asked_for_twice_happens_once(host: EngineHost, reader: Reader) -> None:
-    first, second = await asyncio.gather(host.ensure_started(1, FAST, 10), host.ensure_started(1, FAST, 10))
-    again = await host.ensure_started(1, FAST, 10)
+    first, second = await asyncio.gather(host.ensure_started(1, FAST, 10), host.ensure_started(1, FAST, 60))
+    again = await host.ensure_started(1, FAST, 60)
     assert first == second == again
     await wait_until(lambda: reader.of(Phase))
     assert [phase.phase for phase in reader.of(Phase)].count("launching") == 1
 
 
 async def test_a_caller_that_goes_away_does_not_take_the_start_with_it(host: EngineHost) -> None:
-    caller = asyncio.create_task(host.ensure_started(1, {**FAST, "start_delay": 0.3}, 10))
+    caller = asyncio.create_task(host.ensure_started(1, {**FAST, "start_delay": 0.3}, 60))
     await wait_until(lambda: host._engine is not None)
     caller.cancel()
-    info = await host.ensure_started(1, FAST, 10)
+    info = await host.ensure_started(1, FAST, 60)
     assert len(alive(info.processes)) == 2
 
 
@@ -127,38 +127,39 @@ async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) ->
     causes = []
     for _ in range(2):
         with pytest.raises(EngineStartFailed) as failed:
-            await host.ensure_started(1, {"fail_start": "no"}, 10)
+            await host.ensure_started(1, {"fail_start": "no"}, 60)
         causes.append(failed.value.died.causes)
     assert causes[0] == causes[1]
     assert causes[0][-1] == ("RuntimeError", "no")
 
 
 async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHost) -> None:
-    with pytest.raises(EngineStartFailed, match=r"not up after 0\.5 s, while loading") as failed:
+    late = r"not up after \d\.\d s, the last 0\.5 s without progress, while loading"
+    with pytest.raises(EngineStartFailed, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
     assert not failed.value.died.permanent
     assert not (await host.describe()).serving
-    assert (await host.ensure_started(2, FAST, 10)).processes
+    assert (await host.ensure_started(2, FAST, 60)).processes
 
 
 async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp_path: Path) -> None:
     host = EngineHost("llm/1", 1, "gpt", str(tmp_path))
     with pytest.raises(EngineStartFailed, match="engine must be one of sim, vllm") as failed:
-        await host.ensure_started(1, {}, 10)
+        await host.ensure_started(1, {}, 60)
     assert failed.value.died.permanent
 
 
 async def test_a_newer_incarnation_ends_the_older_engine_first(host: EngineHost) -> None:
-    older = await host.ensure_started(1, FAST, 10)
-    newer = await host.ensure_started(2, FAST, 10)
+    older = await host.ensure_started(1, FAST, 60)
+    newer = await host.ensure_started(2, FAST, 60)
     assert alive(older.processes) == []
     assert len(alive(newer.processes)) == 2
 
 
 async def test_an_older_incarnation_never_starts_once_a_newer_one_was_asked_for(host: EngineHost) -> None:
-    newer = await host.ensure_started(2, FAST, 10)
+    newer = await host.ensure_started(2, FAST, 60)
     with pytest.raises(EngineStartFailed) as failed:
-        await host.ensure_started(1, FAST, 10)
+        await host.ensure_started(1, FAST, 60)
     assert failed.value.died.causes[0][0] == "StaleIncarnation"
     assert len(alive(newer.processes)) == 2
 
@@ -167,8 +168,8 @@ async def test_an_incarnation_never_starts_once_it_was_stopped(host: EngineHost)
     await host.stop_engine(3, 1.0)
     for incarnation in (2, 3):
         with pytest.raises(EngineStartFailed, match="stopped"):
-            await host.ensure_started(incarnation, FAST, 10)
-    assert (await host.ensure_started(4, FAST, 10)).processes
+            await host.ensure_started(incarnation, FAST, 60)
+    assert (await host.ensure_started(4, FAST, 60)).processes
 
 
 async def test_a_stop_while_starting_ends_the_start(host: EngineHost) -> None:
@@ -183,7 +184,7 @@ async def test_a_stop_while_starting_ends_the_start(host: EngineHost) -> None:
 
 
 async def test_a_stop_of_an_older_incarnation_does_not_touch_the_newer(host: EngineHost) -> None:
-    info = await host.ensure_started(2, FAST, 10)
+    info = await host.ensure_started(2, FAST, 60)
     await host.stop_engine(1, 0.0)
     assert len(alive(info.processes)) == 2
 
@@ -192,16 +193,16 @@ async def test_a_stop_of_an_older_incarnation_does_not_touch_the_newer(host: Eng
 async def test_a_death_is_told_once_at_once_and_the_next_incarnation_serves(
     host: EngineHost, reader: Reader, name: str
 ) -> None:
-    info = await host.ensure_started(1, {"max_model_len": 4096}, 10)
+    info = await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=4000) for i in range(3)])
     await wait_until(lambda: all(reader.tokens(f"r{i}") for i in range(3)))
     os.kill(next(each.pid for each in info.processes if name in each.name), signal.SIGKILL)
-    await wait_until(lambda: reader.of(Died), 5)
+    await wait_until(lambda: reader.of(Died))
     (died,) = reader.of(Died)
     assert died.causes[-1][0] == "ProcessKilled"
     assert reader.of(Lost) == reader.of(Refused) == []
     assert isinstance(reader.lists[-1][-1], Died)
-    await host.ensure_started(2, FAST, 10)
+    await host.ensure_started(2, FAST, 60)
     await host.submit(2, [order("r0", attempt=2)])
     await wait_until(lambda: reader.finished("r0"))
     assert alive(info.processes) == []
@@ -211,7 +212,7 @@ async def test_an_order_for_an_incarnation_that_does_not_serve_is_given_back(
     host: EngineHost, reader: Reader
 ) -> None:
     await host.submit(1, [order("early")])
-    await host.ensure_started(2, FAST, 10)
+    await host.ensure_started(2, FAST, 60)
     await host.submit(1, [order("late")])
     await wait_until(lambda: len(reader.of(Lost)) == 2)
     assert [(lost.request, lost.attempt) for lost in reader.of(Lost)] == [("early", 1), ("late", 1)]
@@ -220,7 +221,7 @@ async def test_an_order_for_an_incarnation_that_does_not_serve_is_given_back(
 async def test_a_newer_attempt_ends_the_older_and_an_older_one_is_ignored(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, {"max_model_len": 4096}, 10)
+    await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("r", attempt=2, max_tokens=4000)])
     await wait_until(lambda: reader.tokens("r"))
     await host.submit(1, [order("r", attempt=3, max_tokens=5)])
@@ -235,7 +236,7 @@ async def test_a_newer_attempt_ends_the_older_and_an_older_one_is_ignored(
 async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_meant(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, {"max_model_len": 4096}, 10)
+    await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("old", attempt=1, max_tokens=4000), order("new", attempt=2, max_tokens=40)])
     await wait_until(lambda: reader.tokens("old") and reader.tokens("new"))
     await host.abort([("old", 1), ("new", 1), ("unknown", 1)])
@@ -247,7 +248,7 @@ async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_
 async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, {"max_model_len": 4096, "tokens_per_second": 1000}, 10)
+    await host.ensure_started(1, {"max_model_len": 4096, "tokens_per_second": 1000}, 60)
     await host.submit(1, [order("slow", max_tokens=3000), order("quick", max_tokens=300)])
     await wait_until(lambda: reader.tokens("slow"))
     await host.flow("slow", 1, open=False)
@@ -262,7 +263,7 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
 
 
 async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: EngineHost) -> None:
-    await host.ensure_started(1, FAST, 10)
+    await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=2000) for i in range(8)])
     await wait_until(lambda: host._outlet.paced == 8)
     await asyncio.sleep(5 * outlet_module.TICK_SECONDS)
@@ -276,8 +277,8 @@ async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: Eng
 async def test_a_newer_stream_ends_the_older_one(host: EngineHost, reader: Reader) -> None:
     await wait_until(lambda: host._outlet.reader == 1)
     newer = Reader(host)
-    await asyncio.wait_for(reader.task, 5)
-    await host.ensure_started(1, FAST, 10)
+    await asyncio.wait_for(reader.task, 60)
+    await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order("r")])
     await wait_until(lambda: newer.finished("r"))
     newer.task.cancel()
@@ -286,7 +287,7 @@ async def test_a_newer_stream_ends_the_older_one(host: EngineHost, reader: Reade
 async def test_what_is_wrong_with_one_request_comes_as_an_item_of_its_own(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, {**FAST, "lose_on_prompt": "lose me"}, 10)
+    await host.ensure_started(1, {**FAST, "lose_on_prompt": "lose me"}, 60)
     await host.submit(1, [order("wrong", temprature=1), order("lost", prompt="lose me"), order("fine")])
     await wait_until(lambda: reader.finished("fine") and reader.of(Lost))
     (refused,) = reader.of(Refused)
@@ -299,9 +300,9 @@ async def test_what_is_wrong_with_one_request_comes_as_an_item_of_its_own(
 async def test_a_crash_in_the_engine_tells_the_exception_as_root_cause(
     host: EngineHost, reader: Reader
 ) -> None:
-    await host.ensure_started(1, {**FAST, "raise_on_prompt": "poison"}, 10)
+    await host.ensure_started(1, {**FAST, "raise_on_prompt": "poison"}, 60)
     await host.submit(1, [order("r", prompt="some poison")])
-    await wait_until(lambda: reader.of(Died), 5)
+    await wait_until(lambda: reader.of(Died))
     (died,) = reader.of(Died)
     assert died.causes[-1] == ("RuntimeError", "the model cannot take 'poison'")
     assert died.exit_code == 1
@@ -309,12 +310,12 @@ async def test_a_crash_in_the_engine_tells_the_exception_as_root_cause(
 
 
 async def test_a_wedged_engine_does_not_hold_the_stop_up(host: EngineHost) -> None:
-    info = await host.ensure_started(1, FAST, 10)
+    info = await host.ensure_started(1, FAST, 60)
     for process in info.processes:
         os.kill(process.pid, signal.SIGSTOP)
     began = time.monotonic()
     await host.stop_engine(1, 0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 20
     assert alive(info.processes) == []
 
 
@@ -322,7 +323,7 @@ async def test_a_host_says_what_it_is_and_how_the_start_went(host: EngineHost, t
     before = await host.describe()
     assert (before.child, before.epoch, before.engine, before.incarnation) == ("llm/1", 1, "sim", 0)
     assert before.process.pid == os.getpid()
-    await host.ensure_started(1, FAST, 10)
+    await host.ensure_started(1, FAST, 60)
     after = await host.describe()
     assert after.serving
     assert [phase.phase for phase in after.phases] == ["launching", "loading", "ready"]
@@ -339,5 +340,5 @@ async def test_the_watch_never_returns(host: EngineHost) -> None:
 
 async def test_logs_of_old_engines_are_not_kept_for_ever(host: EngineHost, tmp_path: Path) -> None:
     for incarnation in range(1, 6):
-        await host.ensure_started(incarnation, FAST, 10)
+        await host.ensure_started(incarnation, FAST, 60)
     assert len(os.listdir(tmp_path)) == 3  # noqa: PTH208

@@ -26,7 +26,7 @@ ONLY_SIMULATED = pytest.mark.parametrize("kind", ["sim"], indirect=True)
 MakeEngine = Callable[[dict[str, Any]], Engine]
 
 # A machine that is busy with other things is slow: the bound is about minutes against seconds.
-SOON = 5.0
+SOON = 20.0
 
 
 def _ignore(phase: str, detail: str) -> None:
@@ -145,7 +145,7 @@ async def test_a_model_that_is_not_there_is_found_out_at_once(
         await make_engine({**arguments, "model": missing}).start(_ignore)
     assert missing in failed.value.died.causes[-1][1]
     assert failed.value.died.permanent
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SOON
 
 
 async def test_a_start_that_is_stopped_leaves_no_process(

@@ -37,7 +37,7 @@ def launch(
 
 
 async def wait_for_tree(tree: ProcessTree, count: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len([each for each in tree.processes if "::" in each.name]) < count:
             await tree.scan()
             await asyncio.sleep(0.01)
@@ -48,7 +48,7 @@ async def end(tree: ProcessTree, *started: subprocess.Popen[bytes]) -> None:
         for each in started:
             each.poll()
 
-    left = await tree.end(10, reap)
+    left = await tree.end(60, reap)
     tree.close()
     assert left == ()
     assert alive(tree.processes) == []
@@ -94,7 +94,7 @@ async def test_a_death_is_seen_with_how_it_came(
     process = launch(tree, "import time; time.sleep(60)")
     await wait_for_tree(tree, 1)
     process.kill()
-    ended = await asyncio.wait_for(tree.first_death(), 10)
+    ended = await asyncio.wait_for(tree.first_death(), 60)
     assert (ended.process.pid, ended.signal, ended.exit_code) == (process.pid, signal.SIGKILL, None)
     await end(tree, process)
 
@@ -102,7 +102,7 @@ async def test_a_death_is_seen_with_how_it_came(
 async def test_an_exit_is_told_from_a_signal(tree: ProcessTree) -> None:
     process = launch(tree, "import time; time.sleep(0.5); raise SystemExit(7)")
     await wait_for_tree(tree, 1)
-    ended = await asyncio.wait_for(tree.first_death(), 10)
+    ended = await asyncio.wait_for(tree.first_death(), 60)
     assert (ended.signal, ended.exit_code) == (None, 7)
     await end(tree, process)
 
@@ -112,7 +112,7 @@ async def test_the_end_of_a_process_that_is_not_essential_is_no_death_and_is_for
 ) -> None:
     process = launch(tree, "import time; time.sleep(60)", title="compiler")
     await wait_until(lambda: process.poll() is None)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not tree.processes:
             await tree.scan()
     process.kill()
@@ -128,11 +128,11 @@ async def test_a_process_between_fork_and_exec_is_not_taken_for_its_parent(tree:
         "import os, time\npid = os.fork()\ntime.sleep(60 if pid else 1)\nos.waitpid(pid, 0) if pid else 0"
     )
     process = launch(tree, forking)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(tree.processes) < 2:
             await tree.scan()
     assert sorted(each.name for each in tree.processes) == ["", "test::EngineCore"]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(tree.alive()) == 2:  # noqa: ASYNC110 - a process has no event
             await asyncio.sleep(0.01)
     await tree.scan()

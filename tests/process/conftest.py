@@ -65,7 +65,7 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def until() -> Callable[..., None]:
     """Wait for a condition."""
 
-    def wait(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -88,7 +88,7 @@ def family() -> str:
 def eventually() -> Callable[..., Awaitable[None]]:
     """Wait for a condition while the loop goes on."""
 
-    async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    async def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
         with anyio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - the conditions are other processes' doings
                 await anyio.sleep(0.01)

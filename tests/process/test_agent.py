@@ -14,6 +14,8 @@ from rayvisor._process.tree import MARKER, alive, identify
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Eventually = Callable[..., Awaitable[None]]
+KEY = f"tests/{os.getpid()}/agent"
+"""What carries a key is found on the whole machine, where other tests may run."""
 
 
 def known(pid: int) -> ProcessId:
@@ -38,12 +40,12 @@ def host_with_child(spawn: Spawn, family: str, key: str) -> tuple[ProcessId, Pro
 async def test_when_a_host_dies_what_is_left_of_its_tree_is_killed_at_once(
     agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
 ) -> None:
-    host, child = host_with_child(spawn, family, "tests/agent/dies")
-    assert await agent.adopt("tests/agent/dies", host.pid, host.start_time)
+    host, child = host_with_child(spawn, family, f"{KEY}/dies")
+    assert await agent.adopt(f"{KEY}/dies", host.pid, host.start_time)
     os.kill(child.pid, signal.SIGSTOP)
     os.kill(host.pid, signal.SIGKILL)
     await eventually(lambda: not alive(child))
-    report = await agent.end("tests/agent/dies", 1.0)
+    report = await agent.end(f"{KEY}/dies", 30.0)
     assert report.verified
     assert child.pid in {process.pid for process in report.killed}
 
@@ -51,9 +53,9 @@ async def test_when_a_host_dies_what_is_left_of_its_tree_is_killed_at_once(
 async def test_end_kills_a_living_host_with_its_tree_and_returns_the_proof(
     agent: NodeAgent, spawn: Spawn, family: str
 ) -> None:
-    host, child = host_with_child(spawn, family, "tests/agent/end")
-    await agent.adopt("tests/agent/end", host.pid, host.start_time)
-    report = await agent.end("tests/agent/end", 5.0)
+    host, child = host_with_child(spawn, family, f"{KEY}/end")
+    await agent.adopt(f"{KEY}/end", host.pid, host.start_time)
+    report = await agent.end(f"{KEY}/end", 30.0)
     assert report.verified
     assert {process.pid for process in report.killed} == {host.pid, child.pid}
     assert not alive(host)
@@ -63,27 +65,27 @@ async def test_end_kills_a_living_host_with_its_tree_and_returns_the_proof(
 async def test_an_agent_that_knows_nothing_of_a_host_ends_it_by_its_key(
     agent: NodeAgent, spawn: Spawn, family: str
 ) -> None:
-    host, child = host_with_child(spawn, family, "tests/agent/unknown")
-    report = await agent.end("tests/agent/unknown", 5.0)
+    host, child = host_with_child(spawn, family, f"{KEY}/unknown")
+    report = await agent.end(f"{KEY}/unknown", 30.0)
     assert report.verified
     assert {process.pid for process in report.killed} == {host.pid, child.pid}
 
 
 async def test_a_host_that_is_already_gone_is_adopted_as_gone(agent: NodeAgent) -> None:
-    assert not await agent.adopt("tests/agent/gone", 2**22 - 1, 0.0)
-    assert (await agent.end("tests/agent/gone", 1.0)).verified
+    assert not await agent.adopt(f"{KEY}/gone", 2**22 - 1, 0.0)
+    assert (await agent.end(f"{KEY}/gone", 30.0)).verified
 
 
 async def test_a_snapshot_shows_the_whole_tree_and_recorded_processes_are_kept(
     agent: NodeAgent, spawn: Spawn, family: str, stubborn: str
 ) -> None:
-    host, child = host_with_child(spawn, family, "tests/agent/snapshot")
+    host, child = host_with_child(spawn, family, f"{KEY}/snapshot")
     stranger = known(spawn(stubborn).pid)
-    await agent.adopt("tests/agent/snapshot", host.pid, host.start_time)
-    await agent.record("tests/agent/snapshot", [stranger])
-    pids = {process.pid for process in await agent.snapshot("tests/agent/snapshot")}
+    await agent.adopt(f"{KEY}/snapshot", host.pid, host.start_time)
+    await agent.record(f"{KEY}/snapshot", [stranger])
+    pids = {process.pid for process in await agent.snapshot(f"{KEY}/snapshot")}
     assert pids == {host.pid, child.pid, stranger.pid}
-    report = await agent.end("tests/agent/snapshot", 5.0)
+    report = await agent.end(f"{KEY}/snapshot", 30.0)
     assert not alive(stranger)
     assert report.verified
 
@@ -91,37 +93,37 @@ async def test_a_snapshot_shows_the_whole_tree_and_recorded_processes_are_kept(
 async def test_how_a_host_ended_is_told_to_all_who_wait_for_it(
     agent: NodeAgent, spawn: Spawn, family: str
 ) -> None:
-    host, _ = host_with_child(spawn, family, "tests/agent/told")
-    await agent.adopt("tests/agent/told", host.pid, host.start_time)
-    waiting = [asyncio.create_task(agent.host_ended("tests/agent/told")) for _ in range(2)]
-    gone = asyncio.create_task(agent.host_ended("tests/agent/told"))
+    host, _ = host_with_child(spawn, family, f"{KEY}/told")
+    await agent.adopt(f"{KEY}/told", host.pid, host.start_time)
+    waiting = [asyncio.create_task(agent.host_ended(f"{KEY}/told")) for _ in range(2)]
+    gone = asyncio.create_task(agent.host_ended(f"{KEY}/told"))
     await asyncio.sleep(0)
     gone.cancel()  # one who goes away does not take the others with it
     os.kill(host.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await asyncio.gather(*waiting) == [(None, signal.SIGKILL)] * 2
-        assert await agent.host_ended("tests/agent/told") == (None, signal.SIGKILL)
+        assert await agent.host_ended(f"{KEY}/told") == (None, signal.SIGKILL)
 
 
 async def test_of_a_host_that_is_not_accounted_for_nothing_is_told(
     agent: NodeAgent, spawn: Spawn, family: str
 ) -> None:
-    assert await agent.host_ended("tests/agent/nobody") is None
-    host, _ = host_with_child(spawn, family, "tests/agent/dropped")
-    await agent.adopt("tests/agent/dropped", host.pid, host.start_time)
-    waiting = asyncio.create_task(agent.host_ended("tests/agent/dropped"))
+    assert await agent.host_ended(f"{KEY}/nobody") is None
+    host, _ = host_with_child(spawn, family, f"{KEY}/dropped")
+    await agent.adopt(f"{KEY}/dropped", host.pid, host.start_time)
+    waiting = asyncio.create_task(agent.host_ended(f"{KEY}/dropped"))
     await asyncio.sleep(0)
-    await agent.forget("tests/agent/dropped")
-    assert await asyncio.wait_for(waiting, 10) is None
+    await agent.forget(f"{KEY}/dropped")
+    assert await asyncio.wait_for(waiting, 30) is None
 
 
 async def test_a_forgotten_host_is_left_alone(
     agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
 ) -> None:
-    host, child = host_with_child(spawn, family, "tests/agent/forgotten")
-    await agent.adopt("tests/agent/forgotten", host.pid, host.start_time)
-    await agent.forget("tests/agent/forgotten")
-    assert await agent.snapshot("tests/agent/forgotten") == ()
+    host, child = host_with_child(spawn, family, f"{KEY}/forgotten")
+    await agent.adopt(f"{KEY}/forgotten", host.pid, host.start_time)
+    await agent.forget(f"{KEY}/forgotten")
+    assert await agent.snapshot(f"{KEY}/forgotten") == ()
     os.kill(host.pid, signal.SIGKILL)
     await eventually(lambda: not alive(host))
     assert alive(child)

@@ -14,6 +14,8 @@ from rayvisor._process.tree import MARKER, alive, end_processes, identify, kill,
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Until = Callable[..., None]
+KEY = f"tests/{os.getpid()}/tree"
+"""What carries a key is found on the whole machine, where other tests may run."""
 
 
 def known(pid: int) -> ProcessId:
@@ -69,7 +71,7 @@ async def test_a_whole_tree_is_ended_and_proven_gone_though_it_ignores_sigterm_a
     grandchild = known(read_pid(child))
     os.kill(grandchild.pid, signal.SIGSTOP)
     root = known(child.pid)
-    report = await end_processes([root], key=None, deadline=5.0)
+    report = await end_processes([root], key=None, deadline=30.0)
     assert report.verified
     assert report.left == ()
     assert {process.pid for process in report.killed} == {root.pid, grandchild.pid}
@@ -80,14 +82,14 @@ async def test_a_whole_tree_is_ended_and_proven_gone_though_it_ignores_sigterm_a
 async def test_an_orphan_is_found_by_the_key_in_its_environment(
     spawn: Spawn, family: str, until: Until
 ) -> None:
-    child = spawn(family, env={**os.environ, MARKER: "tests/orphan"})
+    child = spawn(family, env={**os.environ, MARKER: f"{KEY}/orphan"})
     orphan = known(read_pid(child))
     child.kill()
     child.wait()
     until(lambda: psutil.Process(orphan.pid).ppid() != child.pid)
-    assert [process.pid for process in marked("tests/orphan")] == [orphan.pid]
-    assert marked("tests/orpha") == ()
-    report = await end_processes([], key="tests/orphan", deadline=5.0)
+    assert [process.pid for process in marked(f"{KEY}/orphan")] == [orphan.pid]
+    assert marked(f"{KEY}/orpha") == ()
+    report = await end_processes([], key=f"{KEY}/orphan", deadline=30.0)
     assert report.verified
     assert [process.pid for process in report.killed] == [orphan.pid]
 
@@ -104,6 +106,6 @@ async def test_what_cannot_be_ended_in_time_is_reported_and_not_verified(
 
 
 async def test_nothing_to_end_is_proof_enough() -> None:
-    report = await end_processes([], key="tests/nobody", deadline=1.0)
+    report = await end_processes([], key=f"{KEY}/nobody", deadline=30.0)
     assert report.verified
     assert report.killed == ()

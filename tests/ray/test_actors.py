@@ -62,21 +62,21 @@ async def actors(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIt
 
 async def test_an_actor_keeps_its_main_thread_and_answers_calls(actors: UserActorPlace) -> None:
     actor = await actors.create(plain_class(), (3,), child="router", incarnation=1)
-    await actor.ready(30)
+    await actor.ready(90)
     assert await actor.call("add", (4,)) == 7
     assert (await actor.call("where"))[1]
     with pytest.raises(KeyError, match="refused"):
         await actor.call("refuse")
-    assert await actor.call("add", (1,), deadline=5) == 8
+    assert await actor.call("add", (1,), deadline=60) == 8
 
 
 async def test_the_death_of_an_actor_is_learnt_from_outside_with_its_cause(actors: UserActorPlace) -> None:
     actor = await actors.create(plain_class(), child="router", incarnation=1)
-    await actor.ready(30)
+    await actor.ready(90)
     pid, _ = await actor.call("where")
     waiting = asyncio.create_task(actor.ended())
     os.kill(pid, signal.SIGKILL)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         end = await waiting
     assert end.root.type == "SYSTEM_ERROR"
     assert not end.intended
@@ -87,10 +87,10 @@ async def test_the_death_of_an_actor_is_learnt_from_outside_with_its_cause(actor
 async def test_a_failing_init_is_told_with_the_exception_behind_it(actors: UserActorPlace) -> None:
     actor = await actors.create(plain_class(), kwargs={"fail": "port=-1"}, child="router", incarnation=1)
     with pytest.raises(HostGone) as gone:
-        await actor.ready(30)
+        await actor.ready(90)
     assert gone.value.end.init_failed
     assert gone.value.end.root == Cause("ValueError", "port=-1")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         assert (await actor.ended()).init_failed
 
 
@@ -99,8 +99,8 @@ async def test_terminating_lets_the_actor_leave_in_order(
 ) -> None:
     note = tmp_path / "note"
     actor = await actors.create(plain_class(), kwargs={"leave": str(note)}, child="router", incarnation=1)
-    await actor.ready(30)
-    end = await actor.terminate(15)
+    await actor.ready(90)
+    end = await actor.terminate(60)
     assert end is not None
     assert end.intended
     await eventually(note.exists)  # Ray calls an actor dead when it begins to leave
@@ -108,7 +108,7 @@ async def test_terminating_lets_the_actor_leave_in_order(
 
 async def test_a_busy_actor_outlasts_its_grace_and_is_killed(actors: UserActorPlace) -> None:
     actor = await actors.create(plain_class(), child="router", incarnation=1)
-    await actor.ready(30)
+    await actor.ready(90)
     busy = asyncio.ensure_future(actor.call("nap", (60,)))
     await asyncio.sleep(0)
     assert await actor.terminate(0.3) is None
@@ -121,7 +121,7 @@ async def test_a_busy_actor_outlasts_its_grace_and_is_killed(actors: UserActorPl
 
 async def test_a_call_that_takes_too_long_is_named(actors: UserActorPlace) -> None:
     actor = await actors.create(plain_class(), child="router", incarnation=1)
-    await actor.ready(30)
+    await actor.ready(90)
     with pytest.raises(RayCallTimeout, match=r"router/1\.nap was not answered within 0\.1 s"):
         await actor.call("nap", (2,), deadline=0.1)
 
@@ -133,10 +133,10 @@ async def test_a_class_made_remote_by_its_author_is_never_restarted_by_ray(actor
     actor = await actors.create(
         remote(max_restarts=-1, max_task_retries=-1)(plain_class()), child="router", incarnation=1
     )
-    await actor.ready(30)
+    await actor.ready(90)
     with pytest.raises(HostGone):
         await actor.call("exit", (1,))
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await actor.ended()
 
 
@@ -159,16 +159,16 @@ async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_re
     options = ActorOptions(num_cpus=1, placement=PlacementOptions(({"CPU": 1.0, "slot": 1.0},)))
     async with UserActorPlace(cluster) as place:
         first = await place.create(plain_class(), child="router", incarnation=1, options=options)
-        await first.ready(30)
+        await first.ready(90)
         made = set(groups()) - before
         assert len(made) == 1
         await first.kill()
         second = await place.create(plain_class(), child="router", incarnation=2, options=options)
-        await second.ready(30)
+        await second.ready(90)
         assert set(groups()) - before == made
-        await place.end_child("router", 10)
+        await place.end_child("router", 60)
         await eventually(lambda: all(groups()[key] == "REMOVED" for key in made))
         third = await place.create(plain_class(), child="router", incarnation=3, options=options)
-        await third.ready(30)
+        await third.ready(90)
         assert len(set(groups()) - before) == 2
     await eventually(lambda: all(groups()[key] == "REMOVED" for key in set(groups()) - before))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 
 async def agent_pid(place: RayPlace, node: str, *, other_than: int = 0) -> int:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             pid = await place.agents.pid(node)
             if pid not in {0, other_than}:
@@ -28,14 +28,14 @@ async def test_an_agent_that_dies_is_made_again_and_told_of_every_host(
     place: RayPlace, cluster: RayCluster
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
-    info = await host.ensure_started(1, {}, 30)
+    info = await host.ensure_started(1, {}, 90)
     assert isinstance(info, EngineInfo)
     first = await agent_pid(place, cluster.node_id)
     os.kill(first, signal.SIGKILL)
     await agent_pid(place, cluster.node_id, other_than=first)
     known = {process.pid for process in await place.agents.snapshot(cluster.node_id, host.key)}
     assert known >= {process.pid for process in info.processes}
-    report = await host.end(5)
+    report = await host.end(30)
     assert report.verified
     assert not any(alive(process) for process in info.processes)
 
@@ -44,20 +44,20 @@ async def test_a_stopped_agent_gives_no_proof_and_a_dead_one_is_replaced_for_it(
     place: RayPlace, cluster: RayCluster
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
-    await host.ready(30)
+    await host.ready(90)
     pid = await agent_pid(place, cluster.node_id)
     os.kill(pid, signal.SIGSTOP)
     report = await host.end(0.2)
     assert not report.verified
     os.kill(pid, signal.SIGKILL)
-    assert (await host.end(20)).verified
+    assert (await host.end(30)).verified
 
 
 async def test_a_node_that_is_dead_needs_no_agents_word(
     place: RayPlace, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
-    await host.ready(30)
+    await host.ready(90)
     pid = await agent_pid(place, cluster.node_id)
     os.kill(pid, signal.SIGSTOP)
 

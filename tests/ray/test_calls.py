@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -34,20 +33,19 @@ async def test_a_call_that_is_not_answered_in_time_is_named_by_the_error(
 
 
 async def test_the_loop_goes_on_while_calls_block(calls: CallThreads, gate: threading.Event) -> None:
-    lag = 0.0
+    turns = 0
 
-    async def measure() -> None:
-        nonlocal lag
+    async def count() -> None:
+        nonlocal turns
         while True:
-            before = time.perf_counter()
             await asyncio.sleep(0.005)
-            lag = max(lag, time.perf_counter() - before - 0.005)
+            turns += 1
 
-    measuring = asyncio.create_task(measure())
+    counting = asyncio.create_task(count())
     with pytest.raises(RayCallTimeout):
         await calls.run("ray.stuck", gate.wait, deadline=0.5)
-    measuring.cancel()
-    assert lag < 0.4
+    counting.cancel()
+    assert turns > 5
 
 
 async def test_a_call_given_up_still_holds_its_thread_so_that_the_bound_stays_one(
@@ -60,7 +58,7 @@ async def test_a_call_given_up_still_holds_its_thread_so_that_the_bound_stays_on
     with pytest.raises(RayCallTimeout, match="also under way: first, second"):
         await calls.run("third", ran.set, deadline=0.05)
     gate.set()
-    assert await calls.run("fourth", lambda: 4, deadline=5) == 4
+    assert await calls.run("fourth", lambda: 4, deadline=60) == 4
     assert not ran.is_set()  # nobody waited for it any more when its turn came
 
 
@@ -80,7 +78,7 @@ async def test_what_comes_too_late_is_undone(calls: CallThreads, gate: threading
     with pytest.raises(RayCallTimeout):
         await calls.run("create", create, deadline=0.05, undo=undo)
     gate.set()
-    await asyncio.wait_for(known.wait(), 5)
+    await asyncio.wait_for(known.wait(), 60)
     assert undone == [7]
 
 
@@ -89,7 +87,7 @@ async def test_what_a_call_raises_is_raised_to_the_waiter(calls: CallThreads) ->
         raise KeyError("name")
 
     with pytest.raises(KeyError, match="name"):
-        await calls.run("fail", fail, deadline=5)
+        await calls.run("fail", fail, deadline=60)
 
 
 async def test_cancelling_the_waiter_gives_the_call_up(

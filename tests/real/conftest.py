@@ -1,4 +1,4 @@
-"""One real Ray and one real vLLM engine under a supervisor, for everything in this folder."""
+"""One real vLLM engine under a supervisor on a real Ray, for all tests of a module in this folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ ARGUMENTS = {
 }
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def supervisor(random_model: Path) -> AsyncIterator[rv.Supervisor]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def supervisor(random_model: Path, cluster_address: str) -> AsyncIterator[rv.Supervisor]:
     """A running tree with the pool ``llm`` of one real engine."""
+    assert cluster_address
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     spec = rv.SupervisorSpec(
         children=[
@@ -36,7 +37,7 @@ async def supervisor(random_model: Path) -> AsyncIterator[rv.Supervisor]:
             )
         ]
     )
-    supervisor = rv.Supervisor(spec, seed=1, ray_options={"num_cpus": 2}, handle_signals=False)
+    supervisor = rv.Supervisor(spec, seed=1, handle_signals=False)
     up, done = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:

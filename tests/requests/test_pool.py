@@ -95,7 +95,7 @@ async def running(
     line = Line(free=free)
     pool = EnginePool(line, limits=RequestLimits(**limits), rng=Random(1), clock=clock or Clock())
     line.pool = pool
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with pool:
             for child in children:
                 pool.engine_up(child, 1, INFO)
@@ -332,7 +332,7 @@ async def test_a_deadline_ends_the_stream_after_what_was_delivered() -> None:
 
 async def test_the_pool_keeps_deadlines_by_itself() -> None:
     line = Line()
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with EnginePool(line) as pool:
             with pytest.raises(DeadlineExceededError):
                 await pool.generate("once", deadline=0.01).result()
@@ -401,7 +401,7 @@ async def test_a_send_that_hangs_is_given_up() -> None:
     line = Line()
     pool = EnginePool(line, send_deadline=0.01)
     line.pool = pool
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with pool:
             hung = asyncio.Event()
 
@@ -450,7 +450,7 @@ async def test_useful_work_is_reported_once_for_each_incarnation() -> None:
     line = Line(free=True)
     pool = EnginePool(line, on_useful=lambda child, incarnation: useful.append((child, incarnation)))
     line.pool = pool
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with pool:
             pool.engine_up(A, 3, INFO)
             await pool.generate_many(["a", "b"], LONG)

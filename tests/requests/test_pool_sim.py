@@ -64,7 +64,7 @@ class Host:
 
     async def start(self) -> None:
         self.incarnation += 1
-        info = await self.host.ensure_started(self.incarnation, dict(SIM), 30.0)
+        info = await self.host.ensure_started(self.incarnation, dict(SIM), 90.0)
         assert isinstance(info, EngineInfo)
         self.processes = info.processes
         self.pool.engine_up(CHILD, self.incarnation, info)
@@ -86,7 +86,7 @@ class Host:
 @asynccontextmanager
 async def running(logs: Path) -> AsyncIterator[Host]:
     host = Host(logs)
-    with anyio.fail_after(90):
+    with anyio.fail_after(240):
         async with host.pool, anyio.create_task_group() as tasks:
             await host.start()
             tasks.start_soon(host.listen)

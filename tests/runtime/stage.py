@@ -118,18 +118,18 @@ class Stage:
     def at(self, child: str) -> str:
         return self.runtime.core.children[child].configuration.leaf
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         with anyio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - any condition at all
                 await anyio.sleep(0.001)
 
     async def up(self) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await self.runtime.settled.wait()
 
     async def end(self) -> m.TreeEnded:
         self.runtime.post(m.Halt())
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await self.runtime.over.wait()
         assert self.runtime.ended is not None
         return self.runtime.ended
@@ -178,6 +178,6 @@ async def play(
         yield Stage(runtime, backend, watchers.records, tasks)
         if not runtime.over.is_set():
             runtime.hurry()
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await runtime.over.wait()
         tasks.cancel_scope.cancel()

@@ -33,7 +33,7 @@ async def test_a_deadline_holds_though_the_call_ignores_its_cancellation(
             await release.wait()
 
     async with anyio.create_task_group() as tasks:
-        with anyio.fail_after(2), pytest.raises(TimeoutError, match=r"resist was not done within 0\.01 s"):
+        with anyio.fail_after(60), pytest.raises(TimeoutError, match=r"resist was not done within 0\.01 s"):
             await bounded(tasks, resist, 0.01, "resist")
         release.set()
 
@@ -50,7 +50,7 @@ async def test_who_is_cancelled_while_waiting_takes_the_call_along() -> None:
     async with anyio.create_task_group() as tasks:
         with anyio.move_on_after(0.01):
             await bounded(tasks, wait, 60.0, "wait")
-        with anyio.fail_after(1):
+        with anyio.fail_after(60):
             await cancelled.wait()
 
 
@@ -75,6 +75,6 @@ async def test_outlasting_survives_scopes_and_cancelled_tasks_and_tells_of_them(
     await some_turns()
     assert not task.done()
     event.set()
-    await asyncio.wait([task], timeout=1)
+    await asyncio.wait([task], timeout=60)
     assert told == [1, 1]
     assert isinstance(result[0], asyncio.CancelledError)

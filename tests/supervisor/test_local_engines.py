@@ -23,7 +23,7 @@ GREEDY = {"max_tokens": 60, "temperature": 0.0}
 
 def pool(**options: Any) -> rv.SupervisorSpec:
     arguments = {"tokens_per_second": 200.0, **options.pop("engine_args", {})}
-    options = {"engine": "sim", "engine_args": arguments, "start_deadline": 30.0, **options}
+    options = {"engine": "sim", "engine_args": arguments, "start_deadline": 120.0, **options}
     return rv.SupervisorSpec(children=[rv.engine_pool("llm", **options)])
 
 
@@ -35,7 +35,7 @@ def core(sup: rv.Supervisor, child: str = "llm/1") -> ProcessId:
     return next(p for role, p in sup.processes(child) if role == "engine" and "EngineCore" in p.name)
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - any condition at all
             await anyio.sleep(0.005)

@@ -69,7 +69,7 @@ def tree(*children: rv.ChildSpec) -> rv.Supervisor:
     return rv.Supervisor(rv.SupervisorSpec(children=children, intensity=5))
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - any condition at all
             await anyio.sleep(0.01)

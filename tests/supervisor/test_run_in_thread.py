@@ -24,7 +24,7 @@ def engines(**arguments: object) -> rv.SupervisorSpec:
     return rv.SupervisorSpec(children=[rv.engine_pool("llm", engine="sim", engine_args=arguments)])
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -101,7 +101,7 @@ def test_threads_may_share_it() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert len(texts) == 4
         assert len(set(texts)) == 1
 
@@ -148,7 +148,7 @@ def test_records_are_an_iterator_that_ends_with_the_tree() -> None:
         reader.start()
         sup.terminate_child("a")
         until(lambda: any(isinstance(x, r.StateChanged) and x.after == "DEAD.STOPPED" for x in seen))
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
     assert entered == ["a"]
 

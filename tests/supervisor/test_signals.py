@@ -106,12 +106,12 @@ class Driver:
         """Wait for its end; what it said comes to ``lines``, and none of its processes may be left."""
         status = self.process.wait(PATIENCE)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         while not self._queue.empty():
             self.lines.append(self._queue.get())
         for complaint in ("never retrieved", "Task was destroyed", "never awaited", "ResourceWarning"):
             assert complaint not in self.errors
-        _, left = psutil.wait_procs(self._known | self._session(), timeout=10)
+        _, left = psutil.wait_procs(self._known | self._session(), timeout=60)
         assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
         return status
 
@@ -135,9 +135,9 @@ class Driver:
                 process.kill()
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -179,7 +179,7 @@ def test_a_signal_ends_the_tree_in_reverse_order(
     driver.until("up")
     sent = driver.send(number)
     assert driver.end() == status
-    assert time.monotonic() - sent < 20
+    assert time.monotonic() - sent < 45
     if way == "async":  # the records of the other are not read
         assert driver.ends() == ORDER
     else:
@@ -206,7 +206,7 @@ def test_a_child_gets_its_shutdown_time_and_a_second_signal_takes_it(drive: Call
         driver.process.wait(1.0)
     sent = driver.send(signal.SIGTERM)
     driver.until("llm 1 DEAD.STOPPED")
-    assert time.monotonic() - sent < 15
+    assert time.monotonic() - sent < 45
     # Its last child ignores even cancellation, which is all that Python has: the test ends it.
     driver.process.kill()
     driver.end()
@@ -218,7 +218,7 @@ def test_a_second_signal_ends_engines_at_once(cluster_address: str, drive: Calla
     driver.send(signal.SIGINT)
     sent = driver.send(signal.SIGINT)
     assert driver.end() == -signal.SIGINT
-    assert time.monotonic() - sent < 20
+    assert time.monotonic() - sent < 45
 
 
 def test_a_signal_during_the_start_ends_what_is_there(
