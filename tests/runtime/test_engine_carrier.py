@@ -9,7 +9,16 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.link import ActorOptions, GoneReport, HostCallFailed, HostEnd, HostGone
+from rayvisor._engine.link import (
+    PATIENT,
+    ActorOptions,
+    GoneReport,
+    HostCallFailed,
+    HostEnd,
+    HostGone,
+    HostView,
+)
+from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostDescription, HostItem, Order, Phase, ProcessId
 from rayvisor._runtime.carriers import StartRefused, engines
 from rayvisor._runtime.carriers.engines import EngineBackend, EngineCarrier
@@ -47,6 +56,7 @@ class FakeHost:
         self.streams: list[list[Any]] = []
         self.stream_came = anyio.Event()
         self.verified = True
+        self.seen = HostView(())
 
     def gone(self, *, unavailable: bool = False) -> HostGone:
         end = HostEnd(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
@@ -60,9 +70,13 @@ class FakeHost:
         return HostDescription(self.child, self.epoch, "sim", HOST, "", "1", "", 0, serving=False, phases=())
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        deadline: float,
+        limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
-        del deadline
+        del deadline, limits
         self.calls.append(f"start {incarnation} {dict(arguments)}")
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -106,6 +120,10 @@ class FakeHost:
             self.end_came = anyio.Event()
             await self.end_came.wait()
         return self.ends.pop(0)
+
+    async def view(self, deadline: float) -> HostView:
+        del deadline
+        return self.seen
 
     async def end(self, deadline: float) -> GoneReport:
         del deadline
@@ -154,7 +172,8 @@ class Stage:
     def phase(self, child: str, phase: Phase) -> None:
         self.told.append(("phase", child, phase.phase))
 
-    def condition(self, child: str, incarnation: int, event: str) -> None:
+    def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
+        del causes
         self.told.append((event, child, incarnation))
 
     @property
@@ -296,7 +315,8 @@ async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -
             ending = await carrier.ended()
         assert ending.lost
         assert not ending.unavailable
-        assert stage.told.count(("suspect", "llm/1", 1)) == engines.UNRULED_TRIES
+        assert stage.host.calls.count("ready") == 1 + engines.UNRULED_TRIES
+        assert stage.told.count(("suspect", "llm/1", 1)) == 1
 
 
 async def test_a_stream_that_breaks_is_opened_anew_and_what_may_be_lost_is_told() -> None:

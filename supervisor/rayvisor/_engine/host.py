@@ -36,8 +36,11 @@ from rayvisor._engine.engine import (
     load_engine,
     plain_causes,
 )
+from rayvisor._engine.link import PATIENT
 from rayvisor._engine.outlet import Outlet
 from rayvisor._engine.processes import process_id
+from rayvisor._engine.stall import StallLimits
+from rayvisor._engine.vigil import Vigil, start_in_time
 from rayvisor._engine.wire import (
     Died,
     EngineInfo,
@@ -104,6 +107,7 @@ class EngineHost:
         self._serving = False
         self._starting: asyncio.Task[EngineInfo] | None = None
         self._sentinel: asyncio.Task[None] | None = None
+        self._vigil: Vigil | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
         self._outlet = Outlet()
@@ -133,7 +137,7 @@ class EngineHost:
     # -- starting and stopping ------------------------------------------------------------------
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits = PATIENT
     ) -> EngineInfo:
         """Start an incarnation, or wait for its start that is under way, or repeat how it went.
 
@@ -144,7 +148,9 @@ class EngineHost:
         arguments
             The engine's arguments.
         deadline
-            Seconds from now that the start may take.
+            Seconds that the start may go without progress, see ``start_in_time``.
+        limits
+            How long the engine may do nothing, once it serves.
 
         Raises
         ------
@@ -156,7 +162,8 @@ class EngineHost:
         if incarnation > self._incarnation:
             older, self._incarnation = self._incarnation, incarnation
             self._phases.clear()
-            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, deadline))
+            self._outlet.beat = limits.beat
+            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, deadline, limits))
             self._starting.add_done_callback(_retrieve)
         if self._starting is None:
             raise EngineStartFailed(self._stale(incarnation))
@@ -164,7 +171,7 @@ class EngineHost:
         return await asyncio.shield(self._starting)
 
     async def _start(
-        self, incarnation: int, older: int, arguments: Mapping[str, Any], deadline: float
+        self, incarnation: int, older: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits
     ) -> EngineInfo:
         began = time.monotonic()
         if self._engine is not None:
@@ -189,17 +196,18 @@ class EngineHost:
         self._engine = engine
         self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
         try:
-            async with asyncio.timeout(deadline):
-                info = await engine.start(report)
+            info = await start_in_time(engine, report, deadline, limits.longest(deadline))
         except EngineStartFailed as failed:
             self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
             await self._discard(engine)
             raise
-        except TimeoutError:
+        except TimeoutError as late:
             await self._discard(engine)
-            late = TimeoutError(f"the engine was not up after {deadline:g} s, while {doing}")
-            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(late))
-            raise EngineStartFailed(self._failed(incarnation, late, doing)) from None
+            self._log.warning(
+                "host.engine.start_failed", incarnation=incarnation, cause=f"{late}, while {doing}"
+            )
+            causes = (("StartDeadlineExceeded", f"{late}, while {doing}"),)
+            raise EngineStartFailed(self._failed(incarnation, late, doing)._replace(causes=causes)) from None
         except Exception as error:  # noqa: BLE001 - as above
             await self._discard(engine)
             self._log.exception("host.engine.start_failed", incarnation=incarnation)
@@ -207,7 +215,8 @@ class EngineHost:
         if self._engine is not engine:  # it was stopped in the last moment
             raise EngineStartFailed(self._stale(incarnation))
         self._serving = True
-        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation))
+        self._vigil = Vigil(engine, incarnation, limits, self._put, self._log_file)
+        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._vigil))
         self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
         return info
 
@@ -259,8 +268,14 @@ class EngineHost:
         if self._engine is engine:
             self._engine = None
 
-    async def _await_death(self, engine: Engine, incarnation: int) -> None:
-        died = await engine.died()
+    async def _await_death(self, engine: Engine, incarnation: int, vigil: Vigil) -> None:
+        ways = [asyncio.create_task(engine.died()), asyncio.create_task(vigil.stalled())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            died = next(way for way in ways if way.done()).result()
+        finally:
+            for way in ways:
+                way.cancel()
         self._serving = False
         self._end_pumps()
         self._put(died)
@@ -272,7 +287,8 @@ class EngineHost:
     async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
         """Put orders to the engine; what comes of them comes through the stream."""
         engine = self._engine
-        if engine is None or not self._serving or incarnation != self._incarnation:
+        vigil = self._vigil
+        if engine is None or vigil is None or not self._serving or incarnation != self._incarnation:
             for order in orders:
                 reason = f"incarnation {incarnation} does not serve here"
                 self._put(Lost(order.request, order.attempt, reason))
@@ -284,7 +300,7 @@ class EngineHost:
                     continue
                 _cancel(older)
             pump = self._pumps[order.request] = _Pump(order.attempt)
-            pump.task = asyncio.create_task(self._pump(engine, order, pump))
+            pump.task = asyncio.create_task(self._pump(engine, vigil, order, pump))
             pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
@@ -307,11 +323,11 @@ class EngineHost:
         else:
             pump.open.clear()
 
-    async def _pump(self, engine: Engine, order: Order, pump: _Pump) -> None:
+    async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:
         request, attempt = order.request, order.attempt
         chunks = engine.generate(order)
         try:
-            async for chunk in chunks:
+            while (chunk := await vigil.next_of(chunks)) is not None:
                 self._put(chunk)
                 if chunk.finish_reason is None:
                     await self._outlet.next_tick()

@@ -17,13 +17,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, ProcessId
 from rayvisor.faults import Cause
 
 if TYPE_CHECKING:
     from rayvisor._engine.host import HostDescription
+    from rayvisor._engine.sight import Sight
 
 __all__ = [
+    "PATIENT",
     "ActorOptions",
     "GoneReport",
     "HostCallFailed",
@@ -31,9 +34,14 @@ __all__ = [
     "HostGone",
     "HostLink",
     "HostPlace",
+    "HostView",
     "NodePin",
     "PlacementOptions",
 ]
+
+
+PATIENT = StallLimits()
+"""How long an engine may do nothing where nothing else is said."""
 
 
 class GoneReport(NamedTuple):
@@ -72,6 +80,17 @@ class HostEnd:
     def root(self) -> Cause:
         """The innermost cause."""
         return self.causes[-1] if self.causes else Cause("UnknownEnd", "no cause was reported")
+
+
+class HostView(NamedTuple):
+    """What is seen of a host that does not answer, from beside it."""
+
+    sights: tuple[Sight, ...]
+    """Its processes, itself first; empty when nobody on its node can tell."""
+    stack: str = ""
+    """Where its event loop stands, if it could still say so; the innermost frame first."""
+    node: str = ""
+    log_file: str = ""
 
 
 class HostGone(Exception):  # noqa: N818 - a state of affairs, as in StopIteration
@@ -152,9 +171,16 @@ class HostLink(Protocol):
         ...
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        deadline: float,
+        limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
-        """Start an engine, or wait for the start of this incarnation that is under way; never twice."""
+        """Start an engine, or wait for the start of this incarnation that is under way; never twice.
+
+        The deadline counts from the start's last progress; ``limits`` bound the whole, and what comes after.
+        """
         ...
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
@@ -162,7 +188,10 @@ class HostLink(Protocol):
         ...
 
     def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say, a batch a tick; a newer stream replaces the older."""
+        """Everything the host has to say, a batch a tick; a newer stream replaces the older.
+
+        An empty batch is a heartbeat: there is one every ``limits.beat`` seconds at least.
+        """
         ...
 
     async def submit(self, incarnation: int, orders: Sequence[Order]) -> None: ...
@@ -173,6 +202,10 @@ class HostLink(Protocol):
 
     async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading the engine's output for a request whose reader is slow."""
+        ...
+
+    async def view(self, deadline: float) -> HostView:
+        """Look at the host from beside it, without asking itself."""
         ...
 
     async def ended(self) -> HostEnd:

@@ -21,6 +21,8 @@ TICK_SECONDS = 0.02
 """So much lies between two lists while tokens flow."""
 SOON_SECONDS = 0.002
 """So much at least, where something in the list should not wait."""
+BEAT_SECONDS = 1.0
+"""When nothing happens an empty list goes out after so long: the host lives, and its loop runs."""
 
 
 class Outlet:
@@ -33,6 +35,8 @@ class Outlet:
         """How many wait for the tick."""
         self.reader = 0
         """Number of the present reader; 0 before the first."""
+        self.beat = BEAT_SECONDS
+        """Seconds after which an empty list goes out."""
         self._soon = False
         self._news = asyncio.Event()
         self._tick = asyncio.Event()
@@ -57,14 +61,21 @@ class Outlet:
             self.paced -= 1
 
     async def lists(self) -> AsyncIterator[list[HostItem]]:
-        """Everything that was put, in order, a list at a time. A newer call ends the older one."""
+        """Everything that was put, in order, a list at a time. A newer call ends the older one.
+
+        An empty list is a heartbeat.
+        """
         self.reader += 1
         me = self.reader
         self._news.set()  # wakes the older one, which then ends
         last = -math.inf
+        beaten = time.monotonic()
         while True:
             while me == self.reader and (rest := self._rest(last)) > 0.0:
-                await self._wait_for_news(rest)
+                due = beaten + self.beat - time.monotonic()
+                if due <= 0.0:
+                    break
+                await self._wait_for_news(min(rest, due))
             if me == self.reader and self.paced:
                 self._tick.set()
                 self._tick = asyncio.Event()
@@ -74,7 +85,8 @@ class Outlet:
                 return
             last = time.monotonic()
             items, self.items, self._soon = self.items, [], False
-            if items:
+            if items or last - beaten >= self.beat:
+                beaten = last
                 yield items
 
     def _rest(self, last: float) -> float:

@@ -21,6 +21,7 @@ __all__ = [
     "ProcessId",
     "Prompt",
     "Refused",
+    "Suspicion",
 ]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -135,6 +136,13 @@ class Died(NamedTuple):
     """The cause is in the configuration: no start with the same arguments can succeed."""
 
 
+class Suspicion(NamedTuple):
+    """The engine may hang, or, without causes, is found not to."""
+
+    incarnation: int
+    causes: tuple[tuple[str, str], ...]
+
+
 class HostDescription(NamedTuple):
     """What a host process says about itself."""
 
@@ -154,6 +162,8 @@ class HostDescription(NamedTuple):
     serving: bool
     phases: tuple[Phase, ...]
     """How the newest start went."""
+    stack_file: str = ""
+    """Where a host that does not answer leaves its stack; empty: nowhere."""
 
 
-HostItem = Chunk | Refused | Lost | Phase | Died
+HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable
 
 import anyio
@@ -16,8 +17,10 @@ import anyio.to_thread
 import psutil
 
 from rayvisor._engine.held import Held
-from rayvisor._engine.link import GoneReport
+from rayvisor._engine.link import GoneReport, HostView
 from rayvisor._engine.processes import process_id
+from rayvisor._engine.sight import Sampler
+from rayvisor._engine.stack import stack_of
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, end_processes, tree
 from rayvisor.log import get_logger
@@ -27,6 +30,8 @@ __all__ = ["NodeAgent"]
 log = get_logger("rayvisor.process")
 
 _SWEEP_SECONDS = 5.0
+_LOAD_SECONDS = 0.2
+"""Over so long it is measured what a process takes of a core."""
 
 HowEnded = tuple[int | None, int | None]
 """Exit code and signal, as far as the system tells."""
@@ -93,6 +98,19 @@ class NodeAgent:
             return ()
         await anyio.to_thread.run_sync(ward.look)
         return tuple(ward.known.values())
+
+    async def view(self, key: str, stack_file: str) -> HostView:
+        """Look at a host that does not answer: its processes, itself first, and where its loop stands."""
+        ward = self._wards.get(key)
+        if ward is None:
+            return HostView(())
+        sampler = Sampler()
+        others = [process for process in ward.known.values() if process.pid != ward.host.pid]
+        sampler.look([ward.host, *others], time.monotonic())
+        await anyio.sleep(_LOAD_SECONDS)
+        sights = sampler.look([ward.host, *others], time.monotonic())
+        stack = await anyio.to_thread.run_sync(stack_of, stack_file) if stack_file else ""
+        return HostView(tuple(sights), stack)
 
     async def end(self, key: str, deadline: float) -> GoneReport:
         """Kill a host and everything of it, also what carries its key, and wait for the proof."""

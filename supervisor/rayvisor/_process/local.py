@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,17 @@ import anyio
 
 from rayvisor._engine.engine import EngineError, EngineStartFailed, plain_causes
 from rayvisor._engine.host import EngineHost
-from rayvisor._engine.link import ActorOptions, GoneReport, HostCallFailed, HostEnd, HostGone
+from rayvisor._engine.link import (
+    PATIENT,
+    ActorOptions,
+    GoneReport,
+    HostCallFailed,
+    HostEnd,
+    HostGone,
+    HostView,
+)
+from rayvisor._engine.sight import Sampler
+from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order, ProcessId
 from rayvisor._process.tree import end_processes
 from rayvisor.faults import Cause
@@ -48,15 +59,19 @@ class LocalHost:
         return await self._call("describe", self._host.describe(), deadline)
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        deadline: float,
+        limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
         """Start an engine, see `HostLink.ensure_started`."""
         self._newest = max(self._newest, incarnation)
         try:
             info = await self._call(
                 "ensure_started",
-                self._host.ensure_started(incarnation, dict(arguments), deadline),
-                deadline + _SLACK_SECONDS,
+                self._host.ensure_started(incarnation, dict(arguments), deadline, limits),
+                limits.longest(deadline) + _SLACK_SECONDS,
             )
         except EngineStartFailed as failed:
             return failed.died
@@ -99,6 +114,11 @@ class LocalHost:
                 item.cancel()
                 with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
                     await item
+
+    async def view(self, deadline: float) -> HostView:
+        """Look at the engine's processes: this one runs, or nobody would ask."""
+        del deadline
+        return HostView(tuple(Sampler().look(self._processes, time.monotonic())))
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from rayvisor._engine.link import GoneReport
+from rayvisor._engine.link import GoneReport, HostView
 from rayvisor._engine.wire import ProcessId
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
@@ -123,6 +123,17 @@ class NodeAgents:
             return tuple(await actor.call.remote("snapshot", key)) if actor is not None else ()
 
         return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
+
+    async def view(self, node_id: str, key: str, stack_file: str, deadline: float) -> HostView:
+        """Look at a host that does not answer, from beside it; empty when nobody on its node can tell."""
+        node = self._nodes.get(node_id)
+
+        async def ask() -> HostView:
+            actor = await self._agent(node) if node is not None else None
+            return await actor.call.remote("view", key, stack_file) if actor is not None else HostView(())
+
+        view = await self._attempt("agent.view", node, deadline, ask) if node is not None else None
+        return view or HostView(())
 
     async def host_ended(self, node_id: str, key: str) -> tuple[int | None, int | None] | None:
         """Wait until a host's node says that it has ended: its exit code and signal, as far as known.

@@ -19,12 +19,15 @@ from typing import Any, Self
 import anyio
 
 from rayvisor._engine.link import (
+    PATIENT,
     ActorOptions,
     GoneReport,
     HostCallFailed,
     HostEnd,
     HostGone,
+    HostView,
 )
+from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
 from rayvisor._ray import package
 from rayvisor._ray.agents import NodeAgents
@@ -102,7 +105,11 @@ class RayHost:
         return answer.description
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        deadline: float,
+        limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
         """Start an engine in the host, see `HostLink.ensure_started`."""
         began = time.monotonic()
@@ -110,8 +117,9 @@ class RayHost:
             await self.ready(deadline)
         left = max(0.1, deadline - (time.monotonic() - began))
         # The host keeps the deadline itself and says what it was doing; ours only covers a host that hangs.
-        ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left)
-        answer: EngineInfo | Died = await self._call("ensure_started", ref, left + _SLACK_SECONDS)
+        ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
+        longest = limits.longest(left) + _SLACK_SECONDS
+        answer: EngineInfo | Died = await self._call("ensure_started", ref, longest)
         if isinstance(answer, EngineInfo) and self._greeting is not None:
             await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
             if self._hearing is None or self._hearing.done():
@@ -155,6 +163,14 @@ class RayHost:
         finally:
             if not self._sentinel.done():
                 self._place.cluster.post("ray.cancel of a stream", lambda: _cancel(generator))
+
+    async def view(self, deadline: float) -> HostView:
+        """Have the node agent look at the host, see `HostLink.view`."""
+        if self._greeting is None:
+            return HostView(())
+        node, stack_file = self._greeting.node_id, self._greeting.description.stack_file
+        view = await self._place.agents.view(node, self.key, stack_file, deadline)
+        return view._replace(node=self._greeting.description.node, log_file=self._greeting.log_file)
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended, see `HostLink.ended`."""

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from rayvisor._engine.engine import EngineStartFailed, plain_causes
 from rayvisor._engine.host import EngineHost
+from rayvisor._engine.link import PATIENT
+from rayvisor._engine.stack import StackKeeper
+from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
 from rayvisor._process.guard import Guard
 from rayvisor.log import get_logger
@@ -20,6 +23,9 @@ from rayvisor.log import get_logger
 __all__ = ["Failure", "Greeting", "Resident"]
 
 log = get_logger("rayvisor.host")
+
+_HELD_UP_SECONDS = 0.5
+"""When the event loop has been held up for so long, its stack is written down."""
 
 
 class Greeting(NamedTuple):
@@ -64,21 +70,25 @@ class Resident:
             # The node agent still ends what is left; the host works without a reaper, and says so.
             log.exception("host.reaper.failed", child=child, epoch=epoch)
         self._host = EngineHost(child, epoch, engine)
+        self._stack: StackKeeper | None = None
 
     async def describe(self, node_id: str) -> Greeting | Failure:
         reaper = 0
         try:
             if self._guard is not None:
                 reaper = self._guard.wait_ready()
-            return Greeting(await self._host.describe(), node_id, reaper, _standard_error())
+            if self._stack is None:
+                self._stack = StackKeeper(_HELD_UP_SECONDS)
+            description = (await self._host.describe())._replace(stack_file=self._stack.path)
+            return Greeting(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits = PATIENT
     ) -> EngineInfo | Died | Failure:
         try:
-            info = await self._host.ensure_started(incarnation, arguments, deadline)
+            info = await self._host.ensure_started(incarnation, arguments, deadline, limits)
         except EngineStartFailed as failed:
             return failed.died
         except Exception as error:  # noqa: BLE001 - sent as plain data

@@ -7,6 +7,7 @@ an engine is up in a tenth of a second. What they print goes to the engine's log
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -95,6 +96,10 @@ class _Worker:
     def __init__(self, upwards: socket.socket, arguments: Mapping[str, Any]) -> None:
         self._upwards = upwards
         self._weights = int(arguments.get("seed", 0))
+        self._prefill = float(arguments.get("prefill_seconds", 0.0))
+        signal.signal(signal.SIGUSR1, _sleep_for_ever)
+        signal.signal(signal.SIGUSR2, _compute_for_ever)
+        _compute(float(arguments.get("compile_seconds", 0.0)))
         self._texts: dict[str, Sequence_] = {}
 
     def run(self) -> None:
@@ -109,10 +114,29 @@ class _Worker:
             self._texts.pop(name, None)
         scores = {}
         for name, prompt, params in message["new"]:
+            _compute(self._prefill)
             self._texts[name] = Sequence_(prompt, params, self._weights)
             if params.get("prompt_logprobs") is not None:
                 scores[name] = prompt_logprobs(prompt, params["prompt_logprobs"], self._weights)
         return [[name, *text.step(), scores.get(name)] for name, text in self._texts.items()]
+
+
+def _compute(seconds: float) -> None:
+    """Take so much processor time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def _sleep_for_ever(*_: object) -> None:
+    """Never let the step that is under way come to its end."""
+    while True:
+        time.sleep(60.0)
+
+
+def _compute_for_ever(*_: object) -> None:
+    """Do so, and compute all the while."""
+    _compute(math.inf)
 
 
 class _Core:
@@ -134,7 +158,7 @@ class _Core:
         time.sleep(float(arguments["start_delay"]) / 2)
         if arguments["die_during_start"] == "core":
             os.kill(os.getpid(), signal.SIGKILL)
-        self._process, self._worker = launch(WORKER, {"seed": arguments["seed"]}, "", os.environ)
+        self._process, self._worker = launch(WORKER, arguments, "", os.environ)
         self._from_worker = Unframer()
         self._step()  # the worker answers: it is up
         time.sleep(float(arguments["start_delay"]) / 2)

@@ -10,14 +10,16 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
 from rayvisor._engine.link import HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
-from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase, ProcessId
+from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase, ProcessId, Suspicion
 from rayvisor._runtime.carriers import StartRefused
+from rayvisor._runtime.carriers.heartbeat import attend_to
 from rayvisor._runtime.carriers.seats import Seat, ending_of_engine, ending_of_host
 from rayvisor.classify import Ending
 from rayvisor.errors import RayvisorError
@@ -56,8 +58,8 @@ class EngineReports(Protocol):
     def phase(self, child: str, phase: Phase) -> None:
         """A start has got further."""
 
-    def condition(self, child: str, incarnation: int, event: str) -> None:
-        """The engine's condition has changed: ``suspect`` or ``clear``."""
+    def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
+        """The engine's condition has changed: ``suspect`` (why), or ``clear``."""
 
 
 class EngineBackend:
@@ -112,13 +114,13 @@ class EngineBackend:
         seat = self._seats.get(child)
         return seat.info if seat is not None and seat.incarnation == incarnation else None
 
-    def processes(self, child: str) -> list[tuple[str, ProcessId]]:
-        """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
     def epoch(self, child: str) -> int | None:
         """Which host of a child is there; None while there is none."""
         seat = self._seats.get(child)
         return None if seat is None or seat.link is None else seat.epoch
 
+    def processes(self, child: str) -> list[tuple[str, ProcessId]]:
+        """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
         seat = self._seats.get(child)
         if seat is None:
             return []
@@ -182,6 +184,7 @@ class EngineBackend:
             link = seat.link
             seat.process = (await link.ready(deadline)).process
             seat.scope = anyio.CancelScope()
+            seat.heard = anyio.current_time()
             self._tasks.start_soon(self._attend, seat, link, seat.scope, name=f"host of {seat.child}")
         return seat.link
 
@@ -190,6 +193,7 @@ class EngineBackend:
         with scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._listen, seat, link)
+                group.start_soon(attend_to, seat, link, partial(self._doubt, seat))
                 await self._watch(seat, link)
                 group.cancel_scope.cancel()
 
@@ -200,6 +204,7 @@ class EngineBackend:
             try:
                 async for items in link.stream():
                     barren = 0
+                    seat.heard = anyio.current_time()
                     self._take(seat, items)
                 why = "the host's stream ended while the host lives"
             except HostGone as gone:
@@ -223,12 +228,25 @@ class EngineBackend:
             elif isinstance(item, Died):
                 if item.incarnation == seat.incarnation:
                     died = item
+            elif isinstance(item, Suspicion):
+                if item.incarnation == seat.incarnation:
+                    self._doubt(seat, "engine", tuple(Cause(*cause) for cause in item.causes))
             else:
                 rest.append(item)
         if rest:
             self._reports.items(seat.child, seat.incarnation, rest)
         if died is not None:
             seat.settle(ending_of_engine(died))
+
+    def _doubt(self, seat: Seat, by: str, causes: tuple[Cause, ...]) -> None:
+        """Somebody doubts that the incarnation gets on, or (without causes) does not any more."""
+        doubted = bool(seat.doubts)
+        seat.doubts.pop(by, None)
+        if causes:
+            seat.doubts[by] = causes
+        if bool(seat.doubts) != doubted:
+            event = "suspect" if seat.doubts else "clear"
+            self._reports.condition(seat.child, seat.incarnation, event, causes)
 
     async def _watch(self, seat: Seat, link: HostLink) -> None:
         tries = 0
@@ -238,14 +256,14 @@ class EngineBackend:
             if not end.unavailable or tries > UNRULED_TRIES:
                 break
             # Nobody has ruled: ask the same host anew, a bounded number of times; it is never made twice.
-            self._reports.condition(seat.child, seat.incarnation, "suspect")
+            self._doubt(seat, "ray", end.causes or (end.root,))
             try:
                 await link.ready(UNRULED_SECONDS)
             except (HostGone, HostCallFailed, TimeoutError):
                 await anyio.sleep(UNRULED_SECONDS / UNRULED_TRIES * tries)
             else:
                 tries = 0
-                self._reports.condition(seat.child, seat.incarnation, "clear")
+                self._doubt(seat, "ray", ())
         seat.settle(ending_of_host(end))
 
 
@@ -262,16 +280,22 @@ class EngineCarrier:
 
     async def start(self) -> None:
         """Have the engine started in the seat's host."""
+        answer: EngineInfo | Died | None = None
         seat = self._seat
         began = anyio.current_time()
-        seat.begin(self._incarnation)
+        seat.begin(self._incarnation, self._start.limits, self._deadline)
         try:
             try:
                 link = await self._backend.host(seat, self._incarnation, self._start, self._deadline)
             finally:
                 self._link = seat.link  # it may have been made though it did not come up
             left = max(0.1, self._deadline - (anyio.current_time() - began))
-            answer = await link.ensure_started(self._incarnation, self._start.arguments, left)
+            with anyio.CancelScope() as seat.starting:
+                answer = await link.ensure_started(
+                    self._incarnation, self._start.arguments, left, self._start.limits
+                )
+            if seat.starting.cancelled_caught:
+                raise StartRefused(await seat.ended())
         except HostGone as gone:
             raise StartRefused(ending_of_host(gone.end)) from None
         except HostCallFailed as failed:
@@ -298,7 +322,7 @@ class EngineCarrier:
         link = self._link
         if link is None:
             return True
-        if shutdown.seconds:
+        if shutdown.seconds and not self._seat.deaf:
             grace = ENDLESS_SECONDS if math.isinf(shutdown.seconds) else shutdown.seconds
             try:
                 await link.stop_engine(self._incarnation, grace)
@@ -319,7 +343,8 @@ class EngineCarrier:
         link = self._link
         if link is None:
             return True
-        answered = self._seat.link is not link or self._seat.process is not None
+        seat = self._seat
+        answered = seat.link is not link or (seat.process is not None and not seat.deaf)
         if answered and await self._engine_gone(link):
             return True
         return await self._host_gone(link)

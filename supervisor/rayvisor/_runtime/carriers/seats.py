@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import anyio
 
+from rayvisor._engine.link import PATIENT
 from rayvisor.classify import Ending
 from rayvisor.faults import Cause
 
 if TYPE_CHECKING:
     from rayvisor._engine.link import HostEnd, HostLink
+    from rayvisor._engine.stall import StallLimits
     from rayvisor._engine.wire import Died, EngineInfo, ProcessId
 
 __all__ = ["Seat", "ending_of_engine", "ending_of_host"]
@@ -19,7 +22,23 @@ __all__ = ["Seat", "ending_of_engine", "ending_of_host"]
 class Seat:
     """One engine child: its host, and the incarnation that is there."""
 
-    __slots__ = ("_settled", "child", "end", "epoch", "incarnation", "info", "link", "process", "scope")
+    __slots__ = (
+        "_settled",
+        "child",
+        "deaf",
+        "doubts",
+        "end",
+        "epoch",
+        "heard",
+        "incarnation",
+        "info",
+        "limits",
+        "link",
+        "patience",
+        "process",
+        "scope",
+        "starting",
+    )
 
     def __init__(self, child: str) -> None:
         self.child = child
@@ -34,10 +53,24 @@ class Seat:
         # How the present incarnation ended by itself, once it has.
         self.end: Ending | None = None
         self._settled = anyio.Event()
+        # When the host was heard last.
+        self.heard = -math.inf
+        # The host does not answer: it is not asked any more, only ended.
+        self.deaf = False
+        # Who doubts that the present incarnation lives, and why.
+        self.doubts: dict[str, tuple[Cause, ...]] = {}
+        self.limits = PATIENT
+        # Seconds that a host may be silent while its engine starts.
+        self.patience = math.inf
+        # Calls a start off.
+        self.starting: anyio.CancelScope | None = None
 
-    def begin(self, incarnation: int) -> None:
+    def begin(self, incarnation: int, limits: StallLimits, patience: float) -> None:
         """A new incarnation takes the seat."""
         self.incarnation = incarnation
+        self.limits, self.patience = limits, patience
+        self.heard = anyio.current_time()
+        self.doubts.clear()
         self.info = None
         self.end = None
         self._settled = anyio.Event()
@@ -58,6 +91,7 @@ class Seat:
         """Let go of a host, if it is still the seat's."""
         if self.link is link:
             self.link = self.process = None
+            self.deaf = False
             self.hush()
 
     def hush(self) -> None:
@@ -73,6 +107,7 @@ def ending_of_engine(died: Died) -> Ending:
         causes=tuple(Cause(*cause) for cause in died.causes),
         source="engine",
         traceback=died.traceback,
+        overdue=bool(died.causes) and died.causes[-1][0] == "StartDeadlineExceeded",
         exit_code=died.exit_code,
         signal=died.signal,
         doing=died.doing,

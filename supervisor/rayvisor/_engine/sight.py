@@ -1,0 +1,101 @@
+"""What can be seen of a process from outside: whether it is stopped, and whether it computes.
+
+Two figures stand for computing: the processor time of the whole process, and for its main thread also the
+time that it waited for a core; on a machine that is overloaded, an engine that computes gets little.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rayvisor._engine.wire import ProcessId
+
+__all__ = ["Sampler", "Sight", "in_words", "stopped_cause"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_STATE, _UTIME, _STIME = 0, 11, 12  # places in /proc/PID/stat, counted from the state on
+
+_WORDS = {"R": "computes", "D": "waits for a device", "Z": "has ended", "X": "has ended", "": "has ended"}
+
+
+class Sight(NamedTuple):
+    """One process, as it was seen."""
+
+    process: ProcessId
+    state: str
+    """As in ``/proc``: ``R`` runs, ``S`` sleeps, ``T`` is stopped, ``t`` by a debugger; empty: gone."""
+    load: float
+    """Share of a core that it took, or wanted, since it was looked at before."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it does nothing because it was told to stop."""
+        return self.state in {"T", "t"}
+
+    @property
+    def who(self) -> str:
+        """Its name, for people."""
+        return f"{self.process.name.rpartition('::')[2] or 'a process'} (pid {self.process.pid})"
+
+
+class Sampler:
+    """Looks at processes, again and again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}
+
+    def look(self, processes: Iterable[ProcessId], now: float) -> list[Sight]:
+        """Look at these. At first sight a process has no load."""
+        sights = []
+        seen: dict[int, tuple[float, float]] = {}
+        for process in processes:
+            state, wanted = _read(process.pid)
+            at, before = self._seen.get(process.pid, (now, wanted))
+            seen[process.pid] = now, wanted
+            sights.append(Sight(process, state, (wanted - before) / (now - at) if now > at else 0.0))
+        self._seen = seen
+        return sights
+
+
+def stopped_cause(sights: Iterable[Sight]) -> tuple[str, str] | None:
+    """Say that processes are stopped, as a cause; None if none is."""
+    stopped = [sight for sight in sights if sight.stopped]
+    if not stopped:
+        return None
+    signal = "by a debugger" if all(sight.state == "t" for sight in stopped) else "(SIGSTOP)"
+    verb = "is" if len(stopped) == 1 else "are"
+    return "ProcessStopped", f"{' and '.join(sight.who for sight in stopped)} {verb} stopped {signal}"
+
+
+def in_words(sights: Sequence[Sight], busy: float) -> str:
+    """Say what each of them does."""
+    return ", ".join(f"{sight.who} {_does(sight, busy)}" for sight in sights)
+
+
+def _does(sight: Sight, busy: float) -> str:
+    if sight.stopped:
+        return "is stopped"
+    if sight.load >= busy:
+        return f"takes {min(sight.load, 99.0):.0%} of a core"
+    return _WORDS.get(sight.state, "sleeps")
+
+
+def _read(pid: int) -> tuple[str, float]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = text.rpartition(")")[2].split()
+        state, used = fields[_STATE], (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS
+    except (OSError, ValueError, IndexError):
+        return "", 0.0
+    return state, max(used, _wanted_by_main_thread(pid))
+
+
+def _wanted_by_main_thread(pid: int) -> float:
+    try:
+        ran, waited, *_ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
+        return (int(ran) + int(waited)) / 1e9
+    except (OSError, ValueError):
+        return 0.0  # the kernel keeps no account of it

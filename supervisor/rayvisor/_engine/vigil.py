@@ -1,0 +1,228 @@
+"""Watches over an engine that serves, from inside its host: what is waited for, what comes, what follows.
+
+The decisions are `StallWatch`'s; here is what it looks at. Work that counts is an order whose next tokens
+the host waits for: not one whose reader is slow, and not one that waits for the stream to go out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+
+from rayvisor._engine.death import log_tail
+from rayvisor._engine.engine import Engine, EngineError, Report
+from rayvisor._engine.sight import Sampler, Sight, in_words, stopped_cause
+from rayvisor._engine.stall import BUSY_SHARE, Look, StallLimits, StallWatch, StartClock, Verdict
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, Suspicion
+from rayvisor.log import get_logger
+
+__all__ = ["Vigil", "start_in_time"]
+
+log = get_logger("rayvisor.host")
+
+_PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
+_START_LOOKS = 10
+_LONGEST_START_LOOK = 1.0
+_START_SHARE = 0.25
+"""From this share of a core on a starting process gets on."""
+
+
+class Vigil:
+    """Watches one incarnation of an engine while it serves.
+
+    Parameters
+    ----------
+    engine, incarnation
+        What is watched.
+    limits
+        How patient to be.
+    tell
+        Takes what is to be told to the driver.
+    log_file
+        The engine's log, for its last words.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        incarnation: int,
+        limits: StallLimits,
+        tell: Callable[[Suspicion], object],
+        log_file: str,
+    ) -> None:
+        self._engine = engine
+        self._incarnation = incarnation
+        self._limits = limits
+        self._tell = tell
+        self._log_file = log_file
+        self._log = log.bind(incarnation=incarnation)
+        self._sampler = Sampler()
+        self._waiting = 0
+        self._since = -math.inf
+        self._progressed = -math.inf
+        self._probe: asyncio.Task[None] | None = None
+        self._probes = 0
+        self.resting = False
+        """Whether the engine was asked to do nothing (paused): then nothing is expected of it."""
+
+    async def next_of(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
+        """Wait for what comes next of an order; None at its end. Tokens are a sign of life."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting += 1
+        try:
+            chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return None
+        finally:
+            self._waiting -= 1
+        if chunk.token_ids:
+            self._progressed = time.monotonic()
+        return chunk
+
+    async def stalled(self) -> Died:
+        """Watch, and return when the engine has stalled: its last words, said for it."""
+        try:
+            return await self._watch()
+        except Exception:  # noqa: BLE001 - it is logged with its traceback
+            # Its death is still seen, and its host's silence: better watched in part than ended for this.
+            self._log.exception("host.vigil.failed")
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            if self._probe is not None:
+                self._probe.cancel()
+
+    async def _watch(self) -> Died:
+        now = time.monotonic()
+        watch = StallWatch(self._limits, now)
+        self._sampler.look(self._engine.processes(), now)
+        while True:
+            await asyncio.sleep(max(0.0, watch.next_look(now) - time.monotonic()))
+            now = time.monotonic()
+            sights = self._sampler.look(self._engine.processes(), now)
+            match watch.look(self._see(now, sights)):
+                case Verdict.PROBE:
+                    self._begin_probe()
+                case Verdict.SUSPECT:
+                    causes = self._causes("EngineSuspect", watch, sights)
+                    self._log.warning("host.engine.suspect", causes=causes)
+                    self._tell(Suspicion(self._incarnation, causes))
+                case Verdict.CLEAR:
+                    self._log.info("host.engine.clear")
+                    self._tell(Suspicion(self._incarnation, ()))
+                case Verdict.STALLED:
+                    return self._died(watch, sights)
+                case Verdict.NOTHING:
+                    pass
+
+    def _see(self, now: float, sights: list[Sight]) -> Look:
+        return Look(
+            now,
+            self._progressed,
+            self._waiting,
+            self._since,
+            max((sight.load for sight in sights), default=0.0),
+            any(sight.stopped for sight in sights),
+            self.resting,
+        )
+
+    def _begin_probe(self) -> None:
+        if self._probe is None or self._probe.done():
+            self._probes += 1
+            self._log.info("host.engine.probed", number=self._probes)
+            self._probe = asyncio.create_task(self._ask_for_one_token(self._probes))
+
+    async def _ask_for_one_token(self, number: int) -> None:
+        """Run the way that all work takes. What comes is nobody's: it never leaves the host."""
+        order = Order(f"probe-{self._incarnation}", number, (0,), _PROBE)
+        chunks = self._engine.generate(order)
+        try:
+            while await self.next_of(chunks) is not None:
+                pass
+        except EngineError as error:
+            # An engine that has gone says so itself; one that refuses has answered, but shown no life.
+            self._log.info("host.probe.failed", number=number, error=str(error))
+        finally:
+            with contextlib.suppress(Exception):
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+    def _causes(self, name: str, watch: StallWatch, sights: list[Sight]) -> tuple[tuple[str, str], ...]:
+        requests = "1 request" if self._waiting == 1 else f"{self._waiting} requests"
+        if self._probe is not None and not self._probe.done():
+            others = self._waiting - 1
+            requests = f"{others} requests and a probe" if others else "a probe"
+        message = f"no token for {watch.silent:.1f} s with {requests} queued"
+        stopped = stopped_cause(sights)
+        if stopped is not None:
+            return (name, message), stopped
+        return ((name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+
+    def _died(self, watch: StallWatch, sights: list[Sight]) -> Died:
+        causes = self._causes("EngineStalled", watch, sights)
+        return Died(
+            self._incarnation, causes, "", None, None, "serving", log_tail(self._log_file), self._log_file
+        )
+
+
+async def start_in_time(engine: Engine, report: Report, deadline: float, longest: float) -> EngineInfo:
+    """Start an engine; its deadline counts from its last progress.
+
+    Progress is a phase or a detail that was not reported before, and processor time of its processes.
+
+    Parameters
+    ----------
+    engine
+        It has not been started.
+    report
+        Takes what the engine reports.
+    deadline
+        Seconds without progress.
+    longest
+        Seconds in all.
+
+    Raises
+    ------
+    TimeoutError
+        It took too long; the message says how long.
+    EngineStartFailed
+        As the engine's ``start`` does.
+    """
+    began = time.monotonic()
+    clock = StartClock(deadline, longest, began)
+    told: set[tuple[str, str]] = set()
+
+    def progressed() -> None:
+        if not timeout.expired():
+            timeout.reschedule(loop.time() + clock.progressed(time.monotonic()) - time.monotonic())
+
+    def heard(phase: str, detail: str) -> None:
+        if (phase, detail) not in told:
+            told.add((phase, detail))
+            progressed()
+        report(phase, detail)
+
+    async def watch() -> None:
+        sampler = Sampler()
+        while True:
+            sights = sampler.look(engine.processes(), time.monotonic())
+            if any(sight.load >= _START_SHARE for sight in sights):
+                progressed()
+            await asyncio.sleep(min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
+
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout_at(loop.time() + clock.due - began) as timeout:
+            watching = asyncio.create_task(watch())
+            try:
+                return await engine.start(heard)
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        took = time.monotonic() - began
+        after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
+        raise TimeoutError(f"the engine was not up after {after}") from None
