@@ -6,6 +6,7 @@ each process that needs it, so the tests that need it are a group: they run in o
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rayvisor.demo.model import ensure_model, ensure_random_model
+
+# Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # The same examples each time, however slow the machine: what is found by chance is looked for by hand.
 settings.register_profile(
