@@ -2,6 +2,7 @@
 
     RayvisorError
     ├── SpecError                 a flag or spec that cannot work; raised before anything starts
+    │   └── SpecFileError         the same, in a tree's TOML file
     ├── StartFailed               the tree could not be brought up
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
@@ -44,6 +45,7 @@ __all__ = [
     "ControlSocketError",
     "RayvisorError",
     "SpecError",
+    "SpecFileError",
     "StartFailed",
     "StrategyError",
     "SupervisorBusyError",
@@ -52,6 +54,10 @@ __all__ = [
     "TemplateError",
     "UnknownChildError",
 ]
+
+
+LONGEST_VALUE = 80
+"""Characters of a value that a message shows."""
 
 
 class RayvisorError(Exception):
@@ -79,6 +85,31 @@ class SpecError(RayvisorError, ValueError):
         self.problem = problem
         self.term = term
         super().__init__(f"{field}={value!r}: {problem}")
+
+
+class SpecFileError(SpecError):
+    """A key or a value in a tree's TOML file that cannot work, or a file that cannot be read.
+
+    Parameters
+    ----------
+    file
+        Path of the file.
+    field
+        Where in it, for example ``"children[0].backoff.maximum"``; empty: the file as a whole.
+    value
+        The value found there.
+    problem
+        What is wrong with it, and the way out.
+    """
+
+    def __init__(self, file: str, field: str, value: object, problem: str) -> None:
+        super().__init__(field, value, problem)
+        self.file = file
+        found = repr(value)
+        if len(found) > LONGEST_VALUE:
+            found = f"{found[:LONGEST_VALUE]}..."
+        where = field if value is None else f"{field}={found}"
+        self.args = (": ".join(part for part in (file, where, problem) if part),)
 
 
 class StartFailed(RayvisorError):  # noqa: N818 - named as the event is: a start that failed

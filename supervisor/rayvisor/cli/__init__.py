@@ -76,6 +76,13 @@ class LazyGroup(click.Group):
     lazy={
         "demo": LazyCommand("rayvisor.cli.demo:demo", "Kill an engine in the middle of several streams."),
         "chart": LazyCommand("rayvisor.cli.chart:chart", "Render a lifecycle as a diagram or a table."),
+        "run": LazyCommand("rayvisor.cli.run:run", "Run the tree that a TOML file describes."),
+        "status": LazyCommand("rayvisor.cli.control:status", "Show a running tree."),
+        "events": LazyCommand("rayvisor.cli.control:events", "Show what happens in a running tree."),
+        "pause": LazyCommand("rayvisor.cli.control:pause", "Give children no new work for a while."),
+        "resume": LazyCommand("rayvisor.cli.control:resume", "Take a pause back."),
+        "restart": LazyCommand("rayvisor.cli.control:restart", "End children and start them anew."),
+        "stop": LazyCommand("rayvisor.cli.control:stop", "End a child, or a whole tree."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,0 +1,148 @@
+"""Records and trees as lines of text, from their JSON forms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+__all__ = ["age", "record_line", "tree_lines"]
+
+_COLOURS = {"ALIVE": "green", "PAUSED": "yellow", "RESTARTING": "cyan", "DEAD": "red"}
+_HEADS = ("NAME", "KIND", "STATE", "#", "HOST", "UP", "RESTARTS", "REQUESTS")
+
+
+def record_line(form: Mapping[str, Any]) -> str:
+    """One record: the time of day, who it is about, and what happened."""
+    moment = float(form["time"])
+    clock = f"{time.strftime('%H:%M:%S', time.localtime(moment))}.{int(moment % 1 * 1000):03d}"
+    who = _who(form)
+    return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _anything)(form)}"
+
+
+def _who(form: Mapping[str, Any]) -> str:
+    about = form.get("fault") or form
+    if "incarnation" in about:
+        return f"{about['child']} #{about['incarnation']}"
+    return str(about.get("child") or about.get("path") or "tree")
+
+
+def _changed(form: Mapping[str, Any]) -> str:
+    if form["before"] == form["after"]:
+        return f"{_coloured(form['after'])} ({form['event']})"
+    return f"{_coloured(form['before'])} -> {_coloured(form['after'])} ({form['event']})"
+
+
+def _fault(form: Mapping[str, Any]) -> str:
+    fault = form["fault"]
+    log = f"; log: {fault['log_file']}" if fault["log_file"] else ""
+    return click.style(
+        f"FAULT {fault['root']} ({fault['fault_class']}, while {fault['doing']}{log})", fg="red"
+    )
+
+
+def _decided(form: Mapping[str, Any]) -> str:
+    when = f" in {form['delay']:.2f} s" if form["delay"] else ""
+    used = f"{form['restarts']} of {form['intensity']} restarts used"
+    return f"decided: {form['decision']}{when} ({form['why']}; {used})"
+
+
+def _progress(form: Mapping[str, Any]) -> str:
+    return f"{form['phase']} {form['detail']} ({form['elapsed']:.1f} s)".replace("  ", " ")
+
+
+def _moved(form: Mapping[str, Any]) -> str:
+    return f"supervisor {form['state']}" + (f" ({form['why']})" if form["why"] else "")
+
+
+def _missed(form: Mapping[str, Any]) -> str:
+    return click.style(f"{form['count']} records were missed here: the reader was too slow", fg="yellow")
+
+
+def _anything(form: Mapping[str, Any]) -> str:
+    rest = (
+        f"{name}={value}" for name, value in form.items() if name not in _KNOWN and value not in ("", None)
+    )
+    return " ".join((form["record"], *rest))
+
+
+_KNOWN = frozenset({"record", "time", "at", "child", "incarnation", "path"})
+_TEXTS = {
+    "StateChanged": _changed,
+    "FaultSeen": _fault,
+    "DecisionMade": _decided,
+    "StartProgressed": _progress,
+    "SupervisorMoved": _moved,
+    "RecordsMissed": _missed,
+}
+
+
+def tree_lines(tree: Mapping[str, Any]) -> Iterator[str]:
+    """A tree: a line for each child, and one more for its last fault."""
+    rows = [(_HEADS, "", None), *_rows(tree, "", root=True)]
+    widths = [max(len(cells[column]) for cells, _, _ in rows) for column in range(len(_HEADS))]
+    for cells, indent, fault in rows:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        padded[2] = padded[2].replace(cells[2], _coloured(cells[2]), 1) if cells[2] else padded[2]
+        yield "  ".join(padded).rstrip()
+        if fault is not None:
+            yield f"{indent}last fault: {_last(fault)}"
+
+
+def _rows(
+    node: Mapping[str, Any], indent: str, *, root: bool = False, last: bool = True
+) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    branch = "" if root else indent + ("└─ " if last else "├─ ")
+    below = indent if root else indent + ("   " if last else "│  ")
+    name = (node["path"] or "tree") if root else node["path"].rpartition("/")[2]
+    children = node["children"]
+    bars = below + ("│  " if children else "   ")
+    yield (branch + name, *_cells(node)), bars, node["fault"]
+    for number, child in enumerate(children):
+        yield from _rows(child, below, last=number == len(children) - 1)
+
+
+def _cells(node: Mapping[str, Any]) -> tuple[str, ...]:
+    state = f"{node['state']}.{node['leaf']}" if node["leaf"] else node["state"]
+    more = [hold for hold in node["holds"] if hold != node["leaf"]]
+    restarts, requests = node["restarts"], node["requests"]
+    return (
+        node["kind"],
+        " +".join((state, *more)),
+        str(node["incarnation"] or ""),
+        "" if node["epoch"] is None else str(node["epoch"]),
+        "" if node["uptime"] is None else age(node["uptime"]),
+        "" if restarts is None else f"{restarts['used']} of {restarts['intensity']}",
+        "" if requests is None else _requests(node["kind"], requests),
+    )
+
+
+def _requests(kind: str, requests: Mapping[str, Any]) -> str:
+    if kind == "engine":
+        return f"{requests['in_flight']} in flight"
+    return f"{requests['in_flight']} in flight, {requests['waiting']} waiting"
+
+
+def _last(fault: Mapping[str, Any]) -> str:
+    log = f"; log: {fault['log_file']}" if fault["log_file"] else ""
+    about = f"{fault['fault_class']}, incarnation {fault['incarnation']}, {age(fault['age'])} ago{log}"
+    return click.style(fault["root"], fg="red") + f" ({about})"
+
+
+def age(seconds: float) -> str:
+    """A time span in its two largest units."""
+    whole = int(seconds)
+    for size, unit, small_size, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {small}"
+    return f"{whole} s"
+
+
+def _coloured(state: str) -> str:
+    return click.style(state, fg=_COLOURS.get(state.partition(".")[0]))

@@ -1,0 +1,135 @@
+"""``rayvisor status|events|pause|resume|restart|stop``: clients of a running tree's control socket."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rayvisor._control.client import ControlClient, ControlRefusedError, find
+from rayvisor.cli._lines import record_line, tree_lines
+from rayvisor.errors import ControlSocketError
+
+__all__ = ["events", "pause", "restart", "resume", "status", "stop"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SLACK_SECONDS = 30.0
+STOP_SECONDS = 3600.0
+
+_path = click.argument("path", default="", metavar="[PATH]")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _client(command: F) -> F:
+    """Give a command the tree it talks to, and make what goes wrong one line and exit status 1."""
+
+    @click.option(
+        "--socket",
+        "socket_path",
+        type=click.Path(path_type=Path),
+        envvar="RAYVISOR_SOCKET",
+        help="Control socket of the tree; not needed where one tree runs.",
+    )
+    @functools.wraps(command)
+    def run(socket_path: Path | None, **options: Any) -> Any:
+        try:
+            client = find() if socket_path is None else ControlClient(socket_path)
+            return command(client, **options)
+        except (ControlSocketError, ControlRefusedError) as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            return None
+
+    return run  # type: ignore[return-value]
+
+
+@click.command()
+@_path
+@_client
+@_json
+def status(client: ControlClient, *, path: str, as_json: bool) -> None:
+    """Show the tree, or what is below PATH."""
+    told = client.get("/v1/status", path=path.strip("/"))
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    for line in tree_lines(told["tree"]):
+        click.echo(line)
+    for each in told["instructions"]:
+        error = f": {each['error']}" if each["error"] else ""
+        click.echo(f"instruction {each['request_id']}: {each['instruction']} {each['state']}{error}")
+
+
+@click.command()
+@_client
+@_json
+def events(client: ControlClient, *, as_json: bool) -> None:
+    """Show what happens from now on, a line each, until the tree has ended."""
+    for form in client.events():
+        click.echo(json.dumps(form) if as_json else record_line(form))
+
+
+@click.command()
+@_path
+@click.option(
+    "--mode",
+    type=click.Choice(["wait", "keep", "abort"]),
+    default="wait",
+    show_default=True,
+    help="Requests in flight finish first (wait), are held where they are (keep), or move (abort).",
+)
+@click.option(
+    "--deadline", type=click.FloatRange(0.0), default=60.0, show_default=True, help="Seconds that wait waits."
+)
+@_client
+@_json
+def pause(client: ControlClient, *, path: str, mode: str, deadline: float, as_json: bool) -> None:
+    """Give PATH, or the whole tree, no new work until it is resumed. No request is lost."""
+    body = {"path": path, "mode": mode, "deadline": deadline}
+    told = client.post("/v1/pause", body, deadline + SLACK_SECONDS)
+    left = told["in_flight"]
+    after = f" after {deadline:g} s" if left and mode == "wait" else ""
+    _say(told, f"paused {_name(path)} ({mode}): {left or 'nothing'} in flight{after}", as_json=as_json)
+
+
+@click.command()
+@_path
+@_client
+@_json
+def resume(client: ControlClient, *, path: str, as_json: bool) -> None:
+    """Take a pause back."""
+    _say(client.post("/v1/resume", {"path": path}), f"resumed {_name(path)}", as_json=as_json)
+
+
+@click.command()
+@_path
+@_client
+@_json
+def restart(client: ControlClient, *, path: str, as_json: bool) -> None:
+    """End PATH (default: all children, in order), and start it anew. Waits until it is up."""
+    _say(client.post("/v1/restart", {"path": path}), f"restarted {_name(path)}", as_json=as_json)
+
+
+@click.command()
+@_path
+@_client
+@_json
+def stop(client: ControlClient, *, path: str, as_json: bool) -> None:
+    """End PATH, or the whole tree, in order. Waits until it is down."""
+    told = client.post("/v1/stop", {"path": path})
+    if not path.strip("/") and not client.wait_until_gone(STOP_SECONDS):
+        raise click.ClickException(f"the tree has not ended within {STOP_SECONDS:g} s")
+    _say(told, f"stopped {_name(path)}", as_json=as_json)
+
+
+def _say(told: Any, text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(told) if as_json else text)
+
+
+def _name(path: str) -> str:
+    return path.strip("/") or "the tree"

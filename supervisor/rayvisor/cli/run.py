@@ -1,0 +1,85 @@
+"""``rayvisor run``: runs a tree that a TOML file describes, until it ends or is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import click
+
+from rayvisor.cli._lines import record_line
+from rayvisor.config import TreeFile, load_tree
+from rayvisor.errors import ControlSocketError, RayvisorError, SpecError, SupervisorStoppedError
+
+if TYPE_CHECKING:
+    from rayvisor._runtime.watchers import Watch
+
+__all__ = ["run"]
+
+LAST_LINES_SECONDS = 5.0
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC.toml")
+@click.option("--socket", "socket_path", help="Path of the control socket; default: one the commands find.")
+@click.option("--local", is_flag=True, help="Without Ray: engines run below this process.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event.")
+@click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
+def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verbose: bool) -> None:
+    """Run the tree that SPEC.toml describes, with its control socket open.
+
+    Ctrl-C ends it in order, a second one at once. Exit status: 0 when it ended because it was asked to, or
+    had nothing left to do; 1 when it gave up, or could not be started; 2 when the file is wrong.
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
+    try:
+        tree = load_tree(spec)
+        options = {"control": True, **tree.options}
+        if socket_path is not None:
+            options["control"] = socket_path
+        if local:
+            options["local"] = True
+        sys.exit(anyio.run(_run, tree, options, as_json))
+    except SpecError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except RayvisorError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> int:  # noqa: FBT001 - anyio.run takes no keywords
+    from rayvisor.supervisor import Supervisor
+
+    supervisor = Supervisor(tree.spec, **options)
+    telling = asyncio.create_task(_tell(supervisor.watch(), as_json=as_json), name="lines")
+    try:
+        async with supervisor:
+            if supervisor.control is not None and not as_json:
+                click.echo(f"up; talk to it with: rayvisor status --socket {supervisor.control}")
+            await anyio.sleep_forever()
+    except (KeyboardInterrupt, SupervisorStoppedError):
+        pass
+    except SystemExit:  # SIGTERM: it has ended in order, as with Ctrl-C
+        return 0
+    except ControlSocketError:
+        telling.cancel()  # nothing has begun, so nothing will end it
+        raise
+    finally:
+        await asyncio.wait({telling}, timeout=LAST_LINES_SECONDS)
+    return 0
+
+
+async def _tell(watch: Watch, *, as_json: bool) -> None:
+    from rayvisor._control.forms import record_form
+
+    wall = time.time() - time.monotonic()
+    async for record in watch:
+        form = record_form(record, wall)
+        click.echo(json.dumps(form) if as_json else record_line(form))
