@@ -101,6 +101,15 @@ def test_what_a_plan_stops_and_does_not_start_stays_down() -> None:
     assert t.leaf("c") == "SERVING"
 
 
+def test_a_temporary_child_that_a_plan_stops_is_forgotten_and_told_of_no_more() -> None:
+    t = tree(Asked(lambda failure, _: [stop("c"), start(failure.child)]), restart="temporary")
+    t.core.children["b"].spec = ChildSpec(id="b", start=NOTHING)
+    t.crash("b")
+    assert t.take() == ["stop c 1", "start b 2"]
+    told = [effect for effect in t.effects if getattr(effect, "child", "") == "c"]
+    assert isinstance(told[-1], m.Forgotten)
+
+
 def test_without_steps_the_failed_child_stays_down_and_nothing_is_counted() -> None:
     t = tree(Asked(lambda *_: []), intensity=0)
     for each in "abc":

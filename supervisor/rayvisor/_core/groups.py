@@ -59,7 +59,8 @@ class Groups(Halts):
         supervisor.group = None
         for member in group.members:
             # Stopped, and not started again by the plan: it stays down.
-            if member.configuration.leaf == "BACKOFF" and not member.restarting and not member.begun:
+            waits = member.configuration.leaf == "BACKOFF" and not member.restarting
+            if waits and not member.begun and not member.forgotten:
                 self._rest(member, "the plan leaves it down")
         self._catch_up(supervisor)
 
@@ -168,7 +169,7 @@ class Groups(Halts):
             group.to_start.popleft()
             if member not in group.members or member.forgotten:
                 continue
-            group.members.discard(member)
+            group.members.pop(member, None)
             if member.begun and self._up(member):
                 continue
             group.outstanding.add(member.path)
@@ -195,7 +196,7 @@ class Groups(Halts):
         """Keep a child that is terminated by hand out of the plan under way."""
         group = child.parent.group
         if group is not None:
-            group.members.discard(child)
+            group.members.pop(child, None)
 
     @staticmethod
     def _in_group(child: Child) -> bool:

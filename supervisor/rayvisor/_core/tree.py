@@ -223,7 +223,7 @@ class PlanRun:
         # The delay that is still to be waited out before the first start.
         self.delay = delay
         # Who is still to be stopped or started by it; who is terminated by hand meanwhile leaves.
-        self.members = set(members)
+        self.members = dict.fromkeys(members)  # in this order
         self.to_stop: list[Child] = []
         self.to_start: deque[Child] = deque()
         self.outstanding: set[str] = set()
