@@ -220,6 +220,10 @@ class BlockingSupervisor:
         """As `Supervisor.get_childspec`."""
         return self._call(self._supervisor.get_childspec, path)
 
+    def update(self, spec: SupervisorSpec, *, under: str = "") -> None:
+        """As `Supervisor.update`."""
+        self._call(lambda: self._supervisor.update(spec, under=under))
+
     def pause(self, path: str) -> None:
         """As `Supervisor.pause`."""
         self._call(self._supervisor.pause, path)

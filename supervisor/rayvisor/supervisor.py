@@ -361,7 +361,8 @@ class Supervisor(OperatorVerbs):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
         session = self._running
         present = session.runtime.core.supervisors.get(under)
-        if present is not None and isinstance(present.spec, EnginePoolSpec) != isinstance(spec, EnginePoolSpec):
+        of_pool = isinstance(spec, EnginePoolSpec)
+        if present is not None and isinstance(present.spec, EnginePoolSpec) is not of_pool:
             raise SpecError(
                 "spec", spec, "cannot follow: a pool stays one; engine_pool(...).start is the spec of a pool"
             )

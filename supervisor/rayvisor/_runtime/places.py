@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from rayvisor._process.local import LocalPlace
 from rayvisor.errors import SpecError
+from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
     from rayvisor._engine.link import HostPlace
     from rayvisor._ray.actors import UserActorPlace
     from rayvisor._ray.cluster import RayCluster
-    from rayvisor.specs import SupervisorSpec
 
-__all__ = ["Places", "kinds"]
+__all__ = ["KINDS", "Places", "kinds"]
+
+KINDS = frozenset({"actor", "coroutine", "engine", "supervisor"})
+"""What can be carried."""
 
 
 class Places:
@@ -41,6 +44,10 @@ class Places:
 
     def check(self, spec: SupervisorSpec) -> None:
         """Raise SpecError if there are children that cannot live here."""
+        for path, kind in _workers(spec):
+            if kind not in KINDS:
+                known = ", ".join(map(repr, sorted(KINDS)))
+                raise SpecError(f"children[{path!r}].start.kind", kind, f"must be one of {known}")
         if self._local and "actor" in kinds(spec):
             raise SpecError("local", True, "cannot go with actor children: they live on Ray only")  # noqa: FBT003
 
@@ -83,9 +90,14 @@ class Places:
 
 def kinds(spec: SupervisorSpec) -> set[str]:
     """Kinds of backends that a tree needs."""
-    found: set[str] = set()
+    return {kind for _, kind in _workers(spec)}
+
+
+def _workers(spec: SupervisorSpec, above: str = "") -> Iterator[tuple[str, str]]:
+    """Path and kind of everything that a backend carries."""
     for child in spec.children:
-        # A supervisor's spec has children of its own; what a worker starts says what carries it.
-        below = getattr(child.start, "children", None)
-        found |= {getattr(child.start, "kind", "")} if below is None else kinds(child.start)  # type: ignore[arg-type]
-    return found
+        path = f"{above}{child.id}"
+        if isinstance(child.start, SupervisorSpec):
+            yield from _workers(child.start, f"{path}/")
+        else:
+            yield path, child.start.kind

@@ -70,14 +70,9 @@ class SupervisorCarrier:
 
     async def start(self) -> SupervisorSpec:
         """Call the function, and open what the children it names need."""
-        start = self._start
         try:
             with anyio.fail_after(self._deadline):
-                keywords = with_predecessor(start.function, self._predecessor)
-                made: Any = start.function(*start.args, **keywords)
-                spec = await made if inspect.isawaitable(made) else made
-                if not isinstance(spec, SupervisorSpec):
-                    raise SpecError("spec", spec, "must be a SupervisorSpec: it is what the function returned")
+                spec = await self._make()
                 await self._prepare(spec)
         except IgnoreStart:
             raise StartIgnored from None
@@ -89,6 +84,15 @@ class SupervisorCarrier:
             causes = tuple(Cause(*cause) for cause in plain_causes(error))
             text = "".join(traceback.format_exception(error))
             raise StartRefused(Ending(causes=causes, traceback=text, doing="starting")) from None
+        return spec
+
+    async def _make(self) -> SupervisorSpec:
+        start = self._start
+        keywords = with_predecessor(start.function, self._predecessor)
+        made: Any = start.function(*start.args, **keywords)
+        spec = await made if inspect.isawaitable(made) else made
+        if not isinstance(spec, SupervisorSpec):
+            raise SpecError("spec", spec, "is what the function returned; it must be a SupervisorSpec")
         return spec
 
     async def ended(self) -> Ending:
