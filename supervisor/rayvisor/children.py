@@ -269,9 +269,7 @@ def subtree(
         raise SpecError("spec", spec, "must be a SupervisorSpec, or a function that makes one")
     return ChildSpec(
         id=id,
-        start=spec
-        if isinstance(spec, SupervisorSpec)
-        else SupervisorStart(function=spec, args=tuple(args)),
+        start=spec if isinstance(spec, SupervisorSpec) else SupervisorStart(function=spec, args=tuple(args)),
         restart=restart,
         shutdown=shutdown,
         significant=significant,
