@@ -1,0 +1,156 @@
+"""Children that do what a test tells them, under a supervisor that really runs.
+
+>>> import anyio
+>>> import rayvisor as rv
+>>> async def main() -> None:
+...     puppets = Puppets()
+...     spec = rv.SupervisorSpec(strategy="one_for_all", children=[puppets.child("a"), puppets.child("b")])
+...     async with rv.Supervisor(spec) as sup:
+...         puppets.crash("b")
+...         await wait_for_state(sup, "b", "ALIVE.SERVING", incarnation=2)
+...     print(puppets.story)
+>>> anyio.run(main)
+['start a 1', 'start b 1', 'crash b 1', 'stop a 1', 'start a 2', 'start b 2', 'stop b 2', 'stop a 2']
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from rayvisor.children import coroutine
+from rayvisor.testing.faults import FaultPlan
+
+if TYPE_CHECKING:
+    from rayvisor.specs import ChildSpec
+    from rayvisor.supervisor import Supervisor
+    from statecharts import Configuration
+
+__all__ = ["PuppetCrashed", "Puppets", "wait_for_state"]
+
+
+class PuppetCrashed(Exception):  # noqa: N818 - what happened, not an error of anybody's
+    """A puppet crashed because it was told to."""
+
+
+class _Run:
+    """One incarnation of a puppet."""
+
+    def __init__(self) -> None:
+        self.told = anyio.Event()
+        self.message: str | None = None
+
+
+class Puppets:
+    """Makes children and tells them what to do.
+
+    Parameters
+    ----------
+    plan
+        Which of their starts fail; ``plan.run(puppets)`` has the crashes happen.
+
+    Attributes
+    ----------
+    story
+        What they did, in order: ``start a 1``, ``crash a 1``, ``end a 1``, ``stop a 1``, ``fail a 2``.
+    """
+
+    def __init__(self, plan: FaultPlan | None = None) -> None:
+        self._plan = plan or FaultPlan()
+        self._starts: dict[str, int] = defaultdict(int)
+        self._runs: dict[str, _Run] = {}
+        self.story: list[str] = []
+
+    def child(self, id: str, *, under: str = "", **options: Any) -> ChildSpec:  # noqa: A002 - OTP's word
+        """Make a child.
+
+        Parameters
+        ----------
+        id
+            Its name.
+        under
+            Path of its supervisor: what the plan and the methods here call it begins with that.
+        options
+            As for [`coroutine`][rayvisor.coroutine].
+        """
+        path = f"{under}/{id}" if under else id
+        return coroutine(id, self._act, args=(path,), **options)
+
+    def crash(self, path: str, message: str = "boom") -> bool:
+        """Have a puppet raise PuppetCrashed; False when it does not run."""
+        return self._tell(path, message)
+
+    def end(self, path: str) -> bool:
+        """Have a puppet end normally; False when it does not run."""
+        return self._tell(path, None)
+
+    def _tell(self, path: str, message: str | None) -> bool:
+        run = self._runs.get(path)
+        if run is None or run.told.is_set():
+            return False
+        run.message = message
+        run.told.set()
+        return True
+
+    async def _act(self, path: str, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        self._starts[path] += 1
+        incarnation = self._starts[path]
+        message = self._plan.failed_starts.get((path, incarnation))
+        if message is not None:
+            self.story.append(f"fail {path} {incarnation}")
+            raise PuppetCrashed(message)
+        run = self._runs[path] = _Run()
+        word = "stop"
+        self.story.append(f"start {path} {incarnation}")
+        try:
+            task_status.started()
+            await run.told.wait()
+            word = "end" if run.message is None else "crash"
+            if run.message is not None:
+                raise PuppetCrashed(run.message)
+        finally:
+            self.story.append(f"{word} {path} {incarnation}")
+            if self._runs.get(path) is run:
+                del self._runs[path]
+
+
+async def wait_for_state(
+    supervisor: Supervisor, child: str, state: str, *, incarnation: int | None = None, within: float = 10.0
+) -> Configuration:
+    """Wait until a child is in a state of its chart.
+
+    Parameters
+    ----------
+    supervisor
+        One that runs.
+    child
+        Path of the child.
+    state
+        A state (``"ALIVE"``), a leaf (``"SERVING"``), or both (``"ALIVE.SERVING"``).
+    incarnation
+        It must be this one, or a later one; None: any.
+    within
+        Seconds.
+
+    Raises
+    ------
+    TimeoutError
+        It was not; the message says where it is.
+    """
+    watch = supervisor.watch()  # before the first look: nothing that happens between is missed
+    under, _, name = child.rpartition("/")
+    seen = "not there"
+    with anyio.move_on_after(within):
+        while True:
+            for line in await supervisor.which_children(under):
+                if line.id != name:
+                    continue
+                seen = f"{line.configuration} (incarnation {line.incarnation})"
+                here = line.configuration
+                if state in {here.state, here.leaf, here.path} and line.incarnation >= (incarnation or 0):
+                    return here
+            await anext(watch)
+    wanted = state if incarnation is None else f"{state} (incarnation {incarnation} or later)"
+    raise TimeoutError(f"{child!r} was not {wanted} within {within:g} s; it is {seen}")
