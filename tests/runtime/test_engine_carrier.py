@@ -186,7 +186,7 @@ class Stage:
         return carrier
 
     async def until_told(self, *expected: object) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while expected not in self.told:  # noqa: ASYNC110 - any report at all
                 await anyio.sleep(0.001)
 
@@ -212,7 +212,7 @@ async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:
         assert stage.backend.info("llm/1", 1) == INFO
         assert stage.backend.processes("llm/1") == [("host", HOST), ("engine", INFO.processes[0])]
         stage.host.say(died(1))
-        with anyio.fail_after(1):
+        with anyio.fail_after(60):
             ending = await first.ended()
         assert str(ending.root) == "ProcessKilled: by SIGKILL"
         assert ending.signal == 9
@@ -248,7 +248,7 @@ async def test_a_host_that_died_is_ended_with_its_processes_before_the_next_one_
         old = stage.host
         old.unstoppable = old.gone()
         old.die()
-        with anyio.fail_after(1):
+        with anyio.fail_after(60):
             ending = await first.ended()
         assert ending.source == "ray"
         assert not ending.intended
@@ -311,7 +311,7 @@ async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -
         stage.host.unready = stage.host.gone(unavailable=True)
         for _ in range(engines.UNRULED_TRIES + 1):
             stage.host.die(unavailable=True)
-        with anyio.fail_after(2):
+        with anyio.fail_after(60):
             ending = await carrier.ended()
         assert ending.lost
         assert not ending.unavailable
@@ -345,7 +345,7 @@ async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_
         carrier = await stage.carry(1)
         for number in range(1, 2 * engines.UNRULED_TRIES):
             stage.host.die(unavailable=True)
-            with anyio.fail_after(2):
+            with anyio.fail_after(60):
                 while stage.told.count(("clear", "llm/1", 1)) < number:  # noqa: ASYNC110 - reports
                     await anyio.sleep(0.001)
         with anyio.move_on_after(0.02) as scope:
@@ -358,7 +358,7 @@ async def test_a_stream_that_keeps_breaking_ends_the_incarnation() -> None:
         carrier = await stage.carry(1)
         for _ in range(engines.STREAM_TRIES):
             stage.host.say(ConnectionResetError("reset"))
-        with anyio.fail_after(2):
+        with anyio.fail_after(60):
             ending = await carrier.ended()
         assert str(ending.root) == "StreamBroken: ConnectionResetError: reset"
 
