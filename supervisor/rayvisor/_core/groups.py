@@ -103,7 +103,7 @@ class Groups(Halts):
                 self._set_timer(child, step.within)
         elif isinstance(step, InPlace):
             group.acted = False
-            if self._up(group.failed):
+            if self._up(group.failed) and group.failed.subtree is None:
                 self._out.append(m.Act(group.failed.path, group.failed.incarnation, step.action, step.within))
             else:
                 group.failure = group.failed
