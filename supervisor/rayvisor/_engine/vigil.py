@@ -90,7 +90,8 @@ class Vigil:
         except Exception:  # noqa: BLE001 - it is logged with its traceback
             # Its death is still seen, and its host's silence: better watched in part than ended for this.
             self._log.exception("host.vigil.failed")
-            return await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            return await never
         finally:
             if self._probe is not None:
                 self._probe.cancel()
@@ -213,8 +214,9 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
             await asyncio.sleep(min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
 
     loop = asyncio.get_running_loop()
+    timeout = asyncio.timeout_at(loop.time() + clock.due - began)
     try:
-        async with asyncio.timeout_at(loop.time() + clock.due - began) as timeout:
+        async with timeout:
             watching = asyncio.create_task(watch())
             try:
                 return await engine.start(heard)

@@ -67,6 +67,7 @@ SIGUSR1, which then sleeps in the midst of a step, or SIGUSR2, which computes.
 _KILL_SECONDS = 5.0
 _FOR_EVER = 86400.0
 _EXIT_SECONDS = 1.0
+_SCAN_SECONDS = 0.1
 
 
 class _Answers:
@@ -136,7 +137,9 @@ class SimEngine:
             report("launching", CORE)
             await self._launch()
             report("loading", str(self._arguments["model"]))
-            await self._first_of(self._ready.wait(), self._over.wait(), self._tree.first_death())
+            await self._first_of(
+                self._ready.wait(), self._over.wait(), self._tree.first_death(), self._look_around()
+            )
         except asyncio.CancelledError:
             await self.stop(0.0)
             raise
@@ -308,6 +311,12 @@ class SimEngine:
         await self._tree.scan()
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_connection(lambda: _FromCore(self), sock=here)
+
+    async def _look_around(self) -> None:
+        """While it starts, find the processes that come up: what they do is how far it is."""
+        while True:
+            await asyncio.sleep(_SCAN_SECONDS)
+            await self._tree.scan()
 
     async def _first_of(self, *awaitables: Any) -> None:
         tasks = [asyncio.ensure_future(each) for each in awaitables]
