@@ -12,16 +12,16 @@ import pytest
 import pytest_asyncio
 
 from rayvisor._engine.engine import Engine, load_engine
-from tests.engine.driving import Served
+from tests.engine.driving import REAL, Served
 from tests.engine.tiny_model import make_tiny_model
 
-KINDS = [
-    "sim",
-    # What vLLM and torch warn of is not ours to mend.
-    pytest.param(
-        "vllm", marks=[pytest.mark.engine, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
-    ),
-]
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What ends the engine comes last: the engine serves all the others first, and then never has to again.
+    items.sort(key=lambda item: item.path.name == "test_life.py" and item.path.parent == HERE)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def _what_vllm_leaves_behind_is_warned_of_where_that_is_no_error(
         gc.collect()
 
 
-@pytest.fixture(params=KINDS, scope="session")
+@pytest.fixture(params=["sim", REAL], scope="session")
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -9,11 +9,23 @@ from itertools import count
 from typing import Any
 
 import psutil
+import pytest
 
 from rayvisor._engine.engine import Engine
 from rayvisor._engine.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
 
-__all__ = ["Result", "Served", "alive", "order", "wait_until"]
+__all__ = ["REAL", "Result", "Served", "alive", "order", "wait_until"]
+
+REAL = pytest.param(
+    "vllm",
+    marks=[
+        pytest.mark.engine,
+        pytest.mark.timeout(900),
+        # What vLLM and torch warn of is not ours to mend.
+        pytest.mark.filterwarnings("default"),
+    ],
+)
+"""The real kind of engine."""
 
 _numbers = count()
 
