@@ -41,7 +41,7 @@ async def test_a_fault_plan_comes_to_the_same_in_virtual_and_in_real_time(strate
     tree_spec = spec(puppets, strategy)
     words = [word for word in plan.play(VirtualTree(tree_spec, outcomes=plan.outcomes)) if word != "tree up"]
     async with rv.Supervisor(tree_spec) as sup:
-        await plan.run(puppets, speed=10)
+        await plan.run(puppets, speed=3)
         for each in "abc":
             last = max(int(word.split()[2]) for word in words if word.startswith(f"start {each} "))
             await wait_for_state(sup, each, SERVING, incarnation=last)
