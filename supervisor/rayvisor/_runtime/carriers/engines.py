@@ -282,17 +282,16 @@ class EngineCarrier:
         """Have the engine started in the seat's host."""
         answer: EngineInfo | Died | None = None
         seat = self._seat
-        began = anyio.current_time()
         seat.begin(self._incarnation, self._start.limits, self._deadline)
         try:
             try:
                 link = await self._backend.host(seat, self._incarnation, self._start, self._deadline)
             finally:
                 self._link = seat.link  # it may have been made though it did not come up
-            left = max(0.1, self._deadline - (anyio.current_time() - began))
+            # That the host is up is progress: the engine has all of its deadline.
             with anyio.CancelScope() as seat.starting:
                 answer = await link.ensure_started(
-                    self._incarnation, self._start.arguments, left, self._start.limits
+                    self._incarnation, self._start.arguments, self._deadline, self._start.limits
                 )
             if seat.starting.cancelled_caught:
                 raise StartRefused(await seat.ended())
