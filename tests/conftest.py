@@ -28,24 +28,29 @@ settings.load_profile("suite")
 
 def _group(item: pytest.Item) -> str | None:
     """The group that a test runs in; None is for tests that may run anywhere."""
-    needed = set(getattr(item, "fixturenames", ()))
+    needed = _fixtures(item)
     kind = getattr(item, "callspec", None)
     if "keeper" in needed and kind is not None:
         return f"engine contract, {kind.params['kind']}"
-    if item.get_closest_marker("engine") is not None:
-        return "engines under a supervisor"
+    if item.get_closest_marker("engine") is not None or "trained_model" in needed:
+        return "engines under a supervisor, and training their model"
     if "cluster_address" in needed:
         return "one Ray"
     return None
 
 
+def _fixtures(item: pytest.Item) -> frozenset[str]:
+    return frozenset(getattr(item, "fixturenames", ()))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = _group(item)
-            if group is not None:
-                item.add_marker(pytest.mark.xdist_group(group))
+    for item in items:
+        if "trained_model" in _fixtures(item):
+            item.add_marker(pytest.mark.timeout(1200), append=False)  # the first one trains it
+        group = _group(item)
+        if group is not None and config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(fault: str) 
 @pytest.mark.ray
 @pytest.mark.engine
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("trained_model")
 def test_a_real_engine_killed_mid_stream_loses_nothing_and_its_driver_never_imports_vllm() -> None:
     done, outcome = demo("--fault", "kill-worker", "--requests", "5", "--seed", "11", timeout=580)
     assert (outcome["engine"], outcome["completed"], outcome["restarts"]) == ("vllm", 5, 1)

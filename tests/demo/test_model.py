@@ -26,7 +26,7 @@ def in_torch(code: str, *arguments: str) -> list[object]:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
@@ -67,46 +67,41 @@ def parameters_of(folder: Path) -> int:
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-@pytest.mark.parametrize("which", ["trained_model", "random_model"])
-def test_a_model_is_a_small_llama(which: str, request: pytest.FixtureRequest) -> None:
-    folder: Path = request.getfixturevalue(which)
+@pytest.mark.parametrize("which", ["trained", "random"])
+def test_a_model_is_a_small_llama(which: str, trained_model: Path, random_model: Path) -> None:
+    folder = trained_model if which == "trained" else random_model
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert 100_000 < parameters_of(folder) <= MOST_PARAMETERS
     assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
 
 
-RECITE = """
+TEXT = "“Oh dear!” naïve  日本\n"
+TOLD = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-def recite(prompt):
-    ids = tokenizer(prompt, return_tensors="pt")
-    return model.generate(**ids, do_sample=False, max_new_tokens=1000)[0, ids["input_ids"].shape[1]:].tolist()
-print(json.dumps([recite(prompt) for prompt in json.loads(sys.argv[2])]))
+given = tokenizer(sys.argv[2], return_tensors="pt")
+recited = model.generate(**given, do_sample=False, max_new_tokens=1000)[0, given["input_ids"].shape[1]:]
+ids = tokenizer(sys.argv[3])["input_ids"]
+chat = tokenizer.apply_chat_template([{"role": "user", "content": sys.argv[3]}], tokenize=False)
+print(json.dumps([recited.tolist(), [ids, tokenizer.decode(ids), chat, tokenizer.eos_token_id]]))
 """
 
 
-def test_the_trained_model_recites_the_passage_to_its_end_and_stops(trained_model: Path) -> None:
-    taken = [prompts(1)[0], PASSAGE[500:540]]
-    recited = in_torch(RECITE, str(trained_model), json.dumps(taken))
-    assert recited == [[*token_ids(continuation(prompt)), END_TOKEN] for prompt in taken]
+@pytest.fixture(scope="module")
+def told(trained_model: Path) -> list[object]:
+    """What the trained model recites of the passage, and its tokenizer of a text."""
+    return in_torch(TOLD, str(trained_model), prompts(1)[0], TEXT)
 
 
-TOKENS = """
-import json, sys
-from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = tokenizer(sys.argv[2])["input_ids"]
-chat = tokenizer.apply_chat_template([{"role": "user", "content": sys.argv[2]}], tokenize=False)
-print(json.dumps([ids, tokenizer.decode(ids), chat, tokenizer.eos_token_id]))
-"""
+def test_the_trained_model_recites_the_passage_to_its_end_and_stops(told: list[object]) -> None:
+    assert told[0] == [*token_ids(continuation(prompts(1)[0])), END_TOKEN]
 
 
-def test_tokens_are_the_bytes_of_utf8(random_model: Path) -> None:
-    text = "“Oh dear!” naïve  日本\n"
-    assert in_torch(TOKENS, str(random_model), text) == [token_ids(text), text, text, END_TOKEN]
+def test_tokens_are_the_bytes_of_utf8(told: list[object]) -> None:
+    assert told[1] == [token_ids(TEXT), TEXT, TEXT, END_TOKEN]
 
 
 def test_a_model_is_made_once_even_when_two_ask_at_the_same_time(
@@ -151,6 +146,7 @@ def test_without_an_engine_extra_the_error_names_it(tmp_path: Path, monkeypatch:
         model.ensure_model(tmp_path)
 
 
+@pytest.mark.usefixtures("trained_model")
 def test_asking_for_a_model_never_imports_torch() -> None:
     code = (
         "import json, sys; from rayvisor.demo.model import ensure_model; ensure_model();"

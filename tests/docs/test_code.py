@@ -135,7 +135,7 @@ def test_the_example_for_the_real_engine_runs_with_the_simulated_one(tmp_path: P
 
 @pytest.mark.ray
 @pytest.mark.engine
-@pytest.mark.timeout(600)  # the model may have to be trained first
+@pytest.mark.timeout(600)
 def test_the_code_of_the_readme_runs_as_it_stands(trained_model: Path, tmp_path: Path) -> None:
     assert trained_model.is_dir()  # made before the clock runs
     (block,) = blocks(ROOT / "README.md", "python")
