@@ -13,10 +13,10 @@ so, and is off unless asked for. A spec is checked when it is made: a value that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from rayvisor.errors import SpecError
 from rayvisor.strategies import (
@@ -256,6 +256,15 @@ class ChildSpec:
         False, as in OTP: the supervisor's own start fails. A PERMANENT fault is never retried.
     standby
         Whether it starts as a spare: up and warm, but not routed to.
+    recoveries
+        How often within its supervisor's ``period`` an engine that reports a fault may recover in place by
+        its own means before it is restarted instead; this does not count as a restart. 0: never. Beyond OTP.
+    recovery_deadline
+        Seconds a recovery in place may take; choose less than the engine's own patience.
+    gate
+        An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, or is
+        declared stale: it serves only once that has succeeded, for example has brought its weights up to
+        date. None: no gate. Beyond OTP, and for engines only.
 
     Raises
     ------
@@ -273,6 +282,9 @@ class ChildSpec:
     no_progress: int | None = None
     retry_first_start: bool = False
     standby: bool = False
+    recoveries: int = 0
+    recovery_deadline: float = 10.0
+    gate: Callable[[Any], Awaitable[object]] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or "/" in self.id:  # type: ignore[redundant-expr]
@@ -293,11 +305,19 @@ class ChildSpec:
         _number("start_deadline", self.start_deadline, least=0.001)
         if self.no_progress is not None:
             _whole("no_progress", self.no_progress, least=1, unit="incarnations")
+        _whole("recoveries", self.recoveries, least=0, unit="recoveries in place")
+        _number("recovery_deadline", self.recovery_deadline, least=0.001)
+        if self.gate is not None and not (callable(self.gate) and self._is_engine):
+            raise SpecError("gate", self.gate, "must be an async function, and is for engines only")
 
     @property
     def supervisor(self) -> bool:
         """Whether this child is a supervisor."""
         return isinstance(self.start, SupervisorSpec) or self.start.kind == "supervisor"
+
+    @property
+    def _is_engine(self) -> bool:
+        return getattr(self.start, "kind", "") == "engine"
 
     @property
     def ending(self) -> Shutdown:
@@ -327,6 +347,8 @@ class SupervisorSpec:
     start_limit
         How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
         before the next one starts.
+    together
+        Whether its children recover in place together, or not at all: ranks of one group. Beyond OTP.
 
     Raises
     ------
@@ -347,6 +369,7 @@ class SupervisorSpec:
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
     children: Sequence[ChildSpec] = field(default=())
     start_limit: int = 1
+    together: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", _strategy(self.strategy))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -69,8 +69,17 @@ TYPES = st.sampled_from(list(Restart))
 INDEX = st.integers(0, 50)
 
 
+class Engine(NamedTuple):
+    """A start spec of an engine of which nothing is ever started."""
+
+    kind: str = "engine"
+
+
+async def sync(_: object) -> None: ...
+
+
 def child(name: str, restart: Restart = Restart.PERMANENT, **more: Any) -> ChildSpec:
-    return ChildSpec(id=name, start=NOTHING, restart=restart, start_deadline=0.5, **more)
+    return ChildSpec(id=name, start=more.pop("kind", NOTHING), restart=restart, start_deadline=0.5, **more)
 
 
 @st.composite
@@ -85,9 +94,10 @@ def trees(draw: st.DrawFn) -> SupervisorSpec:
         start_limit=draw(st.integers(1, 2)),
         auto_shutdown=automatic,
         children=[
-            child("x", Restart.TRANSIENT, significant=significant),
-            child("y", draw(TYPES)),
+            child("x", Restart.TRANSIENT, significant=significant, kind=Engine(), recoveries=1),
+            child("y", draw(TYPES), kind=Engine(), gate=draw(st.sampled_from([None, sync]))),
         ],
+        together=draw(st.booleans()),
     )
     pool = SupervisorSpec(
         strategy=Strategy.SIMPLE_ONE_FOR_ONE, intensity=1, children=[child("template", draw(TYPES))]
@@ -220,7 +230,12 @@ class AnyOrder(RuleBasedStateMachine):
             effects = self.feed(m.Started(path, incarnation), note=False)
             assert effects == [m.Kill(path, incarnation)]
 
-    @rule(index=INDEX, word=st.sampled_from(["suspect", "clear", "standby", "promote", "fault", "stop"]))
+    @rule(
+        index=INDEX,
+        word=st.sampled_from(
+            ["suspect", "clear", "standby", "promote", "fault", "stop", "unhealthy", "synced"]
+        ),
+    )
     @precondition(lambda self: self.live)
     def something_is_reported(self, index: int, word: str) -> None:
         path = self.pick(self.live, index)

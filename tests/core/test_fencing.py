@@ -15,7 +15,7 @@ from rayvisor.testing import BOOM, HANGS, NOTHING, VirtualTree, fails, fault_of
 
 def tree(*names: str, outcomes: Any = None, kind: Any = NOTHING, **flags: Any) -> VirtualTree:
     flags = {"intensity": 5} | flags
-    children = [ChildSpec(id=name, start=kind) for name in names]
+    children = [ChildSpec(id=name, start=kind, recoveries=1) for name in names]
     made = VirtualTree(SupervisorSpec(children=children, **flags), outcomes=outcomes)
     made.take()
     return made
@@ -196,7 +196,7 @@ class _Engine:
 def test_an_engine_that_does_not_recover_in_place_is_ended_and_restarted() -> None:
     sup = tree("a", kind=_Engine())
     sup.feed(m.Reported("a", 1, "unhealthy"))
-    sup.feed(m.Reported("a", 1, "retry"))
+    assert sup.take() == ["act a retry"]
     assert sup.leaf("a") == "RETRYING"
     lost = fault_of(FaultClass.FATAL, "still sick").fault
     sup.feed(m.Reported("a", 1, "unrecovered", lost))

@@ -6,13 +6,13 @@ from collections import deque
 
 from rayvisor._core import messages as m
 from rayvisor._core.exits import Exit
-from rayvisor._core.restarts import Restarts
+from rayvisor._core.recoveries import Recoveries
 from rayvisor._core.tree import After, Child, Phase, Supervisor
 
 __all__ = ["Boots"]
 
 
-class Boots(Restarts):
+class Boots(Recoveries):
     """Brings supervisors and children up, and says what becomes of a start that fails."""
 
     def _boot(self, supervisor: Supervisor) -> None:

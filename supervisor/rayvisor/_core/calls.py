@@ -204,14 +204,15 @@ class Calls(Boots):
     # --- verbs that change ----------------------------------------------------------------------
 
     def _hold(self, call: m.Call, supervisor: Supervisor) -> None:
-        """Pause or resume one child, or (no argument) everything under a supervisor."""
+        """Pause, resume or declare stale one child, or (no argument) everything under a supervisor."""
         if call.argument is None:
             children = list(supervisor.children.values())
         else:
             children = [self._find(call, supervisor)]
         while children:
             child = children.pop()
-            self._move(child, call.verb.value)
+            if call.verb is not m.Verb.STALE or child.spec.gate is not None:
+                self._move(child, call.verb.value)
             self._group_step(child.parent, child)
             if child.subtree is not None:
                 children.extend(child.subtree.children.values())
@@ -272,5 +273,6 @@ class Calls(Boots):
         m.Verb.GET_CHILDSPEC: _get_childspec,
         m.Verb.PAUSE: _hold,
         m.Verb.RESUME: _hold,
+        m.Verb.STALE: _hold,
         m.Verb.UPDATE: _update,
     }

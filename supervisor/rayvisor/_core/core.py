@@ -180,7 +180,9 @@ class Core(Calls):
         child = self._live(event.child, event.incarnation)
         if child is None or event.event in _OWN:
             return
-        if event.event == "unrecovered":
+        if event.event == "unhealthy":
+            self._unhealthy(child, event.fault)
+        elif event.event == "unrecovered":
             # In place does not help: the incarnation is lost, and ended with all that it has.
             if child.configuration.leaf == "RETRYING":
                 lost = Exit(ExitKind.FAULT, event.event, event.fault)
@@ -191,6 +193,8 @@ class Core(Calls):
 
     def _on_acted(self, event: m.Acted) -> None:
         child = self._live(event.child, event.incarnation)
+        if child is not None and self._recovery_answered(child, ok=event.ok, fault=event.fault):
+            return
         group = None if child is None else child.parent.group
         if child is None or group is None or group.failed is not child or not isinstance(group.step, InPlace):
             return

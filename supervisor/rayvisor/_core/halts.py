@@ -90,6 +90,7 @@ class Halts(Motions):
         supervisor.phase = Phase.STOPPING
         supervisor.exit = exit
         supervisor.group = None
+        supervisor.recovery = None
         supervisor.deferred.clear()
         supervisor.outstanding.clear()
         supervisor.queue = deque(supervisor.children.values())

@@ -124,6 +124,8 @@ class Verb(StrEnum):
     GET_CHILDSPEC = "get_childspec"
     PAUSE = "pause"
     RESUME = "resume"
+    STALE = "stale"
+    """What engines with a gate serve with is out of date: the gate is passed again."""
     UPDATE = "update"
     """Another SupervisorSpec comes into force; nothing is started or ended by it (OTP: code_change)."""
 

@@ -172,6 +172,8 @@ class Motions(ABC):
             self._out.append(
                 m.Changed(child.path, child.incarnation, "start", here, here, "", child.table.chart.name)
             )
+        if child.spec.gate is not None:
+            self._move(child, "stale", "it has a gate")
         if child.subtree is not None:
             self._dissolve(child.subtree)
             child.subtree = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayvisor._core.exits import ExitKind
 from rayvisor._core.window import Window
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rayvisor.strategies import Step
     from statecharts import Configuration, Table
 
-__all__ = ["After", "Child", "Phase", "PlanRun", "Supervisor"]
+__all__ = ["After", "Child", "Phase", "PlanRun", "Recovery", "Supervisor"]
 
 
 class After(Enum):
@@ -145,6 +145,8 @@ class Supervisor:
         "phase",
         "pumping",
         "queue",
+        "recoveries",
+        "recovery",
         "spec",
         "window",
     )
@@ -170,6 +172,9 @@ class Supervisor:
         self.broken: dict[Child, Step] = {}
         # How often in a row the strategy was asked again without anything being started.
         self.asked = 0
+        # The recovery in place that is under way, and when there were some, by child.
+        self.recovery: Recovery | None = None
+        self.recoveries: dict[Child, Window] = {}
         # Ends and retries that wait for the group restart under way: child and incarnation.
         self.deferred: deque[tuple[Child, int]] = deque()
         # How many instances of its template it has named itself.
@@ -197,6 +202,17 @@ class Supervisor:
     def path_of(self, identity: str) -> str:
         """Path of the child with this id."""
         return f"{self.path}/{identity}" if self.path else identity
+
+
+class Recovery(NamedTuple):
+    """A recovery in place under way: of one engine, or of a group of ranks, all of them or none."""
+
+    failed: Child
+    exit: Exit
+    """What it recovers from."""
+    members: list[Child]
+    waiting: set[str]
+    """Paths of those that have not said yet that they are healthy."""
 
 
 class PlanRun:
