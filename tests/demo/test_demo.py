@@ -46,7 +46,9 @@ def demo(*arguments: str, timeout: float = 240) -> tuple[subprocess.CompletedPro
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("fault", ["kill-core", "kill-worker", "kill-host", "none"])
+@pytest.mark.parametrize(
+    "fault", ["kill-core", "kill-worker", "kill-host", "stop-core", "stop-host", "endless-step", "none"]
+)
 def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(fault: str) -> None:
     done, outcome = demo("--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5")
     assert outcome.keys() >= FIELDS
@@ -63,7 +65,11 @@ def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(fault: str) 
     assert outcome["processes_left"] == 0
     assert done.returncode == 0
     assert "SIMULATED" in done.stderr
-    assert "SIGKILL" in done.stderr or fault == "none"
+    assert (outcome["fault_class"], outcome["as_expected"]) == ("" if fault == "none" else "FATAL", True)
+    assert "FAULT" in done.stderr or fault == "none"
+    assert ("ALIVE.SERVING -> ALIVE.SUSPECT" in done.stderr) == (
+        fault in {"stop-core", "stop-host", "endless-step"}
+    )
 
 
 @pytest.mark.ray
@@ -81,10 +87,26 @@ def test_a_real_engine_killed_mid_stream_loses_nothing_and_its_driver_never_impo
     assert left() == []
 
 
+def test_the_faults_that_can_be_injected_are_listed_with_class_and_root_cause() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", "--fault", "list", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    *lines, last = done.stdout.strip().splitlines()
+    faults = {row["fault"]: row for row in json.loads(last)}
+    assert [line.split()[0] for line in lines] == [*faults, "none"]
+    assert faults["stop-host"]["class"] == "FATAL"
+    assert faults["stop-host"]["root_cause"] == "ProcessStopped: the host (pid N) is stopped (SIGSTOP)"
+    assert faults["endless-step"]["root_cause"] == "EngineStalled: no token for N s with N requests queued"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--fault", "flood"], "'flood' is not one of 'kill-core', 'kill-worker', 'kill-host', 'none'"),
+        (["--fault", "flood"], "'flood' is not one of 'kill-core', 'kill-worker', 'kill-host', 'stop-core'"),
         (["--requests", "0"], "0 is not in the range"),
         (["--engine", "gpt"], "'gpt' is not one of 'vllm', 'sim'"),
         (["--seed", "-1"], "-1 is not in the range"),

@@ -1,4 +1,4 @@
-"""``rayvisor demo``: an engine is killed in the middle of several streams, and nothing is lost."""
+"""``rayvisor demo``: an engine dies or hangs in the middle of several streams, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ __all__ = ["demo"]
 
 @click.command()
 @click.option(
-    "--fault", type=click.Choice(list(FAULTS)), default="kill-core", show_default=True, help="What to inject."
+    "--fault",
+    type=click.Choice([*FAULTS, "list"]),
+    default="kill-core",
+    show_default=True,
+    help="What to inject; list says what each of them is.",
 )
 @click.option(
     "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="How many streams."
@@ -37,10 +41,14 @@ __all__ = ["demo"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
 def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: bool, verbose: bool) -> None:
-    """Kill an engine in the middle of several streams, and watch nothing get lost.
+    """Kill or hang an engine in the middle of several streams, and watch nothing get lost.
 
-    Exit status 0 only if no token was lost, doubled or changed, and no process is left.
+    Exit status 0 only if no token was lost, doubled or changed, no process is left, and the fault was found
+    for what it is: its class and its root cause.
     """
+    if fault == "list":
+        _list(as_json=as_json)
+        return
     # Imported here: `rayvisor demo --help` needs none of it.
     from rayvisor.demo.run import run_demo
 
@@ -66,6 +74,25 @@ def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: b
     if as_json:
         click.echo(json.dumps(outcome.as_json()))
     sys.exit(0 if outcome.good else 1)
+
+
+def _list(*, as_json: bool) -> None:
+    """Print the faults that can be injected, with what has to be found."""
+    known = {name: each for name, each in FAULTS.items() if each is not None}
+    for name, each in known.items():
+        click.echo(f"{name:<13} {each.fault_class:<6} {each.root_in_words}  [{each.describe}]")
+    click.echo(f"{'none':<13} {'-':<6} no fault at all")
+    if as_json:
+        rows = [
+            {
+                "fault": name,
+                "class": each.fault_class,
+                "root_cause": each.root_in_words,
+                "does": each.describe,
+            }
+            for name, each in known.items()
+        ]
+        click.echo(json.dumps(rows))
 
 
 def _write(console: Console, line: str) -> None:

@@ -86,6 +86,9 @@ class Outcome:
     control: dict[str, int] = field(default_factory=dict)
     """For each batch size of the control run: how many requests came out the same."""
     root_cause: str = ""
+    fault_class: str = ""
+    as_expected: bool = True
+    """Whether the fault that was found is the one that was injected: its class, and its root cause."""
     processes_left: int = 0
     heavy_imports: list[str] = field(default_factory=list)
     """What this process should never have imported, and has: only engines' own processes need it."""
@@ -93,11 +96,12 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was lost, doubled or changed, and nothing is left behind."""
+        """Whether nothing was lost, doubled or changed, nothing is left behind, and the fault was named."""
         return (
             self.completed == self.requests
             and not (self.lost or self.duplicated or self.mismatched)
             and not (self.processes_left or self.heavy_imports or self.error)
+            and self.as_expected
             and (self.fault == "none" or self.restarts > 0)
         )
 

@@ -2,39 +2,86 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
+from signal import Signals
 from typing import Any
 
 from rayvisor.demo.text import prompts
+from rayvisor.faults import Fault, FaultClass
 
-__all__ = ["FAULTS", "DemoRequest", "Victim", "make_requests", "victim"]
+__all__ = ["FAULTS", "DemoRequest", "Injection", "injection", "make_requests"]
 
 TOKENS = 360
 """Tokens of each request: enough to be in the middle of them when the fault comes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Victim:
-    """Which process a fault ends."""
+class Injection:
+    """A fault that the demo can inject, and what has to be found."""
 
-    name: str
-    """Part of the process's name."""
+    victim: str
+    """The last part of the process's name, or ``host``."""
+    signal: Signals
     describe: str
+    root: str
+    """A pattern of the root cause: type and message."""
+    fault_class: FaultClass = FaultClass.FATAL
+
+    def found(self, fault: Fault) -> bool:
+        """Whether a fault is this one: its class and its root cause."""
+        return fault.fault_class is self.fault_class and re.match(self.root, str(fault.root)) is not None
+
+    @property
+    def root_in_words(self) -> str:
+        """The root cause as people read it, with ``N`` for what is not known before."""
+        return re.sub(r"\\[dS][+*]", "N", self.root).replace("\\", "").partition("|")[0]
 
 
-FAULTS: Mapping[str, Victim | None] = {
-    "kill-core": Victim("EngineCore", "SIGKILL to the engine core"),
-    "kill-worker": Victim("Worker", "SIGKILL to the engine's worker"),
-    "kill-host": Victim("host", "SIGKILL to the actor that hosts the engine"),
+def _killed(who: str) -> str:
+    return rf"ProcessKilled: {who} \(pid \d+\) was ended by SIGKILL"
+
+
+def _stopped(who: str) -> str:
+    return rf"ProcessStopped: {who} \(pid \d+\) is stopped \(SIGSTOP\)"
+
+
+FAULTS: Mapping[str, Injection | None] = {
+    "kill-core": Injection(
+        "EngineCore", Signals.SIGKILL, "SIGKILL to the engine core", _killed("EngineCore")
+    ),
+    "kill-worker": Injection("Worker", Signals.SIGKILL, "SIGKILL to the engine's worker", _killed("Worker")),
+    "kill-host": Injection(
+        "host",
+        Signals.SIGKILL,
+        "SIGKILL to the actor that hosts the engine",
+        # Its node says so first, nearly always; Ray's own word is less clear.
+        _killed("the host") + "|SYSTEM_ERROR: Worker unexpectedly exits",
+    ),
+    "stop-core": Injection(
+        "EngineCore", Signals.SIGSTOP, "SIGSTOP to the engine core, which then hangs", _stopped("EngineCore")
+    ),
+    "stop-worker": Injection(
+        "Worker", Signals.SIGSTOP, "SIGSTOP to the engine's worker, which then hangs", _stopped("Worker")
+    ),
+    "stop-host": Injection(
+        "host", Signals.SIGSTOP, "SIGSTOP to the actor that hosts the engine", _stopped("the host")
+    ),
+    "endless-step": Injection(
+        "Worker",
+        Signals.SIGUSR1,
+        "a model step in the worker that never returns",
+        r"EngineStalled: no token for \S+ s with \d+ requests queued",
+    ),
     "none": None,
 }
 """The faults the demo can inject; ``none`` is the run without one."""
 
 
-def victim(fault: str) -> Victim | None:
-    """Return what ``fault`` ends."""
+def injection(fault: str) -> Injection | None:
+    """Return how ``fault`` is injected."""
     return FAULTS[fault]
 
 

@@ -1,9 +1,8 @@
-"""The demo: real Ray, a real engine, a real SIGKILL in the middle of several streams."""
+"""The demo: real Ray, a real engine, a real fault in the middle of several streams."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,7 +14,7 @@ import psutil
 from rayvisor import records as r
 from rayvisor.children import engine_pool
 from rayvisor.demo.outcome import Outcome, Reading, judge
-from rayvisor.demo.plan import DemoRequest, make_requests, victim
+from rayvisor.demo.plan import DemoRequest, Injection, injection, make_requests
 from rayvisor.errors import RayvisorError
 from rayvisor.specs import SupervisorSpec
 from rayvisor.supervisor import Supervisor
@@ -52,11 +51,19 @@ class Audience(Protocol):
         """It is over."""
 
 
-def engine_arguments(engine: str, model: str) -> Mapping[str, Any]:
+STALL_AFTER = 5.0
+"""Seconds without a token after which the demo's engine, which is small, has stalled."""
+PROBE_INTERVAL = 0.5
+
+
+def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
     """Arguments of the demo's engine."""
     if engine == "sim":
         return {"start_delay": 1.0, "tokens_per_second": 300.0, "max_model_len": 1024}
+    # A real worker has to be prepared for it; the simulated one knows the signal.
+    endless = {"worker_extension_cls": "rayvisor.demo.endless.Endless"} if fault == "endless-step" else {}
     return {
+        **endless,
         "model": model,
         "dtype": "float32",
         "enforce_eager": True,
@@ -92,18 +99,24 @@ async def run_demo(
     spec = SupervisorSpec(
         children=[
             engine_pool(
-                "llm", engine=engine, engine_args=engine_arguments(engine, model), num_cpus=1, deadline=300.0
+                "llm",
+                engine=engine,
+                engine_args=engine_arguments(engine, model, fault),
+                num_cpus=1,
+                deadline=300.0,
+                stall_after=STALL_AFTER,
+                probe_interval=PROBE_INTERVAL,
             )
         ]
     )
     audience.stage("starting Ray")
     supervisor = Supervisor(spec, seed=seed, ray_options={"num_cpus": 2})
-    demo = _Demo(supervisor, outcome, audience)
+    demo = _Demo(supervisor, outcome, audience, injection(fault))
     try:
         async with anyio.create_task_group() as watching:
             watching.start_soon(demo.watch, supervisor.watch())
             async with supervisor:
-                await demo.run(make_requests(requests, seed), victim(fault))
+                await demo.run(make_requests(requests, seed))
                 audience.stage("stopping")
     except* RayvisorError as errors:
         outcome.error = "; ".join(str(error) for error in errors.exceptions)
@@ -116,7 +129,10 @@ async def run_demo(
 class _Demo:
     """One run, inside its supervisor."""
 
-    def __init__(self, supervisor: Supervisor, outcome: Outcome, audience: Audience) -> None:
+    def __init__(
+        self, supervisor: Supervisor, outcome: Outcome, audience: Audience, injection: Injection | None
+    ) -> None:
+        self.injection = injection
         self.supervisor = supervisor
         self.outcome = outcome
         self.audience = audience
@@ -125,7 +141,7 @@ class _Demo:
         self.injected_at: float | None = None
         self.wanted = 0
 
-    async def run(self, requests: list[DemoRequest], victim: Any) -> None:
+    async def run(self, requests: list[DemoRequest]) -> None:
         self._note_processes()
         self.outcome.cold_start_s = self._cold_start()
         self.readings = [Reading(request.kind, request.prompt) for request in requests]
@@ -134,11 +150,11 @@ class _Demo:
         self.audience.stage(f"streaming {len(requests)} requests")
         async with anyio.create_task_group() as streams:
             for request, reading in zip(requests, self.readings, strict=True):
-                streams.start_soon(self._read, request, reading, victim)
+                streams.start_soon(self._read, request, reading)
         self._note_processes()
         await self._compare(requests)
 
-    async def _read(self, request: DemoRequest, reading: Reading, victim: Any) -> None:
+    async def _read(self, request: DemoRequest, reading: Reading) -> None:
         try:
             async with self.pool.generate(request.prompt, request.params) as generation:
                 async for chunk in generation:
@@ -150,8 +166,8 @@ class _Demo:
                     reading.tokens += chunk.token_ids
                     reading.text += chunk.text
                     self.outcome.tokens += len(chunk.token_ids)
-                    if victim is not None and self.injected_at is None and self._in_the_middle():
-                        self._inject(victim)
+                    if self.injection is not None and self.injected_at is None and self._in_the_middle():
+                        self._inject(self.injection)
                 result = await generation.result()
             reading.finish_reason = result.finish_reason
             reading.seed = result.samples[0].seed
@@ -161,16 +177,16 @@ class _Demo:
     def _in_the_middle(self) -> bool:
         return self.outcome.tokens * 4 >= self.wanted and all(reading.tokens for reading in self.readings)
 
-    def _inject(self, victim: Any) -> None:
+    def _inject(self, fault: Injection) -> None:
         target = next(
             process
             for role, process in self.supervisor.processes("llm/1")
-            if victim.name in (role, *process.name.split("::"))
+            if fault.victim in (role, *process.name.split("::"))
         )
         self.injected_at = time.monotonic()
-        os.kill(target.pid, signal.SIGKILL)
+        os.kill(target.pid, fault.signal)
         self.audience.injected(
-            f"{victim.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted
+            f"{fault.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted
         )
 
     def _recovered(self) -> None:
@@ -191,6 +207,8 @@ class _Demo:
             self.audience.record(record)
             if isinstance(record, r.FaultSeen) and not self.outcome.root_cause:
                 self.outcome.root_cause = str(record.fault.root)
+                self.outcome.fault_class = str(record.fault.fault_class)
+                self.outcome.as_expected = self.injection is not None and self.injection.found(record.fault)
             if isinstance(record, r.DecisionMade) and record.decision in {"restart", "retry_later"}:
                 self.outcome.restarts += 1
                 if self.outcome.detect_ms is None and self.injected_at is not None:

@@ -69,7 +69,8 @@ class Lines:
                 )
             case r.StateChanged():
                 who = f"{record.child} #{record.incarnation}"
-                self.line("state", f"{who}: {record.before} -> {record.after} ({record.event})")
+                why = f": {record.why}" if record.event == "suspect" and record.why else ""
+                self.line("state", f"{who}: {record.before} -> {record.after} ({record.event}{why})")
             case r.StartProgressed():
                 self._progress(record)
             case _:
@@ -222,7 +223,8 @@ def summary(outcome: Outcome) -> Table:
     if outcome.cold_start_s is not None:
         row("the engine's own cold start", f"{outcome.cold_start_s:.2f} s")
     if outcome.root_cause:
-        row("root cause", outcome.root_cause)
+        row("class", outcome.fault_class, outcome.as_expected)
+        row("root cause", outcome.root_cause, outcome.as_expected)
     row("processes left", outcome.processes_left, outcome.processes_left == 0)
     if outcome.error:
         row("error", outcome.error, good=False)
