@@ -19,6 +19,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
 
@@ -33,11 +34,13 @@ from rayvisor.supervisor import Supervisor, only_follows
 if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus
     from rayvisor._engine.wire import EngineInfo, ProcessId, Prompt
+    from rayvisor._runtime.operating import PauseMode
     from rayvisor._runtime.watchers import Watch
     from rayvisor.pool import Completion, Generation, GenerationChunk, PoolStats, RequestError, Usage
     from rayvisor.records import Record
     from rayvisor.reference import ChildRef
     from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
+    from rayvisor.status import Node
 
 __all__ = ["BlockingGeneration", "BlockingPool", "BlockingRef", "BlockingSupervisor", "run_in_thread"]
 
@@ -224,7 +227,18 @@ class BlockingSupervisor:
         """As `Supervisor.update`."""
         self._call(lambda: self._supervisor.update(spec, under=under))
 
-    def pause(self, path: str) -> None:
+    # --- the operator's verbs ---------------------------------------------------------------------
+
+    @property
+    def control(self) -> Path | None:
+        """As `Supervisor.control`."""
+        return self._supervisor.control
+
+    def status(self, path: str = "") -> Node:
+        """As `Supervisor.status`."""
+        return self._running.call(self._supervisor.status, path)
+
+    def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """As `Supervisor.pause`."""
         self._call(self._supervisor.pause, path)
 

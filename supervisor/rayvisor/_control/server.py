@@ -15,6 +15,7 @@ from typing import Literal
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import h11
 
 from rayvisor._control.routes import Answer, Controls, Refusal, Routes
@@ -33,6 +34,8 @@ BODY_BYTES = 64 * 1024
 READ_SECONDS = 10.0
 WRITE_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 1 << 20
 REST_SECONDS = 0.1
 
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
@@ -80,13 +83,16 @@ class ControlServer:
         ControlSocketError
             It cannot be: see `claim`.
         """
-        with claim(self.path):
-            try:
-                self._listener = await anyio.create_unix_listener(self.path, mode=0o600)
-                about = self.path.lstat()
-            except OSError as error:
-                raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
-            self._own = (about.st_dev, about.st_ino)
+        claimed = claim(self.path)
+        await anyio.to_thread.run_sync(claimed.__enter__)  # it looks at files, and may wait for others
+        try:
+            self._listener = await anyio.create_unix_listener(self.path, mode=0o600)
+            about = self.path.lstat()
+        except OSError as error:
+            raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
+        finally:
+            claimed.__exit__(None, None, None)
+        self._own = (about.st_dev, about.st_ino)
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:
@@ -182,6 +188,8 @@ class ControlServer:
             await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
             await _send(http, stream, h11.Data(payload))
             await _send(http, stream, h11.EndOfMessage())
+        if http.their_state is not h11.DONE:
+            await _hear_out(stream)
 
     async def _stream(self, http: h11.Connection, stream: anyio.abc.SocketStream, answer: Answer) -> None:
         """Send lines as they come; a reader that stops reading loses the oldest ones, and is told so."""
@@ -225,6 +233,14 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
             return request, body
         else:
             raise anyio.EndOfStream  # it said nothing
+
+
+async def _hear_out(stream: anyio.abc.SocketStream) -> None:
+    """Throw away the rest of a request that was refused: to close on it would take the answer back."""
+    with anyio.move_on_after(LINGER_SECONDS), contextlib.suppress(*_GONE):
+        await stream.send_eof()
+        for _ in range(LINGER_BYTES // HEAD_BYTES):
+            await stream.receive(HEAD_BYTES)
 
 
 async def _send(

@@ -1,0 +1,199 @@
+"""What is answered: the tree, what happens in it, vLLM's paths; and one clear error for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+import rayvisor as rv
+from rayvisor._core import messages as m
+from tests.control.talking import exchange, get, idle, pool, post, states, tree, until
+
+
+async def test_status_shows_the_whole_tree(tmp_path: Path) -> None:
+    inner = rv.SupervisorSpec(strategy="one_for_all", intensity=2, children=[rv.coroutine("idler", idle)])
+    async with tree(tmp_path, pool(), rv.subtree("side", inner)) as (_, path):
+        status, told = await get(path, "/status")
+        assert status == 200
+        root = told["tree"]
+        assert (root["path"], root["kind"], root["state"]) == ("", "supervisor", "RUNNING")
+        assert root["restarts"] == {"used": 0, "intensity": 3, "period": 900.0}
+        llm, side = root["children"]
+        assert (llm["kind"], side["kind"]) == ("engine_pool", "supervisor")
+        assert llm["requests"] == {"waiting": 0, "in_flight": 0, "finished": 0, "failed": 0}
+        (engine,) = llm["children"]
+        assert (engine["path"], engine["state"], engine["leaf"]) == ("llm/1", "ALIVE", "SERVING")
+        assert (engine["incarnation"], engine["epoch"], engine["holds"]) == (1, 1, [])
+        assert engine["uptime"] > 0
+        assert {name for _, _, name in engine["processes"]} == {"sim::EngineCore", "sim::Worker"}
+        assert side["children"][0]["kind"] == "coroutine"
+        assert (await get(path, "/v1/status?path=llm/1"))[1]["tree"]["path"] == "llm/1"
+
+
+async def test_status_tells_the_last_faults_root_cause_and_the_restarts_in_the_window(tmp_path: Path) -> None:
+    fail = anyio.Event()
+    raised: list[str] = []
+
+    async def work() -> None:
+        if not raised:
+            await fail.wait()
+            raised.append("once")
+            raise RuntimeError("the disk is full") from OSError("ENOSPC")
+        await anyio.sleep_forever()
+
+    async with tree(tmp_path, rv.coroutine("worker", work)) as (_, path):
+        fail.set()
+
+        async def restarted() -> bool:
+            return (await states(path))["worker"] == "ALIVE.SERVING" and bool(raised)
+
+        with anyio.fail_after(60.0):
+            while not await restarted():  # noqa: ASYNC110 - over a socket
+                await anyio.sleep(0.01)
+        root = (await get(path, "/status"))[1]["tree"]
+        (worker,) = root["children"]
+        assert worker["incarnation"] == 2
+        assert worker["fault"]["root"] == "OSError: ENOSPC"
+        assert worker["fault"]["incarnation"] == 1
+        assert root["restarts"]["used"] == 1
+
+
+async def test_events_are_lines_of_json_until_the_tree_has_ended(tmp_path: Path) -> None:
+    received = b""
+    reading = anyio.Event()
+
+    async def read(path: Path) -> None:
+        nonlocal received
+        async with await anyio.connect_unix(path) as stream:
+            await stream.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            with suppress(anyio.EndOfStream):
+                while True:
+                    received += await stream.receive()
+                    reading.set()
+
+    async with anyio.create_task_group() as tasks, tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        tasks.start_soon(read, path)
+        with anyio.fail_after(60.0):
+            await reading.wait()
+            assert (await post(path, "/pause", {"path": "idler"}))[0] == 200
+    assert b"application/jsonl" in received
+    body = received.partition(b"\r\n\r\n")[2]
+    assert body.endswith(b"0\r\n\r\n")  # it ended in order
+    lines = [json.loads(line) for line in body.split(b"\r\n") if line.startswith(b"{")]
+    paused = next(each for each in lines if each["record"] == "StateChanged")
+    assert (paused["child"], paused["before"], paused["after"]) == (
+        "idler",
+        "ALIVE.SERVING",
+        "PAUSED.REQUESTED",
+    )
+    assert lines[-1]["record"] == "SupervisorMoved"
+    assert lines[-1]["state"] == "ended"
+
+
+async def test_vllms_paths_are_answered_in_vllms_form(tmp_path: Path) -> None:
+    async with tree(tmp_path, pool()) as (sup, path):
+        healthy = {"id": 0, "status": "healthy", "path": "llm/1"}
+        for spelling in ("/fault_tolerance/status", "/v1/fault_tolerance/status"):
+            expected = {"schema_version": 1, "total_engines": 1, "engines": [healthy]}
+            assert await get(path, spelling) == (200, expected)
+        runtime = sup._running.runtime
+        runtime.post(m.Reported("llm/1", 1, "unhealthy"))
+        await until(lambda: runtime.core.children["llm/1"].configuration.leaf == "FAULTED")
+        (engine,) = (await get(path, "/fault_tolerance/status"))[1]["engines"]
+        assert engine["status"] == "unhealthy"
+        await sup.terminate_child("llm/1")
+        (engine,) = (await get(path, "/fault_tolerance/status"))[1]["engines"]
+        assert engine["status"] == "dead"
+
+
+async def test_an_instruction_is_accepted_at_once_and_what_became_of_it_is_told(tmp_path: Path) -> None:
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        status, told = await post(
+            path, "/fault_tolerance/apply", {"instruction": "pause", "params": {"path": "idler"}}
+        )
+        assert status == 202
+        status, wrong = await post(path, "/apply", {"instruction": "restart", "params": {"path": "nobody"}})
+        assert status == 202
+
+        async def instructions() -> dict[str, tuple[str, str]]:
+            known = (await get(path, "/status"))[1]["instructions"]
+            return {each["request_id"]: (each["state"], each["error"]) for each in known}
+
+        with anyio.fail_after(60.0):
+            while any(state == "running" for state, _ in (await instructions()).values()):  # noqa: ASYNC110 - as above
+                await anyio.sleep(0.01)
+        found = await instructions()
+        assert found[told["request_id"]] == ("done", "")
+        assert found[wrong["request_id"]][0] == "failed"
+        assert "no child has the id 'nobody'" in found[wrong["request_id"]][1]
+        assert (await states(path))["idler"] == "PAUSED.REQUESTED"
+
+
+WRONG: list[tuple[str, str, object, int, str]] = [
+    ("GET", "/nothing", None, 404, "no such route: /nothing"),
+    ("GET", "/pause", None, 405, "/pause takes POST, not GET"),
+    ("POST", "/status", None, 405, "/status takes GET, not POST"),
+    ("GET", "/status?path=llm", None, 404, "no child has the id 'llm'"),
+    ("GET", "/status?paht=llm", None, 400, "did you mean 'path'?"),
+    ("POST", "/pause", {"mod": "wait"}, 400, "did you mean 'mode'?"),
+    ("POST", "/pause", {"mode": "soft"}, 400, "mode='soft': must be one of 'wait', 'keep', 'abort'"),
+    ("POST", "/pause", {"deadline": "soon"}, 400, "deadline='soon': must be a number of seconds"),
+    ("POST", "/pause", {"deadline": -1}, 400, "deadline=-1: must be a number of seconds"),
+    ("POST", "/pause", {"path": 3}, 400, "path=3"),
+    ("POST", "/pause", {"path": "nobody"}, 404, "no child has the id 'nobody'; there are: idler"),
+    ("POST", "/resume", {"path": "a/b/c"}, 404, "no child has the id 'a/b'"),
+    ("POST", "/restart", [], 400, "must be a JSON object, not list"),
+    ("POST", "/stop", {"path": "nobody"}, 404, "no child has the id 'nobody'"),
+    ("POST", "/apply", {}, 400, "instruction=None: must be one of pause, resume, restart, stop"),
+    ("POST", "/apply", {"instruction": "scale_down"}, 400, "instruction='scale_down'"),
+    ("POST", "/apply", {"instruction": "pause", "params": 3}, 400, "params=3: must be an object"),
+]
+
+
+async def test_what_is_wrong_is_one_clear_error_and_changes_nothing(tmp_path: Path) -> None:
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        for method, target, body, expected, words in WRONG:
+            status, told = await (get(path, target) if method == "GET" else post(path, target, body))
+            assert (status, set(told)) == (expected, {"error"}), target
+            assert words in told["error"]["message"]
+        assert await states(path) == {"idler": "ALIVE.SERVING"}
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 50_000, b"NaN"])
+async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: bytes) -> None:
+    async with tree(tmp_path) as (_, path):
+        head = f"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        assert (await exchange(path, head + body))[0] == 400
+
+
+async def test_a_tree_that_is_coming_up_can_be_looked_at_and_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "private" / "tree.sock"
+    spec = rv.SupervisorSpec(children=[pool(engine_args={"start_delay": 60.0}, start_deadline=120.0)])
+    supervisor = rv.Supervisor(spec, local=True, control=path, handle_signals=False)
+
+    async def enter() -> None:
+        with pytest.raises(rv.SupervisorStoppedError):
+            await supervisor.__aenter__()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        await until(path.exists)
+        with anyio.fail_after(60.0):
+            while (await get(path, "/status"))[1]["tree"]["children"] == []:  # noqa: ASYNC110 - as above
+                await anyio.sleep(0.01)
+        assert (await states(path))["llm/1"] == "RESTARTING.STARTING"
+        assert (await post(path, "/stop"))[0] == 200
+    assert not path.exists()
+
+
+async def test_stopping_the_tree_cancels_the_block_and_raises_nothing(tmp_path: Path) -> None:
+    after: list[str] = []
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        assert (await post(path, "/stop"))[0] == 200
+        await anyio.sleep(30.0)
+        after.append("not reached")
+    assert after == []
