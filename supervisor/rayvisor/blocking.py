@@ -240,11 +240,15 @@ class BlockingSupervisor:
 
     def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """As `Supervisor.pause`."""
-        self._call(self._supervisor.pause, path)
+        return self._call(lambda: self._supervisor.pause(path, mode=mode, deadline=deadline))
 
-    def resume(self, path: str) -> None:
+    def resume(self, path: str = "") -> None:
         """As `Supervisor.resume`."""
         self._call(self._supervisor.resume, path)
+
+    def restart(self, path: str = "") -> None:
+        """As `Supervisor.restart`."""
+        self._call(self._supervisor.restart, path)
 
     def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
         return self._running.call(function, *arguments)
