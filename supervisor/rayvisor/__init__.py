@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnknownChildError,
     )
     from rayvisor.faults import Cause, Fault, FaultClass
+    from rayvisor.gates import Gate
     from rayvisor.pool import (
         EnginePool,
         Generation,
@@ -74,6 +75,7 @@ _HOMES = {
     "ExitKind": "_core.exits",
     "Fault": "faults",
     "FaultClass": "faults",
+    "Gate": "gates",
     "Generation": "pool",
     "GenerationChunk": "pool",
     "IgnoreStart": "children",
@@ -127,6 +129,7 @@ __all__ = [
     "ExitKind",
     "Fault",
     "FaultClass",
+    "Gate",
     "Generation",
     "GenerationChunk",
     "IgnoreStart",

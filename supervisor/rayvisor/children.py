@@ -18,7 +18,9 @@ from typing import Any
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
 from rayvisor._engine.stall import StallLimits
 from rayvisor.errors import SpecError
-from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
+from rayvisor.gates import Gate
+from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
+from rayvisor.strategies import RestartStrategy
 
 __all__ = [
     "ActorStart",
@@ -283,7 +285,9 @@ def engine_pool(  # noqa: PLR0913 - as above
     *,
     engine_args: Mapping[str, Any],
     size: int = 1,
+    standby: int = 0,
     engine: str = "vllm",
+    strategy: Strategy | RestartStrategy | str = Strategy.ONE_FOR_ONE,
     intensity: int = 5,
     period: float = 3600.0,
     restart: Restart = Restart.PERMANENT,
@@ -300,6 +304,9 @@ def engine_pool(  # noqa: PLR0913 - as above
     queue_limit: int = 1000,
     deadline: float = 600.0,
     attempts: int = 5,
+    gate: Callable[[Gate], Awaitable[object]] | None = None,
+    recoveries: int = 3,
+    recovery_deadline: float = 10.0,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
     resources: Mapping[str, float] | None = None,
@@ -318,8 +325,13 @@ def engine_pool(  # noqa: PLR0913 - as above
         Fields of vLLM's ``AsyncEngineArgs``: ``{"model": ..., "max_model_len": ...}``.
     size
         How many engines serve.
+    standby
+        How many more are kept up and warm as spares: one takes over at once when an engine ends, and that
+        one comes back as the new spare.
     engine
         ``"vllm"``, or ``"sim"`` for a simulated engine.
+    strategy
+        Which of its engines are restarted together.
     intensity, period
         How many restarts of its engines are tolerated within how many seconds.
     restart
@@ -356,6 +368,15 @@ def engine_pool(  # noqa: PLR0913 - as above
         Seconds a request may take, unless it says otherwise.
     attempts
         On how many incarnations a request is tried, unless it says otherwise.
+    gate
+        An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, spares
+        too, or is declared stale (``supervisor.stale("llm")``): the engine serves once it has succeeded.
+        Three tries, each at most ``start_deadline`` long; then the engine is restarted.
+    recoveries
+        How often within ``period`` an engine that reports a fault by vLLM's fault tolerance may recover in
+        place before it is restarted instead.
+    recovery_deadline
+        Seconds that may take.
     num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
         What each engine's host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline
         parallel size, and none on the CPU.
@@ -366,6 +387,7 @@ def engine_pool(  # noqa: PLR0913 - as above
         When a value cannot work.
     """
     _count("size", size, "engines")
+    _count("standby", standby, "spares", least=0)
     if engine not in {"vllm", "sim"}:
         raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
     if not isinstance(engine_args, Mapping):
@@ -395,12 +417,17 @@ def engine_pool(  # noqa: PLR0913 - as above
             start_deadline=start_deadline,
             no_progress=no_progress,
             retry_first_start=True,
+            standby=number > size,
+            gate=gate,
+            recoveries=recoveries,
+            recovery_deadline=recovery_deadline,
         )
-        for number in range(1, size + 1)
+        for number in range(1, size + standby + 1)
     ]
     return ChildSpec(
         id=id,
         start=EnginePoolSpec(
+            strategy=strategy,
             intensity=intensity,
             period=period,
             children=children,
@@ -413,9 +440,9 @@ def engine_pool(  # noqa: PLR0913 - as above
     )
 
 
-def _count(name: str, value: object, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SpecError(name, value, f"must be a whole number of {unit}, 1 or more")
+def _count(name: str, value: object, unit: str, *, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more")
 
 
 def _seconds(name: str, value: object) -> None:

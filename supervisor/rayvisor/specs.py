@@ -307,7 +307,8 @@ class ChildSpec:
             _whole("no_progress", self.no_progress, least=1, unit="incarnations")
         _whole("recoveries", self.recoveries, least=0, unit="recoveries in place")
         _number("recovery_deadline", self.recovery_deadline, least=0.001)
-        if self.gate is not None and not (callable(self.gate) and self._is_engine):
+        gate: object = self.gate
+        if gate is not None and not (self._is_engine and callable(gate)):
             raise SpecError("gate", self.gate, "must be an async function, and is for engines only")
 
     @property

@@ -121,6 +121,9 @@ class FakeHost:
             await self.end_came.wait()
         return self.ends.pop(0)
 
+    async def ask(self, incarnation: int, method: str, args: Any, kwargs: Any, deadline: float) -> Any:
+        return incarnation, method, args, kwargs, deadline
+
     async def view(self, deadline: float) -> HostView:
         del deadline
         return self.seen

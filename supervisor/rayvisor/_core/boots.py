@@ -6,13 +6,13 @@ from collections import deque
 
 from rayvisor._core import messages as m
 from rayvisor._core.exits import Exit
-from rayvisor._core.recoveries import Recoveries
+from rayvisor._core.spares import Spares
 from rayvisor._core.tree import After, Child, Phase, Supervisor
 
 __all__ = ["Boots"]
 
 
-class Boots(Recoveries):
+class Boots(Spares):
     """Brings supervisors and children up, and says what becomes of a start that fails."""
 
     def _boot(self, supervisor: Supervisor) -> None:
@@ -57,6 +57,7 @@ class Boots(Recoveries):
         child.up_since = self.now
         starter, child.starter = child.starter, None
         self._move(child, "started")
+        self._step_in(child)
         if starter is not None:
             self._out.append(m.Reply(starter.call, child.path))
         if child.parent.group is not None:
@@ -85,6 +86,7 @@ class Boots(Recoveries):
         child.exit = exit
         self._count_barren(child)
         self._move(child, "fault", str(exit))
+        self._take_over(child)
         if supervisor.phase is Phase.STOPPING or child.starter is not None:
             child.after = After.REST
         elif supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:

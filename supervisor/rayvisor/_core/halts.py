@@ -18,6 +18,9 @@ class Halts(Motions):
     """Ends supervisors, and tells their owners."""
 
     @abstractmethod
+    def _take_over(self, down: Child) -> None: ...
+
+    @abstractmethod
     def _decided(self, child: Child, decision: str, detail: str) -> None: ...
 
     # --- why a supervisor ends ----------------------------------------------------------------

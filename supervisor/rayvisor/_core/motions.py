@@ -98,6 +98,7 @@ class Motions(ABC):
         child = Child(path, spec, parent, table, self._graves.pop(path, self._floor))
         if spec.standby:
             child.configuration = table.step(table.initial, "standby") or table.initial
+            parent.spares = True
         parent.children[spec.id] = child
         self.children[path] = child
         return child

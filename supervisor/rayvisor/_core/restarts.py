@@ -27,6 +27,7 @@ class Restarts(Groups):
         self._count_barren(child)
         self._reset_if_served(child)
         self._move(child, "fault" if exit.abnormal else "exit", str(exit))
+        self._take_over(child)
         child.after = After.REST
         if supervisor.phase is Phase.STOPPING:
             pass

@@ -147,6 +147,7 @@ class Supervisor:
         "queue",
         "recoveries",
         "recovery",
+        "spares",
         "spec",
         "window",
     )
@@ -175,6 +176,8 @@ class Supervisor:
         # The recovery in place that is under way, and when there were some, by child.
         self.recovery: Recovery | None = None
         self.recoveries: dict[Child, Window] = {}
+        # Whether one of its children is, or has been, a spare.
+        self.spares = False
         # Ends and retries that wait for the group restart under way: child and incarnation.
         self.deferred: deque[tuple[Child, int]] = deque()
         # How many instances of its template it has named itself.

@@ -121,6 +121,16 @@ class Engine(Protocol):
         """End these requests; their ``generate`` ends without a finish reason. Unknown ones are no error."""
         ...
 
+    async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Carry out one of the calls that the engine offers beside requests; the answer is plain data.
+
+        Raises
+        ------
+        EngineError
+            It offers no such call.
+        """
+        ...
+
     async def stop(self, grace: float) -> None:
         """End the engine and its whole process tree: ask, wait at most ``grace`` seconds, kill, prove.
 

@@ -323,6 +323,16 @@ class EngineHost:
         else:
             pump.open.clear()
 
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out one of the calls it offers beside requests, within a deadline."""
+        engine = self._engine
+        if engine is None or not self._serving or incarnation != self._incarnation:
+            raise EngineError(f"incarnation {incarnation} does not serve here")
+        async with asyncio.timeout(deadline):
+            return await engine.ask(method, args, kwargs)
+
     async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:
         request, attempt = order.request, order.attempt
         chunks = engine.generate(order)

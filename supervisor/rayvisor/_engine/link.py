@@ -204,6 +204,18 @@ class HostLink(Protocol):
         """Stop or resume reading the engine's output for a request whose reader is slow."""
         ...
 
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out one of the calls it offers beside requests, for example weight updates.
+
+        Raises
+        ------
+        HostCallFailed
+            It raised, offers no such call, was not done in time, or that incarnation does not serve here.
+        """
+        ...
+
     async def view(self, deadline: float) -> HostView:
         """Look at the host from beside it, without asking itself."""
         ...

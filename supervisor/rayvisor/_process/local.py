@@ -94,6 +94,13 @@ class LocalHost:
         """Stop or resume reading a request's output."""
         await self._call("flow", self._host.flow(request, attempt, is_open), _ANSWER_SECONDS)
 
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out a call, see `HostLink.ask`."""
+        asked = self._host.ask(incarnation, method, args, kwargs, deadline)
+        return await self._call(method, asked, deadline + _SLACK_SECONDS)
+
     async def stream(self) -> AsyncIterator[list[HostItem]]:
         """Everything the host has to say; ends with HostGone when the host does."""
         self._check()

@@ -148,6 +148,13 @@ class RayHost:
         """Stop or resume reading a request's output."""
         await self._call("flow", self._actor.call.remote("flow", request, attempt, is_open), _ANSWER_SECONDS)
 
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out a call, see `HostLink.ask`."""
+        ref = self._actor.call.remote("ask", incarnation, method, tuple(args), dict(kwargs), deadline)
+        return await self._call(method, ref, deadline + _SLACK_SECONDS)
+
     async def stream(self) -> AsyncIterator[list[HostItem]]:
         """Everything the host has to say; ends with HostGone when the host does."""
         generator = self._actor.stream.options(

@@ -125,6 +125,14 @@ class Resident:
             return _failure(error)
         return None
 
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        try:
+            return await self._host.ask(incarnation, method, args, kwargs, deadline)
+        except Exception as error:  # noqa: BLE001 - sent as plain data
+            return _failure(error)
+
     async def stream(self) -> AsyncIterator[list[HostItem] | Failure]:
         try:
             async for items in self._host.stream():

@@ -19,7 +19,7 @@ from rayvisor._core import messages as m
 from rayvisor._core.exits import KILLED, SHUTDOWN, crashed
 from rayvisor._engine.engine import plain_causes
 from rayvisor._runtime.bounded import bounded
-from rayvisor._runtime.carriers import ActingCarrier, Carrier, StartIgnored, StartRefused
+from rayvisor._runtime.carriers import Carrier, StartIgnored, StartRefused
 from rayvisor._runtime.life import Life, Run
 from rayvisor.classify import Ending, classify
 from rayvisor.faults import Cause, Fault
@@ -253,6 +253,13 @@ class Lives:
 
     # --- ends -----------------------------------------------------------------------------------
 
+    def condemn(self, child: str, incarnation: int, ending: Ending) -> None:
+        """End an incarnation that runs, but is of no use."""
+        life = self._lives.get(child)
+        if life is not None and incarnation in life.runs:
+            exit_ = self._exit(life, incarnation, ending, starting=False)
+            self._post(m.Exited(child, incarnation, exit_, gone=False))
+
     def stop(self, effect: m.Stop) -> None:
         """End an incarnation by its shutdown."""
         run = self._run(effect)
@@ -325,10 +332,11 @@ class Lives:
         carrier = None if run is None else run.carrier
         fault: Fault | None = None
         try:
-            if not isinstance(carrier, ActingCarrier):
+            act = getattr(carrier, "act", None)
+            if act is None:
                 raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
             name = f"{effect.action} of {effect.child}"
-            await bounded(self._tasks, lambda: carrier.act(effect.action), effect.within, name)
+            await bounded(self._tasks, lambda: act(effect.action), effect.within, name)
         except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
             ending = _broke(error, overdue=isinstance(error, TimeoutError))
             fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault

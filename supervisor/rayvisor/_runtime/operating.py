@@ -120,6 +120,18 @@ class OperatorVerbs(ABC):
         for pool, engines in self._engines(path):
             pool.pausing.keep(engines, kept=False)
 
+    async def stale(self, path: str = "") -> None:
+        """Say that what engines with a gate serve with is out of date: each passes its gate again.
+
+        Meanwhile they get no new requests; those in flight go on. The empty path is the whole tree.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        """
+        await self._hold(m.Verb.STALE, path)
+
     async def restart(self, path: str = "") -> None:
         """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
 

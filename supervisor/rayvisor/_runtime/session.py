@@ -20,6 +20,7 @@ from rayvisor._runtime.carriers.actors import ActorBackend
 from rayvisor._runtime.carriers.coroutines import CoroutineBackend
 from rayvisor._runtime.carriers.engines import EngineBackend
 from rayvisor._runtime.carriers.supervisors import SupervisorBackend
+from rayvisor._runtime.gates import Gates
 from rayvisor._runtime.holds import Holds
 from rayvisor._runtime.places import kinds
 from rayvisor._runtime.pools import Pools
@@ -221,6 +222,7 @@ class Session:
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
         self._holds = Holds(runtime.post)
+        self._gates = Gates(tasks, runtime.core, self._engines, runtime.lives, runtime.post)
         if self._halted:
             runtime.post(m.Halt())  # before it came up
         tasks.start_soon(self._decide, runtime, name="supervisor")
@@ -295,6 +297,7 @@ class Session:
         """Have the pools take note of an effect."""
         self.pools.follow(effect, self.runtime)
         self._holds.follow(effect)
+        self._gates.follow(effect)
 
     def blameless(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame for an end."""

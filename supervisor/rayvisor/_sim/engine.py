@@ -113,6 +113,7 @@ class SimEngine:
 
     def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
         self._incarnation = incarnation
+        self._weights = "0"
         self._given = dict(arguments)
         self._arguments = {**DEFAULTS, **arguments}
         self._log_file = log_file or _temporary_log()
@@ -125,6 +126,17 @@ class SimEngine:
         self._answers: dict[str, _Answers] = {}
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
+
+    async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Keep a weight version, and give back what a collective call was given."""
+        if method == "get_weight_version":
+            return self._weights
+        if method == "update_weights":
+            self._weights = str(args[0])
+            return None
+        if method == "collective_rpc":
+            return [[*args], {**kwargs}]
+        raise EngineError(f"the simulated engine is not asked for {method!r}")
 
     # -- life -----------------------------------------------------------------------------------
 

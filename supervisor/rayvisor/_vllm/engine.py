@@ -47,6 +47,28 @@ _CLEANUP_SECONDS = 5.0
 _FLAG_SECONDS = 0.25
 _RELEASE_SECONDS = 1.0
 
+OFFERS = (
+    "add_lora",
+    "collective_rpc",
+    "finish_weight_update",
+    "get_weight_version",
+    "init_weight_transfer_engine",
+    "is_paused",
+    "is_sleeping",
+    "list_loras",
+    "pause_generation",
+    "pin_lora",
+    "remove_lora",
+    "reset_mm_cache",
+    "reset_prefix_cache",
+    "resume_generation",
+    "sleep",
+    "start_weight_update",
+    "update_weights",
+    "wake_up",
+)
+"""What an engine carries out beside requests, when it is asked to."""
+
 
 class VllmEngine:
     """One incarnation of a vLLM engine.
@@ -78,6 +100,18 @@ class VllmEngine:
         self._ending = Ending(self._end)
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
+
+    # -- calls beside requests ------------------------------------------------------------------
+
+    async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a method of vLLM's engine; one of `OFFERS`."""
+        if method not in OFFERS:
+            raise EngineError(f"vLLM's engine is not asked for {method!r}; for one of {', '.join(OFFERS)}")
+        self._go_on()
+        asked = getattr(self._llm, method, None)
+        if asked is None:
+            raise EngineError(f"this version of vLLM has no {method!r}")
+        return await asked(*args, **kwargs)
 
     # -- starting -------------------------------------------------------------------------------
 

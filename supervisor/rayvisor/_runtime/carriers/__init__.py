@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
     from rayvisor.classify import Ending
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
-__all__ = ["ActingCarrier", "Backend", "Carrier", "StartIgnored", "StartRefused", "takes", "with_predecessor"]
+__all__ = ["Backend", "Carrier", "StartIgnored", "StartRefused", "takes", "with_predecessor"]
 
 
 class StartRefused(Exception):  # noqa: N818 - an outcome, not a class of errors
@@ -31,7 +31,10 @@ class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
 
 
 class Carrier(Protocol):
-    """One incarnation of one child."""
+    """One incarnation of one child.
+
+    One that can recover in place has ``async def act(self, action: str) -> None`` as well.
+    """
 
     async def start(self) -> SupervisorSpec | None:
         """Bring it up. What it makes is recorded before anything is waited for.
@@ -64,14 +67,6 @@ class Carrier(Protocol):
     async def clean(self) -> bool:
         """It ended by itself: end what is left of it; True when it is proven that nothing is."""
         ...
-
-
-@runtime_checkable
-class ActingCarrier(Protocol):
-    """A carrier whose child can recover by its own means."""
-
-    async def act(self, action: str) -> None:
-        """Have it done; raises when it does not help."""
 
 
 class Backend(Protocol):

@@ -22,7 +22,7 @@ from rayvisor._runtime.carriers import StartRefused
 from rayvisor._runtime.carriers.heartbeat import attend_to
 from rayvisor._runtime.carriers.seats import Seat, ending_of_engine, ending_of_host
 from rayvisor.classify import Ending
-from rayvisor.errors import RayvisorError
+from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
 
@@ -113,6 +113,30 @@ class EngineBackend:
         """What the engine that serves said of itself; None if it is not this incarnation."""
         seat = self._seats.get(child)
         return seat.info if seat is not None and seat.incarnation == incarnation else None
+
+    async def ask(
+        self,
+        child: str,
+        incarnation: int,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        deadline: float,
+    ) -> Any:
+        """Have an engine carry out a call, see `HostLink.ask`.
+
+        Raises
+        ------
+        ChildUnavailableError
+            That incarnation is not there any more.
+        """
+        seat = self._seats.get(child)
+        if seat is None or seat.link is None or seat.incarnation != incarnation:
+            raise ChildUnavailableError(child, f"not up as incarnation {incarnation}")
+        try:
+            return await seat.link.ask(incarnation, method, args, kwargs, deadline)
+        except HostGone as gone:
+            raise ChildUnavailableError(child, str(gone.end.root)) from None
 
     def epoch(self, child: str) -> int | None:
         """Which host of a child is there; None while there is none."""

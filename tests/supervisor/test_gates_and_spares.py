@@ -1,0 +1,119 @@
+"""Gates and warm spares in a running tree, with simulated engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+import rayvisor as rv
+from rayvisor import records as r
+from rayvisor.testing import wait_for_state
+
+GREEDY = {"max_tokens": 120, "temperature": 0.0}
+SERVING = "ALIVE.SERVING"
+
+
+def local(**options: Any) -> rv.Supervisor:
+    options = {
+        "engine": "sim",
+        "engine_args": {"tokens_per_second": 200.0},
+        "start_deadline": 120.0,
+        **options,
+    }
+    return rv.Supervisor(rv.SupervisorSpec(children=[rv.engine_pool("llm", **options)]), local=True, seed=7)
+
+
+def kill(sup: rv.Supervisor, child: str) -> None:
+    pid = next(p.pid for role, p in sup.processes(child) if role == "engine" and "EngineCore" in p.name)
+    os.kill(pid, signal.SIGKILL)
+
+
+class Weights:
+    """What engines are to serve with; the hook brings them up to it."""
+
+    def __init__(self) -> None:
+        self.wanted = 1
+        self.seen: list[tuple[str, int, str]] = []
+        self.broken = 0
+
+    async def sync(self, gate: rv.Gate) -> None:
+        if self.broken:
+            self.broken -= 1
+            raise ConnectionError("the weights cannot be had")
+        await gate.call("update_weights", self.wanted)
+        self.seen.append((gate.child, gate.incarnation, await gate.call("get_weight_version", within=5.0)))
+
+
+async def test_every_incarnation_passes_its_gate_before_it_serves_and_again_when_declared_stale() -> None:
+    weights = Weights()
+    async with local(gate=weights.sync, standby=1) as sup:
+        watch = sup.watch()
+        await wait_for_state(sup, "llm/1", SERVING, within=60)
+        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", within=60)
+        weights.wanted = 2
+        await sup.stale("llm")
+        await wait_for_state(sup, "llm/1", SERVING, within=60)
+        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", within=60)
+        assert {(child, version) for child, _, version in weights.seen} == {
+            (child, version) for child in ("llm/1", "llm/2") for version in ("1", "2")
+        }
+        kill(sup, "llm/1")
+        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, within=60)
+        assert ("llm/1", 2, "2") in weights.seen
+    moves = [x async for x in watch if isinstance(x, r.StateChanged) and x.child == "llm/1"]
+    assert [x.after for x in moves if x.event in {"started", "synced", "stale"}].count("PAUSED.STALE") >= 2
+
+
+async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the_incarnation() -> None:
+    weights = Weights()
+    weights.broken = 2
+    async with local(gate=weights.sync) as sup:
+        watch = sup.watch()
+        await wait_for_state(sup, "llm/1", SERVING, within=60)
+        weights.broken = 3
+        await sup.stale("llm/1")
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, within=60)
+    (fault,) = [x.fault async for x in watch if isinstance(x, r.FaultSeen)]
+    assert str(fault.root) == "ConnectionError: the weights cannot be had"
+    assert fault.doing == "passing its gate"
+    assert fault.fault_class is rv.FaultClass.FATAL
+
+
+async def test_what_an_engine_does_not_offer_is_said_to_the_hook() -> None:
+    said: list[str] = []
+
+    async def hook(gate: rv.Gate) -> None:
+        try:
+            await gate.call("fly", 1)
+        except Exception as error:  # noqa: BLE001 - what it is, is asked below
+            said.append(str(error))
+
+    async with local(gate=hook) as sup:
+        await wait_for_state(sup, "llm/1", SERVING, within=60)
+    assert "the simulated engine is not asked for 'fly'" in said[0]
+
+
+async def test_with_a_spare_the_stream_goes_on_there_without_waiting_for_the_restart() -> None:
+    async with local(standby=1) as sup:
+        expected = await sup["llm"].generate("Once", GREEDY).result()
+        watch = sup.watch()
+        text, incarnations = "", set()
+        async with sup["llm"].generate("Once", GREEDY) as stream:
+            async for chunk in stream:
+                if not text:
+                    kill(sup, "llm/1")
+                text += chunk.text
+                incarnations.add(chunk.child)
+        assert text == expected.text
+        assert incarnations == {"llm/1", "llm/2"}
+        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, within=60)
+    order = [(x.child, x.after) async for x in watch if isinstance(x, r.StateChanged)]
+    assert order.index(("llm/2", SERVING)) < order.index(("llm/1", "RESTARTING.STARTING"))
+
+
+def test_a_number_of_spares_that_cannot_be_is_refused() -> None:
+    with pytest.raises(rv.SpecError, match=r"standby=-1: must be a whole number of spares, 0 or more"):
+        local(standby=-1)
