@@ -334,4 +334,7 @@ class SupervisorStoppedError(CallError):
     """The supervisor does not run (any more)."""
 
     def __init__(self, child: str) -> None:
-        super().__init__(child, "the supervisor does not run; use it inside its `async with` block")
+        way_out = (
+            f"{child!r} does not run now" if child else "does not run; use it inside its `async with` block"
+        )
+        super().__init__(child, f"the supervisor {way_out}")

@@ -195,6 +195,7 @@ class EnginePool:
         NoEngineError
             No engine will come back.
         """
+        self._running  # noqa: B018 - raises if it does not run
         self.check_loop(self.name)
         stream = Stream(self, f"{self.name}-{next(self._numbers)}")
         self._streams[stream.request] = stream
@@ -368,8 +369,7 @@ class EnginePool:
         return self._tasks
 
     def check_loop(self, request: str) -> None:
-        """Raise unless this is the pool's event loop, and it runs."""
-        self._running  # noqa: B018 - raises if it does not run
+        """Raise unless this is the pool's event loop: it may have stopped, and what it left is read still."""
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:

@@ -37,6 +37,7 @@ import anyio
 
 from rayvisor._control.server import ControlServer
 from rayvisor._core import messages as m
+from rayvisor._runtime import signals
 from rayvisor._runtime.bounded import outlast
 from rayvisor._runtime.machine import LifecycleMachine
 from rayvisor._runtime.operating import OperatorVerbs
@@ -91,7 +92,8 @@ class Supervisor(OperatorVerbs):
         How many calls may wait for the supervisor's answer.
     handle_signals
         Whether SIGINT and SIGTERM end the tree in order; only possible in the main thread. After SIGINT
-        the block raises KeyboardInterrupt, after SIGTERM SystemExit (status 143).
+        the program ends as asyncio has it: the main task is cancelled, and ``asyncio.run`` (or
+        ``anyio.run``) raises KeyboardInterrupt. After SIGTERM the block raises SystemExit (status 143).
     control
         Path of a Unix socket on which the running tree is talked to (``rayvisor status`` and its like); True
         for one that the commands find by themselves. Its folder must be one that only you can enter.
@@ -178,7 +180,7 @@ class Supervisor(OperatorVerbs):
             raise
         if session.over.is_set() or session.signal is not None:
             await self._leave(session)
-            self._raise_for_end(session, None)
+            await self._raise_for_end(session, None)
             raise SupervisorStoppedError("")
         self._body = anyio.CancelScope()
         self._body.__enter__()
@@ -197,7 +199,7 @@ class Supervisor(OperatorVerbs):
         cancelled = await self._leave(session)
         if left is None and cancelled is not None:
             raise cancelled
-        self._raise_for_end(session, left)
+        await self._raise_for_end(session, left)
         return error is not None and left is None
 
     async def hurry(self) -> None:
@@ -225,11 +227,13 @@ class Supervisor(OperatorVerbs):
         return cancelled
 
     @staticmethod
-    def _raise_for_end(session: Session, error: BaseException | None) -> None:
+    async def _raise_for_end(session: Session, error: BaseException | None) -> None:
         """Raise what the end of the tree asks for; the block's own error goes first."""
         reason = _reason(session)
         if reason is None or (error is not None and not only_follows(error)):
             return
+        if isinstance(reason, KeyboardInterrupt) and session.closed.is_set():
+            await signals.hand_on(signal.SIGINT)
         raise reason from error
 
     # --- looking ------------------------------------------------------------------------------

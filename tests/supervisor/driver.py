@@ -1,6 +1,6 @@
 """A driver for the signal tests: run as a program, it says what happens in lines of standard output.
 
-    python -m tests.supervisor.driver {async,thread} ADDRESS [key=value ...]
+    python -m tests.supervisor.driver {async,group,thread} ADDRESS [key=value ...]
 
 ADDRESS ``own`` starts a Ray, ``local`` needs none. Keys: ``start_delay`` of its engine, ``shutdown`` of its
 last child (seconds, or ``infinity``) and ``ending`` (how long that child takes to end), ``kill`` (an engine
@@ -91,6 +91,12 @@ async def asynchronous(keys: dict[str, str], options: dict[str, Any]) -> None:
     say("not reached")
 
 
+async def grouped(keys: dict[str, str], options: dict[str, Any]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(child("beside"))
+        await asynchronous(keys, options)
+
+
 def threaded(keys: dict[str, str], options: dict[str, Any]) -> None:
     with rv.run_in_thread(tree(keys), **options) as supervisor:
         say("processes", *processes(supervisor))
@@ -108,8 +114,8 @@ def main(way: str, address: str, *pairs: str) -> None:
     elif address == "local":
         options = {"local": True}
     say("pid", os.getpid(), threading.active_count())
-    if way == "async":
-        anyio.run(asynchronous, keys, options)
+    if way in {"async", "group"}:
+        anyio.run(asynchronous if way == "async" else grouped, keys, options)
     else:
         threaded(keys, options)
 

@@ -222,9 +222,26 @@ async def test_leaving_fails_what_is_still_asked_for_and_leaves_no_process() -> 
         processes = [process for _, process in sup.processes("llm/1")]
         generation = sup["llm"].generate(PROMPT, GREEDY)
         await anext(generation)
-    with pytest.raises(rv.RequestError):
+    with pytest.raises(rv.NoEngineError):
         await generation.result()
     assert not any(alive(process) for process in processes)
+
+
+async def test_what_was_delivered_and_why_it_ended_is_read_after_the_tree_has_ended() -> None:
+    async with local(engine_args={"tokens_per_second": 50.0}) as sup:
+        expected = (await sup["llm"].generate(PROMPT, GREEDY).result()).text
+        generation = sup["llm"].generate(PROMPT, GREEDY)
+        await until(lambda: sup["llm"].stats().tokens >= 65)
+    texts: list[str] = []
+
+    async def read() -> None:
+        async for chunk in generation:
+            texts.append(chunk.text)  # noqa: PERF401 - the error comes after them
+
+    with pytest.raises(rv.NoEngineError):
+        await read()
+    assert texts
+    assert expected.startswith("".join(texts))
 
 
 async def test_progress_of_a_start_is_told() -> None:

@@ -187,6 +187,17 @@ def test_a_signal_ends_the_tree_in_reverse_order(
     assert "not reached" not in driver.lines
 
 
+def test_ctrl_c_passes_through_a_task_group_as_it_is(drive: Callable[..., Driver]) -> None:
+    driver = drive("group", "local")
+    driver.until("up")
+    driver.send(signal.SIGINT)
+    assert driver.end() == -signal.SIGINT
+    assert driver.ends() == ORDER
+    said = [line for line in driver.lines if line.startswith("- ")]
+    assert said[-1] == "- beside"  # the group's other task is cancelled after the tree has ended
+    assert "not reached" not in driver.lines
+
+
 def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_still_all_ends_in_order(
     drive: Callable[..., Driver],
 ) -> None:

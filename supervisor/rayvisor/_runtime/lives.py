@@ -329,7 +329,7 @@ class Lives:
 
     async def _act(self, effect: m.Act) -> None:
         run = self._run(effect)
-        carrier = None if run is None else run.carrier
+        carrier: object = None if run is None else run.carrier
         fault: Fault | None = None
         try:
             act = getattr(carrier, "act", None)

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskStatus
 
-__all__ = ["listen", "possible", "restored"]
+__all__ = ["hand_on", "listen", "possible", "restored"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_ROUNDS = 50
+"""Of the event loop, within which a cancellation that a handler asked for has come."""
 
 
 def possible() -> bool:
@@ -27,6 +31,18 @@ async def listen(heard: Callable[[int], object], *, task_status: TaskStatus[None
         task_status.started()
         async for number in signals:
             heard(int(number))
+
+
+async def hand_on(number: int) -> None:
+    """Give a signal to whoever handled it before.
+
+    That is asyncio, most often: it cancels the main task, which passes through every task group as it is,
+    and raises KeyboardInterrupt where the loop was started. (Raised here, a group would wrap it, and the
+    program would end with status 1.)
+    """
+    signal.raise_signal(number)
+    for _ in range(_ROUNDS):
+        await anyio.lowlevel.checkpoint()
 
 
 @contextmanager
