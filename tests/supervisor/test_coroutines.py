@@ -206,3 +206,22 @@ async def test_instances_of_a_template_are_started_by_name() -> None:
         assert (await sup.count_children()).active == 2
         await sup.terminate_child("x")
         assert (await sup.count_children()).active == 1
+
+
+async def test_what_a_child_raises_while_it_is_ended_is_logged_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("untidy")
+
+    async with tree(rv.coroutine("a", work)) as sup:
+        watch = sup.watch()
+        await anyio.wait_all_tasks_blocked()
+        await sup.terminate_child("a")
+        assert await status(sup, "a") == ("DEAD.STOPPED", 1)
+    assert [x async for x in watch if isinstance(x, r.FaultSeen)] == []
+    assert "end.otherwise" in caplog.text
+    assert "ValueError: untidy" in caplog.text

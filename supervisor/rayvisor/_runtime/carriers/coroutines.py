@@ -15,6 +15,7 @@ from rayvisor._runtime.carriers import StartIgnored, StartRefused, takes, with_p
 from rayvisor.children import IgnoreStart
 from rayvisor.classify import Ending
 from rayvisor.faults import Cause
+from rayvisor.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rayvisor.specs import ChildSpec, Shutdown
 
 __all__ = ["CoroutineBackend"]
+
+log = get_logger("rayvisor.supervisor")
 
 STUBBORN_SECONDS = 1.0
 """How long a task that was cancelled past its shields is waited for; Python has nothing harder."""
@@ -62,6 +65,7 @@ class CoroutineCarrier:
         self._predecessor = predecessor
         self._task: asyncio.Task[object] | None = None
         self._ignored = False
+        self._asked = False
         self._scope = anyio.CancelScope()
         self._up = anyio.Event()
         self._over = anyio.Event()
@@ -105,6 +109,8 @@ class CoroutineCarrier:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
             self._ignored = isinstance(error, IgnoreStart) and not self._announced
             self._ending = _crash(error)
+            if self._asked:
+                log.warning("end.otherwise", child=self._name, why=str(self._ending.causes[0]))
         except anyio.get_cancelled_exc_class():
             # Not by its scope, which takes its own. It goes no further: it would end the whole group.
             self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
@@ -119,6 +125,7 @@ class CoroutineCarrier:
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task is not told why
         """Cancel it, wait, then cancel it past its shields: the only kill that there is."""
+        self._asked = True
         self._scope.cancel()
         if shutdown.seconds:
             with anyio.move_on_after(None if math.isinf(shutdown.seconds) else shutdown.seconds):
