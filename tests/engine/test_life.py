@@ -60,7 +60,9 @@ async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
     return said, took
 
 
-async def _kill_and_check(served: Served, name: str) -> None:
+@ONLY_SIMULATED  # the demo's test kills a real engine's worker, and tests/real its core
+@pytest.mark.parametrize("name", ["EngineCore", "Worker"])
+async def test_a_killed_process_is_the_root_cause_and_all_streams_end(served: Served, name: str) -> None:
     engine, processes = served.live, served.live.processes()
     said, took = await _kill_in_mid_stream(served, name)
     assert said.causes[-1] == (
@@ -75,15 +77,6 @@ async def _kill_and_check(served: Served, name: str) -> None:
     assert alive(processes) == []
     with pytest.raises(EngineGone):
         await anext(engine.generate(order("A")))
-
-
-async def test_a_killed_worker_is_the_root_cause_and_all_streams_end(served: Served) -> None:
-    await _kill_and_check(served, "Worker")
-
-
-@ONLY_SIMULATED  # a real engine's core is killed in tests/real
-async def test_a_killed_core_is_the_root_cause_and_all_streams_end(served: Served) -> None:
-    await _kill_and_check(served, "EngineCore")
 
 
 async def test_a_stopped_worker_does_not_hold_the_end_up(served: Served) -> None:
