@@ -125,7 +125,7 @@ async def test_a_suspect_engine_gets_no_new_work_and_serves_again_when_it_brings
 async def test_a_stopped_host_is_found_by_its_silence_and_named() -> None:
     text = await expected()
     texts: list[str] = []
-    async with tree() as sup:
+    async with tree(stall_after=4.0) as sup:
         watch = sup.watch()
         host, engine = process(sup, "host"), process(sup, "Worker")
         async with anyio.create_task_group() as tasks:
@@ -150,7 +150,7 @@ async def test_a_stopped_host_is_found_by_its_silence_and_named() -> None:
 async def test_a_host_whose_loop_is_held_up_is_ended_with_the_place_where_it_stands(fault: str) -> None:
     text = await expected()
     texts: list[str] = []
-    async with tree({fault: "hang"}) as sup:
+    async with tree({fault: "hang"}, stall_after=4.0) as sup:
         watch = sup.watch()
         host = process(sup, "host")
         async with anyio.create_task_group() as tasks:

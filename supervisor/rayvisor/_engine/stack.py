@@ -8,7 +8,6 @@ stopped. Whoever wants to know reads the file, from another process on the same 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import os
 import re
@@ -34,8 +33,9 @@ class StackKeeper:
 
     def __init__(self, after: float) -> None:
         self._after = after
-        descriptor, self.path = tempfile.mkstemp(prefix=f"rayvisor-stack-{os.getpid()}-", suffix=".txt")
-        self._file = os.fdopen(descriptor, "r+b", buffering=0)
+        # Without a name: nothing is left of it, however this process ends.
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed in close()
+        self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self._task = asyncio.create_task(self._keep(), name="stack keeper")
 
     def close(self) -> None:
@@ -43,8 +43,6 @@ class StackKeeper:
         self._task.cancel()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-        with contextlib.suppress(OSError):
-            Path(self.path).unlink()
 
     async def _keep(self) -> None:
         while True:

@@ -25,7 +25,7 @@ __all__ = ["attend_to"]
 
 log = get_logger("rayvisor.engines")
 
-VIEW_SECONDS = 2.0
+VIEW_SECONDS = 5.0
 """How long a look at a silent host from beside it may take."""
 STARTING_LOOK_SECONDS = 1.0
 
