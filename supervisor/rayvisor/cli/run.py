@@ -45,7 +45,9 @@ def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verb
             options["control"] = socket_path
         if local:
             options["local"] = True
-        sys.exit(anyio.run(_run, tree, options, as_json))
+        anyio.run(_run, tree, options, as_json)
+    except KeyboardInterrupt:
+        sys.exit(0)  # Ctrl-C: the tree has ended in order
     except SpecError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
@@ -54,7 +56,7 @@ def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verb
         sys.exit(1)
 
 
-async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> int:  # noqa: FBT001 - anyio.run takes no keywords
+async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> None:  # noqa: FBT001 - anyio.run takes no keywords
     from rayvisor.supervisor import Supervisor
 
     supervisor = Supervisor(tree.spec, **options)
@@ -64,16 +66,15 @@ async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> int:  
             if supervisor.control is not None and not as_json:
                 click.echo(f"up; talk to it with: rayvisor status --socket {supervisor.control}")
             await anyio.sleep_forever()
-    except (KeyboardInterrupt, SupervisorStoppedError):
-        pass
-    except SystemExit:  # SIGTERM: it has ended in order, as with Ctrl-C
-        return 0
+    except SupervisorStoppedError:
+        return  # it was stopped while it came up
+    except SystemExit:
+        return  # SIGTERM: it has ended in order, as with Ctrl-C
     except ControlSocketError:
         telling.cancel()  # nothing has begun, so nothing will end it
         raise
     finally:
         await asyncio.wait({telling}, timeout=LAST_LINES_SECONDS)
-    return 0
 
 
 async def _tell(watch: Watch, *, as_json: bool) -> None:
