@@ -249,7 +249,7 @@ class NodeAgents:
 
         actor = await self._cluster.call("node agent", create, deadline=_CREATE_SECONDS, undo=undo)
         try:
-            for key, host in node.hosts.items():
+            for key, host in list(node.hosts.items()):  # more may come meanwhile: they see to themselves
                 await actor.call.remote("adopt", key, host.process.pid, host.process.start_time)
                 await actor.call.remote("record", key, host.processes)
         except BaseException:
