@@ -101,8 +101,8 @@ async def test_vllms_paths_are_answered_in_vllms_form(tmp_path: Path) -> None:
             expected = {"schema_version": 1, "total_engines": 1, "engines": [healthy]}
             assert await get(path, spelling) == (200, expected)
         runtime = sup._running.runtime
-        runtime.post(m.Reported("llm/1", 1, "unhealthy"))
-        await until(lambda: runtime.core.children["llm/1"].configuration.leaf == "FAULTED")
+        runtime.post(m.Reported("llm/1", 1, "suspect"))
+        await until(lambda: sup.status("llm/1").leaf == "SUSPECT")
         (engine,) = (await get(path, "/fault_tolerance/status"))[1]["engines"]
         assert engine["status"] == "unhealthy"
         await sup.terminate_child("llm/1")

@@ -57,6 +57,8 @@ __all__ = ["EngineHost", "HostDescription"]
 
 log = get_logger("rayvisor.host")
 
+_HOLDING = frozenset({"pause_generation", "sleep"})
+_GOING_ON = frozenset({"resume_generation", "wake_up"})
 _KEPT_LOGS = 3
 _KEPT_PHASES = 64
 _IN_THE_WAY_SECONDS = 10.0
@@ -330,8 +332,14 @@ class EngineHost:
         engine = self._engine
         if engine is None or not self._serving or incarnation != self._incarnation:
             raise EngineError(f"incarnation {incarnation} does not serve here")
+        vigil = self._vigil
+        if method in _GOING_ON and vigil is not None:
+            vigil.held = False  # before: one that does not obey is to be noticed
         async with asyncio.timeout(deadline):
-            return await engine.ask(method, args, kwargs)
+            answer = await engine.ask(method, args, kwargs)
+        if method in _HOLDING and vigil is not None:
+            vigil.held = True
+        return answer
 
     async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:
         request, attempt = order.request, order.attempt

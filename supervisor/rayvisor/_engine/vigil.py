@@ -66,7 +66,9 @@ class Vigil:
         self._probe: asyncio.Task[None] | None = None
         self._probes = 0
         self.resting = False
-        """Whether the engine was asked to do nothing (paused): then nothing is expected of it."""
+        """Whether the engine waits for an instruction: then nothing is expected of it."""
+        self.held = False
+        """Whether it was asked to hold what it runs, or to sleep: as above."""
 
     async def next_of(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
         """Wait for what comes next of an order; None at its end. Tokens are a sign of life."""
@@ -127,7 +129,7 @@ class Vigil:
             self._since,
             max((sight.load for sight in sights), default=0.0),
             any(sight.stopped for sight in sights),
-            self.resting,
+            self.resting or self.held,
         )
 
     def _begin_probe(self) -> None:

@@ -44,6 +44,13 @@ class Pausing:
         self._apply = apply
         self._clock = clock
         self._moved: anyio.Event | None = None
+        self.frozen: dict[str, int] = {}
+        """Engines, with their incarnation, that were told to do nothing."""
+
+    def incarnation(self, child: str) -> int | None:
+        """Which incarnation of an engine is up; None if none is."""
+        engine = self._front.routing.engines.get(child)
+        return None if engine is None else engine.incarnation
 
     def in_flight(self, children: Collection[str]) -> int:
         """How many samples these engines have in flight."""

@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from rayvisor._core import messages as m
+from rayvisor._engine.link import HostCallFailed
 from rayvisor._runtime.snapshot import Facts, node_of
-from rayvisor.errors import SpecError, UnknownChildError
+from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
+from rayvisor.log import get_logger
 from rayvisor.status import Node
 
 if TYPE_CHECKING:
+    from rayvisor._pool.pausing import Pausing
     from rayvisor._runtime.session import Session
     from rayvisor.pool import EnginePool
 
@@ -25,6 +29,11 @@ __all__ = ["OperatorVerbs", "PauseMode", "split"]
 
 PauseMode = Literal["wait", "keep", "abort"]
 MODES = ("wait", "keep", "abort")
+FREEZE_SECONDS = 10.0
+"""How long an engine may take to hold still, or to go on."""
+_KEEP = {"mode": "keep", "clear_cache": False}
+
+log = get_logger("rayvisor.supervisor")
 
 
 class OperatorVerbs(ABC):
@@ -104,6 +113,7 @@ class OperatorVerbs(ABC):
         _check_deadline(deadline)
         await self._hold(m.Verb.PAUSE, path)
         pools = self._engines(path)
+        await self._freeze(pools, frozen=mode == "keep")
         for pool, engines in pools:
             pool.pausing.keep(engines, kept=mode == "keep")
             if mode == "abort":
@@ -116,6 +126,7 @@ class OperatorVerbs(ABC):
 
     async def resume(self, path: str = "") -> None:
         """Take a pause back; what was kept in flight goes on. Holds of other kinds stay."""
+        await self._freeze(self._engines(path), frozen=False)
         await self._hold(m.Verb.RESUME, path)
         for pool, engines in self._engines(path):
             pool.pausing.keep(engines, kept=False)
@@ -161,6 +172,32 @@ class OperatorVerbs(ABC):
         Returns at once. The block is left without an exception, as if it had come to its end.
         """
         self._begun.stop()
+
+    async def _freeze(self, pools: Sequence[tuple[EnginePool, list[str]]], *, frozen: bool) -> None:
+        """Have the engines themselves hold what they run, or go on, where they can.
+
+        One that cannot computes on into its own buffers: the pool does not read what comes.
+        """
+        engines = self._running.engines
+
+        async def tell(pausing: Pausing, child: str, incarnation: int) -> None:
+            method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
+            try:
+                await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
+            except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+                log.warning(
+                    "engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error)
+                )
+            else:
+                if frozen:
+                    pausing.frozen[child] = incarnation
+
+        async with anyio.create_task_group() as tasks:
+            for pool, children in pools:
+                for child in children:
+                    up = pool.pausing.incarnation(child) if frozen else pool.pausing.frozen.pop(child, None)
+                    if up is not None and pool.pausing.frozen.get(child) != up:
+                        tasks.start_soon(tell, pool.pausing, child, up)
 
     async def _hold(self, verb: m.Verb, path: str) -> None:
         await self._running.runtime.call(verb, *(split(path) if path else ("", None)))
