@@ -341,7 +341,10 @@ async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve
         assert stage.at("b") == "SERVING"
 
 
-async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again() -> None:
+async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lives, "RELEASE_SECONDS", 30.0)
     gate = anyio.Event()
 
     class Slow(ScriptedBackend):

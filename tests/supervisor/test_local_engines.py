@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,37 @@ async def test_a_terminated_pool_refuses_requests_with_the_reason_and_serves_aft
         await sup.delete_child("llm")
         with pytest.raises(rv.UnknownChildError):
             sup["llm"]
+
+
+@pytest.mark.parametrize("path", ["llm/1", "llm", ""])
+async def test_a_restart_by_hand_loses_no_request(path: str) -> None:
+    expected = await reference(local())
+    async with local() as sup:
+        first = core(sup)
+        texts: list[str] = []
+
+        async def read() -> None:
+            texts.append("".join([chunk.text async for chunk in sup["llm"].generate(PROMPT, GREEDY)]))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(read)
+            await until(lambda: sup["llm"].stats().tokens >= 20)
+            await sup.restart(path)
+            assert len(texts) == 0
+        assert texts == [expected] * 2
+        assert core(sup) != first
+
+
+async def test_a_restart_by_hand_that_fails_fails_what_waits_with_its_cause(tmp_path: Path) -> None:
+    async with local(engine_args={"model": str(tmp_path)}, size=1) as sup:
+        generation = sup["llm"].generate(PROMPT, GREEDY)
+        await until(lambda: sup["llm"].stats().tokens >= 20)
+        shutil.rmtree(tmp_path)
+        with pytest.raises(rv.ChildStartError, match="does not exist"):
+            await sup.restart("llm")
+        with pytest.raises(rv.NoEngineError, match="does not exist"):
+            await generation.result()
 
 
 async def test_a_pool_can_be_added_while_the_tree_runs() -> None:

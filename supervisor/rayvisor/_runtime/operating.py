@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -146,25 +146,17 @@ class OperatorVerbs(ABC):
     async def restart(self, path: str = "") -> None:
         """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
 
-        The empty path means all children of the root: ended in reverse order, then started in order.
+        The empty path means all children of the root: ended in reverse order, then started in order. Requests
+        to the pools in it wait meanwhile; none is lost.
 
         Raises
         ------
         UnknownChildError, ChildStartError, TemplateError
             It could not be; a temporary child, and an instance of a template, cannot be started again.
         """
-        call = self._running.runtime.call
-        if path:
-            await call(m.Verb.TERMINATE_CHILD, *split(path))
-            await call(m.Verb.RESTART_CHILD, *split(path))
-            return
-        children = await call(m.Verb.WHICH_CHILDREN, "")
-        for child in children:  # the last started first
-            await call(m.Verb.TERMINATE_CHILD, "", child.id)
-        left = {child.id for child in await call(m.Verb.WHICH_CHILDREN, "")}
-        for child in reversed(children):
-            if child.id in left:  # a temporary child's spec went with it
-                await call(m.Verb.RESTART_CHILD, "", child.id)
+        runtime = self._running.runtime
+        with self._running.pools.awaited(path, runtime):
+            await _restart(runtime.call, path)
 
     async def stop(self) -> None:
         """End the tree in order, from wherever this is called: the ``async with`` block is cancelled.
@@ -211,6 +203,20 @@ class OperatorVerbs(ABC):
                 found.setdefault(split(child)[0], []).append(child)
         pools = ((session.pools.get(above), engines) for above, engines in found.items())
         return [(pool, engines) for pool, engines in pools if pool is not None]
+
+
+async def _restart(call: Callable[..., Awaitable[Any]], path: str) -> None:
+    if path:
+        await call(m.Verb.TERMINATE_CHILD, *split(path))
+        await call(m.Verb.RESTART_CHILD, *split(path))
+        return
+    children = await call(m.Verb.WHICH_CHILDREN, "")
+    for child in children:  # the last started first
+        await call(m.Verb.TERMINATE_CHILD, "", child.id)
+    left = {child.id for child in await call(m.Verb.WHICH_CHILDREN, "")}
+    for child in reversed(children):
+        if child.id in left:  # a temporary child's spec went with it
+            await call(m.Verb.RESTART_CHILD, "", child.id)
 
 
 def split(path: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ class Pools:
         self._pools: dict[str, EnginePool] = {}
         # Supervisors that are ending, or have ended and not started again.
         self._ending: set[str] = set()
+        # Children that are ended by hand to be started again.
+        self._awaited: list[str] = []
 
     def get(self, path: str) -> EnginePool | None:
         """The pool at this path."""
@@ -91,6 +94,7 @@ class Pools:
                     self._pools.pop(path).stop()
                 self._ending = {path for path in self._ending if not _within(path, child)}
             case m.TreeEnded(exit=exit_):
+                self._awaited.clear()
                 self._close("", exit_.fault)
             case _:
                 pass
@@ -112,9 +116,24 @@ class Pools:
     def _at_or_below(self, child: str) -> list[str]:
         return [path for path in self._pools if _within(path, child)]
 
+    @contextmanager
+    def awaited(self, child: str, runtime: Runtime) -> Iterator[None]:
+        """Let the requests of the pools at or below a child wait while it is ended and started again."""
+        self._awaited.append(child)
+        try:
+            yield
+        finally:
+            if child in self._awaited:  # else the tree has ended meanwhile
+                self._awaited.remove(child)
+            for path in self._at_or_below(child):
+                pool = runtime.core.children.get(path)
+                if pool is not None and pool.configuration.state == "DEAD":  # it could not be started
+                    self._close(path, _why(path, runtime))
+
     def _close(self, child: str, fault: Fault | None) -> None:
         for path in self._at_or_below(child):
-            self._pools[path].close(fault)
+            if not any(_within(path, above) for above in self._awaited):
+                self._pools[path].close(fault)
 
     def _make(self, path: str, spec: EnginePoolSpec) -> None:
         """Make the front of a pool at its supervisor's first start; it outlives every restart."""
