@@ -18,6 +18,8 @@ from rayvisor.demo.model import ensure_model, ensure_random_model
 
 # Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Without it an engine takes nearly all memory for its cache, or refuses to start beside another one.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 # The same examples each time, however slow the machine: what is found by chance is looked for by hand.
 settings.register_profile(
@@ -35,7 +37,7 @@ def _group(item: pytest.Item) -> str | None:
     if item.get_closest_marker("engine") is not None or "trained_model" in needed:
         return "engines under a supervisor, and training their model"
     if "cluster_address" in needed:
-        return "one Ray"
+        return "a Ray" if item.path.parent.name == "ray" else "another Ray"
     return None
 
 

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from benchmarks.figures import Report, Target
+from tests.attached import attached
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def _run(*arguments: str) -> dict[str, Any]:
+def _run(ray: str, *arguments: str) -> dict[str, Any]:
+    program = "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments, "--json"],
+        [*attached(ray, program), *arguments, "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -43,8 +45,8 @@ def _check(result: dict[str, Any], name: str, rows: dict[str, bool]) -> None:
 
 
 @pytest.mark.ray
-def test_deaths_are_timed_beside_rays_own_restart() -> None:
-    result = _run("detect", "--runs", "1", "--peer-runs", "1")
+def test_deaths_are_timed_beside_rays_own_restart(cluster_address: str) -> None:
+    result = _run(cluster_address, "detect", "--runs", "1", "--peer-runs", "1")
     rows = {
         "EngineCore killed: decision": False,
         "host actor killed: decision": False,
@@ -57,8 +59,8 @@ def test_deaths_are_timed_beside_rays_own_restart() -> None:
 
 
 @pytest.mark.ray
-def test_recovery_is_timed_beside_the_engines_cold_start() -> None:
-    result = _run("recover", "--runs", "1", "--move-runs", "1", "--streams", "4")
+def test_recovery_is_timed_beside_the_engines_cold_start(cluster_address: str) -> None:
+    result = _run(cluster_address, "recover", "--runs", "1", "--move-runs", "1", "--streams", "4")
     rows = {
         "cold start of the engine itself": True,
         "one engine: kill to first new token": False,
@@ -70,8 +72,8 @@ def test_recovery_is_timed_beside_the_engines_cold_start() -> None:
 
 
 @pytest.mark.ray
-def test_throughput_is_measured_beside_the_engine_alone_and_rays_streams() -> None:
-    result = _run("throughput", "--runs", "1", "--streams", "2", "--tokens", "50")
+def test_throughput_is_measured_beside_the_engine_alone_and_rays_streams(cluster_address: str) -> None:
+    result = _run(cluster_address, "throughput", "--runs", "1", "--streams", "2", "--tokens", "50")
     rows = {
         "through the pool": False,
         "read in the engine's process": True,

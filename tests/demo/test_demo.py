@@ -12,11 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.attached import attached
+
 FIELDS = {
     "engine", "fault", "requests", "completed", "lost", "duplicated", "mismatched", "restarts", "detect_ms",
     "recover_ms",
 }  # fmt: skip
 
+COMMAND = "from rayvisor.cli import main; main()"
 MARK = "RAYVISOR_TESTS_DEMO"
 """A variable that all processes of the demo inherit."""
 
@@ -31,10 +34,13 @@ def left() -> list[psutil.Process]:
     return psutil.wait_procs(found, timeout=60)[1]  # Ray's own take a moment
 
 
-def demo(*arguments: str, timeout: float = 240) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Run the command; its last line is the outcome."""
+def demo(
+    *arguments: str, ray: str = "", timeout: float = 240
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the command, on a Ray of its own or on the one at ``ray``; its last line is the outcome."""
+    program = [sys.executable, "-c", COMMAND] if not ray else attached(ray, COMMAND)
     done = subprocess.run(
-        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", "--json", *arguments],
+        [*program, "demo", "--json", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -49,8 +55,10 @@ def demo(*arguments: str, timeout: float = 240) -> tuple[subprocess.CompletedPro
 @pytest.mark.parametrize(
     "fault", ["kill-core", "kill-worker", "kill-host", "stop-core", "stop-host", "endless-step", "none"]
 )
-def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(fault: str) -> None:
-    done, outcome = demo("--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5")
+def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(cluster_address: str, fault: str) -> None:
+    done, outcome = demo(
+        "--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5", ray=cluster_address
+    )
     assert outcome.keys() >= FIELDS
     assert (outcome["engine"], outcome["fault"], outcome["requests"]) == ("sim", fault, 6)
     assert (outcome["completed"], outcome["lost"], outcome["duplicated"], outcome["mismatched"]) == (
@@ -89,7 +97,7 @@ def test_a_real_engine_killed_mid_stream_loses_nothing_and_its_driver_never_impo
 
 def test_the_faults_that_can_be_injected_are_listed_with_class_and_root_cause() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", "--fault", "list", "--json"],
+        [sys.executable, "-c", COMMAND, "demo", "--fault", "list", "--json"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,7 +122,7 @@ def test_the_faults_that_can_be_injected_are_listed_with_class_and_root_cause() 
 )
 def test_a_wrong_option_is_named_with_its_value_and_what_is_possible(arguments: list[str], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from rayvisor.cli import main; main()", "demo", *arguments],
+        [sys.executable, "-c", COMMAND, "demo", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     return make_tiny_model(folder)
 
 
-@pytest.fixture(autouse=True)
-def _what_vllm_leaves_behind_is_warned_of_where_that_is_no_error(
-    request: pytest.FixtureRequest,
-) -> Iterator[None]:
-    yield
-    if request.node.get_closest_marker("engine") is not None:
-        gc.collect()
-
-
 @pytest.fixture(params=["sim", REAL], scope="session")
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -49,7 +39,6 @@ def arguments(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Arguments of a small engine of this kind."""
     if kind == "sim":
         return {"max_model_len": 256, "max_num_seqs": 8}
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     return {
         "model": str(request.getfixturevalue("tiny_model")),
         "enforce_eager": True,

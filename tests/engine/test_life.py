@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ MakeEngine = Callable[[dict[str, Any]], Engine]
 
 # A machine that is busy with other things is slow: the bound is about minutes against seconds.
 SOON = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _what_a_failed_start_leaves_behind_is_collected_where_its_warnings_are_no_errors(
+    kind: str,
+) -> Iterator[None]:
+    yield
+    if kind == "vllm":
+        gc.collect()
 
 
 def _ignore(phase: str, detail: str) -> None:

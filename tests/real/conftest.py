@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,7 +23,6 @@ ARGUMENTS = {
 async def supervisor(random_model: Path, cluster_address: str) -> AsyncIterator[rv.Supervisor]:
     """A running tree with the pool ``llm`` of one real engine."""
     assert cluster_address
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     spec = rv.SupervisorSpec(
         children=[
             rv.engine_pool(

@@ -1,0 +1,20 @@
+"""Programs on a Ray that is there: one of their own would take each of them ten seconds of a core."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["attached"]
+
+_PROGRAM = """
+import sys, warnings
+import ray
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    ray.init(address=sys.argv.pop(1), log_to_driver=False, logging_level="ERROR")
+"""
+
+
+def attached(address: str, program: str, *arguments: str) -> list[str]:
+    """Make a command that connects to the Ray at ``address`` and then runs a program."""
+    return [sys.executable, "-c", _PROGRAM + program, address, *arguments]
