@@ -6,13 +6,15 @@ ARGS ?=
 JOBS ?= 3
 BIN := .venv/bin
 
-.PHONY: help setup demo check test clean
+.PHONY: help setup demo check test faults clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the main job: a real vLLM engine is killed mid-stream, nothing is lost"
 	@echo "             (ARGS='--fault kill-host --requests 8', see .venv/bin/rayvisor demo --help)"
 	@echo "make test    all checks and tests"
+	@echo "make faults  injects every fault of the matrix into the real thing and prints what came of it"
+	@echo "             (ARGS='--engine sim' is quicker; ARGS='--only host' plays some)"
 	@echo "make check   lint, format, types, import directions"
 	@echo "make setup   the virtual environment .venv; the commands above call it (PYTHON=... names another Python)"
 	@echo "make clean   removes .venv, caches and what was built"
@@ -31,6 +33,9 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
+
+faults: setup
+	@$(BIN)/python -m benchmarks faults --engine vllm $(ARGS)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -108,3 +108,10 @@ def test_our_own_errors_travel() -> None:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
         assert type(copy) is type(error)
         assert str(copy) == str(error)
+
+
+def test_an_actor_whose_placement_group_was_removed_did_not_mean_to_end() -> None:
+    detail = "Destroying worker since its placement group was removed. Placement group id: 4f00"
+    end = end_of(died("INTENDED_SYSTEM_EXIT", detail))
+    assert not end.intended
+    assert end.root == Cause("PlacementGroupRemoved", detail)

@@ -182,12 +182,16 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
     code = _EXIT_CODE.search(text)
     number = _SIGNAL.search(text)
     kind = exit_type[1] if exit_type else ""
+    # Ray calls this intended; whoever supervises the actor did not intend it.
+    taken = "its placement group was removed" in text
+    if taken:
+        kind = "PlacementGroupRemoved"
     return HostEnd(
         causes=(outer, Cause(kind, _detail(text))) if kind else (outer,),
         traceback=text,
         exit_code=int(code[1]) if code else None,
         signal=int(number[1]) if number else None,
-        intended=kind in _INTENDED_TYPES or bool(_KILLED.search(text)),
+        intended=not taken and (kind in _INTENDED_TYPES or bool(_KILLED.search(text))),
         out_of_memory=kind == "NODE_OUT_OF_MEMORY",
         preempted=bool(getattr(error, "preempted", False)),
         node_died=bool(_NODE_DEATH.search(text)),

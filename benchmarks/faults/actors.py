@@ -1,0 +1,162 @@
+"""Rows in which an actor of the user's own is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+
+import rayvisor as rv
+from benchmarks.faults.rows import Row
+from benchmarks.faults.scene import Scene
+from benchmarks.tree import Tree
+from rayvisor._engine.link import PlacementOptions
+from rayvisor.faults import FaultClass
+
+__all__ = ["ACTOR_ROWS"]
+
+FATAL, PERMANENT, INTENDED = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.INTENDED
+
+
+class Worker:
+    """An actor that can be told to end in many ways."""
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+    def leave(self) -> None:
+        """End the process, without a word."""
+        os._exit(3)
+
+    def resign(self) -> None:
+        """End as an actor should."""
+        import ray
+
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+
+class Fails:
+    """An actor that cannot be made (any more) once a file is there."""
+
+    def __init__(self, file: str) -> None:
+        if Path(file).exists():
+            raise LookupError("the card is missing")
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+
+class Hungry:
+    """An actor that wants more memory than it may have."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
+        self.memory = bytearray(1 << 34)
+
+
+async def pid_of(tree: Tree, child: str = "worker") -> int:
+    """Process of an actor."""
+    return int(await tree.supervisor[child].call("pid"))
+
+
+async def told(scene: Scene, method: str) -> None:
+    """It is told to end."""
+    async with scene.tree(rv.actor("worker", Worker)) as tree:
+        await pid_of(tree)
+        scene.inject()
+        with anyio.move_on_after(30):
+            with contextlib.suppress(Exception):  # how a call on a dying actor fails is Ray's affair
+                await tree.supervisor["worker"].call(method)
+        await scene.back(tree, "worker")
+        scene.look("worker")
+
+
+async def signalled(scene: Scene) -> None:
+    """It is killed."""
+    async with scene.tree(rv.actor("worker", Worker)) as tree:
+        pid = await pid_of(tree)
+        scene.inject()
+        os.kill(pid, signal.SIGKILL)
+        await scene.back(tree, "worker")
+        scene.look("worker")
+
+
+async def never_made(scene: Scene, cls: type, **options: Any) -> None:
+    """Its start fails, and always would."""
+    await scene.come_to_nothing(rv.actor("worker", cls, **options), intensity=0)
+    scene.look("worker")
+
+
+async def fails_from_now_on(scene: Scene) -> None:
+    """A configuration that has served fails to start: that may pass, so it is tried again."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "broken"
+        spec = rv.actor("worker", Fails, args=(str(file),), backoff=rv.Backoff(initial=0.3, maximum=0.3))
+        async with scene.tree(spec, period=1000.0) as tree:
+            pid = await pid_of(tree)
+            file.touch()
+            os.kill(pid, signal.SIGKILL)
+            watch = tree.until(rv.records.FaultSeen, lambda x: "card is missing" in str(x.fault.root))
+            scene.at = (await watch).at - 0.000_001
+            file.unlink()
+            await scene.back(tree, "worker")
+            scene.look("worker")
+
+
+async def always_fails(scene: Scene) -> None:
+    """It has never served."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "broken"
+        file.touch()
+        await never_made(scene, Fails, args=(str(file),))
+
+
+async def without_its_group(scene: Scene) -> None:
+    """Its placement group is removed under it."""
+    import ray
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
+
+    placement = PlacementOptions(bundles=({"CPU": 1.0},))
+    async with scene.tree(rv.actor("worker", Worker, num_cpus=1, placement=placement)) as tree:
+        await pid_of(tree)
+        table = ray.util.placement_group_table()
+        (key,) = [key for key, group in table.items() if group["state"] == "CREATED"]
+        group = PlacementGroup(PlacementGroupID(bytes.fromhex(key)))
+        scene.inject()
+        await anyio.to_thread.run_sync(ray.util.remove_placement_group, group)
+        await scene.back(tree, "worker")
+        scene.look("worker")
+
+
+def actor_row(
+    name: str, fault_class: FaultClass | None, root: str, rung: str, play: Callable[[Scene], Awaitable[None]]
+) -> Row:
+    """A row in which an actor is meant."""
+    return Row(name, fault_class, root, rung, play, engine=False)
+
+
+ACTOR_ROWS: tuple[Row, ...] = (
+    actor_row("kill actor", FATAL, "SYSTEM_ERROR|ProcessKilled", "restart", signalled),
+    actor_row("os._exit in an actor", FATAL, "SYSTEM_ERROR|exit", "restart", lambda s: told(s, "leave")),
+    actor_row("exit_actor", None, "", "restart", lambda s: told(s, "resign")),
+    actor_row("failing __init__, never served", PERMANENT, "^LookupError: the card", "give up", always_fails),
+    actor_row("failing __init__, has served", FATAL, "^LookupError: the card", "restart", fails_from_now_on),
+    actor_row(
+        "out of memory at load", FATAL, "^MemoryError", "give up", lambda s: never_made(s, Hungry)
+    ),
+    actor_row(
+        "unschedulable resources", FATAL, "unicorn", "give up",
+        lambda s: never_made(s, Worker, resources={"unicorn": 1.0}, start_deadline=3.0),
+    ),
+    actor_row("placement group removed", FATAL, "^PlacementGroupRemoved", "restart", without_its_group),
+)  # fmt: skip

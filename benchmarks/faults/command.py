@@ -1,0 +1,104 @@
+"""``python -m benchmarks faults``: play the rows, print the table."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import traceback
+from typing import Any
+
+import anyio
+import click
+
+from benchmarks.faults.actors import ACTOR_ROWS
+from benchmarks.faults.engines import ENGINE_ROWS
+from benchmarks.faults.nodes import NODE_ROWS, start_cluster
+from benchmarks.faults.rows import Found, Row
+from benchmarks.faults.scene import Scene, left_over, new_mark, there
+
+__all__ = ["ROWS", "main", "play"]
+
+ROWS: tuple[Row, ...] = (*ENGINE_ROWS, *ACTOR_ROWS, *NODE_ROWS)
+ROW_SECONDS = 600.0
+
+
+async def play(row: Row, engine: str, mark: str) -> Found:
+    """Play one row; what came of it."""
+    scene = Scene(engine)
+    began = time.monotonic()
+    before = there(mark)
+    try:
+        with anyio.fail_after(ROW_SECONDS):
+            await row.play(scene)
+    except Exception as error:  # noqa: BLE001 - a row that breaks is a row that is off
+        scene.found.problem = scene.found.problem or f"{type(error).__name__}: {error}"
+        traceback.print_exception(error, file=sys.stderr)
+    scene.found.left = await left_over(mark, before)
+    scene.found.seconds = time.monotonic() - began
+    return scene.found
+
+
+def _line(row: Row, found: Found, off: str) -> str:
+    def ms(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0f}"
+
+    head = f"{'OFF' if off else 'ok':4}{row.name:34}{found.fault_class or '-'!s:12}{found.rung:16}"
+    times = f"{ms(found.detect_ms):>10}{ms(found.recover_ms):>11}"
+    return f"{head}{times}{found.lost:>5}{len(found.left):>5}  {found.root[:70]}"
+
+
+@click.command("faults", help=__doc__)
+@click.option("--engine", type=click.Choice(["sim", "vllm"]), default="sim", show_default=True)
+@click.option("--only", default="", help="Only rows whose name this pattern matches.")
+@click.option("--list", "listing", is_flag=True, help="Say what the rows are, and play nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON in the last line.")
+def main(engine: str, only: str, *, listing: bool, as_json: bool) -> None:
+    """Play the rows and print them."""
+    rows = [row for row in ROWS if re.search(only, row.name)]
+    rows = [row for row in rows if row.only in {"", engine} and (engine == "sim" or row.engine)]
+    if not rows:
+        raise click.BadParameter(f"no row is called like {only!r}", param_hint="--only")
+    if listing:
+        for row in rows:
+            click.echo(f"{row.name:34}{row.fault_class or '-'!s:12}{row.rung:16}{row.root}")
+        return
+    mark = new_mark()
+    stop_ray = start_cluster()
+    columns = f"{'class':12}{'answer':16}{'detect ms':>10}{'recover ms':>11}{'lost':>5}{'left':>5}"
+    click.echo(f"    {'fault':34}{columns}  root cause")
+    table: list[dict[str, Any]] = []
+    try:
+        for row in rows:
+            found = anyio.run(play, row, engine, mark)
+            off = row.off(found)
+            click.echo(_line(row, found, off))
+            if off:
+                click.echo(f"      {off}")
+            table.append(_as_json(row, found, off))
+    finally:
+        stop_ray()
+    wrong = sum(bool(line["off"]) for line in table)
+    click.echo(f"{len(table)} faults, {len(table) - wrong} as they should be, {wrong} off")
+    if as_json:
+        click.echo(json.dumps({"engine": engine, "rows": table}))
+    sys.exit(1 if wrong else 0)
+
+
+def _as_json(row: Row, found: Found, off: str) -> dict[str, Any]:
+    return {
+        "fault": row.name,
+        "expected_class": row.fault_class,
+        "found_class": found.fault_class,
+        "expected_root": row.root,
+        "found_root": found.root,
+        "expected_rung": row.rung,
+        "rung": found.rung,
+        "detect_ms": found.detect_ms,
+        "recover_ms": found.recover_ms,
+        "lost": found.lost,
+        "left": found.left,
+        "seconds": round(found.seconds, 1),
+        "off": off,
+    }

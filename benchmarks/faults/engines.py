@@ -1,0 +1,243 @@
+"""Rows in which an engine is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+import rayvisor as rv
+from benchmarks.faults.rows import Row
+from benchmarks.faults.scene import Scene
+from benchmarks.tree import PROMPTS
+from rayvisor import records as r
+from rayvisor.faults import FaultClass
+from rayvisor.testing import wait_for_state
+
+__all__ = ["ENGINE_ROWS"]
+
+FATAL, PERMANENT = FaultClass.FATAL, FaultClass.PERMANENT
+REQUESTS = 4
+STALL: dict[str, Any] = {"stall_after": 3.0, "probe_interval": 0.5}
+"""Limits of the rows in which something hangs, in seconds."""
+
+
+def killed(who: str) -> str:
+    """The root cause of a kill."""
+    return rf"^ProcessKilled: {who} \(pid \d+\) was ended by SIGKILL"
+
+
+def stopped(who: str) -> str:
+    """The root cause of a stop."""
+    return rf"^ProcessStopped: {who} \(pid \d+\) is stopped \(SIGSTOP\)"
+
+
+async def mid_stream(scene: Scene, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
+    """A signal to a process while requests are in flight."""
+    async with scene.tree(scene.pool(**options)) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.signal(tree, victim, number)
+        await requests.finish()
+        await scene.back(tree)
+        scene.look()
+
+
+async def raises(scene: Scene) -> None:
+    """One model step raises."""
+    args = {"raise_on_prompt": "boom"} if scene.engine == "sim" else {}
+    async with scene.tree(scene.pool(engine_args=args)) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.inject()
+        poison = tree.pool.generate("boom", {**scene.params, "max_tokens": 1}, attempts=1)
+        with anyio.move_on_after(60):
+            with contextlib.suppress(rv.RequestError):
+                await poison.result()
+        await requests.finish()
+        await scene.back(tree)
+        scene.look()
+
+
+async def poison(scene: Scene) -> None:
+    """One prompt kills the engine each time, among seven innocents."""
+    async with scene.tree(scene.pool(engine_args={"crash_on_prompt": "poison"}, intensity=10)) as tree:
+        innocents = 7
+        expected = await scene.expected(tree, innocents)
+        requests = await scene.requests(tree, innocents, expected=expected)
+        scene.inject()
+        try:
+            await tree.pool.generate("a drop of poison", scene.params).result()
+            scene.found.problem = "the poison finished"
+        except rv.PoisonRequestError:
+            pass
+        await requests.finish()
+        await wait_for_state(tree.supervisor, "llm/1", "ALIVE.SERVING", within=120)
+        await scene.back(tree)
+        scene.look()
+
+
+async def during_start(scene: Scene) -> None:
+    """The core is killed while the next incarnation comes up."""
+    slow = {"compile_seconds": 0.5, "start_delay": 1.0} if scene.engine == "sim" else {}
+    async with scene.tree(scene.pool(engine_args=slow)) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.signal(tree, "EngineCore")
+        await tree.until(r.StateChanged, lambda x: x.child == "llm/1" and x.event == "start", scene.at or 0.0)
+        await kill_starting(tree)
+        await requests.finish()
+        await scene.back(tree)
+        scene.look()
+
+
+async def kill_starting(tree: Any) -> None:
+    """Kill the engine process that the starting incarnation has brought up so far."""
+    import os
+
+    import psutil
+
+    host = next(p.pid for role, p in tree.supervisor.processes("llm/1") if role == "host")
+    with anyio.fail_after(60):
+        while True:
+            children = psutil.Process(host).children(recursive=True)
+            cores = [p for p in children if "reaper" not in " ".join(p.cmdline())]
+            if cores:
+                break
+            await anyio.sleep(0.02)
+    os.kill(cores[0].pid, signal.SIGKILL)
+
+
+async def while_paused(scene: Scene) -> None:
+    """The core is killed while the engine is paused; the pause outlives it."""
+    async with scene.tree(scene.pool()) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        await tree.supervisor.pause("llm/1")
+        scene.signal(tree, "EngineCore")
+        await scene.back(tree, leaf="PAUSED.REQUESTED")
+        await tree.supervisor.resume("llm/1")
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        await requests.finish()
+        scene.look()
+
+
+async def while_stopping(scene: Scene) -> None:
+    """The core is killed while the tree ends: nothing is restarted, nothing is left."""
+    async with scene.tree(scene.pool()) as tree:
+        await scene.expected(tree, 1)
+        await tree.supervisor.stop()
+        try:
+            scene.signal(tree, "EngineCore")
+        except (StopIteration, ProcessLookupError):
+            scene.inject()  # it had gone already
+    scene.found.rung = "nothing"
+
+
+async def two_at_once(scene: Scene) -> None:
+    """Both engines of a pool are killed at once."""
+    async with scene.tree(scene.pool(size=2)) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.signal(tree, "EngineCore", child="llm/2")
+        scene.signal(tree, "EngineCore", child="llm/1")
+        await requests.finish()
+        await scene.back(tree, "llm/1")
+        await scene.back(tree, "llm/2")
+        scene.look("llm/1")
+
+
+async def gives_up(scene: Scene, **arguments: Any) -> None:
+    """The engine never comes up."""
+    await scene.come_to_nothing(scene.pool(engine_args=arguments), intensity=0)
+    scene.look("llm/1")
+
+
+async def crash_loop(scene: Scene) -> None:
+    """It comes up and is killed, again and again: the pool gives up and says why."""
+    pool = scene.pool(intensity=2, no_progress=None, restart=rv.Restart.TEMPORARY)
+    async with scene.tree(pool) as tree:
+        for incarnation in (1, 2, 3):
+            await wait_for_state(tree.supervisor, "llm/1", "SERVING", incarnation=incarnation, within=120)
+            if incarnation == 1:
+                scene.signal(tree, "EngineCore")
+            else:
+                at = scene.at
+                scene.signal(tree, "EngineCore")
+                scene.at = at
+        decision = await tree.until(r.DecisionMade, lambda x: x.decision == "give_up")
+        if "3 restarts within" not in decision.why:
+            scene.found.problem = decision.why
+        scene.look("llm/1")
+        scene.found.rung = "give up"
+
+
+async def is_fine(scene: Scene, count: int = REQUESTS, **arguments: Any) -> None:
+    """Slow, or much, but fine: nothing is found and nothing is done."""
+    pool = scene.pool(engine_args=arguments, **STALL)
+    async with scene.tree(pool) as tree:
+        scene.inject()
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                prompt = PROMPTS[number % len(PROMPTS)]
+                tasks.start_soon(tree.pool.generate(prompt, scene.params).result)
+        scene.look()
+
+
+def engine_row(
+    name: str, fault_class: FaultClass | None, root: str, rung: str, play: Callable[..., Awaitable[None]],
+    *args: Any, only: str = "", **options: Any,
+) -> Row:  # fmt: skip
+    """A row in which an engine is meant."""
+    return Row(name, fault_class, root, rung, _bind(play, args, options), engine=True, only=only)
+
+
+def _bind(
+    play: Callable[..., Awaitable[None]], args: tuple[Any, ...], options: dict[str, Any]
+) -> Callable[[Scene], Awaitable[None]]:
+    return lambda scene: partial(play, scene, *args, **options)()
+
+
+ENGINE_ROWS: tuple[Row, ...] = (
+    engine_row("kill EngineCore", FATAL, killed("EngineCore"), "restart engine", mid_stream, "EngineCore"),
+    engine_row("kill Worker", FATAL, killed("Worker"), "restart engine", mid_stream, "Worker"),
+    engine_row("kill host", FATAL, killed("the host"), "restart host", mid_stream, "host"),
+    engine_row("kill both engines", FATAL, killed("EngineCore"), "restart engine", two_at_once),
+    engine_row(
+        "stop EngineCore", FATAL, stopped("EngineCore"), "restart engine",
+        mid_stream, "EngineCore", signal.SIGSTOP, **STALL,
+    ),
+    engine_row(
+        "stop Worker", FATAL, stopped("Worker"), "restart engine",
+        mid_stream, "Worker", signal.SIGSTOP, **STALL,
+    ),
+    engine_row(
+        "stop host", FATAL, stopped("the host"), "restart host",
+        mid_stream, "host", signal.SIGSTOP, **STALL,
+    ),
+    engine_row(
+        "endless step", FATAL, r"^EngineStalled: no token for", "restart engine",
+        mid_stream, "Worker", signal.SIGUSR1, only="sim", **STALL,
+    ),
+    engine_row(
+        "exception in the model step", FATAL, r"RuntimeError: .*boom", "restart engine", raises, only="sim"
+    ),
+    engine_row("poison prompt among 7", FATAL, r"was ended by SIGKILL", "restart engine", poison, only="sim"),
+    engine_row("kill during start", FATAL, killed("EngineCore"), "restart engine", during_start),
+    engine_row("kill during pause", FATAL, killed("EngineCore"), "restart engine", while_paused),
+    engine_row("kill during stop", None, "", "nothing", while_stopping),
+    engine_row("crash loop", FATAL, killed("EngineCore"), "give up", crash_loop),
+    engine_row(
+        "wrong model", PERMANENT, r"no-such-model", "give up", gives_up, model="/no-such-model", only="vllm"
+    ),
+    engine_row(
+        "failing start, never served", PERMANENT, r"^RuntimeError: no such card", "give up",
+        gives_up, fail_start="no such card", only="sim",
+    ),
+    engine_row("slow start that is fine", None, "", "nothing", is_fine, compile_seconds=6.0, only="sim"),
+    engine_row("long prefill that is fine", None, "", "nothing", is_fine, prefill_seconds=1.0, only="sim"),
+    engine_row("burst of load that is fine", None, "", "nothing", is_fine, 100),
+)  # fmt: skip

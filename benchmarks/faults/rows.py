@@ -1,0 +1,68 @@
+"""Rows of the matrix: what is injected, and what should come of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rayvisor.faults import FaultClass
+
+if TYPE_CHECKING:
+    from benchmarks.faults.scene import Scene
+
+__all__ = ["Found", "Row", "Rung"]
+
+Rung = str
+"""What was done about it: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
+``give up``, ``wait`` or ``nothing``."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What came of an injected fault."""
+
+    fault_class: FaultClass | None = None
+    root: str = ""
+    rung: Rung = "nothing"
+    detect_ms: float | None = None
+    recover_ms: float | None = None
+    lost: int = 0
+    left: list[str] = field(default_factory=list)
+    problem: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fault."""
+
+    name: str
+    fault_class: FaultClass | None
+    """None: there is nothing to find, all is fine."""
+    root: str
+    """Pattern of the root cause, type and message."""
+    rung: Rung
+    play: Callable[[Scene], Awaitable[None]]
+    engine: bool = True
+    """Whether an engine is meant: then ``--engine vllm`` plays it on a real one."""
+    only: str = ""
+    """It can be played on this engine only: ``sim`` or ``vllm``; empty: on both."""
+
+    def off(self, found: Found) -> str:
+        """What is not as it should be; empty if all is."""
+        wrong = []
+        if found.problem:
+            wrong.append(found.problem)
+        if found.fault_class is not self.fault_class:
+            wrong.append(f"class {found.fault_class} instead of {self.fault_class}")
+        if self.fault_class is not None and not re.search(self.root, found.root):
+            wrong.append(f"root cause {found.root!r}")
+        if found.rung != self.rung:
+            wrong.append(f"{found.rung!r} instead of {self.rung!r}")
+        if found.lost:
+            wrong.append(f"{found.lost} requests lost")
+        if found.left:
+            wrong.append(f"left: {', '.join(found.left)}")
+        return "; ".join(wrong)

@@ -1,0 +1,314 @@
+"""A scene: a tree on real Ray in which one fault is injected, and what is seen of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import rayvisor as rv
+from benchmarks.faults.rows import Found
+from benchmarks.tree import PROMPTS, Tree, engine_arguments
+from rayvisor import records as r
+
+__all__ = ["MARK", "ROOM_SECONDS", "Scene", "left_over", "new_mark", "there"]
+
+MARK = "RAYVISOR_FAULT_MATRIX"
+"""Every process started here carries it in its environment."""
+ROOM_SECONDS = 300.0
+"""Longer than anything waited for here takes, on a busy machine too."""
+GONE_SECONDS = 15.0
+
+
+class Scene:
+    """Where one row is played.
+
+    Parameters
+    ----------
+    engine
+        ``sim`` or ``vllm``.
+    """
+
+    def __init__(self, engine: str, tokens: int = 80) -> None:
+        self.engine = engine
+        self.tokens = tokens
+        self.found = Found()
+        self.at: float | None = None
+        self._epochs: dict[str, int | None] = {}
+        self._trees: list[Tree] = []
+
+    # --- building -------------------------------------------------------------------------------
+
+    def pool(self, size: int = 1, **options: Any) -> rv.ChildSpec:
+        """An engine pool ``llm``."""
+        arguments = {**engine_arguments(self.engine), **options.pop("engine_args", {})}
+        options.setdefault("backoff", rv.Backoff(initial=0.1, maximum=0.2))
+        options.setdefault("period", 1e6)
+        options.setdefault("start_deadline", 120.0)
+        return rv.engine_pool(
+            "llm", engine=self.engine, engine_args=arguments, size=size, num_cpus=0.5, **options
+        )
+
+    @asynccontextmanager
+    async def tree(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
+        """Run a tree; a tree that gives up, or does not come up, is looked at as well."""
+        flags.setdefault("intensity", 5)
+        flags.setdefault("period", 60.0)
+        supervisor = rv.Supervisor(
+            rv.SupervisorSpec(children=children, **flags), seed=0, handle_signals=False
+        )
+        tree = Tree(supervisor)
+        self._trees.append(tree)
+        try:
+            async with anyio.create_task_group() as listening:
+                listening.start_soon(tree.listen, supervisor.watch())
+                async with supervisor:
+                    yield tree
+        except* (rv.SupervisorGaveUp, rv.StartFailed):
+            self.found.rung = "give up"
+
+    async def come_to_nothing(self, *children: rv.ChildSpec, **flags: Any) -> None:
+        """Run a tree that cannot come up."""
+        self.inject()
+        try:
+            async with self.tree(*children, **flags):
+                self.found.problem = "it came up"
+        except RuntimeError as error:
+            # The block of a tree that has not come up is not entered.
+            if "didn't yield" not in str(error):
+                raise
+
+    # --- playing --------------------------------------------------------------------------------
+
+    def inject(self) -> None:
+        """The fault comes now."""
+        self.at = time.monotonic()
+        for tree in self._trees:
+            for path in [node.path for node in _nodes(tree.supervisor)]:
+                self._epochs[path] = _epoch(tree.supervisor, path)
+
+    def signal(self, tree: Tree, victim: str, number: int = signal.SIGKILL, child: str = "llm/1") -> None:
+        """Send a signal to a process of an engine: ``host``, or a part of its name."""
+        pid = next(
+            process.pid
+            for role, process in tree.supervisor.processes(child)
+            if victim == role or (role == "engine" and victim in process.name)
+        )
+        self.inject()
+        os.kill(pid, number)
+
+    async def requests(self, tree: Tree, count: int, *, expected: Sequence[str] = ()) -> Requests:
+        """Begin so many requests and wait until every one has brought a token."""
+        requests = Requests(self, tree, count, expected)
+        await requests.begin()
+        return requests
+
+    async def expected(self, tree: Tree, count: int) -> list[str]:
+        """What the requests bring without a fault."""
+        pool = tree.pool
+        results: list[str] = [""] * count
+
+        async def one(number: int) -> None:
+            completion = await pool.generate(PROMPTS[number], self.params).result()
+            results[number] = completion.text
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(one, number)
+        return results
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Greedy, and exactly so many tokens."""
+        return {"temperature": 0.0, "max_tokens": self.tokens, "ignore_eos": True}
+
+    async def back(self, tree: Tree, child: str = "llm/1", leaf: str = "ALIVE.SERVING") -> None:
+        """Wait until a child serves again after the fault."""
+        since = self.at or 0.0
+
+        def came_up(record: r.StateChanged) -> bool:
+            return record.child == child and record.after == leaf
+
+        record = await tree.until(r.StateChanged, came_up, since)
+        if self.found.recover_ms is None:
+            self.found.recover_ms = (record.at - since) * 1000.0
+
+    async def ended(self, tree: Tree) -> None:
+        """Wait until the tree has ended by itself."""
+        await tree.until(r.SupervisorMoved, lambda record: not record.path and record.state == "ended")
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def look(self, child: str | None = None) -> None:
+        """Note what was found out about the fault, and which rung answered it."""
+        records = [x for tree in self._trees for x in tree.records]
+        since = self.at or 0.0
+        faults = [x for x in records if isinstance(x, r.FaultSeen) and x.at >= since - 0.001]
+        faults = [x for x in faults if child in {None, x.fault.child}]
+        if faults:
+            fault = faults[0].fault
+            self.found.fault_class, self.found.root = fault.fault_class, str(fault.root)
+            if self.at is not None:
+                self.found.detect_ms = (faults[0].at - self.at) * 1000.0
+        if self.found.rung == "nothing":
+            self.found.rung = self._rung(records, since, child)
+
+    def _rung(self, records: Sequence[r.Record], since: float, child: str | None) -> str:
+        moves = [
+            x for x in records if isinstance(x, r.StateChanged) and x.at >= since and child in {None, x.child}
+        ]
+        if any(x.event == "start" for x in moves):
+            again = next(x for x in moves if x.event == "start")
+            for tree in self._trees:
+                epoch = _epoch(tree.supervisor, again.child) if _runs(tree.supervisor) else None
+                known = self._epochs.get(again.child)
+                if known is not None and epoch is not None:
+                    return "restart engine" if epoch == known else "restart host"
+            return "restart"
+        if any(x.event == "recovered" for x in moves):
+            return "in place"
+        if any(x.event == "suspect" for x in moves):
+            return "wait"
+        return "nothing"
+
+
+class Requests:
+    """Requests in flight, compared with what they bring without a fault."""
+
+    def __init__(self, scene: Scene, tree: Tree, count: int, expected: Sequence[str]) -> None:
+        self._scene = scene
+        self._tree = tree
+        self._expected = expected
+        self._texts = [""] * count
+        self._errors: list[str] = []
+        self._begun = 0
+        self._over = 0
+        self._news = anyio.Event()
+        self._tasks: list[Any] = []
+
+    async def begin(self) -> None:
+        """Start them; return when each has brought a token."""
+        import asyncio
+
+        self._tasks = [asyncio.create_task(self._one(number)) for number in range(len(self._texts))]
+        with anyio.fail_after(ROOM_SECONDS):
+            while self._begun < len(self._texts):
+                await self._news.wait()
+
+    async def _one(self, number: int) -> None:
+        first = True
+        try:
+            async with self._tree.pool.generate(PROMPTS[number], self._scene.params) as stream:
+                async for chunk in stream:
+                    self._texts[number] += chunk.text
+                    if first:
+                        first = False
+                        self._tell(begun=1)
+        except rv.RequestError as error:
+            self._errors.append(f"{type(error).__name__}: {error}")
+        finally:
+            self._tell(begun=int(first), over=1)
+
+    def _tell(self, *, begun: int = 0, over: int = 0) -> None:
+        self._begun += begun
+        self._over += over
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def finish(self) -> None:
+        """Wait for all of them, and count those that are not what they should be."""
+        with anyio.fail_after(ROOM_SECONDS):
+            while self._over < len(self._texts):
+                await self._news.wait()
+        wrong = sum(text != want for text, want in zip(self._texts, self._expected, strict=True))
+        self._scene.found.lost += wrong
+        if self._errors:
+            self._scene.found.problem = self._errors[0]
+
+
+def _nodes(supervisor: rv.Supervisor) -> list[Any]:
+    if not _runs(supervisor):
+        return []
+    nodes = [supervisor.status()]
+    for node in nodes:
+        nodes.extend(node.children)
+    return nodes
+
+
+def _runs(supervisor: rv.Supervisor) -> bool:
+    try:
+        supervisor.status()
+    except rv.RayvisorError:
+        return False
+    return True
+
+
+def _epoch(supervisor: rv.Supervisor, path: str) -> int | None:
+    try:
+        return supervisor.status(path).epoch if path else None
+    except rv.RayvisorError:
+        return None
+
+
+# --- what is left --------------------------------------------------------------------------------
+
+
+def new_mark() -> str:
+    """Mark everything that is started from now on."""
+    mark = secrets.token_hex(8)
+    os.environ[MARK] = mark
+    return mark
+
+
+def there(mark: str) -> set[int]:
+    """Pids of the processes with the mark: before a row, those are Ray's."""
+    return {pid for pid, _ in _processes(mark)}
+
+
+async def left_over(mark: str, before: set[int]) -> list[str]:
+    """Processes, actors and placement groups that a row has left, once they had time to go."""
+    found: list[str] = []
+    with anyio.move_on_after(GONE_SECONDS):
+        while True:
+            processes = [f"{line} (pid {pid})" for pid, line in _processes(mark) if pid not in before]
+            found = [*processes, *_on_ray()]
+            if not found:
+                break
+            await anyio.sleep(0.2)
+    return found
+
+
+def _processes(mark: str) -> list[tuple[int, str]]:
+    """Processes with the mark that are neither this one, nor idle workers of Ray's."""
+    wanted = f"{MARK}={mark}".encode()
+    names = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if wanted not in (folder / "environ").read_bytes().split(b"\0"):
+                continue
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        if line and not any(name in line for name in ("ray::IDLE", "default_worker.py")):
+            names.append((int(folder.name), line[:60]))
+    return names
+
+
+def _on_ray() -> list[str]:
+    import ray
+
+    if not ray.is_initialized():
+        return []
+    actors = [f"actor {each['name']}" for each in ray.util.list_named_actors(all_namespaces=True)]
+    table = ray.util.placement_group_table()
+    groups = [f"placement group {key}" for key, group in table.items() if group["state"] != "REMOVED"]
+    return actors + groups
