@@ -18,9 +18,8 @@ from anyio.abc import TaskGroup, TaskStatus
 
 import rayvisor as rv
 from rayvisor._core import messages as m
-from rayvisor._core.exits import KILLED, Exit, ExitKind
+from rayvisor._core.exits import ExitKind
 from rayvisor._core.tree import Phase
-from rayvisor._runtime.mailbox import Mailbox
 from rayvisor._runtime.telling import Teller
 from rayvisor.testing.otp.terms import (
     BadSpecError,
@@ -32,6 +31,7 @@ from rayvisor.testing.otp.terms import (
     term_of,
 )
 from rayvisor.testing.otp.world import Process, World
+from tests.supervisor.gate import Gate, term
 
 SETTLE_SECONDS = 30.0
 """How long a step may take until nothing is under way any more."""
@@ -62,37 +62,6 @@ class Recorder(Teller):
         super().decided(effect)
         if effect.decision == "retry_later":
             self._player.open_gate()
-
-
-class Gate:
-    """Holds a retry's timer back until so many calls are answered: OTP's start functions block."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self._open: Callable[[], None] = lambda: None
-
-    def hold(self, mailbox: Mailbox, calls: int) -> None:
-        post, held = mailbox.post, list[m.Event]()
-        self.waiting = calls
-
-        def gated(event: m.Event) -> None:
-            if isinstance(event, m.TimerFired):
-                held.append(event)
-            else:
-                post(event)
-
-        def open_() -> None:
-            mailbox.post = post  # type: ignore[method-assign]  # as it was
-            for event in held:
-                post(event)
-
-        self._open = open_
-        mailbox.post = gated  # type: ignore[method-assign]  # for the time of the gate
-
-    def answered(self) -> None:
-        self.waiting -= 1
-        if self.waiting == 0:
-            self._open()
 
 
 class Player:
@@ -328,11 +297,11 @@ class Player:
                 self.world.end(process, "killed")
         elif effect.state == "ended" and exit_ is not None:
             if not process.came_up:
-                self._fail_to_start(process, _term(exit_))
+                self._fail_to_start(process, term(exit_))
             elif process.orphan and process.parent is not None:
                 self.world.end(process, process.parent.reason)
             else:
-                self.world.end(process, _term(exit_))
+                self.world.end(process, term(exit_))
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -459,7 +428,7 @@ class Player:
         try:
             return say(await call)
         except rv.ChildStartError as error:
-            return f"error:{failed}{_term(error.exit)}" if error.exit else "error:called_off"
+            return f"error:{failed}{term(error.exit)}" if error.exit else "error:called_off"
         except rv.SupervisorStoppedError:
             return "noproc"
         except rv.CallError as error:
@@ -486,14 +455,6 @@ class Player:
         if self.world.current[sup].simple:
             found.sort(key=lambda entry: (entry["id"] != "undefined", entry["id"]))
         return found
-
-
-def _term(exit_: Exit) -> str:
-    if exit_.below is not None:
-        return f"{{shutdown,{{failed_to_start_child,{exit_.child},{_term(exit_.below)}}}}}"
-    if exit_.kind is ExitKind.FAULT and exit_.fault is not None:
-        return exit_.fault.root.message
-    return "killed" if exit_ is KILLED else term_of(exit_)
 
 
 def _started(value: object) -> str:
