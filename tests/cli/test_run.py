@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,7 +43,15 @@ id = "llm"
 engine = "sim"
 engine_args = { model = "/none" }
 """
-WORK = "import anyio\n\nasync def fail(why):\n    await anyio.sleep(0.2)\n    raise OSError(why)\n"
+WORK = """
+import anyio
+
+async def fail(why):
+    await anyio.sleep(0.2)
+    raise OSError(why)
+
+class Router: ...
+"""
 
 
 class Running:
@@ -96,7 +105,9 @@ def running(folder: Path, text: str, *options: str) -> Iterator[Running]:
         str(socket),
         *options,
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own)
     try:
         with process:
             try:
@@ -148,6 +159,15 @@ def test_a_tree_with_nothing_left_to_do_exits_0(tmp_path: Path) -> None:
     text += 'function = "anyio:sleep"\nargs = [0.2]\nrestart = "transient"\nsignificant = true\n'
     with running(tmp_path, text) as command:
         assert command.end() == (0, "")
+
+
+@pytest.mark.ray
+def test_an_actor_of_a_module_beside_the_file_is_found_by_rays_workers(tmp_path: Path) -> None:
+    text = '[[children]]\nkind = "actor"\nid = "router"\nclass = "work:Router"\n'
+    with running(tmp_path, f"[run]\nray_options = {{ num_cpus = 1 }}\n{text}") as command:
+        command.saw("up; talk to it with")
+        command.process.send_signal(signal.SIGINT)
+        assert command.end()[0] == 0
 
 
 def test_events_can_be_had_as_json_lines(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,7 @@ def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verb
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
     try:
         tree = load_tree(spec)
+        _lend_path(spec)
         options = {"control": True, **tree.options}
         if socket_path is not None:
             options["control"] = socket_path
@@ -54,6 +56,12 @@ def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verb
     except RayvisorError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+
+
+def _lend_path(spec: Path) -> None:
+    """Have the workers of a Ray that is started here find what stands beside the file, too."""
+    paths = [str(spec.absolute().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
 async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> None:  # noqa: FBT001 - anyio.run takes no keywords
