@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit, ExitKind
     from rayvisor.blocking import run_in_thread
-    from rayvisor.children import IgnoreStart, actor, coroutine, engine_pool, subtree
+    from rayvisor.children import IgnoreStart, actor, coroutine, engine_group, engine_pool, subtree
     from rayvisor.errors import (
         AlreadyPresentError,
         AlreadyStartedError,
@@ -102,6 +102,7 @@ _HOMES = {
     "UnknownChildError": "errors",
     "actor": "children",
     "coroutine": "children",
+    "engine_group": "children",
     "engine_pool": "children",
     "run_in_thread": "blocking",
     "subtree": "children",
@@ -156,6 +157,7 @@ __all__ = [
     "UnknownChildError",
     "actor",
     "coroutine",
+    "engine_group",
     "engine_pool",
     "run_in_thread",
     "subtree",

@@ -16,11 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
-from rayvisor._engine.stall import StallLimits
+from rayvisor.engines import EnginePoolSpec, EngineStart, engine_group, engine_pool
 from rayvisor.errors import SpecError
-from rayvisor.gates import Gate
-from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
-from rayvisor.strategies import RestartStrategy
+from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
 
 __all__ = [
     "ActorStart",
@@ -31,6 +29,7 @@ __all__ = [
     "SupervisorStart",
     "actor",
     "coroutine",
+    "engine_group",
     "engine_pool",
     "subtree",
 ]
@@ -64,17 +63,6 @@ class ActorStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStart:
-    """A vLLM engine (or a simulated one) in a host actor."""
-
-    engine: str
-    arguments: Mapping[str, Any]
-    options: ActorOptions = field(default_factory=ActorOptions)
-    limits: StallLimits = field(default_factory=StallLimits)
-    kind: str = "engine"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CoroutineStart:
     """An async function in the supervisor's own process."""
 
@@ -90,22 +78,6 @@ class SupervisorStart:
     function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
     args: tuple[Any, ...] = ()
     kind: str = "supervisor"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnginePoolSpec(SupervisorSpec):
-    """The supervisor of a pool's engines, and what its front of requests keeps to."""
-
-    queue_limit: int = 1000
-    deadline: float = 600.0
-    attempts: int = 5
-
-    def __post_init__(self) -> None:
-        # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
-        SupervisorSpec.__post_init__(self)
-        _count("queue_limit", self.queue_limit, "requests")
-        _count("attempts", self.attempts, "attempts")
-        _seconds("deadline", self.deadline)
 
 
 def actor(  # noqa: PLR0913 - keywords, each of its own meaning
@@ -278,173 +250,3 @@ def subtree(
         backoff=backoff,
         start_deadline=start_deadline,
     )
-
-
-def engine_pool(  # noqa: PLR0913 - as above
-    id: str,  # noqa: A002 - OTP's word for it
-    *,
-    engine_args: Mapping[str, Any],
-    size: int = 1,
-    standby: int = 0,
-    engine: str = "vllm",
-    strategy: Strategy | RestartStrategy | str = Strategy.ONE_FOR_ONE,
-    intensity: int = 5,
-    period: float = 3600.0,
-    restart: Restart = Restart.PERMANENT,
-    shutdown: Shutdown | float = 20.0,
-    backoff: Backoff | None = None,
-    start_deadline: float = 300.0,
-    start_longest: float | None = None,
-    start_limit: int = 4,
-    stall_after: float = 30.0,
-    step_limit: float | None = None,
-    probe_interval: float = 2.0,
-    probes: tuple[int, int] = (3, 5),
-    no_progress: int | None = 3,
-    queue_limit: int = 1000,
-    deadline: float = 600.0,
-    attempts: int = 5,
-    gate: Callable[[Gate], Awaitable[object]] | None = None,
-    recoveries: int = 3,
-    recovery_deadline: float = 10.0,
-    num_cpus: float | None = None,
-    num_gpus: float | None = None,
-    resources: Mapping[str, float] | None = None,
-    memory: int | None = None,
-    runtime_env: Mapping[str, Any] | None = None,
-    scheduling: str | NodePin | None = None,
-    placement: PlacementOptions | None = None,
-) -> ChildSpec:
-    """Make a pool of engines behind one front of requests, which outlives every one of them.
-
-    Parameters
-    ----------
-    id
-        Name of the pool; ``supervisor[id]`` is its [`EnginePool`][rayvisor.EnginePool].
-    engine_args
-        Fields of vLLM's ``AsyncEngineArgs``: ``{"model": ..., "max_model_len": ...}``.
-    size
-        How many engines serve.
-    standby
-        How many more are kept up and warm as spares: one takes over at once when an engine ends, and that
-        one comes back as the new spare.
-    engine
-        ``"vllm"``, or ``"sim"`` for a simulated engine.
-    strategy
-        Which of its engines are restarted together.
-    intensity, period
-        How many restarts of its engines are tolerated within how many seconds.
-    restart
-        What the pool's own supervisor does when the pool gives up.
-    shutdown
-        Seconds an engine may take to end before it is killed.
-    backoff
-        Default: the first restart at once, then 1 s to 30 s with full jitter.
-    start_deadline
-        Seconds that an engine's start may go without progress: another phase or another line of its log,
-        or processor time of its processes. So a compilation of an hour is no fault, and a start that hangs
-        is found in this time.
-    start_longest
-        Seconds a start may take in all. Default: four times ``start_deadline``.
-    start_limit
-        How many engines start side by side.
-    stall_after
-        Seconds without a token, while requests wait and the engine's processes do nothing, after which it
-        has stalled: it is ended and restarted. A host that is silent for so long has stalled, too.
-    step_limit
-        The same while its processes compute, as in a long prefill: only then is it ended. Default: 300, or
-        ``stall_after`` if that is more.
-    probe_interval
-        Seconds between two looks at an engine; a stall is found at the latest so long after its limit.
-    probes
-        ``(k, n)``: an engine that ``k`` of the last ``n`` looks found doing nothing though requests wait is
-        SUSPECT, and gets no new ones until it brings a token. ``stall_after`` must leave time for that:
-        at least ``k * probe_interval``.
-    no_progress
-        That many incarnations in a row that die before delivering a token end the pool.
-    queue_limit
-        How many requests may wait.
-    deadline
-        Seconds a request may take, unless it says otherwise.
-    attempts
-        On how many incarnations a request is tried, unless it says otherwise.
-    gate
-        An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, spares
-        too, or is declared stale (``supervisor.stale("llm")``): the engine serves once it has succeeded.
-        Three tries, each at most ``start_deadline`` long; then the engine is restarted.
-    recoveries
-        How often within ``period`` an engine that reports a fault by vLLM's fault tolerance may recover in
-        place before it is restarted instead.
-    recovery_deadline
-        Seconds that may take.
-    num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
-        What each engine's host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline
-        parallel size, and none on the CPU.
-
-    Raises
-    ------
-    SpecError
-        When a value cannot work.
-    """
-    _count("size", size, "engines")
-    _count("standby", standby, "spares", least=0)
-    if engine not in {"vllm", "sim"}:
-        raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
-    if not isinstance(engine_args, Mapping):
-        raise SpecError("engine_args", engine_args, "must be a mapping of engine arguments by name")
-    options = ActorOptions(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        resources=dict(resources or {}),
-        memory=memory,
-        runtime_env=dict(runtime_env or {}),
-        scheduling=scheduling,
-        placement=placement,
-    )
-    limits = StallLimits(
-        stall_after=stall_after,
-        step_limit=max(300.0, stall_after) if step_limit is None else step_limit,
-        probe_interval=probe_interval,
-        probes=probes,
-        start_longest=start_longest,
-    )
-    children = [
-        ChildSpec(
-            id=str(number),
-            start=EngineStart(engine=engine, arguments=dict(engine_args), options=options, limits=limits),
-            shutdown=shutdown,
-            backoff=Backoff() if backoff is None else backoff,
-            start_deadline=start_deadline,
-            no_progress=no_progress,
-            retry_first_start=True,
-            standby=number > size,
-            gate=gate,
-            recoveries=recoveries,
-            recovery_deadline=recovery_deadline,
-        )
-        for number in range(1, size + standby + 1)
-    ]
-    return ChildSpec(
-        id=id,
-        start=EnginePoolSpec(
-            strategy=strategy,
-            intensity=intensity,
-            period=period,
-            children=children,
-            start_limit=start_limit,
-            queue_limit=queue_limit,
-            deadline=deadline,
-            attempts=attempts,
-        ),
-        restart=restart,
-    )
-
-
-def _count(name: str, value: object, unit: str, *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more")
-
-
-def _seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise SpecError(name, value, "must be a number of seconds, more than 0")

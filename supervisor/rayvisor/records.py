@@ -19,6 +19,7 @@ __all__ = [
     "LoopStoodStill",
     "Record",
     "RecordsMissed",
+    "RecoveryFailed",
     "StartProgressed",
     "StartedLate",
     "StateChanged",
@@ -57,13 +58,24 @@ class DecisionMade:
     child: str
     incarnation: int
     decision: str
-    """``restart``, ``retry_later``, ``rest``, ``forget``, ``give_up`` or ``fail``."""
+    """``restart``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up`` or ``fail``."""
     why: str
     restarts: int
     """Restarts in the window, this one included."""
     intensity: int
     delay: float
     """Seconds the child waits down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryFailed:
+    """An incarnation that was to recover in place has not, or has not said so in time: it is restarted."""
+
+    at: float
+    child: str
+    incarnation: int
+    action: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +165,7 @@ Record = (
     StateChanged
     | FaultSeen
     | DecisionMade
+    | RecoveryFailed
     | StartProgressed
     | StartedLate
     | GoneUnverified

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 
@@ -26,6 +26,7 @@ __all__ = [
     "EngineError",
     "EngineGone",
     "EngineStartFailed",
+    "EngineStatus",
     "Report",
     "RequestLost",
     "RequestRefused",
@@ -83,6 +84,15 @@ class RequestLost(EngineError):  # noqa: N818 - as above
         super().__init__(reason)
 
 
+class EngineStatus(NamedTuple):
+    """How an engine with fault tolerance says it is."""
+
+    status: str
+    """``"healthy"``, ``"unhealthy"`` or ``"dead"``, as vLLM has it."""
+    fault: str = ""
+    """What it says of its fault: for vLLM the exception's type name."""
+
+
 class Engine(Protocol):
     """One incarnation of an engine, with the processes it consists of.
 
@@ -124,11 +134,18 @@ class Engine(Protocol):
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Carry out one of the calls that the engine offers beside requests; the answer is plain data.
 
+        One with fault tolerance takes ``get_status``, and ``handle_fault`` with an instruction:
+        ``{"instruction", "params", "request_id"}``, answered by ``{"request_id", "success", "reason"}``.
+
         Raises
         ------
         EngineError
             It offers no such call.
         """
+        ...
+
+    async def status(self) -> EngineStatus:
+        """Say how it is, from what its processes have told before: at once, whatever state they are in."""
         ...
 
     async def stop(self, grace: float) -> None:

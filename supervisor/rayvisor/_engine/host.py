@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rayvisor._engine.condition import ConditionWatch
 from rayvisor._engine.engine import (
     Engine,
     EngineError,
@@ -110,6 +111,7 @@ class EngineHost:
         self._starting: asyncio.Task[EngineInfo] | None = None
         self._sentinel: asyncio.Task[None] | None = None
         self._vigil: Vigil | None = None
+        self._conditions: ConditionWatch | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
         self._outlet = Outlet()
@@ -218,6 +220,9 @@ class EngineHost:
             raise EngineStartFailed(self._stale(incarnation))
         self._serving = True
         self._vigil = Vigil(engine, incarnation, limits, self._put, self._log_file)
+        self._conditions = None
+        if info.instructions:
+            self._conditions = ConditionWatch(engine, incarnation, self._put, self._vigil, self._log_file)
         self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._vigil))
         self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
         return info
@@ -272,6 +277,8 @@ class EngineHost:
 
     async def _await_death(self, engine: Engine, incarnation: int, vigil: Vigil) -> None:
         ways = [asyncio.create_task(engine.died()), asyncio.create_task(vigil.stalled())]
+        if self._conditions is not None:
+            ways.append(asyncio.create_task(self._conditions.dead()))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             died = next(way for way in ways if way.done()).result()
@@ -339,6 +346,8 @@ class EngineHost:
             answer = await engine.ask(method, args, kwargs)
         if method in _HOLDING and vigil is not None:
             vigil.held = True
+        if method == "handle_fault" and self._conditions is not None and engine is self._engine:
+            self._conditions.answered(answer)
         return answer
 
     async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:

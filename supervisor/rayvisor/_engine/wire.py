@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "Chunk",
+    "Condition",
     "Died",
     "EngineInfo",
     "HostDescription",
@@ -51,6 +52,10 @@ class EngineInfo(NamedTuple):
     """The engine's process tree below the host, the host not included."""
     startup_seconds: float
     weight_version: int = 0
+    instructions: tuple[str, ...] = ()
+    """What it can be told to do about a fault of its own; empty without fault tolerance."""
+    recovery_timeout: float = 0.0
+    """Seconds that it waits for an instruction before it ends by itself."""
 
 
 class Order(NamedTuple):
@@ -136,6 +141,18 @@ class Died(NamedTuple):
     """The cause is in the configuration: no start with the same arguments can succeed."""
 
 
+class Condition(NamedTuple):
+    """What an engine with fault tolerance says of itself; while it is unhealthy, again and again."""
+
+    incarnation: int
+    status: str
+    """``"healthy"`` or ``"unhealthy"``; one that says that it is dead is a ``Died``."""
+    causes: tuple[tuple[str, str], ...] = ()
+    """(type name, message), outermost first; the last one is the root cause."""
+    traceback: str = ""
+    log_file: str = ""
+
+
 class Suspicion(NamedTuple):
     """The engine may hang, or, without causes, is found not to."""
 
@@ -166,4 +183,4 @@ class HostDescription(NamedTuple):
     """Where a host that does not answer leaves its stack; empty: nowhere."""
 
 
-HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion
+HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition

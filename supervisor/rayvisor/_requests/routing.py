@@ -58,8 +58,12 @@ class Routing:
     def gate(self, child: str, *, is_open: bool) -> None:
         """Let a child have work, or not; it holds for its next incarnations too."""
         self._gates[child] = is_open
-        if child in self.engines:
-            self.engines[child].open = is_open
+        engine = self.engines.get(child)
+        if engine is None:
+            return
+        if is_open and not engine.open:
+            engine.failures, engine.resting_until = 0, float("-inf")  # what it did not keep is past
+        engine.open = is_open
 
     def rest(self, engine: EnginePlace, now: float) -> float:
         """Give an engine that did not keep an order a rest, longer each time; returns when it ends."""

@@ -19,7 +19,7 @@ from rayvisor._core import messages as m
 from rayvisor._core.exits import KILLED, SHUTDOWN, crashed
 from rayvisor._engine.engine import plain_causes
 from rayvisor._runtime.bounded import bounded
-from rayvisor._runtime.carriers import Carrier, StartIgnored, StartRefused
+from rayvisor._runtime.carriers import Carrier, RecoveryFailed, StartIgnored, StartRefused
 from rayvisor._runtime.life import Life, Run
 from rayvisor.classify import Ending, classify
 from rayvisor.faults import Cause, Fault
@@ -102,6 +102,8 @@ class Lives:
         life.incarnation = effect.incarnation
         if effect.event == "started":
             life.served = True
+        elif effect.event == "recovered":
+            life.faults.pop(effect.incarnation, None)  # what ends it later is something else
         if effect.before is not effect.after:
             reached = life.machine.fire(life, effect.event)
             if reached is not effect.after:
@@ -240,6 +242,13 @@ class Lives:
             self._teller.fault(fault)
         return crashed(fault)
 
+    def noticed(self, fault: Fault) -> None:
+        """Take note of a fault that a live incarnation has told of itself."""
+        life = self._lives.get(fault.child)
+        if life is not None and fault.incarnation in life.runs:
+            life.faults[fault.incarnation] = fault
+            self._teller.fault(fault)
+
     def _has_served(self, life: Life) -> bool:
         """Whether this very configuration has come up before, here or as a sibling of a pool."""
         if life.served:
@@ -337,6 +346,13 @@ class Lives:
                 raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
             name = f"{effect.action} of {effect.child}"
             await bounded(self._tasks, lambda: act(effect.action), effect.within, name)
+        except RecoveryFailed as failed:
+            fault = self.fault(effect.child, effect.incarnation)
+            life = self._life(effect.child)
+            if life.incarnation == effect.incarnation and life.state.leaf == "RETRYING":
+                self._teller.not_recovered(effect, str(failed))
+            self._post(m.Acted(effect.child, effect.incarnation, ok=False, fault=fault))
+            return
         except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
             ending = _broke(error, overdue=isinstance(error, TimeoutError))
             fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault

@@ -30,7 +30,7 @@ from rayvisor.log import get_logger
 from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
-    from rayvisor._engine.wire import HostItem, Phase
+    from rayvisor._engine.wire import Condition, HostItem, Phase
     from rayvisor._runtime.carriers import Backend
     from rayvisor._runtime.machine import LifecycleMachine
     from rayvisor._runtime.places import Places
@@ -287,6 +287,20 @@ class Session:
                 fault_class=FaultClass.TRANSIENT, causes=causes, doing="serving",
             )  # fmt: skip
         self.runtime.post(m.Reported(child, incarnation, event, why))
+
+    def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
+        """Pass an engine's own word that it has a fault to the core; a reminder makes no second fault."""
+        incarnation, lives = condition.incarnation, self.runtime.lives
+        fault = lives.fault(child, incarnation) if again else None
+        if fault is None:
+            fault = Fault(
+                child=child, incarnation=incarnation, at=time.monotonic(), source="engine",
+                fault_class=FaultClass.RECOVERABLE,
+                causes=tuple(Cause(*cause) for cause in condition.causes),
+                traceback=condition.traceback, log_file=condition.log_file, doing="serving",
+            )  # fmt: skip
+            lives.noticed(fault)
+        self.runtime.post(m.Reported(child, incarnation, "unhealthy", fault))
 
     def _on_useful(self, child: str, incarnation: int) -> None:
         self.runtime.post(m.Progressed(child, incarnation))

@@ -43,6 +43,25 @@ class Teller:
             log_file=fault.log_file,
         )
 
+    def not_recovered(self, effect: m.Act, why: str) -> None:
+        """An incarnation has not recovered in place; what it was to recover from has been told."""
+        log.warning(
+            "recovery.failed",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            action=effect.action,
+            why=why,
+        )
+        self._watchers.tell(
+            r.RecoveryFailed(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                action=effect.action,
+                why=why,
+            )
+        )
+
     def unverified(self, child: str, incarnation: int, why: str) -> None:
         """Nobody could prove that an incarnation is gone."""
         log.warning("gone.unverified", child=child, incarnation=incarnation, why=why)

@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rayvisor._engine.death import describe_death, log_tail
@@ -19,6 +18,7 @@ from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
     EngineStartFailed,
+    EngineStatus,
     Report,
     RequestLost,
     RequestRefused,
@@ -26,43 +26,14 @@ from rayvisor._engine.engine import (
 )
 from rayvisor._engine.processes import TAG, ProcessTree
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._sim.arguments import DEFAULTS, check_arguments
+from rayvisor._sim.faults import FaultTolerance
 from rayvisor._sim.frames import Unframer, frame
 from rayvisor._sim.model import EOS
 from rayvisor._sim.processes import CORE, launch
 from rayvisor._sim.requests import TextStream, check_params, logprob_entries, tokenize
 
-__all__ = ["DEFAULTS", "SimEngine"]
-
-DEFAULTS: Mapping[str, Any] = {
-    "model": "sim",
-    "max_model_len": 4096,
-    "max_num_seqs": 32,
-    "tokens_per_second": 200.0,
-    "seed": 0,
-    "start_delay": 0.0,
-    "fail_start": None,
-    "die_during_start": None,
-    "crash_on_prompt": None,
-    "raise_on_prompt": None,
-    "lose_on_prompt": None,
-    "compile_seconds": 0.0,
-    "prefill_seconds": 0.0,
-    "block_on_prompt": None,
-    "hold_gil_on_prompt": None,
-}
-"""Arguments of the simulated engine.
-
-``tokens_per_second`` is per request, 0 as fast as it goes; ``seed`` makes another model. The rest asks
-for faults: ``fail_start`` (a message: the start raises), ``die_during_start`` (``"core"`` or
-``"worker"``), and texts that, when a prompt holds them, kill the core (``crash_on_prompt``), raise in it
-(``raise_on_prompt``) or end the request unasked (``lose_on_prompt``).
-
-What takes long and is no fault: ``start_delay``, a start that does nothing for so long;
-``compile_seconds`` of processor time at the start; ``prefill_seconds`` of processor time for each prompt.
-What never ends: texts that block the host's event loop (``block_on_prompt``), or hold its interpreter in
-native code as well (``hold_gil_on_prompt``), both for hosts with a process of their own; and the worker on
-SIGUSR1, which then sleeps in the midst of a step, or SIGUSR2, which computes.
-"""
+__all__ = ["SimEngine"]
 
 _KILL_SECONDS = 5.0
 _FOR_EVER = 86400.0
@@ -106,7 +77,7 @@ class SimEngine:
     incarnation
         Which start this is.
     arguments
-        See [`DEFAULTS`][rayvisor._sim.engine.DEFAULTS].
+        See [`DEFAULTS`][rayvisor._sim.arguments.DEFAULTS].
     log_file
         Where the processes' output goes; empty: a file in the temporary folder.
     """
@@ -124,6 +95,7 @@ class SimEngine:
         self._over = asyncio.Event()
         self._ending = Ending(self._end)
         self._answers: dict[str, _Answers] = {}
+        self._faults = FaultTolerance(self._arguments, self._send)
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
 
@@ -134,9 +106,20 @@ class SimEngine:
         if method == "update_weights":
             self._weights = str(args[0])
             return None
+        if method in {"pause_generation", "resume_generation"}:
+            self._send({"pause": method == "pause_generation"})
+            return None
         if method == "collective_rpc":
             return [[*args], {**kwargs}]
+        if method == "get_status":
+            return self._faults.report()
+        if method == "handle_fault":
+            return await self._faults.handle(args[0])
         raise EngineError(f"the simulated engine is not asked for {method!r}")
+
+    async def status(self) -> EngineStatus:
+        """How it says it is; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        return self._faults.status
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -144,7 +127,7 @@ class SimEngine:
         """Bring the two processes up; see [`Engine`][rayvisor._engine.engine.Engine]."""
         began = time.monotonic()
         try:
-            self._check_arguments()
+            check_arguments(self._given)
             self._go_on()
             report("launching", CORE)
             await self._launch()
@@ -177,6 +160,8 @@ class SimEngine:
             eos_token_ids=(EOS,),
             processes=self.processes(),
             startup_seconds=time.monotonic() - began,
+            instructions=self._faults.instructions,
+            recovery_timeout=self._faults.recovery_timeout,
         )
 
     async def stop(self, grace: float) -> None:
@@ -289,20 +274,6 @@ class SimEngine:
 
     # -- within ---------------------------------------------------------------------------------
 
-    def _check_arguments(self) -> None:
-        for name in self._given:
-            if name not in DEFAULTS:
-                raise TypeError(f"SimEngine got an unexpected argument {name!r}")
-        for name in ("max_model_len", "max_num_seqs"):
-            value = self._arguments[name]
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
-        if self._arguments["die_during_start"] not in (None, "core", "worker"):
-            raise ValueError("die_during_start must be 'core' or 'worker'")
-        model = str(self._arguments["model"])
-        if model.startswith(("/", "./", "../")) and not Path(model).exists():
-            raise ValueError(f"model: {model} does not exist")
-
     def _play_faults(self, prompt: Sequence[int]) -> None:
         """Hang this very process, if the prompt says so."""
         text = bytes(token for token in prompt if token < EOS).decode(errors="replace")
@@ -370,17 +341,23 @@ class SimEngine:
         if self._core is not None:
             self._core.poll()
 
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(message))
+
     def _send_abort(self, names: list[str]) -> None:
-        if names and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame({"abort": names}))
+        if names:
+            self._send({"abort": names})
 
     def _fail_all(self, error: EngineError) -> None:
+        self._faults.end(error)
         for answers in self._answers.values():
             answers.fail(error)
 
     def _take(self, message: Any) -> None:
         if "ready" in message:
             self._ready.set()
+        self._faults.take(message)
         for name, tokens, logprobs, finish, reason, scores in message.get("outputs", ()):
             answers = self._answers.get(name)
             if answers is not None:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -107,9 +108,20 @@ class _Worker:
         with suppress(ConnectionError):  # EngineCore has ended: so does this
             while data := self._upwards.recv(1 << 16):
                 for message in unframer.feed(data):
-                    self._upwards.sendall(frame(self._step(message)))
+                    self._upwards.sendall(frame(self._answer(message)))
+
+    def _answer(self, message: Mapping[str, Any]) -> Any:
+        try:
+            return self._step(message)
+        except Exception as error:  # noqa: BLE001 - as a worker of vLLM's does: it lives on, and says so
+            _log("Worker", "ERROR WorkerProc hit an exception.", *traceback.format_exc().splitlines())
+            return {"failed": f"{type(error).__name__}: {error}"}
 
     def _step(self, message: Mapping[str, Any]) -> Any:
+        if message["reset"]:
+            self._texts.clear()
+        if message["fail"]:
+            raise RuntimeError("a step was asked to fail")
         for name in message["gone"]:
             self._texts.pop(name, None)
         scores = {}
@@ -119,6 +131,13 @@ class _Worker:
             if params.get("prompt_logprobs") is not None:
                 scores[name] = prompt_logprobs(prompt, params["prompt_logprobs"], self._weights)
         return [[name, *text.step(), scores.get(name)] for name, text in self._texts.items()]
+
+
+def _log(who: str, *lines: str) -> None:
+    """Write to the engine's log, in vLLM's form."""
+    text = "".join(f"({who} pid={os.getpid()}) {line}\n" for line in lines)
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _compute(seconds: float) -> None:
@@ -150,6 +169,18 @@ class _Core:
         self._running: dict[str, dict[str, Any]] = {}
         self._new: list[Any] = []
         self._gone: list[str] = []
+        self._paused = False
+        self._reset = False
+        self._armed = 0
+        self._status = "healthy"
+        self._declared_dead = False
+        self._instructions: deque[Any] = deque()
+        # A signal wakes a core that has nothing to do.
+        self._signals, waker = socket.socketpair()
+        waker.setblocking(False)  # noqa: FBT003 - the socket's own method
+        signal.set_wakeup_fd(waker.detach(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGUSR1, self._arm)
+        signal.signal(signal.SIGUSR2, self._declare_dead)
         rate = float(arguments["tokens_per_second"])
         self._pace = 1.0 / rate if rate > 0 else 0.0
 
@@ -169,29 +200,51 @@ class _Core:
         if arguments["die_during_start"]:
             self._step()  # finds the worker dead
         self._upwards.sendall(frame({"ready": [os.getpid(), self._process.pid]}))
+        while True:
+            try:
+                self._serve()
+                break
+            except Exception as error:
+                if not arguments["fault_tolerance"]:
+                    raise
+                if not self._recovered(error):
+                    _log("EngineCore", "ERROR [FT] No recovery within the timeout.")
+                    raise
+        self._worker.close()
+        self._process.wait()
+
+    def _serve(self) -> None:
+        """Schedule until the other side closes."""
         due = 0.0
         while True:
-            busy = bool(self._waiting or self._running)
+            if self._declared_dead:
+                raise RuntimeError("it was told to be dead")
+            busy = bool(self._waiting or self._running) and not self._paused
             now = time.monotonic()
             wait = max(0.0, due - now) if busy else None
-            readable, _, _ = select.select([self._upwards, self._worker], [], [], wait)
+            readable, _, _ = select.select([self._upwards, self._worker, self._signals], [], [], wait)
+            if self._signals in readable:
+                self._signals.recv(64)
             if self._worker in readable:
                 self._worker_died()
             if self._upwards in readable and not self._take():
-                break
-            if (self._waiting or self._running) and time.monotonic() >= due:
+                return
+            self._refuse_instructions()
+            busy = bool(self._waiting or self._running) and not self._paused
+            if busy and time.monotonic() >= due:
                 due = max(due + self._pace, now)
                 self._admit()
                 outputs = [self._output(*answer) for answer in self._step()]
                 if outputs := [output for output in outputs if output is not None]:
                     self._upwards.sendall(frame({"outputs": outputs}))
-        self._worker.close()
-        self._process.wait()
 
     def _take(self) -> bool:
         data = self._upwards.recv(1 << 16)
         for message in self._unframer.feed(data):
             self._waiting.extend(message.get("add", ()))
+            self._paused = message.get("pause", self._paused)
+            if "instruction" in message:
+                self._instructions.append(message["instruction"])
             gone = set(message.get("abort", ()))
             if gone:
                 self._waiting = deque(item for item in self._waiting if item[0] not in gone)
@@ -207,6 +260,7 @@ class _Core:
             if arguments["crash_on_prompt"] and arguments["crash_on_prompt"] in text:
                 os.kill(os.getpid(), signal.SIGKILL)
             if arguments["raise_on_prompt"] and arguments["raise_on_prompt"] in text:
+                self._running[name] = {}
                 raise RuntimeError(f"the model cannot take {arguments['raise_on_prompt']!r}")
             if arguments["lose_on_prompt"] and arguments["lose_on_prompt"] in text:
                 self._upwards.sendall(frame({"outputs": [[name, [], None, "abort", None, None]]}))
@@ -221,27 +275,28 @@ class _Core:
         new, self._new = self._new, []
         gone, self._gone = self._gone, []
         try:
-            self._worker.sendall(frame({"new": new, "gone": gone}))
+            fail, self._armed = bool(self._armed), max(0, self._armed - 1)
+            reset, self._reset = self._reset, False
+            self._worker.sendall(frame({"new": new, "gone": gone, "fail": fail, "reset": reset}))
             while True:
                 data = self._worker.recv(1 << 16)
                 if not data:
                     self._worker_died()
                 if messages := self._from_worker.feed(data):
-                    answers: list[Any] = messages[0]
-                    return answers
+                    answers = messages[0]
+                    if isinstance(answers, dict):
+                        raise RuntimeError(f"Worker failed with error '{answers['failed']}'")
+                    return list(answers)
         except ConnectionError:
             self._worker_died()
             raise
 
     def _worker_died(self) -> None:
         code = self._process.wait()
-        print(  # noqa: T201 - the log of an engine is its standard error
-            f"(EngineCore pid={os.getpid()}) ERROR Worker proc Worker died unexpectedly "
-            f"(exit code: {code}), shutting down.",
-            file=sys.stderr,
-            flush=True,
-        )
-        sys.exit(1)
+        _log("EngineCore", f"ERROR Worker proc Worker died unexpectedly (exit code: {code}), shutting down.")
+        if not self._arguments["fault_tolerance"]:
+            sys.exit(1)
+        raise RuntimeError("the worker has gone")
 
     def _output(self, name: str, token: int, logprobs: Any, scores: Any) -> list[Any] | None:
         state = self._running.get(name)
@@ -266,3 +321,64 @@ class _Core:
     def _end(self, name: str) -> None:
         del self._running[name]
         self._gone.append(name)
+
+    # -- fault tolerance, as in vLLM's EngineCoreSentinel ---------------------------------------
+
+    def _arm(self, *_: object) -> None:
+        self._armed += 1
+
+    def _declare_dead(self, *_: object) -> None:
+        self._declared_dead = True
+
+    def _recovered(self, error: Exception) -> bool:
+        """End all requests unasked, and wait for an instruction; whether it goes on."""
+        _log("EngineCore", f"INFO [FT] Engine 0 failed: {error}", *traceback.format_exc().splitlines())
+        ended = [*self._running, *(item[0] for item in self._waiting)]
+        self._waiting.clear()
+        self._running.clear()
+        self._new.clear()
+        self._gone.clear()
+        self._reset = True
+        outputs = [[name, [], None, "abort", None, None] for name in ended]
+        lost = self._process.poll() is not None or self._declared_dead
+        self._push("dead" if lost else "unhealthy", type(error).__name__, outputs)
+        until = time.monotonic() + float(self._arguments["recovery_timeout"])
+        while self._status != "healthy":
+            readable, _, _ = select.select([self._upwards], [], [], max(0.0, until - time.monotonic()))
+            if not readable:
+                return False
+            if not self._take():
+                sys.exit(0)
+            if self._status == "dead":
+                self._refuse_instructions()
+            while self._instructions and self._status == "unhealthy":
+                self._obey(*self._instructions.popleft())
+        return True
+
+    def _obey(self, number: int, request: Mapping[str, Any]) -> None:
+        """Carry out an instruction."""
+        how = self._arguments["retry"]
+        if request["instruction"] != "retry":
+            self._acknowledge(number, request, f"no such instruction: {request['instruction']}")
+        elif how == "fail":
+            self._acknowledge(number, request, "the collective failed")
+        elif how != "ignore":
+            self._push("healthy", "")
+            self._acknowledge(number, request, None)
+            if how == "fault_again":
+                self._waiting.append(["again", [65], {"max_tokens": 1}])  # a step to fail in
+                self._armed = 1
+
+    def _refuse_instructions(self) -> None:
+        while self._instructions:
+            number, request = self._instructions.popleft()
+            reason = f"[FT] Rejecting {request['instruction']} on engine 0: status is {self._status.upper()}"
+            self._acknowledge(number, request, reason)
+
+    def _acknowledge(self, number: int, request: Mapping[str, Any], reason: str | None) -> None:
+        answer = {"request_id": request["request_id"], "success": reason is None, "reason": reason}
+        self._upwards.sendall(frame({"acknowledged": [number, answer]}))
+
+    def _push(self, status: str, fault: str, outputs: Any = ()) -> None:
+        self._status = status
+        self._upwards.sendall(frame({"status": [status, fault], "outputs": list(outputs)}))

@@ -25,6 +25,7 @@ from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
     EngineStartFailed,
+    EngineStatus,
     Report,
     plain_causes,
 )
@@ -32,6 +33,7 @@ from rayvisor._engine.last_words import log_causes
 from rayvisor._engine.processes import ProcessTree
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._vllm import launch
+from rayvisor._vllm.fault_tolerance import FaultTolerance
 from rayvisor._vllm.streams import Streams
 
 __all__ = ["VllmEngine"]
@@ -96,6 +98,7 @@ class VllmEngine:
         self._redirection = launch.Redirection(self._log_file)
         self._llm: Any = None
         self._streams: Streams | None = None
+        self._faults: FaultTolerance | None = None
         self._over = asyncio.Event()
         self._ending = Ending(self._end)
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
@@ -104,7 +107,11 @@ class VllmEngine:
     # -- calls beside requests ------------------------------------------------------------------
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a method of vLLM's engine; one of `OFFERS`."""
+        """Call a method of vLLM's engine; one of `OFFERS`, or of its fault tolerance."""
+        if self._faults is not None and method == "get_status":
+            return await self._faults.report()
+        if self._faults is not None and method == "handle_fault":
+            return await self._faults.handle(args[0])
         if method not in OFFERS:
             raise EngineError(f"vLLM's engine is not asked for {method!r}; for one of {', '.join(OFFERS)}")
         self._go_on()
@@ -112,6 +119,10 @@ class VllmEngine:
         if asked is None:
             raise EngineError(f"this version of vLLM has no {method!r}")
         return await asked(*args, **kwargs)
+
+    async def status(self) -> EngineStatus:
+        """How it says it is; see [`Engine`][rayvisor._engine.engine.Engine]."""
+        return EngineStatus("healthy") if self._faults is None else await self._faults.status()
 
     # -- starting -------------------------------------------------------------------------------
 
@@ -125,7 +136,7 @@ class VllmEngine:
             version = await self._in_thread(launch.vllm_version, lambda _: report("importing", "vllm"))
             report("launching", str(self._arguments["model"]))
             config = await self._in_thread(
-                lambda: launch.engine_config(self._arguments),
+                self._configure,
                 lambda _: report("launching", "checking the arguments"),
             )
             self._llm = await self._in_thread(
@@ -133,6 +144,7 @@ class VllmEngine:
             )
             await self._first_answer()
             self._streams = Streams(self._llm)
+            self._faults = FaultTolerance(self._llm)
             info = self._info(version, began)
         except asyncio.CancelledError:
             await self.stop(0.0)
@@ -170,6 +182,9 @@ class VllmEngine:
             self._redirection.off()
             if future.done() and not future.cancelled():
                 future.exception()
+
+    def _configure(self) -> Any:
+        return launch.engine_config(self._arguments)
 
     def _construct(self, config: Any) -> Any:
         self._redirection.on()
@@ -211,6 +226,8 @@ class VllmEngine:
             eos_token_ids=launch.eos_token_ids(self._llm),
             processes=self.processes(),
             startup_seconds=time.monotonic() - began,
+            instructions=self._faults.instructions if self._faults is not None else (),
+            recovery_timeout=self._faults.recovery_timeout if self._faults is not None else 0.0,
         )
 
     def _go_on(self) -> None:

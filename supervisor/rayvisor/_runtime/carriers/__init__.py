@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from rayvisor.classify import Ending
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
-__all__ = ["Backend", "Carrier", "StartIgnored", "StartRefused", "takes", "with_predecessor"]
+__all__ = [
+    "Backend",
+    "Carrier",
+    "RecoveryFailed",
+    "StartIgnored",
+    "StartRefused",
+    "takes",
+    "with_predecessor",
+]
 
 
 class StartRefused(Exception):  # noqa: N818 - an outcome, not a class of errors
@@ -30,10 +38,15 @@ class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
     """A start chose not to run (OTP: ``ignore``)."""
 
 
+class RecoveryFailed(Exception):  # noqa: N818 - as above
+    """A recovery in place came to nothing; the fault that asked for it is what counts."""
+
+
 class Carrier(Protocol):
     """One incarnation of one child.
 
-    One that can recover in place has ``async def act(self, action: str) -> None`` as well.
+    One that can recover in place has ``async def act(self, action: str) -> None`` as well, which may raise
+    RecoveryFailed.
     """
 
     async def start(self) -> SupervisorSpec | None:

@@ -17,9 +17,19 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rayvisor._engine.link import HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
-from rayvisor._engine.wire import Died, EngineInfo, HostItem, Order, Phase, ProcessId, Suspicion
+from rayvisor._engine.wire import (
+    Condition,
+    Died,
+    EngineInfo,
+    HostItem,
+    Order,
+    Phase,
+    ProcessId,
+    Suspicion,
+)
 from rayvisor._runtime.carriers import StartRefused
 from rayvisor._runtime.carriers.heartbeat import attend_to
+from rayvisor._runtime.carriers.recovery import recover
 from rayvisor._runtime.carriers.seats import Seat, ending_of_engine, ending_of_host
 from rayvisor.classify import Ending
 from rayvisor.errors import ChildUnavailableError, RayvisorError
@@ -60,6 +70,9 @@ class EngineReports(Protocol):
 
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
         """The engine's condition has changed: ``suspect`` (why), or ``clear``."""
+
+    def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
+        """The engine has a fault and waits for an instruction; ``again``: it was told of before."""
 
 
 class EngineBackend:
@@ -246,21 +259,28 @@ class EngineBackend:
         rest: list[HostItem] = []
         died: Died | None = None
         for item in items:
-            if isinstance(item, Phase):
-                if item.incarnation == seat.incarnation:
-                    self._reports.phase(seat.child, item)
-            elif isinstance(item, Died):
-                if item.incarnation == seat.incarnation:
-                    died = item
-            elif isinstance(item, Suspicion):
-                if item.incarnation == seat.incarnation:
-                    self._doubt(seat, "engine", tuple(Cause(*cause) for cause in item.causes))
-            else:
+            if not isinstance(item, Phase | Died | Suspicion | Condition):
                 rest.append(item)
+            elif item.incarnation != seat.incarnation:
+                pass  # of one that is gone
+            elif isinstance(item, Died):
+                died = item
+            else:
+                self._heed(seat, item)
         if rest:
             self._reports.items(seat.child, seat.incarnation, rest)
         if died is not None:
             seat.settle(ending_of_engine(died))
+
+    def _heed(self, seat: Seat, item: Phase | Suspicion | Condition) -> None:
+        if isinstance(item, Phase):
+            self._reports.phase(seat.child, item)
+        elif isinstance(item, Suspicion):
+            self._doubt(seat, "engine", tuple(Cause(*cause) for cause in item.causes))
+        else:
+            again, seat.ails = seat.ails, item.status != "healthy"
+            if seat.ails:
+                self._reports.unhealthy(seat.child, item, again=again)
 
     def _doubt(self, seat: Seat, by: str, causes: tuple[Cause, ...]) -> None:
         """Somebody doubts that the incarnation gets on, or (without causes) does not any more."""
@@ -271,6 +291,15 @@ class EngineBackend:
         if bool(seat.doubts) != doubted:
             event = "suspect" if seat.doubts else "clear"
             self._reports.condition(seat.child, seat.incarnation, event, causes)
+
+    def others_ail(self, child: str) -> bool:
+        """Whether another member of the child's group has a fault still."""
+        group, _, _ = child.rpartition("/")
+        return any(
+            seat.ails
+            for path, seat in self._seats.items()
+            if path != child and path.rpartition("/")[0] == group
+        )
 
     async def _watch(self, seat: Seat, link: HostLink) -> None:
         tries = 0
@@ -300,6 +329,7 @@ class EngineCarrier:
         self._incarnation = incarnation
         self._start = cast("EngineStart", spec.start)
         self._deadline = spec.start_deadline
+        self._recovery_deadline = spec.recovery_deadline
         self._link: HostLink | None = None
 
     async def start(self) -> None:
@@ -335,6 +365,17 @@ class EngineCarrier:
         if isinstance(answer, Died):
             raise StartRefused(ending_of_engine(answer))
         seat.info = answer
+
+    async def act(self, action: str) -> None:
+        """Have the engine recover in place."""
+        seat = self._seat
+        await recover(
+            seat,
+            self._incarnation,
+            action,
+            self._recovery_deadline,
+            lambda: self._backend.others_ail(seat.child),
+        )
 
     async def ended(self) -> Ending:
         """Wait until the engine, or its host, has ended."""

@@ -24,6 +24,7 @@ class Seat:
 
     __slots__ = (
         "_settled",
+        "ails",
         "child",
         "deaf",
         "doubts",
@@ -59,6 +60,8 @@ class Seat:
         self.deaf = False
         # Who doubts that the present incarnation lives, and why.
         self.doubts: dict[str, tuple[Cause, ...]] = {}
+        # The engine has said that it has a fault, and not yet that it has none.
+        self.ails = False
         self.limits = PATIENT
         # Seconds that a host may be silent while its engine starts.
         self.patience = math.inf
@@ -71,6 +74,7 @@ class Seat:
         self.limits, self.patience = limits, patience
         self.heard = anyio.current_time()
         self.doubts.clear()
+        self.ails = False
         self.info = None
         self.end = None
         self._settled = anyio.Event()
