@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from rayvisor._control.client import ControlClient
+from rayvisor._process.tree import identify
 from rayvisor.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ class Running:
     def end(self) -> tuple[int, str]:
         errors = self.process.stderr.read() if self.process.stderr else ""
         status = self.process.wait(60.0)
-        self._reader.join(10.0)
+        self._reader.join(60.0)
         return status, errors
 
 
@@ -225,4 +226,4 @@ def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
         assert len(pids) == 4
         command.process.send_signal(signal.SIGINT)
         assert command.end() == (0, "")
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert [pid for pid in pids if identify(pid) is not None] == []
