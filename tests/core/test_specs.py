@@ -46,7 +46,7 @@ BAD: list[tuple[Callable[[], object], str, str]] = [
     (lambda: child(""), "id=''", "invalid_child_spec"),
     (lambda: child("a/b"), "id='a/b'", "invalid_child_spec"),
     (lambda: child(7), "id=7", "invalid_child_spec"),
-    (lambda: child(start=print), "start=<built-in function print>", "invalid_mfa"),
+    (lambda: child(start=len), "start=<built-in function len>", "invalid_mfa"),
     (lambda: child(restart="always"), "restart='always'", "invalid_restart_type"),
     (lambda: child(shutdown=-5), "shutdown=-5", "invalid_shutdown"),
     (lambda: child(shutdown="soon"), "shutdown='soon'", "invalid_shutdown"),

@@ -119,7 +119,10 @@ async def test_a_step_that_computes_for_ever_is_ended_at_the_step_limit(hosted: 
     ((name, message),) = died.causes
     assert name == "EngineStalled"
     assert float(message.split()[3]) >= 2.5
-    assert "of a core" in message.partition(f"Worker (pid {hosted.pid('Worker')}) takes ")[2]
+    doing = message.partition(f"Worker (pid {hosted.pid('Worker')}) ")[2]
+    assert doing.startswith(
+        ("takes ", "computes")
+    )  # a share of a core, or on a crowded machine less than half
 
 
 async def test_an_engine_that_was_stopped_for_a_moment_is_clear_again_and_loses_nothing(
