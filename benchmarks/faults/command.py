@@ -24,9 +24,9 @@ ROWS: tuple[Row, ...] = (*ENGINE_ROWS, *ACTOR_ROWS, *NODE_ROWS)
 ROW_SECONDS = 600.0
 
 
-async def play(row: Row, engine: str, mark: str) -> Found:
+async def play(row: Row, engine: str, mark: str, *, local: bool = False) -> Found:
     """Play one row; what came of it."""
-    scene = Scene(engine)
+    scene = Scene(engine, local=local)
     began = time.monotonic()
     before = there(mark)
     try:

@@ -192,7 +192,8 @@ def engine_row(
     *args: Any, only: str = "", **options: Any,
 ) -> Row:  # fmt: skip
     """A row in which an engine is meant."""
-    return Row(name, fault_class, root, rung, _bind(play, args, options), engine=True, only=only)
+    host = play is during_start or "host" in args
+    return Row(name, fault_class, root, rung, _bind(play, args, options), host=host, only=only)
 
 
 def _bind(

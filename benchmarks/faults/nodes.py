@@ -42,8 +42,8 @@ def start_cluster() -> Callable[[], None]:
     ray.init(address=cluster.address, log_to_driver=False)
 
     def stop() -> None:
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        cluster.shutdown()
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
     return stop
 

@@ -47,6 +47,8 @@ class Row:
     play: Callable[[Scene], Awaitable[None]]
     engine: bool = True
     """Whether an engine is meant: then ``--engine vllm`` plays it on a real one."""
+    host: bool = True
+    """Whether its engine must have a host process of its own; else it can be played without Ray."""
     only: str = ""
     """It can be played on this engine only: ``sim`` or ``vllm``; empty: on both."""
 

@@ -34,10 +34,13 @@ class Scene:
     ----------
     engine
         ``sim`` or ``vllm``.
+    local
+        Whether engines run below this process, without Ray: their hosts are this process then.
     """
 
-    def __init__(self, engine: str, tokens: int = 80) -> None:
+    def __init__(self, engine: str, tokens: int = 80, *, local: bool = False) -> None:
         self.engine = engine
+        self.local = local
         self.tokens = tokens
         self.found = Found()
         self.at: float | None = None
@@ -61,9 +64,8 @@ class Scene:
         """Run a tree; a tree that gives up, or does not come up, is looked at as well."""
         flags.setdefault("intensity", 5)
         flags.setdefault("period", 60.0)
-        supervisor = rv.Supervisor(
-            rv.SupervisorSpec(children=children, **flags), seed=0, handle_signals=False
-        )
+        spec = rv.SupervisorSpec(children=children, **flags)
+        supervisor = rv.Supervisor(spec, seed=0, local=self.local, handle_signals=False)
         tree = Tree(supervisor)
         self._trees.append(tree)
         try:

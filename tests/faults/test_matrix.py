@@ -1,0 +1,54 @@
+"""Every row of the fault matrix, on simulated engines and plain actors: what `make faults` plays for real."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.faults.actors import ACTOR_ROWS
+from benchmarks.faults.command import ROWS, play
+from benchmarks.faults.engines import ENGINE_ROWS
+from benchmarks.faults.rows import Found, Row
+from benchmarks.faults.scene import new_mark
+from rayvisor.demo.plan import FAULTS
+from rayvisor.faults import FaultClass
+
+ALONE = [row for row in ENGINE_ROWS if row.only in {"", "sim"} and not row.host]
+ON_RAY = [row for row in (*ENGINE_ROWS, *ACTOR_ROWS) if row.only in {"", "sim"} and row.host]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("row", ALONE, ids=[row.name for row in ALONE])
+async def test_what_is_found_and_done_about_an_engine_s_fault_is_what_should_be(row: Row) -> None:
+    found = await play(row, "sim", new_mark(), local=True)
+    assert not row.off(found)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster_address")
+@pytest.mark.parametrize("row", ON_RAY, ids=[row.name for row in ON_RAY])
+async def test_what_is_found_and_done_about_a_host_s_or_actor_s_fault_is_what_should_be(row: Row) -> None:
+    found = await play(row, "sim", new_mark())
+    assert not row.off(found)
+
+
+def test_names_of_rows_are_their_own() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+
+
+def test_every_fault_of_the_demo_is_in_the_matrix() -> None:
+    names = {row.name.lower().replace(" ", "-").replace("enginecore", "core") for row in ROWS}
+    assert set(FAULTS) - {"none"} <= names
+
+
+def test_a_row_says_everything_that_is_off() -> None:
+    row = Row("x", FaultClass.FATAL, "^Killed", "restart", play=lambda _: play_nothing())
+    assert not row.off(Found(fault_class=FaultClass.FATAL, root="Killed: by 9", rung="restart"))
+    wrong = Found(FaultClass.TRANSIENT, "Other", "wait", lost=1, left=["a"], problem="it broke")
+    assert row.off(wrong) == (
+        "it broke; class TRANSIENT instead of FATAL; root cause 'Other'; 'wait' instead of 'restart'; "
+        "1 requests lost; left: a"
+    )
+
+
+async def play_nothing() -> None: ...
