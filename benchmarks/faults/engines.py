@@ -13,14 +13,14 @@ import anyio
 import rayvisor as rv
 from benchmarks.faults.rows import Row
 from benchmarks.faults.scene import Scene
-from benchmarks.tree import PROMPTS
+from benchmarks.tree import PROMPTS, engine_arguments
 from rayvisor import records as r
 from rayvisor.faults import FaultClass
 from rayvisor.testing import wait_for_state
 
 __all__ = ["ENGINE_ROWS"]
 
-FATAL, PERMANENT = FaultClass.FATAL, FaultClass.PERMANENT
+FATAL, PERMANENT, RECOVERABLE = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.RECOVERABLE
 REQUESTS = 4
 STALL: dict[str, Any] = {"stall_after": 3.0, "probe_interval": 0.5}
 """Limits of the rows in which something hangs, in seconds."""
@@ -61,6 +61,29 @@ async def raises(scene: Scene) -> None:
         await requests.finish()
         await scene.back(tree)
         scene.look()
+
+
+async def one_of_two_ranks(scene: Scene, **of_the_first: Any) -> None:
+    """One of two ranks that live and recover together reports a fault."""
+    ranks: list[dict[str, Any]] = [of_the_first, {}]
+    arguments = {**engine_arguments("sim"), "fault_tolerance": True}
+    group = rv.engine_group(
+        "llm",
+        engine="sim",
+        engine_args=arguments,
+        ranks=2,
+        rank_args=ranks,
+        recovery_deadline=2.0,
+        num_cpus=0.5,
+    )
+    async with scene.tree(group) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.signal(tree, "EngineCore", signal.SIGUSR1)
+        await requests.finish()
+        await scene.back(tree, "llm/1")
+        await scene.back(tree, "llm/2")
+        scene.look("llm/1")
 
 
 async def poison(scene: Scene) -> None:
@@ -225,6 +248,27 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ),
     engine_row(
         "exception in the model step", FATAL, r"RuntimeError: .*boom", "restart engine", raises, only="sim"
+    ),
+    engine_row(
+        "model step raises, tolerance off", FATAL, r"^RuntimeError", "restart engine",
+        mid_stream, "EngineCore", signal.SIGUSR1, only="sim",
+    ),
+    engine_row(
+        "model step raises, tolerance on", RECOVERABLE, r"^RuntimeError", "in place",
+        mid_stream, "EngineCore", signal.SIGUSR1, only="sim", engine_args={"fault_tolerance": True},
+    ),
+    engine_row(
+        "second fault on the retry path", RECOVERABLE, r"^RuntimeError", "restart engine",
+        mid_stream, "EngineCore", signal.SIGUSR1, only="sim",
+        engine_args={"fault_tolerance": True, "retry": "fault_again"},
+    ),
+    engine_row(
+        "one of two ranks, both recover", RECOVERABLE, r"^RuntimeError", "in place",
+        one_of_two_ranks, only="sim",
+    ),
+    engine_row(
+        "no acknowledgement from one of two", RECOVERABLE, r"^RuntimeError", "restart engine",
+        one_of_two_ranks, only="sim", retry="ignore",
     ),
     engine_row("poison prompt among 7", FATAL, r"was ended by SIGKILL", "restart engine", poison, only="sim"),
     engine_row("kill during start", FATAL, killed("EngineCore"), "restart engine", during_start),
