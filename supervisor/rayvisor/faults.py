@@ -17,10 +17,15 @@ has to import either: causes are pairs of type name and message, outermost first
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 __all__ = ["Cause", "Fault", "FaultClass"]
+
+_FRAME = re.compile(r'^\s*File "(.+)", line (\d+)', re.MULTILINE)
+_FOLLOWS = re.compile(r"^(?:The above exception was|During handling of the above)", re.MULTILINE)
+"""Between an exception and one that followed from it."""
 
 
 class FaultClass(StrEnum):
@@ -88,6 +93,13 @@ class Fault:
     def root(self) -> Cause:
         """The innermost cause: what a reader wants to know first."""
         return self.causes[-1] if self.causes else Cause("UnknownFault", "no cause was reported")
+
+    @property
+    def place(self) -> str:
+        """File and line that raised the root cause, ``"/srv/model.py, line 12"``; empty if not known."""
+        first = _FOLLOWS.split(self.traceback, maxsplit=1)[0]
+        frames = _FRAME.findall(first)
+        return f"{frames[-1][0]}, line {frames[-1][1]}" if frames else ""
 
     def __str__(self) -> str:
         doing = f", while {self.doing}" if self.doing else ""

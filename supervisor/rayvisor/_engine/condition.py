@@ -91,7 +91,6 @@ class ConditionWatch:
         if self._told is not None:
             log.info("host.engine.recovered", incarnation=self._incarnation)
             self._told = None
-            self._since = _size(self._log_file)
             self._vigil.resting = False
             self._tell(Condition(self._incarnation, "healthy"))
 
@@ -122,7 +121,8 @@ class ConditionWatch:
 
     def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[tuple[tuple[str, str], ...], str]:
         """What the engine says is no more than a type's name; its log has the exception."""
-        written, traceback = log_causes(read_log(self._log_file, self._since))
+        since, self._since = self._since, _size(self._log_file)
+        written, traceback = log_causes(read_log(self._log_file, since))
         outer = (name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
             written = ((said.fault, ""),)

@@ -346,17 +346,18 @@ class Lives:
                 raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
             name = f"{effect.action} of {effect.child}"
             await bounded(self._tasks, lambda: act(effect.action), effect.within, name)
-        except RecoveryFailed as failed:
-            fault = self.fault(effect.child, effect.incarnation)
-            life = self._life(effect.child)
-            if life.incarnation == effect.incarnation and life.state.leaf == "RETRYING":
-                self._teller.not_recovered(effect, str(failed))
-            self._post(m.Acted(effect.child, effect.incarnation, ok=False, fault=fault))
-            return
+            ok = True
         except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
-            ending = _broke(error, overdue=isinstance(error, TimeoutError))
-            fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault
-        self._post(m.Acted(effect.child, effect.incarnation, fault is None, fault))
+            if run is not None and (run.scope.cancel_called or run.over.is_set()):
+                return  # it has ended, or is being ended, and that is told by itself
+            ok = False
+            if isinstance(error, RecoveryFailed):
+                self._teller.not_recovered(effect, str(error))
+                fault = self.fault(effect.child, effect.incarnation)
+            else:
+                ending = _broke(error, overdue=isinstance(error, TimeoutError))
+                fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault
+        self._post(m.Acted(effect.child, effect.incarnation, ok, fault))
 
     def _run(self, effect: m.Stop | m.Clean | m.Kill | m.Act) -> Run | None:
         life = self._lives.get(effect.child)

@@ -33,6 +33,7 @@ class Teller:
         log.error(
             "fault",
             root=str(fault.root),
+            place=fault.place,
             child=fault.child,
             incarnation=fault.incarnation,
             fault_class=str(fault.fault_class),

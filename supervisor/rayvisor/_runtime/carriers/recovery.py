@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["recover", "recovery_seconds"]
 
 POLL_SECONDS = 0.01
+LAG_SECONDS = 0.5
+"""How much later than its acknowledgement an engine's new status may come; and its end than a failed call."""
 OWN_SHARE = 0.9
 """Of the time that the supervisor gives: here it is known what took too long."""
 ENGINE_SHARE = 0.8
@@ -68,6 +70,7 @@ async def recover(
     try:
         with anyio.fail_after(seconds):
             while not await attempt.accepted():
+                attempt.waits_for = "the others of its group were not well"
                 while not seat.ails and others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
                     await anyio.sleep(POLL_SECONDS)
                 if not seat.ails:
@@ -76,10 +79,18 @@ async def recover(
     except TimeoutError:
         raise RecoveryFailed(f"{attempt.waits_for} within {seconds:.3g} s") from None
     except HostGone as gone:
+        await _its_end(seat)
         raise RecoveryFailed(f"its host has ended: {gone.end.root}") from None
     except HostCallFailed as failed:
+        await _its_end(seat)
         root = failed.causes[-1] if failed.causes else failed
         raise RecoveryFailed(f"the instruction {instruction!r} failed: {root}") from None
+
+
+async def _its_end(seat: Seat) -> None:
+    """Let an end be told first, if that is why a call failed: it is the fault, and this its consequence."""
+    with anyio.move_on_after(LAG_SECONDS):
+        await seat.ended()
 
 
 class _Attempt:
@@ -114,9 +125,10 @@ class _Attempt:
     async def well(self) -> None:
         """Wait until the engine says that it is healthy; one that has a new fault is not."""
         self.waits_for = f"{self._instruction!r} was acknowledged, but the engine was not healthy"
+        until = anyio.current_time() + LAG_SECONDS
         while (status := await self._status()) != "healthy":
-            if status == "dead":
-                raise RecoveryFailed(f"after {self._instruction!r} it is dead")
+            if status == "dead" or anyio.current_time() > until:
+                raise RecoveryFailed(f"{self._instruction!r} was acknowledged, but the engine is {status}")
             await anyio.sleep(POLL_SECONDS)
 
     async def _status(self) -> str:
