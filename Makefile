@@ -12,7 +12,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    the main job: a real vLLM engine is killed mid-stream, nothing is lost"
 	@echo "             (ARGS='--fault kill-host --requests 8', see .venv/bin/rayvisor demo --help)"
-	@echo "make test    all checks and tests"
+	@echo "make test    all checks and tests (JOBS=2 test processes instead of 3, ARGS='-k name' for some of them)"
 	@echo "make faults  injects every fault of the matrix into the real thing and prints what came of it"
 	@echo "             (ARGS='--engine sim' is quicker; ARGS='--only host' plays some)"
 	@echo "make check   lint, format, types, import directions"
