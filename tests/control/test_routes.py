@@ -197,3 +197,33 @@ async def test_stopping_the_tree_cancels_the_block_and_raises_nothing(tmp_path: 
         await anyio.sleep(30.0)
         after.append("not reached")
     assert after == []
+
+
+async def test_an_instruction_of_the_engines_own_goes_to_those_that_know_it(tmp_path: Path) -> None:
+    tolerant = rv.engine_pool("llm", engine="sim", engine_args={"fault_tolerance": True})
+    plain = rv.engine_pool("plain", engine="sim", engine_args={})
+    async with tree(tmp_path, tolerant, plain) as (sup, path):
+        assert sup.instructions() == ("retry",)
+        given = {"instruction": "retry", "params": {}, "request_id": "mine"}
+        assert (await post(path, "/v1/fault_tolerance/apply", given))[0] == 202
+
+        async def settled() -> dict[str, str]:
+            while True:
+                (one,) = (await get(path, "/status"))[1]["instructions"]
+                if one["state"] != "running":
+                    return dict(one)
+
+        with anyio.fail_after(60.0):
+            told = await settled()
+        # vLLM's engines refuse a retry while they are healthy.
+        assert (told["request_id"], told["state"]) == ("mine", "failed")
+        assert told["error"] == "llm/1: [FT] Rejecting retry on engine 0: status is HEALTHY"
+        refused = {"instruction": "retry", "params": {"path": "plain"}}
+        status, said = await post(path, "/fault_tolerance/apply", refused)
+        assert status == 400
+        assert said["error"]["type"] == "UnknownInstruction"
+        with pytest.raises(rv.SpecError, match="they know none"):
+            await sup.instruct("retry", "plain")
+        with pytest.raises(rv.UnknownChildError):
+            await sup.instruct("retry", "nobody")
+        assert (await sup.instruct("retry", "llm/1"))["llm/1"]["success"] is False

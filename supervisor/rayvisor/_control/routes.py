@@ -10,6 +10,7 @@
 | ``GET /fault_tolerance/status`` | the engines, in vLLM's form |
 | ``POST /fault_tolerance/apply`` | as ``/apply`` |
 
+``/apply`` also takes an instruction of the engines' own, ``"retry"``, for those at ``params.path``.
 Each can be spelled with ``/v1`` before it. An error is ``{"error": {"type", "message"}}``.
 """
 
@@ -65,6 +66,12 @@ class Controls(Protocol):
     async def terminate_child(self, path: str) -> None: ...
 
     async def stop(self) -> None: ...
+
+    def instructions(self, path: str = "") -> tuple[str, ...]: ...
+
+    async def instruct(
+        self, instruction: str, path: str = "", *, params: Any = ..., request_id: str = ...
+    ) -> dict[str, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +216,15 @@ class Routes:
     async def _apply(self, given: Mapping[str, Any]) -> Answer:
         wanted = _only(given, instruction=None, params={}, request_id="")
         name, params = wanted["instruction"], wanted["params"]
-        if not isinstance(name, str) or name not in self._verbs:
-            raise Refusal(
-                400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(self._verbs)}"
-            )
         if not isinstance(params, Mapping):
             raise Refusal(400, "WrongValue", f"params={params!r}: must be an object")
+        if not isinstance(name, str) or name not in self._verbs:
+            path = _only({"path": params.get("path", "")}, path="")["path"]
+            known = (*self._verbs, *self._controls.instructions(path))
+            if name not in known:
+                raise Refusal(
+                    400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(known)}"
+                )
         if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_AT_WORK:
             raise Refusal(503, "Busy", f"{INSTRUCTIONS_AT_WORK} instructions are being carried out already")
         one = _Instruction(str(wanted["request_id"] or uuid4()), name, params)
@@ -225,9 +235,11 @@ class Routes:
 
     async def _carry_out(self, one: _Instruction) -> None:
         try:
-            await self._verbs[one.instruction](one.params)
+            verb = self._verbs.get(one.instruction)
+            await (self._instruct(one) if verb is None else verb(one.params))
         except Exception as error:  # noqa: BLE001 - it is told, in the status and in the log
-            one.state, one.error = "failed", f"{type(error).__name__}: {error}"
+            one.state = "failed"
+            one.error = str(error) if isinstance(error, _NotDone) else f"{type(error).__name__}: {error}"
         else:
             one.state = "done"
         log.info(
@@ -237,6 +249,19 @@ class Routes:
             state=one.state,
             error=one.error,
         )
+
+    async def _instruct(self, one: _Instruction) -> None:
+        """Pass an instruction on to the engines; those that refuse it, or fail, are named."""
+        rest = {name: value for name, value in one.params.items() if name != "path"}
+        path = _only({"path": one.params.get("path", "")}, path="")["path"]
+        answers = await self._controls.instruct(one.instruction, path, params=rest, request_id=one.request_id)
+        failed = [f"{path}: {said['reason']}" for path, said in answers.items() if not said["success"]]
+        if failed:
+            raise _NotDone("; ".join(failed))
+
+
+class _NotDone(Exception):  # noqa: N818 - an answer of an engine's
+    """Not every engine has carried an instruction out."""
 
 
 async def _lines(watch: AsyncIterator[Record]) -> AsyncIterator[bytes]:

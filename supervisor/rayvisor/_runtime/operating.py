@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -158,6 +158,78 @@ class OperatorVerbs(ABC):
         with self._running.pools.awaited(path, runtime):
             await _restart(runtime.call, path)
 
+    def instructions(self, path: str = "") -> tuple[str, ...]:
+        """What the engines at or below ``path`` can be told: for vLLM with fault tolerance, ``retry``."""
+        engines = self._running.engines
+        infos = (engines.info(child, incarnation) for child, incarnation in self._incarnations(path))
+        return tuple(sorted({name for info in infos if info is not None for name in info.instructions}))
+
+    async def instruct(
+        self,
+        instruction: str,
+        path: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        request_id: str = "",
+        within: float = 60.0,
+    ) -> dict[str, dict[str, Any]]:
+        """Tell engines something that their own fault tolerance knows, for example vLLM's ``retry``.
+
+        Nobody has to: an engine that reports a fault is told to retry by its supervisor. An engine that does
+        not know the instruction is never sent it, and vLLM's refuses one while it is healthy.
+
+        Parameters
+        ----------
+        instruction
+            One of [`instructions`][rayvisor.Supervisor.instructions].
+        path
+            Of an engine, or of a supervisor: all engines below it, side by side. The empty path is the tree.
+        params
+            What goes with it.
+        request_id
+            Comes back with each acknowledgement.
+        within
+            Seconds each engine may take.
+
+        Returns
+        -------
+        dict
+            By engine: ``{"request_id", "success", "reason"}``.
+
+        Raises
+        ------
+        SpecError
+            No engine there knows the instruction.
+        UnknownChildError
+            There is no such child.
+        """
+        known = self.instructions(path)
+        if instruction not in known:
+            there = ", ".join(known) or "none: are they without fault tolerance?"
+            raise SpecError(
+                "instruction", instruction, f"must be one that the engines know; they know {there}"
+            )
+        engines = self._running.engines
+        request = {"instruction": instruction, "params": dict(params or {}), "request_id": request_id}
+        answers: dict[str, dict[str, Any]] = {}
+
+        async def tell(child: str, incarnation: int) -> None:
+            try:
+                answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, within)
+            except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+                answers[child] = {
+                    "request_id": request_id,
+                    "success": False,
+                    "reason": f"{type(error).__name__}: {error}",
+                }
+
+        async with anyio.create_task_group() as tasks:
+            for child, incarnation in self._incarnations(path):
+                info = engines.info(child, incarnation)
+                if info is not None and instruction in info.instructions:
+                    tasks.start_soon(tell, child, incarnation)
+        return answers
+
     async def stop(self) -> None:
         """End the tree in order, from wherever this is called: the ``async with`` block is cancelled.
 
@@ -193,6 +265,17 @@ class OperatorVerbs(ABC):
 
     async def _hold(self, verb: m.Verb, path: str) -> None:
         await self._running.runtime.call(verb, *(split(path) if path else ("", None)))
+
+    def _incarnations(self, path: str) -> list[tuple[str, int]]:
+        """The children at or below ``path``, each with its incarnation."""
+        children = self._running.runtime.core.children
+        if path and path not in children:
+            raise UnknownChildError(path, tuple(children))
+        return [
+            (name, child.incarnation)
+            for name, child in children.items()
+            if not path or name == path or name.startswith(f"{path}/")
+        ]
 
     def _engines(self, path: str) -> list[tuple[EnginePool, list[str]]]:
         """The engines at or below ``path``, by pool."""
