@@ -14,24 +14,33 @@ A chart says what can happen to a thing; a table says what one event makes of wh
 from __future__ import annotations
 
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
+from statecharts.drawing import Arrow, Drawing
 from statecharts.errors import ChartError
 from statecharts.renderers import Renderer, formats, register_renderer, render
 from statecharts.table import Configuration, Table, compile_chart
+from statecharts.tree import Tree, TreeRenderer, register_tree_renderer, render_tree, tree_formats
 
 __all__ = [
+    "Arrow",
     "Branch",
     "Chart",
     "ChartError",
     "Choice",
     "Configuration",
+    "Drawing",
     "Leaf",
     "Renderer",
     "State",
     "Table",
     "Transition",
+    "Tree",
+    "TreeRenderer",
     "compile_chart",
     "formats",
     "from_each",
     "register_renderer",
+    "register_tree_renderer",
     "render",
+    "render_tree",
+    "tree_formats",
 ]

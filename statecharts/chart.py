@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from statecharts.errors import ChartError
 
@@ -171,7 +172,7 @@ def from_each(
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A statechart, as data.
+    """A statechart, as data. In a notebook it shows itself.
 
     Parameters
     ----------
@@ -244,6 +245,14 @@ class Chart:
     def is_leaf(self, name: str) -> bool:
         """Whether ``name`` names a leaf."""
         return any(leaf.name == name for leaf in self.leaves)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from statecharts.drawing import Drawing  # it is given charts, and so imports this
+
+        return Drawing(self)._repr_mimebundle_(include, exclude)
+
+    def _repr_svg_(self) -> str:
+        return self._repr_mimebundle_()["image/svg+xml"]
 
     # Checks. Each names the part that is wrong as it is written in the chart.
 

@@ -7,20 +7,32 @@ stateDiagram-v2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from statecharts.chart import Chart
+from statecharts.drawing import Drawing
 from statecharts.errors import ChartError
+from statecharts.renderers.dot import render_dot
 from statecharts.renderers.mermaid import render_mermaid
+from statecharts.renderers.neutral import render_json
+from statecharts.renderers.scxml import render_scxml
+from statecharts.renderers.svg import render_svg
 from statecharts.renderers.table import render_table
 
-__all__ = ["Renderer", "formats", "register_renderer", "render"]
+__all__ = ["Renderer", "formats", "register_renderer", "render", "render_drawing"]
 
-Renderer = Callable[[Chart], str]
-"""Makes text of a chart: the same text for the same chart, ending with a newline."""
+Renderer = Callable[[Drawing], str]
+"""Makes text of a drawing (``drawing.chart`` is the chart): always the same, ending with a newline."""
 
-_RENDERERS: Final[dict[str, Renderer]] = {"mermaid": render_mermaid, "table": render_table}
+_RENDERERS: Final[dict[str, Renderer]] = {
+    "mermaid": render_mermaid,
+    "dot": render_dot,
+    "svg": render_svg,
+    "scxml": render_scxml,
+    "table": render_table,
+    "json": render_json,
+}
 
 
 def formats() -> tuple[str, ...]:
@@ -36,7 +48,7 @@ def register_renderer(name: str, renderer: Renderer) -> None:
     name
         What [`render`][statecharts.render] and ``rayvisor chart --format`` call it.
     renderer
-        Makes the text.
+        Makes the text of a [`Drawing`][statecharts.Drawing].
 
     Raises
     ------
@@ -50,18 +62,47 @@ def register_renderer(name: str, renderer: Renderer) -> None:
     _RENDERERS[name] = renderer
 
 
-def render(chart: Chart, format: str) -> str:  # noqa: A002 - the word that the command line uses, too
+def render(
+    chart: Chart,
+    format: str,  # noqa: A002 - the word that the command line uses, too
+    *,
+    at: str | None = None,
+    path: Sequence[str] = (),
+) -> str:
     """Render a chart.
+
+    Parameters
+    ----------
+    chart
+        The chart.
+    format
+        One of [`formats`][statecharts.formats]; ``"mermaid"``, ``"dot"``, ``"svg"``, ``"scxml"``,
+        ``"table"`` (Markdown) and ``"json"`` are always there.
+    at
+        Where the thing is now, which is lit: a leaf, or ``"STATE.LEAF"``.
+    path
+        Where it was before, which is lit a little.
 
     Raises
     ------
     ChartError
-        When there is no such format; it names those that there are.
+        When there is no such format, or no such leaf; it names those that there are.
+
+    Examples
+    --------
+    >>> from statecharts.lifecycles import TASK
+    >>> print(render(TASK, "table", at="RUNNING").splitlines()[6])
+    Now in RUNNING.
     """
+    return render_drawing(Drawing(chart, at, tuple(path)), format)
+
+
+def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as above
+    """Render a drawing; as [`render`][statecharts.render], where chart and state are together already."""
     renderer = _RENDERERS.get(format)
     if renderer is None:
         known = ", ".join(formats())
         raise ChartError(
-            chart.name, f"format {format!r}", "there is no renderer for it", f"use one of {known}"
+            drawing.chart.name, f"format {format!r}", "there is no renderer for it", f"use one of {known}"
         )
-    return renderer(chart)
+    return renderer(drawing)

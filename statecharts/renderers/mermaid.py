@@ -9,25 +9,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from statecharts.chart import Chart, Leaf, State, Transition
-from statecharts.renderers._words import change_in_words, guard_in_words
+from statecharts.chart import Leaf, State, Transition
+from statecharts.drawing import Drawing, change_in_words, guard_in_words
+from statecharts.renderers._text import unique_names
 
-__all__ = ["render_mermaid"]
+__all__ = ["escape_for_mermaid", "render_mermaid"]
 
 _PLAIN = frozenset(" _-.,()[]/=!+'")
 """What beside letters and digits means nothing to Mermaid in a label."""
 
+_LIT = {
+    "live": "fill:#ffd866,stroke:#b26a00,stroke-width:3px,color:#1f2328",
+    "passed": "fill:#fff4d1,stroke:#b26a00,stroke-width:2px,color:#1f2328",
+}
+"""How leaves look that are lit, on light pages and on dark ones."""
 
-def render_mermaid(chart: Chart) -> str:
+
+def render_mermaid(drawing: Drawing) -> str:
     """Render a chart as a Mermaid state diagram."""
-    return "\n".join(_lines(chart)) + "\n"
+    return "\n".join(_lines(drawing)) + "\n"
 
 
-def _lines(chart: Chart) -> Iterator[str]:
-    identifiers = _identifiers(chart)
+def _lines(drawing: Drawing) -> Iterator[str]:
+    chart = drawing.chart
+    identifiers = _identifiers(drawing)
     yield "stateDiagram-v2"
     for state in chart.states:
-        yield from _state(chart, state, identifiers)
+        yield from _state(drawing, state, identifiers)
     for choice in chart.choices:
         yield f"    state {identifiers[choice.name]} <<choice>>"
     yield f"    [*] --> {identifiers[chart.initial]}"
@@ -38,19 +46,24 @@ def _lines(chart: Chart) -> Iterator[str]:
     for choice in chart.choices:
         here = identifiers[choice.name]
         for branch in choice.branches:
-            yield f"    {here} --> {identifiers[branch.target]} : [{_escape(branch.flag)}]"
+            yield f"    {here} --> {identifiers[branch.target]} : [{escape_for_mermaid(branch.flag)}]"
         yield f"    {here} --> {identifiers[choice.otherwise]} : [else]"
     for state in chart.states:
         yield from _ends(state, identifiers)
+    for how, style in _LIT.items():
+        lit = [identifiers[leaf.name] for leaf in chart.leaves if drawing.lit(leaf.name) == how]
+        if lit:
+            yield f"    classDef {how} {style}"
+            yield f"    class {','.join(lit)} {how}"
 
 
-def _state(chart: Chart, state: State, identifiers: dict[str, str]) -> Iterator[str]:
+def _state(drawing: Drawing, state: State, identifiers: dict[str, str]) -> Iterator[str]:
     if state.is_simple:
-        yield from _leaf(chart, state.leaves[0], identifiers, "    ")
+        yield from _leaf(drawing, state.leaves[0], identifiers, "    ")
         return
-    yield f'    state "{_escape(state.name)}" as {identifiers[state.name]} {{'
+    yield f'    state "{escape_for_mermaid(state.name)}" as {identifiers[state.name]} {{'
     for leaf in state.leaves:
-        yield from _leaf(chart, leaf, identifiers, "        ")
+        yield from _leaf(drawing, leaf, identifiers, "        ")
     yield "    }"
 
 
@@ -61,21 +74,9 @@ def _ends(state: State, identifiers: dict[str, str]) -> Iterator[str]:
         yield f"    {identifiers[name]} --> [*]"
 
 
-def _leaf(chart: Chart, leaf: Leaf, identifiers: dict[str, str], indent: str) -> Iterator[str]:
-    yield f'{indent}state "{_escape(leaf.name)}" as {identifiers[leaf.name]}'
-    # A transition of the leaf's own hides that of the state around it, unless a guard may let it by.
-    hidden = {
-        transition.event
-        for transition in chart.transitions
-        if transition.source == leaf.name and not guard_in_words(transition)
-    }
-    stays = [
-        transition
-        for transition in chart.transitions
-        if transition.target is None
-        and leaf.name in chart.leaves_of(transition.source)
-        and (transition.source == leaf.name or transition.event not in hidden)
-    ]
+def _leaf(drawing: Drawing, leaf: Leaf, identifiers: dict[str, str], indent: str) -> Iterator[str]:
+    yield f'{indent}state "{escape_for_mermaid(leaf.name)}" as {identifiers[leaf.name]}'
+    stays = drawing.stays(leaf.name)
     if stays:
         yield f"{indent}note right of {identifiers[leaf.name]}"
         for transition in stays:
@@ -87,39 +88,32 @@ def _leaf(chart: Chart, leaf: Leaf, identifiers: dict[str, str], indent: str) ->
 
 def _label(transition: Transition) -> str:
     guard, change = guard_in_words(transition), change_in_words(transition)
-    label = _escape(transition.event)
+    label = escape_for_mermaid(transition.event)
     if guard:
-        label += f" [{_escape(guard)}]"
+        label += f" [{escape_for_mermaid(guard)}]"
     if change:
-        label += f" / {_escape(change)}"
+        label += f" / {escape_for_mermaid(change)}"
     return label
 
 
-def _identifiers(chart: Chart) -> dict[str, str]:
+def _identifiers(drawing: Drawing) -> dict[str, str]:
     """Choose a word for each place: Mermaid takes no other signs in the names that arrows use.
 
     ``ALIVE.SERVING`` becomes ``ALIVE_SERVING``. The upper level and the choices keep their names, with
     an underscore behind, so that no word of Mermaid's own (``end``, ``note``, ``state``) is used.
     """
     wanted: dict[str, str] = {}
-    for state in chart.states:
+    for state in drawing.chart.states:
         wanted[state.name] = f"{state.name}_"
         for leaf in state.leaves:
             if not state.is_simple:
                 wanted[leaf.name] = f"{state.name}_{leaf.name}"
-    for choice in chart.choices:
+    for choice in drawing.chart.choices:
         wanted[choice.name] = f"{choice.name}_"
-    chosen: dict[str, str] = {}
-    for name, word in wanted.items():
-        plain = re.sub(r"[^A-Za-z0-9_]", "_", word)
-        free, number = plain, 2
-        while free in chosen.values():
-            free, number = f"{plain}{number}", number + 1
-        chosen[name] = free
-    return chosen
+    return unique_names(list(wanted.items()))
 
 
-def _escape(text: str) -> str:
+def escape_for_mermaid(text: str) -> str:
     """Write what could mean something to Mermaid as a numbered entity; every kind of space as one."""
     spaced = " ".join(text.split())
     return "".join(sign if sign.isalnum() or sign in _PLAIN else f"#{ord(sign)};" for sign in spaced)

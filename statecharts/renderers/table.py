@@ -5,22 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from statecharts.chart import Chart, Transition
-from statecharts.renderers._words import change_in_words, guard_in_words
+from statecharts.chart import Transition
+from statecharts.drawing import Drawing, change_in_words, guard_in_words
 
 __all__ = ["render_table"]
 
 
-def render_table(chart: Chart) -> str:
+def render_table(drawing: Drawing) -> str:
     """Render a chart as Markdown tables."""
-    return "\n".join(_lines(chart)) + "\n"
+    return "\n".join(_lines(drawing)) + "\n"
 
 
-def _lines(chart: Chart) -> Iterator[str]:
+def _lines(drawing: Drawing) -> Iterator[str]:
+    chart = drawing.chart
     yield f"# {_escape(chart.name)}"
     if chart.doc:
         yield from ("", _escape(chart.doc))
     yield from ("", f"Begins in {_escape(chart.initial)}.")
+    if drawing.path:
+        yield from ("", f"Came through {_escape(', '.join(drawing.path))}.")
+    if drawing.at is not None:
+        yield from ("", f"Now in {_escape(drawing.at)}.")
     if chart.flags:
         yield from ("", f"Flags: {_escape(', '.join(chart.flags))}.")
     yield ""

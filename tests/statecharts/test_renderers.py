@@ -56,7 +56,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def golden() -> Iterator[tuple[str, Chart, str]]:
     for name, chart in {**CHARTS, "odd": ODD}.items():
-        for form in ("mermaid", "table"):
+        for form in ("mermaid", "dot", "svg", "scxml", "table", "json"):
             yield f"{name}.{form}", chart, form
 
 
@@ -168,8 +168,8 @@ def test_a_note_says_what_the_leaf_does_not_say_itself() -> None:
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_new_format_is_offered_and_used() -> None:
-    register_renderer("name", lambda chart: f"{chart.name}\n")
-    assert formats() == ("mermaid", "table", "name")
+    register_renderer("name", lambda drawing: f"{drawing.chart.name}\n")
+    assert formats() == ("mermaid", "dot", "svg", "scxml", "table", "json", "name")
     assert render(ODD, "name") == "o;dd|chart\n"
 
 
@@ -177,10 +177,10 @@ def test_a_new_format_is_offered_and_used() -> None:
 @pytest.mark.parametrize("name", ["", "table"])
 def test_a_format_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(ValueError, match=f"name={name!r}"):
-        register_renderer(name, lambda chart: chart.name)
+        register_renderer(name, lambda drawing: drawing.chart.name)
     assert render(ODD, "table").startswith("# ")
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(ChartError, match=r"'pdf'.*use one of mermaid, table"):
+    with pytest.raises(ChartError, match=r"'pdf'.*use one of mermaid, dot, svg, scxml, table, json"):
         render(ODD, "pdf")

@@ -1,17 +1,19 @@
-"""``rayvisor chart``: renders a lifecycle to standard output."""
+"""``rayvisor chart``: renders a lifecycle, or the tree of a file, to standard output."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from statecharts import formats, render
+from statecharts import ChartError, formats, render, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
 __all__ = ["chart"]
 
 
 @click.command()
-@click.argument("name", metavar=f"{{{','.join(CHARTS)}}}", type=click.Choice(tuple(CHARTS)))
+@click.argument("name", metavar=f"{{{','.join(CHARTS)}}}", type=click.Choice(tuple(CHARTS)), required=False)
 @click.option(
     "--format",
     "format_name",
@@ -20,6 +22,45 @@ __all__ = ["chart"]
     show_default=True,
     help="What to write.",
 )
-def chart(name: str, format_name: str) -> None:
-    """Render a lifecycle: its states, and what each event leads to."""
-    click.echo(render(CHARTS[name], format_name), nl=False)
+@click.option("--state", metavar="STATE", help="Light the leaf that something is in: STALE, or PAUSED.STALE.")
+@click.option(
+    "--tree",
+    "tree_file",
+    metavar="SPEC.toml",
+    type=click.Path(path_type=Path),
+    help=f"Render the supervision tree of this file instead ({', '.join(tree_formats())}).",
+)
+@click.pass_context
+def chart(
+    context: click.Context, name: str | None, format_name: str, state: str | None, tree_file: Path | None
+) -> None:
+    """Render a lifecycle: its states, and what each event leads to.
+
+    With --tree: the supervisors and children of a file that `rayvisor run` takes, with their strategies,
+    intensities and restart types.
+    """
+    if tree_file is not None:
+        if name is not None or state is not None:
+            raise click.UsageError("--tree SPEC.toml renders a tree: leave out NAME and --state")
+        click.echo(_tree(tree_file, format_name), nl=False)
+        return
+    if name is None:
+        argument = next(each for each in context.command.params if each.name == "name")
+        raise click.MissingParameter(ctx=context, param=argument)
+    try:
+        click.echo(render(CHARTS[name], format_name, at=state), nl=False)
+    except ChartError as error:
+        raise click.BadParameter(str(error), ctx=context, param_hint="--state") from None
+
+
+def _tree(file: Path, format_name: str) -> str:
+    from rayvisor.cli._picture import tree_of
+    from rayvisor.config import load_tree
+    from rayvisor.errors import SpecError
+
+    try:
+        return render_tree(tree_of(load_tree(file).spec, file.stem), format_name)
+    except SpecError as error:
+        raise click.UsageError(str(error)) from None
+    except ChartError as error:
+        raise click.BadParameter(str(error), param_hint="--format") from None

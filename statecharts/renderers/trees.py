@@ -1,0 +1,175 @@
+"""Trees as Mermaid flowcharts, DOT, SVG and JSON; from left to right, children in their order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from statecharts.renderers._sheet import LINE, number, sheet, text_line, text_width
+from statecharts.renderers._text import quoted, wrapped, xml
+from statecharts.renderers.mermaid import escape_for_mermaid
+from statecharts.tree import Tree, TreeRenderer
+
+__all__ = ["BUILT_IN"]
+
+_COLUMNS = 40
+_PAD = 12
+_GAP = 14
+_ACROSS = 48
+
+
+def _lines(node: Tree) -> list[str]:
+    """What stands in a node's box, its name first."""
+    return [
+        node.name,
+        *([node.state] if node.state else []),
+        *(f"{name}: {said}" for name, said in node.facts),
+    ]
+
+
+def _edges(tree: Tree) -> Iterator[tuple[int, int]]:
+    """The numbers of each parent and child: nodes are numbered as ``nodes()`` names them."""
+    count = 0
+    waiting: list[tuple[int, Tree]] = [(-1, tree)]
+    while waiting:
+        above, node = waiting.pop()
+        if above >= 0:
+            yield above, count
+        waiting += [(count, child) for child in reversed(node.children)]
+        count += 1
+
+
+def _mermaid(tree: Tree) -> str:
+    lines = ["flowchart LR"]
+    for index, node in enumerate(tree.nodes()):
+        text = "<br/>".join(escape_for_mermaid(line) for line in _lines(node))
+        lines.append(f'    n{index}["{text}"]')
+    lines += [f"    n{above} --> n{below}" for above, below in _edges(tree)]
+    return "\n".join(lines) + "\n"
+
+
+def _dot(tree: Tree) -> str:
+    lines = [f'digraph "{quoted(tree.name)}" {{', "    graph [rankdir=LR];"]
+    lines.append('    node [shape=box, style=rounded, fontname="Helvetica", fontsize=11];')
+    for index, node in enumerate(tree.nodes()):
+        text = "\\l".join(quoted(line) for line in _lines(node))
+        lines.append(f'    n{index} [label="{text}\\l"];')
+    lines += [f"    n{above} -> n{below};" for above, below in _edges(tree)]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _json(tree: Tree) -> str:
+    def model(node: Tree) -> dict[str, Any]:
+        return {
+            "name": node.name,
+            "state": node.state or None,
+            "facts": dict(node.facts),
+            "children": [model(child) for child in node.children],
+        }
+
+    return json.dumps({"kind": "tree", "version": 1, **model(tree)}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(slots=True)
+class _Box:
+    """A node with its place in the picture; ``y`` is the top."""
+
+    node: Tree
+    lines: list[list[tuple[str, str]]]
+    depth: int
+    below: list[_Box] = field(default_factory=list)
+    y: float = 0.0
+
+    @property
+    def height(self) -> float:
+        return (len(self.lines) + 0.7) * LINE
+
+    @property
+    def middle(self) -> float:
+        return self.y + self.height / 2
+
+    def all(self) -> Iterator[_Box]:
+        yield self
+        for box in self.below:
+            yield from box.all()
+
+
+def _svg(tree: Tree) -> str:
+    root = _box(tree, 0)
+    bottom = _stack(root, _GAP)
+    boxes = list(root.all())
+    depth = max(box.depth for box in boxes)
+    widths = [
+        2 * _PAD
+        + max(
+            text_width(" ".join(word for word, _ in line))
+            for box in boxes
+            if box.depth == level
+            for line in box.lines
+        )
+        for level in range(depth + 1)
+    ]
+    xs = [_GAP + sum(widths[:level]) + level * _ACROSS for level in range(depth + 1)]
+    size = (xs[-1] + widths[-1] + _GAP, bottom)
+    description = f"A tree of {len(boxes)} nodes: {', '.join(box.node.name for box in boxes)}."
+    parts = sheet("Tree", tree.name, description, size, _body(boxes, xs, widths))
+    return "\n".join(parts) + "\n"
+
+
+def _box(node: Tree, depth: int) -> _Box:
+    first, *rest = _lines(node)
+    lines = [*(wrapped([(first, "name")], _COLUMNS) or [[("", "")]])]
+    for text in rest:
+        lines += wrapped([(text, "" if text == node.state else "soft")], _COLUMNS)
+    return _Box(node, lines, depth, [_box(child, depth + 1) for child in node.children])
+
+
+def _stack(box: _Box, top: float) -> float:
+    """Put a box beside the middle of what is below it; returns where the next one may begin."""
+    bottom = top
+    for child in box.below:
+        bottom = _stack(child, bottom)
+    if not box.below:
+        box.y = top
+        return top + box.height + _GAP
+    middle = (box.below[0].middle + box.below[-1].middle) / 2
+    box.y = middle - box.height / 2
+    if box.y < top:
+        # Taller than all that is below it: those move down beside its middle.
+        shift = top - box.y
+        for each in box.all():
+            each.y += shift
+    return max(bottom + (max(0.0, top - (middle - box.height / 2))), box.y + box.height + _GAP)
+
+
+def _body(boxes: list[_Box], xs: list[float], widths: list[float]) -> Iterator[str]:
+    for box in boxes:
+        right = xs[box.depth] + widths[box.depth]
+        for child in box.below:
+            end = xs[child.depth]
+            bend, tip = number(right + _ACROSS / 2), number(end - 1)
+            yield (
+                f'<path class="plain" d="M{number(right)} {number(box.middle)}H{bend}V{number(child.middle)}'
+                f'H{number(end - 7)}"/>'
+            )
+            y, base = child.middle, number(end - 7)
+            yield f'<path class="dot" d="M{tip} {number(y)}L{base} {number(y - 4)}V{number(y + 4)}Z"/>'
+    for box in boxes:
+        x, width = xs[box.depth], widths[box.depth]
+        yield f"<g><title>{xml(box.node.name)}</title>"
+        yield (
+            f'<rect class="{"frame" if box.below else "card"}" x="{number(x)}" y="{number(box.y)}" '
+            f'width="{number(width)}" height="{number(box.height)}" rx="8"/>'
+        )
+        for index, words in enumerate(box.lines):
+            yield text_line(x + _PAD, box.y + (index + 1.05) * LINE, words)
+        yield "</g>"
+
+
+BUILT_IN: Final[Mapping[str, TreeRenderer]] = MappingProxyType(
+    {"mermaid": _mermaid, "dot": _dot, "svg": _svg, "json": _json}
+)
+"""What there is without registering anything."""
