@@ -342,3 +342,17 @@ async def test_logs_of_old_engines_are_not_kept_for_ever(host: EngineHost, tmp_p
     for incarnation in range(1, 6):
         await host.ensure_started(incarnation, FAST, 60)
     assert len(os.listdir(tmp_path)) == 3  # noqa: PTH208
+
+
+async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_what_fails_now(
+    host: EngineHost, reader: Reader, tmp_path: Path
+) -> None:
+    other = EngineHost("llm/1", 1, "sim", str(tmp_path))
+    with pytest.raises(EngineStartFailed, match="no weights"):
+        await other.ensure_started(1, {"fail_start": "no weights"}, 60)
+    info = await host.ensure_started(1, FAST, 60)
+    os.kill(next(each.pid for each in info.processes if "Worker" in each.name), signal.SIGKILL)
+    await wait_until(lambda: reader.of(Died))
+    (died,) = reader.of(Died)
+    assert died.causes[-1][0] == "ProcessKilled"
+    assert died.log_file != (await other.describe()).log_file

@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,12 @@ class EngineHost:
         self._log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = re.sub(r"[^\w.-]+", ".", self.child)
         path = self._log_folder / f"engine-{name}-{os.getpid()}-{incarnation}.log"
+        # A file of that name may be another tree's in this process, or left by one that had its pid: what
+        # failed there must not be taken for what fails here.
+        numbers = count(2)
+        while path.exists():
+            path = path.with_name(f"engine-{name}-{os.getpid()}-{incarnation}.{next(numbers)}.log")
+        path.touch(mode=0o600)
         self._logs.append(path)
         for old in self._logs[:-_KEPT_LOGS]:
             old.unlink(missing_ok=True)
