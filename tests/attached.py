@@ -6,8 +6,10 @@ import sys
 
 __all__ = ["attached"]
 
+# What rayvisor sets before it imports ray: without it Ray prints each worker's death to standard output.
 _PROGRAM = """
-import sys, warnings
+import os, sys, warnings
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
 import ray
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
