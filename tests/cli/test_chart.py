@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from rayvisor.cli import LazyCommand, LazyGroup, main
-from statecharts import formats, render
+from statecharts import formats, render, tree_formats
 from statecharts.lifecycles import CHARTS
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tree.toml"
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -26,9 +30,77 @@ def test_mermaid_is_what_one_gets_without_asking() -> None:
     assert result.stdout.startswith("stateDiagram-v2\n")
 
 
+def test_the_state_that_is_asked_for_is_lit() -> None:
+    result = CliRunner().invoke(main, ["chart", "engine", "--format", "svg", "--state", "PAUSED.STALE"])
+    assert result.exit_code == 0
+    assert result.stdout == render(CHARTS["engine"], "svg", at="STALE")
+    assert 'class="card live"' in result.stdout
+
+
+@pytest.mark.parametrize("form", tree_formats())
+def test_the_tree_of_a_file_goes_to_standard_output(form: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["chart", "--tree", str(_tree_file(tmp_path)), "--format", form])
+    assert result.exit_code == 0
+    for word in ("one_for_one", "3 in 900 s", "llm/2", "side/ticker", "rest_for_one", "transient"):
+        assert word in result.stdout, word
+    assert not result.stderr
+
+
+def test_the_tree_has_the_children_of_the_file_with_their_flags(tmp_path: Path) -> None:
+    arguments = ["chart", "--tree", str(_tree_file(tmp_path)), "--format", "json"]
+    tree = json.loads(CliRunner().invoke(main, arguments).stdout)
+    assert (tree["name"], tree["facts"]["intensity"]) == ("mine", "3 in 900 s")
+    pool, side = tree["children"]
+    assert [child["name"] for child in pool["children"]] == ["llm/1", "llm/2", "llm/3"]
+    assert [child["facts"].get("standby") for child in pool["children"]] == [None, None, "yes"]
+    assert side["facts"]["auto_shutdown"] == "any_significant"
+    assert side["children"][0]["facts"] == {
+        "kind": "coroutine",
+        "restart": "transient",
+        "shutdown": "brutal_kill",
+        "significant": "yes",
+    }
+
+
+def _tree_file(folder: Path) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(
+        """
+intensity = 3
+period = 900.0
+[[children]]
+kind = "engine_pool"
+id = "llm"
+engine = "sim"
+engine_args = {}
+size = 2
+standby = 1
+[[children]]
+kind = "supervisor"
+id = "side"
+strategy = "rest_for_one"
+auto_shutdown = "any_significant"
+    [[children.children]]
+    kind = "coroutine"
+    id = "ticker"
+    function = "asyncio:sleep"
+    restart = "transient"
+    shutdown = "brutal_kill"
+    significant = true
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["chart", "engine", "--state", "GONE"], ["--state", "'GONE'", "SERVING", "EXHAUSTED"]),
+        (["chart", "--tree", "gone.toml"], ["gone.toml", "cannot be read"]),
+        (["chart", "engine", "--tree", "gone.toml"], ["--tree", "NAME"]),
+        (["chart", "--tree", "gone.toml", "--state", "SERVING"], ["--tree", "--state"]),
+        (["chart", "--tree", str(EXAMPLE), "--format", "scxml"], ["--format", "mermaid, dot, svg, json"]),
         (["chart", "motor"], ["'motor'", "'actor'", "'engine'", "'task'", "'supervisor'"]),
         (["chart", "engine", "--format", "pdf"], ["--format", "'pdf'", "'mermaid'", "'table'"]),
         (["chart"], ["Missing argument", "actor", "engine", "task", "supervisor"]),

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 import statecharts.renderers
 from statecharts import (
-    Branch,
     Chart,
     ChartError,
-    Choice,
     Leaf,
     State,
     Transition,
@@ -21,32 +19,12 @@ from statecharts import (
     formats,
     register_renderer,
     render,
+    tree_formats,
 )
 from statecharts.lifecycles import CHARTS
+from tests.statecharts.odd import ODD
 
 GOLDEN = Path(__file__).parent / "golden"
-
-ODD = Chart(
-    name="o;dd|chart",
-    doc="Names that <b>mean</b> something *elsewhere*.",
-    states=(
-        State("end", (Leaf('note: "x"', "a | b\nc"), Leaf("a%%b;#", "`code`"))),
-        State.simple("state", final=True),
-        State("mixed", (Leaf("a  b"), Leaf("a__b", final=True))),
-    ),
-    initial="a%%b;#",
-    flags=("f:1",),
-    choices=(Choice("<choice>", (Branch("f:1", "a  b"),), "a__b"),),
-    transitions=(
-        Transition("end", "go; --> here", "state", when=("f:1",), doc="[link](to)"),
-        Transition("end", "go; --> here", "<choice>", unless=("f:1",)),
-        Transition("a%%b;#", "e{}", 'note: "x"'),
-        Transition('note: "x"', "choose", "<choice>"),
-        Transition("end", "end note", None, sets=("f:1",)),
-        Transition('note: "x"', "end note", None, clears=("f:1",)),
-        Transition("a  b", "é", "state"),
-    ),
-)
 
 
 @pytest.fixture
@@ -67,7 +45,8 @@ def test_a_rendering_is_what_was_looked_at(file: str, chart: Chart, form: str) -
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {file for file, _, _ in golden()}
+    trees = {f"tree.{form}" for form in tree_formats()}
+    assert {path.name for path in GOLDEN.iterdir()} == {file for file, _, _ in golden()} | trees
 
 
 def test_the_odd_chart_holds() -> None:
