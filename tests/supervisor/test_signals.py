@@ -178,7 +178,7 @@ def test_a_signal_ends_the_tree_in_reverse_order(
     driver = drive(way, cluster_address)
     driver.until("up")
     sent = driver.send(number)
-    assert driver.end() == status
+    assert driver.end() == status, driver.errors
     assert time.monotonic() - sent < 45
     if way == "async":  # the records of the other are not read
         assert driver.ends() == ORDER
@@ -191,7 +191,7 @@ def test_ctrl_c_passes_through_a_task_group_as_it_is(drive: Callable[..., Driver
     driver = drive("group", "local")
     driver.until("up")
     driver.send(signal.SIGINT)
-    assert driver.end() == -signal.SIGINT
+    assert driver.end() == -signal.SIGINT, driver.errors
     assert driver.ends() == ORDER
     said = [line for line in driver.lines if line.startswith("- ")]
     assert said[-1] == "- beside"  # the group's other task is cancelled after the tree has ended
@@ -204,7 +204,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_still_all_ends_in_orde
     driver = drive("async", "own", terminal=True)
     driver.until("up")
     driver.ctrl_c()
-    assert driver.end() == -signal.SIGINT
+    assert driver.end() == -signal.SIGINT, driver.errors
     assert driver.ends() == ORDER
     assert "gone.unverified" not in driver.errors
 
@@ -216,7 +216,7 @@ def test_a_child_gets_its_shutdown_time_and_a_second_signal_takes_it(drive: Call
     with pytest.raises(subprocess.TimeoutExpired):
         driver.process.wait(1.0)
     sent = driver.send(signal.SIGTERM)
-    assert driver.end() == 143
+    assert driver.end() == 143, driver.errors
     assert time.monotonic() - sent < 45
     assert "llm 1 DEAD.STOPPED" in driver.lines
     assert "- last" not in driver.lines  # its shield did not hold
@@ -227,7 +227,7 @@ def test_a_second_signal_ends_engines_at_once(cluster_address: str, drive: Calla
     driver.until("up")
     driver.send(signal.SIGINT)
     sent = driver.send(signal.SIGINT)
-    assert driver.end() == -signal.SIGINT
+    assert driver.end() == -signal.SIGINT, driver.errors
     assert time.monotonic() - sent < 45
 
 
@@ -237,7 +237,7 @@ def test_a_signal_during_the_start_ends_what_is_there(
     driver = drive("async", cluster_address, "start_delay=600")
     driver.until("phase loading")
     driver.send(signal.SIGINT)
-    assert driver.end() == -signal.SIGINT
+    assert driver.end() == -signal.SIGINT, driver.errors
     assert "up" not in driver.lines
     assert driver.ends() == ["llm", "first"]
 
@@ -250,7 +250,7 @@ def test_a_signal_while_ray_comes_up_ends_the_program(drive: Callable[..., Drive
         assert time.monotonic() < deadline
         time.sleep(0.01)
     driver.send(signal.SIGTERM)
-    assert driver.end() == 143
+    assert driver.end() == 143, driver.errors
     assert "up" not in driver.lines
 
 
@@ -262,5 +262,5 @@ def test_a_signal_during_a_restart_ends_the_new_engine_too(
     driver.until("engine 2 RESTARTING.STARTING")
     driver.until("phase loading")
     driver.send(signal.SIGTERM)
-    assert driver.end() == 143
+    assert driver.end() == 143, driver.errors
     assert driver.ends() == ORDER
