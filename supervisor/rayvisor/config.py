@@ -41,6 +41,7 @@ from typing import Any, get_type_hints
 
 from rayvisor import children
 from rayvisor._config.convert import WrongValueError, convert, unknown_key
+from rayvisor.engines import SETTLED
 from rayvisor.errors import SpecError, SpecFileError
 from rayvisor.specs import AutoShutdown, ChildSpec, SupervisorSpec
 
@@ -49,6 +50,7 @@ __all__ = ["KINDS", "TreeFile", "load_tree"]
 KINDS: Mapping[str, Callable[..., ChildSpec]] = {
     "actor": children.actor,
     "coroutine": children.coroutine,
+    "engine_group": children.engine_group,
     "engine_pool": children.engine_pool,
     "supervisor": children.subtree,
 }
@@ -170,7 +172,8 @@ def _child(given: Any, key: str) -> ChildSpec:
     rest = {name: value for name, value in given.items() if name != "kind"}
     arguments = _subtree(rest, key) if maker is children.subtree else _section(rest, _keys(maker), key)
     for name, each in inspect.signature(maker).parameters.items():
-        if each.default is inspect.Parameter.empty and name not in arguments:
+        needed = each.default is inspect.Parameter.empty and each.kind is not inspect.Parameter.VAR_KEYWORD
+        if needed and name not in arguments:
             spelt = _WORDS.get(name, name)
             raise WrongValueError(
                 f"{key}.{spelt}", None, f"is missing; a child of kind {given['kind']!r} needs it"
@@ -204,5 +207,11 @@ def _subtree(given: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _keys(maker: Callable[..., ChildSpec]) -> dict[str, Any]:
     """The keys of a child, and the hint of each."""
     hints = get_type_hints(maker)
-    names = list(inspect.signature(maker).parameters)
-    return {_WORDS.get(name, name): hints[name] for name in names}
+    keys: dict[str, Any] = {}
+    for name, each in inspect.signature(maker).parameters.items():
+        if each.kind is inspect.Parameter.VAR_KEYWORD:  # a group's other options are a pool's
+            pool = _keys(children.engine_pool)
+            keys |= {key: hint for key, hint in pool.items() if key not in {*keys, *SETTLED}}
+        else:
+            keys[_WORDS.get(name, name)] = hints[name]
+    return keys

@@ -13,9 +13,9 @@ from rayvisor.gates import Gate
 from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
 from rayvisor.strategies import RestartStrategy
 
-__all__ = ["EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
+__all__ = ["SETTLED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
 
-_SETTLED = ("size", "standby", "strategy", "start_limit")
+SETTLED = ("size", "standby", "strategy", "start_limit")
 """What a group settles itself."""
 
 
@@ -259,7 +259,7 @@ def engine_group(
     [0, 1]
     """
     _count("ranks", ranks, "ranks")
-    for name in _SETTLED:
+    for name in SETTLED:
         if name in options:
             raise SpecError(
                 name, options[name], "is not for a group: all its ranks start, serve and end together"

@@ -150,6 +150,17 @@ WRONG = [
 ]  # fmt: skip
 
 
+def test_a_group_takes_what_a_pool_takes_but_for_what_it_settles_itself(tmp_path: Path) -> None:
+    group = '[[children]]\nkind = "engine_group"\nid = "llm"\nengine = "sim"\nengine_args = {}\nranks = 2\n'
+    made = load(tmp_path, group + "rank_args = [{seed = 1}, {}]\nrecoveries = 1\n").spec.children[0].start
+    assert isinstance(made, EnginePoolSpec)
+    assert made.together
+    assert [child.recoveries for child in made.children] == [1, 1]
+    assert made.children[0].start == EngineStart(engine="sim", arguments={"seed": 1})
+    with pytest.raises(rv.SpecFileError, match=r"children\[0\].standby"):
+        load(tmp_path, group + "standby = 1\n")
+
+
 @pytest.mark.parametrize(("text", "words"), WRONG, ids=[words[:40] for _, words in WRONG])
 def test_what_cannot_work_is_one_error_with_file_key_and_value(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
