@@ -1,6 +1,7 @@
 """The pages of the documentation: their code, their links, and the parts that are made by the program.
 
-A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is what X gives. To write all such parts anew:
+A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is what X gives, and a picture what its command
+draws. To write all of them anew:
 
     python tests/docs/pages.py
 """
@@ -12,12 +13,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from rayvisor.classify import RULES
+from rayvisor.cli import main
 from statecharts import render
 from statecharts.lifecycles import CHARTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PICTURES = {
+    ROOT / "docs" / "engine.svg": "rayvisor chart engine --format svg",
+    ROOT / "docs" / "tree.svg": f"rayvisor chart --tree {ROOT / 'examples' / 'tree.toml'} --format svg",
+}
+"""The pictures on the pages, and the commands that write them."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _MADE = re.compile(r"(?<=<!-- made of: )(.+?)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
@@ -80,6 +89,11 @@ def _classes() -> str:
     return "\n".join([*head, *rows, f"| {len(rows) + 1} | anything else | FATAL |", "", ""])
 
 
+def draw(command: str) -> str:
+    """What a command writes."""
+    return CliRunner().invoke(main, command.split()[1:], catch_exceptions=False).stdout
+
+
 def remake(text: str, maker: Callable[[str], str] = make) -> str:
     """A page with all its made parts made anew."""
     return _MADE.sub(lambda found: f"{found[1]}{found[2]}{maker(found[1])}", text)
@@ -88,3 +102,5 @@ def remake(text: str, maker: Callable[[str], str] = make) -> str:
 if __name__ == "__main__":
     for each in PAGES:
         each.write_text(remake(each.read_text(encoding="utf-8")), encoding="utf-8")
+    for picture, drawn_by in PICTURES.items():
+        picture.write_text(draw(drawn_by), encoding="utf-8")

@@ -14,7 +14,7 @@ import rayvisor.errors
 import rayvisor.pool
 from rayvisor.cli import main
 from rayvisor.errors import RayvisorError
-from tests.docs.pages import PAGES, ROOT, links, made_parts, make
+from tests.docs.pages import PAGES, PICTURES, ROOT, draw, links, made_parts, make
 
 MADE = [(page, maker) for page in PAGES for maker in made_parts(page.read_text(encoding="utf-8"))]
 
@@ -31,6 +31,14 @@ def _id(value: object) -> str:
 def test_what_is_made_by_the_program_is_what_it_makes_now(page: Path, maker: str) -> None:
     part = made_parts(page.read_text(encoding="utf-8"))[maker]
     assert part == make(maker), "write it anew: python tests/docs/pages.py"
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=_id)
+def test_a_picture_is_what_its_command_draws_now(picture: Path) -> None:
+    assert picture.read_text(encoding="utf-8") == draw(PICTURES[picture]), (
+        "draw it anew: python tests/docs/pages.py"
+    )
+    assert f"({picture.name})" in _text("docs/charts.md")
 
 
 def test_the_design_shows_the_charts_that_the_command_writes() -> None:
