@@ -1,11 +1,13 @@
 """What can be seen of a process from outside: whether it is stopped, and whether it computes.
 
-Two figures stand for computing: the processor time of the whole process, and for its main thread also the
-time that it waited for a core; on a machine that is overloaded, an engine that computes gets little.
+Computing is the processor time that a process has taken, and the time that its threads waited for a core:
+on a machine that is overloaded an engine that computes gets little. All threads count, for those that
+compute are seldom the first one, which then sleeps until they are done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,7 +57,9 @@ class Sampler:
             state, wanted = _read(process.pid)
             at, before = self._seen.get(process.pid, (now, wanted))
             seen[process.pid] = now, wanted
-            sights.append(Sight(process, state, (wanted - before) / (now - at) if now > at else 0.0))
+            load = (wanted - before) / (now - at) if now > at else 0.0
+            # A thread that has ended takes what it waited with it.
+            sights.append(Sight(process, state, max(0.0, load)))
         self._seen = seen
         return sights
 
@@ -90,12 +94,16 @@ def _read(pid: int) -> tuple[str, float]:
         state, used = fields[_STATE], (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS
     except (OSError, ValueError, IndexError):
         return "", 0.0
-    return state, max(used, _wanted_by_main_thread(pid))
+    return state, used + _waited(pid)
 
 
-def _wanted_by_main_thread(pid: int) -> float:
-    try:
-        ran, waited, *_ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
-        return (int(ran) + int(waited)) / 1e9
-    except (OSError, ValueError):
-        return 0.0  # the kernel keeps no account of it
+def _waited(pid: int) -> float:
+    """Seconds for which the process's threads have waited for a core, those that have ended left out."""
+    waited = 0
+    with contextlib.suppress(OSError):  # it has gone, or the kernel keeps no account
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                waited += int(
+                    Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii").split()[1]
+                )
+    return waited / 1e9

@@ -12,7 +12,7 @@ from typing import Any
 from rayvisor.demo.text import prompts
 from rayvisor.faults import Fault, FaultClass
 
-__all__ = ["FAULTS", "DemoRequest", "Injection", "injection", "make_requests"]
+__all__ = ["FAULTS", "DemoRequest", "Injection", "hangs", "injection", "make_requests"]
 
 TOKENS = 360
 """Tokens of each request: enough to be in the middle of them when the fault comes."""
@@ -78,6 +78,12 @@ FAULTS: Mapping[str, Injection | None] = {
     "none": None,
 }
 """The faults the demo can inject; ``none`` is the run without one."""
+
+
+def hangs(fault: str) -> bool:
+    """Whether the engine or its host hangs of it, instead of ending."""
+    found = FAULTS[fault]
+    return found is not None and found.signal is not Signals.SIGKILL
 
 
 def injection(fault: str) -> Injection | None:

@@ -12,9 +12,11 @@ import anyio
 import psutil
 
 from rayvisor import records as r
+from rayvisor._engine.link import PATIENT
+from rayvisor._engine.stall import StallLimits
 from rayvisor.children import engine_pool
 from rayvisor.demo.outcome import Outcome, Reading, judge
-from rayvisor.demo.plan import DemoRequest, Injection, injection, make_requests
+from rayvisor.demo.plan import DemoRequest, Injection, hangs, injection, make_requests
 from rayvisor.errors import RayvisorError
 from rayvisor.specs import SupervisorSpec
 from rayvisor.supervisor import Supervisor
@@ -51,9 +53,8 @@ class Audience(Protocol):
         """It is over."""
 
 
-STALL_AFTER = 5.0
-"""Seconds without a token after which the demo's engine, which is small, has stalled."""
-PROBE_INTERVAL = 0.5
+IMPATIENT = StallLimits(stall_after=5.0, probe_interval=0.5)
+"""How soon an engine has stalled where the demo has it hang: nobody wants to watch that for half a minute."""
 
 
 def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
@@ -96,6 +97,7 @@ async def run_demo(
     # For the engine's processes, which inherit it; half a gigabyte is plenty for this model.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
+    limits = IMPATIENT if hangs(fault) else PATIENT
     spec = SupervisorSpec(
         children=[
             engine_pool(
@@ -103,9 +105,9 @@ async def run_demo(
                 engine=engine,
                 engine_args=engine_arguments(engine, model, fault),
                 num_cpus=1,
-                deadline=300.0,
-                stall_after=STALL_AFTER,
-                probe_interval=PROBE_INTERVAL,
+                deadline=600.0,
+                stall_after=limits.stall_after,
+                probe_interval=limits.probe_interval,
             )
         ]
     )

@@ -1,0 +1,60 @@
+"""What is seen of a process from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from rayvisor._engine.processes import process_id
+from rayvisor._engine.sight import Sampler
+
+BURN = "import os; os.sched_setaffinity(0, {0}); exec('while True: pass')"
+# The first thread sleeps; another one computes, when it is let.
+STARVED = """
+import os, threading
+os.sched_setaffinity(0, {0})
+os.nice(15)
+def work():
+    while True: pass
+threading.Thread(target=work, daemon=True).start()
+threading.Event().wait()
+"""
+SLEEPS = "import time; time.sleep(600)"
+
+
+@pytest.fixture
+def crowded() -> Iterator[None]:
+    burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(2)]
+    yield
+    for burner in burners:
+        burner.kill()
+        burner.wait()
+
+
+def load_of(program: str, *, seconds: float, enough: float) -> float:
+    """The highest load that is seen within some seconds; it is not looked for any longer than needed."""
+    child = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        sampler, seen, held = Sampler(), 0.0, process_id(child.pid)
+        time.sleep(0.5)  # the interpreter's own start is no part of it
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and seen < enough:
+            seen = max([seen, *(sight.load for sight in sampler.look([held], time.monotonic()))])
+            time.sleep(0.25)
+        return seen
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_thread_that_computes_and_gets_no_core_counts_as_computing() -> None:
+    assert load_of(STARVED, seconds=20, enough=0.5) >= 0.5
+
+
+def test_a_process_that_sleeps_does_not_compute() -> None:
+    assert load_of(SLEEPS, seconds=1.5, enough=0.5) < 0.5
