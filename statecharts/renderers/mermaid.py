@@ -115,5 +115,6 @@ def _identifiers(drawing: Drawing) -> dict[str, str]:
 
 def escape_for_mermaid(text: str) -> str:
     """Write what could mean something to Mermaid as a numbered entity; every kind of space as one."""
-    spaced = " ".join(text.split())
+    # A backslash before an n is a new line to Mermaid, as an entity, too: a word joiner parts them.
+    spaced = " ".join(text.split()).replace("\\n", "\\\u2060n")
     return "".join(sign if sign.isalnum() or sign in _PLAIN else f"#{ord(sign)};" for sign in spaced)
