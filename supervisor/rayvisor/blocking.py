@@ -250,6 +250,14 @@ class BlockingSupervisor:
         """As `Supervisor.restart`."""
         self._call(self._supervisor.restart, path)
 
+    def stale(self, path: str = "") -> None:
+        """As `Supervisor.stale`."""
+        self._call(self._supervisor.stale, path)
+
+    def instruct(self, instruction: str, path: str = "", **given: Any) -> dict[str, dict[str, Any]]:
+        """As `Supervisor.instruct`."""
+        return self._call(lambda: self._supervisor.instruct(instruction, path, **given))
+
     def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
         return self._running.call(function, *arguments)
 

@@ -91,6 +91,13 @@ def test_a_stream_that_is_left_is_aborted(way: str) -> None:
         until(lambda: pool.stats().in_flight == 0)
 
 
+def test_engines_are_told_things_by_plain_calls_too() -> None:
+    with rv.run_in_thread(engines(fault_tolerance=True), local=True) as sup:
+        sup.stale("llm")
+        # Like vLLM's, it takes no retry while it is healthy.
+        assert not sup.instruct("retry", "llm", request_id="a")["llm/1"]["success"]
+
+
 def test_threads_may_share_it() -> None:
     with rv.run_in_thread(engines(tokens_per_second=0.0), local=True) as sup:
         texts: list[str] = []
