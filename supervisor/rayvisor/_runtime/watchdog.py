@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ log = get_logger("rayvisor.supervisor")
 
 LIMIT_SECONDS = 2.0
 _ROUND_SECONDS = 0.5
+_TICK_SECONDS = 0.05
 
 
 class Standstill(NamedTuple):
@@ -74,7 +76,7 @@ class Watchdog:
             yield
         finally:
             self._over.set()
-            # Not joined: it ends by itself within a round, and the loop must not wait for a thread.
+            thread.join(_TICK_SECONDS * 4)  # it looks at once; nothing of it is left behind
 
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         while not self._over.wait(min(_ROUND_SECONDS, self._limit / 4)):
@@ -84,16 +86,25 @@ class Watchdog:
                 loop.call_soon_threadsafe(alive.set)
             except RuntimeError:  # the loop is closed
                 return
-            if alive.wait(self._limit) or self._over.is_set():
+            if self._answered(alive, began + self._limit):
                 continue
             asking = self._asking()
             doing = f"strategy {asking}" if asking else ""
             frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to another thread's stack
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
             log.error("loop.stands_still", doing=doing, seconds=self._limit, stack=stack)
-            while not alive.wait(_ROUND_SECONDS):
-                if self._over.is_set():
-                    return
+            self._answered(alive, math.inf)
+            if self._over.is_set():
+                return
             standstill = Standstill(time.monotonic() - began, doing, stack)
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._told, standstill)
+
+    def _answered(self, alive: threading.Event, until: float) -> bool:
+        """Wait for the loop's answer; also over when the watch is."""
+        while not alive.wait(_TICK_SECONDS):
+            if self._over.is_set():
+                return True
+            if time.monotonic() >= until:
+                return False
+        return True
