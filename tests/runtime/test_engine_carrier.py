@@ -19,7 +19,17 @@ from rayvisor._engine.link import (
     HostView,
 )
 from rayvisor._engine.stall import StallLimits
-from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostDescription, HostItem, Order, Phase, ProcessId
+from rayvisor._engine.wire import (
+    Chunk,
+    Condition,
+    Died,
+    EngineInfo,
+    HostDescription,
+    HostItem,
+    Order,
+    Phase,
+    ProcessId,
+)
 from rayvisor._runtime.carriers import StartRefused, engines
 from rayvisor._runtime.carriers.engines import EngineBackend, EngineCarrier
 from rayvisor.children import EngineStart
@@ -178,6 +188,9 @@ class Stage:
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
         del causes
         self.told.append((event, child, incarnation))
+
+    def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
+        self.told.append(("unhealthy again" if again else "unhealthy", child, condition.incarnation))
 
     @property
     def host(self) -> FakeHost:
