@@ -37,8 +37,7 @@ def _group(item: pytest.Item) -> str | None:
     if item.get_closest_marker("engine") is not None or "trained_model" in needed:
         return "engines under a supervisor, and training their model"
     if "cluster_address" in needed:
-        # Three of them, since one after the other these tests would take longer than all others.
-        return {"ray": "a Ray", "supervisor": "another Ray"}.get(item.path.parent.name, "a Ray for programs")
+        return "a Ray" if item.path.parent.name == "ray" else "another Ray"
     return None
 
 

@@ -14,20 +14,22 @@ import pytest
 from rayvisor._engine.engine import Engine
 from rayvisor._engine.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
 
-__all__ = ["REAL", "VLLMS_WARNINGS", "Result", "Served", "alive", "order", "wait_until"]
+__all__ = ["REAL", "Result", "Served", "alive", "order", "wait_until"]
 
-VLLMS_WARNINGS = pytest.mark.filterwarnings(
-    "default",
-    "ignore:Unclosed context:ResourceWarning",
-    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+REAL = pytest.param(
+    "vllm",
+    marks=[
+        pytest.mark.engine,
+        pytest.mark.timeout(900),
+        # What vLLM and torch warn of is not ours to mend. Known: vLLM leaves the ZMQ context of a start that
+        # failed to the garbage collector, and uses of torch what torch gives up.
+        pytest.mark.filterwarnings(
+            "default",
+            "ignore:Unclosed context:ResourceWarning",
+            "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+        ),
+    ],
 )
-"""What vLLM and torch warn of is not ours to mend: for tests in whose process vLLM runs.
-
-Known: vLLM leaves the ZMQ context of a start that failed to the garbage collector, and uses of torch what torch
-gives up. Such a test collects what is left before it ends, lest another one is warned of it.
-"""
-
-REAL = pytest.param("vllm", marks=[pytest.mark.engine, pytest.mark.timeout(900), VLLMS_WARNINGS])
 """The real kind of engine."""
 
 _numbers = count()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,24 +15,17 @@ from rayvisor import records as r
 from rayvisor._engine import engine as engines
 from rayvisor.children import EnginePoolSpec, EngineStart
 from rayvisor.testing import wait_for_state
-from tests.engine.driving import VLLMS_WARNINGS
 from tests.real.conftest import ARGUMENTS
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(1200),
-    VLLMS_WARNINGS,
+    pytest.mark.filterwarnings("default"),  # what vLLM and torch warn of
 ]
 
 PROMPTS = [f"Once upon a time, {number}" for number in range(4)]
 PARAMS = {"max_tokens": 120, "temperature": 0.0, "ignore_eos": True}
 SERVING = "ALIVE.SERVING"
-
-
-@pytest.fixture(autouse=True)
-def _what_the_engines_leave_behind_is_collected_where_its_warnings_are_no_errors() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 class Armoury:
