@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from rayvisor.reference import ChildRef
+    from rayvisor.retrying import RefWait, retry
     from rayvisor.specs import (
         AutoShutdown,
         Backoff,
@@ -84,6 +85,7 @@ _HOMES = {
     "NoEngineError": "pool",
     "PoisonRequestError": "pool",
     "RayvisorError": "errors",
+    "RefWait": "retrying",
     "RequestError": "pool",
     "Restart": "specs",
     "RestartStrategy": "strategies",
@@ -104,6 +106,7 @@ _HOMES = {
     "coroutine": "children",
     "engine_group": "children",
     "engine_pool": "children",
+    "retry": "retrying",
     "run_in_thread": "blocking",
     "subtree": "children",
 }
@@ -139,6 +142,7 @@ __all__ = [
     "NoEngineError",
     "PoisonRequestError",
     "RayvisorError",
+    "RefWait",
     "RequestError",
     "Restart",
     "RestartStrategy",
@@ -159,6 +163,7 @@ __all__ = [
     "coroutine",
     "engine_group",
     "engine_pool",
+    "retry",
     "run_in_thread",
     "subtree",
 ]

@@ -37,6 +37,11 @@ EXAMPLES = {
 }
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
+ATTACHED = {
+    "bring_up.py": ["up: [0, 1, 2, 3]", "crashed on the way: 2"],
+}
+"""Those that use Ray themselves, run on the one that is there."""
+
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 
 
@@ -113,7 +118,7 @@ async def test_a_fragment_of_the_documentation_runs_inside_a_supervisor(
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, "embed.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *ATTACHED, "embed.py"}
 
 
 @pytest.mark.ray
@@ -121,6 +126,17 @@ def test_every_example_is_run_here() -> None:
 def test_an_example_runs_as_it_is(name: str) -> None:
     printed = _run([str(ROOT / "examples" / name)])
     for words in EXAMPLES[name]:
+        assert words in printed
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ATTACHED)
+def test_an_example_runs_on_a_ray_that_is_there(
+    name: str, cluster_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster_address)
+    printed = _run([str(ROOT / "examples" / name)], attach=True)
+    for words in ATTACHED[name]:
         assert words in printed
 
 
@@ -146,9 +162,9 @@ def test_the_code_of_the_readme_runs_as_it_stands(trained_model: Path, tmp_path:
     assert expected.decode(errors="ignore") in printed
 
 
-def _run(arguments: list[str], seconds: float = 120.0) -> str:
+def _run(arguments: list[str], seconds: float = 120.0, *, attach: bool = False) -> str:
     """Run a program as a user does, and return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if attach or name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-W", "error::ResourceWarning", *arguments],
         stdout=subprocess.PIPE,

@@ -5,9 +5,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
+from ray.exceptions import ActorUnavailableError
 
 from rayvisor._engine.link import ActorOptions, HostGone, NodePin
 from rayvisor._engine.wire import EngineInfo, ProcessId
@@ -31,6 +34,38 @@ async def until_gone(*processes: ProcessId, seconds: float = 60.0) -> None:
     with anyio.fail_after(seconds):
         while any(alive(process) for process in processes):  # noqa: ASYNC110 - other processes' doing
             await anyio.sleep(0.01)
+
+
+async def test_a_host_that_ray_loses_sight_of_while_it_comes_up_is_asked_again_and_made_once(
+    place: RayPlace,
+) -> None:
+    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    real = host._actor
+    missed: list[str] = []
+
+    class Unlucky:
+        """Ray cannot reach the actor the first two times that either method is called."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def remote(self, *args: Any) -> Any:
+            if missed.count(self.name) < 2:
+                missed.append(self.name)
+                return self.fail()
+            return getattr(real, self.name).remote(*args)
+
+        async def fail(self) -> None:
+            raise ActorUnavailableError("the peer missed a heartbeat", None)
+
+    host._actor = SimpleNamespace(describe=Unlucky("describe"), call=Unlucky("call"))
+    assert (await started(host)).processes
+    assert missed == ["describe"] * 2 + ["call"] * 2
+    host._actor = real
+    pid = (await host.ready(90)).process.pid
+    await host.end(30)
+    assert marked(host.key) == ()
+    assert pid != os.getpid()
 
 
 async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayPlace) -> None:

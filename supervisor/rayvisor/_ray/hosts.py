@@ -39,6 +39,8 @@ from rayvisor._ray.resident import Failure, Greeting
 from rayvisor._ray.shell import host_class
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
+from rayvisor.retrying import retry
+from rayvisor.specs import Backoff
 
 __all__ = ["RayHost", "RayPlace"]
 
@@ -51,6 +53,18 @@ _SLACK_SECONDS = 5.0
 _AGENT_SECONDS = 30.0
 _UNREAD_BATCHES = 64
 """So many batches lie between a host and a driver that does not read; then the host waits."""
+
+
+def _is_unruled(error: Exception) -> bool:
+    """Whether Ray could not reach the host, and has not said that it is gone."""
+    return isinstance(error, HostGone) and error.end.unavailable
+
+
+# Both calls of a bring-up are idempotent. Where Ray loses sight of a host that loads, the same host is asked
+# anew: to make another one would throw away minutes, and there would be two.
+_patiently = retry(
+    retry_on=_is_unruled, attempts=4, backoff=Backoff(initial=0.5, maximum=4.0, first_at_once=False)
+)
 
 
 class RayHost:
@@ -94,8 +108,14 @@ class RayHost:
             As for every call.
         """
         began = time.monotonic()
+
+        @_patiently
+        async def describe() -> Any:
+            left = max(0.1, deadline - (time.monotonic() - began))
+            return await self._call("describe", self._actor.describe.remote(), left)
+
         async with self._greeted:
-            answer = await self._call("describe", self._actor.describe.remote(), deadline)
+            answer = await describe()
             if not isinstance(answer, Greeting):
                 package.check(*answer)
                 raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
@@ -115,11 +135,15 @@ class RayHost:
         began = time.monotonic()
         if self._greeting is None:
             await self.ready(deadline)
-        left = max(0.1, deadline - (time.monotonic() - began))
-        # The host keeps the deadline itself and says what it was doing; ours only covers a host that hangs.
-        ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
-        longest = limits.longest(left) + _SLACK_SECONDS
-        answer: EngineInfo | Died = await self._call("ensure_started", ref, longest)
+
+        @_patiently
+        async def ask() -> Any:
+            left = max(0.1, deadline - (time.monotonic() - began))
+            # The host keeps the deadline itself, and says what it was doing; ours only covers one that hangs.
+            ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
+            return await self._call("ensure_started", ref, limits.longest(left) + _SLACK_SECONDS)
+
+        answer: EngineInfo | Died = await ask()
         if isinstance(answer, EngineInfo) and self._greeting is not None:
             await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
             if self._hearing is None or self._hearing.done():

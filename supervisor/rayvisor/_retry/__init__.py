@@ -1,0 +1,1 @@
+"""Retries: what is decided about them, apart from the waiting."""
