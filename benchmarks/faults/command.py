@@ -17,10 +17,11 @@ from benchmarks.faults.engines import ENGINE_ROWS
 from benchmarks.faults.nodes import NODE_ROWS, start_cluster
 from benchmarks.faults.rows import Found, Row
 from benchmarks.faults.scene import Scene, left_over, new_mark, there
+from benchmarks.faults.servers import SERVER_ROWS
 
 __all__ = ["ROWS", "main", "play"]
 
-ROWS: tuple[Row, ...] = (*ENGINE_ROWS, *ACTOR_ROWS, *NODE_ROWS)
+ROWS: tuple[Row, ...] = (*ENGINE_ROWS, *SERVER_ROWS, *ACTOR_ROWS, *NODE_ROWS)
 ROW_SECONDS = 600.0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit, ExitKind
     from rayvisor.blocking import run_in_thread
-    from rayvisor.children import IgnoreStart, actor, coroutine, engine_group, engine_pool, subtree
+    from rayvisor.children import IgnoreStart, actor, coroutine, engine_group, engine_pool, server, subtree
     from rayvisor.errors import (
         AlreadyPresentError,
         AlreadyStartedError,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from rayvisor.reference import ChildRef
     from rayvisor.retrying import RefWait, retry
+    from rayvisor.servers import ServerRef
     from rayvisor.specs import (
         AutoShutdown,
         Backoff,
@@ -89,6 +90,7 @@ _HOMES = {
     "RequestError": "pool",
     "Restart": "specs",
     "RestartStrategy": "strategies",
+    "ServerRef": "servers",
     "Shutdown": "specs",
     "SpecError": "errors",
     "SpecFileError": "errors",
@@ -108,6 +110,7 @@ _HOMES = {
     "engine_pool": "children",
     "retry": "retrying",
     "run_in_thread": "blocking",
+    "server": "children",
     "subtree": "children",
 }
 
@@ -146,6 +149,7 @@ __all__ = [
     "RequestError",
     "Restart",
     "RestartStrategy",
+    "ServerRef",
     "Shutdown",
     "SpecError",
     "SpecFileError",
@@ -165,6 +169,7 @@ __all__ = [
     "engine_pool",
     "retry",
     "run_in_thread",
+    "server",
     "subtree",
 ]
 

@@ -29,6 +29,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from rayvisor._runtime import signals
 from rayvisor.errors import SupervisorStoppedError
 from rayvisor.pool import EnginePool
+from rayvisor.servers import BlockingServer, ServerRef
 from rayvisor.supervisor import Supervisor, only_follows
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class BlockingSupervisor:
         found = self._running.call(self._supervisor.__getitem__, path)
         if isinstance(found, EnginePool):
             return BlockingPool(self._running, found)
+        if isinstance(found, ServerRef):
+            return BlockingServer(self._running, found)
         return BlockingRef(self._running, found)
 
     def engine_info(self, path: str) -> EngineInfo | None:

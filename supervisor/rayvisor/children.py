@@ -18,6 +18,7 @@ from typing import Any
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
 from rayvisor.engines import EnginePoolSpec, EngineStart, engine_group, engine_pool
 from rayvisor.errors import SpecError
+from rayvisor.servers import ServerStart, server
 from rayvisor.specs import Backoff, ChildSpec, Restart, Shutdown, SupervisorSpec
 
 __all__ = [
@@ -26,11 +27,13 @@ __all__ = [
     "EnginePoolSpec",
     "EngineStart",
     "IgnoreStart",
+    "ServerStart",
     "SupervisorStart",
     "actor",
     "coroutine",
     "engine_group",
     "engine_pool",
+    "server",
     "subtree",
 ]
 

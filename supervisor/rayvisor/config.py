@@ -52,6 +52,7 @@ KINDS: Mapping[str, Callable[..., ChildSpec]] = {
     "coroutine": children.coroutine,
     "engine_group": children.engine_group,
     "engine_pool": children.engine_pool,
+    "server": children.server,
     "supervisor": children.subtree,
 }
 """What makes a child of each kind."""

@@ -29,6 +29,14 @@ class EngineStart:
     limits: StallLimits = field(default_factory=StallLimits)
     kind: str = "engine"
 
+    def gpu_arguments(self) -> Mapping[str, Any] | None:
+        """What says how many GPUs it takes; None for one that takes none."""
+        return self.arguments if self.engine == "vllm" else None
+
+    def arguments_after(self, url: str) -> Mapping[str, Any]:  # noqa: ARG002 - for those that have one
+        """Its arguments, where the incarnation before was at ``url``."""
+        return self.arguments
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePoolSpec(SupervisorSpec):

@@ -66,4 +66,6 @@ class Node:
     requests: Requests | None = None
     processes: tuple[tuple[str, int, str], ...] = ()
     """Role (``host``, ``engine``), pid and name of each."""
+    url: str = ""
+    """Where a server is while it is up."""
     children: tuple[Node, ...] = ()

@@ -56,6 +56,7 @@ from rayvisor.errors import (
 )
 from rayvisor.log import get_logger
 from rayvisor.reference import ChildRef
+from rayvisor.servers import ServerRef, ServerStart
 from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
 from statecharts.lifecycles import CHARTS
 
@@ -239,7 +240,10 @@ class Supervisor(OperatorVerbs):
     # --- looking ------------------------------------------------------------------------------
 
     def __getitem__(self, path: str) -> Any:
-        """Return the [`EnginePool`][rayvisor.EnginePool] at ``path``, or a [`ChildRef`][rayvisor.ChildRef].
+        """Return what stands for the child at ``path``.
+
+        An [`EnginePool`][rayvisor.EnginePool], a [`ServerRef`][rayvisor.ServerRef], or a
+        [`ChildRef`][rayvisor.ChildRef].
 
         Raises
         ------
@@ -253,6 +257,8 @@ class Supervisor(OperatorVerbs):
         children = session.runtime.core.children
         if path not in children:
             raise UnknownChildError(path, tuple(children))
+        if isinstance(children[path].spec.start, ServerStart):
+            return ServerRef(path, self)
         return ChildRef(path, session.actors)
 
     def engine_info(self, path: str) -> EngineInfo | None:

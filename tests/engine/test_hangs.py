@@ -16,7 +16,7 @@ from rayvisor._engine.engine import EngineStartFailed
 from rayvisor._engine.host import EngineHost
 from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.vigil import Vigil
-from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion, Worked
 from tests.engine.driving import Result, Served, alive, order, wait_until
 
 # Scaled down; a process that wants a core and gets none on a crowded machine counts as busy.
@@ -216,7 +216,7 @@ class Watched:
     """An engine of the contract tests under a vigil of its own."""
 
     def __init__(self, served: Served, limits: StallLimits) -> None:
-        self.told: list[Suspicion] = []
+        self.told: list[Suspicion | Worked] = []
         self.vigil = Vigil(served.live, 1, limits, self.told.append, "")
         self.stalled = asyncio.create_task(self.vigil.stalled())
         self._served = served

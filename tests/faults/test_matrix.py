@@ -9,10 +9,11 @@ from benchmarks.faults.command import ROWS, play
 from benchmarks.faults.engines import ENGINE_ROWS
 from benchmarks.faults.rows import Found, Row
 from benchmarks.faults.scene import new_mark
+from benchmarks.faults.servers import SERVER_ROWS
 from rayvisor.demo.plan import FAULTS
 from rayvisor.faults import FaultClass
 
-ALONE = [row for row in ENGINE_ROWS if row.only in {"", "sim"} and not row.host]
+ALONE = [row for row in (*ENGINE_ROWS, *SERVER_ROWS) if row.only in {"", "sim"} and not row.host]
 ON_RAY = [row for row in (*ENGINE_ROWS, *ACTOR_ROWS) if row.only in {"", "sim"} and row.host]
 
 

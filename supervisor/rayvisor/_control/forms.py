@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fault_tolerance_status", "plain", "record_form", "tree_form", "walk"]
 
+_ENGINES = frozenset({"engine", "server"})
 _UNHEALTHY = frozenset({"FAULTED", "RETRYING", "SUSPECT"})
 
 
@@ -66,7 +67,7 @@ def fault_tolerance_status(root: Node) -> dict[str, Any]:
     a fault, recovers in place or cannot be reached is unhealthy; one that is down, or coming up, is dead.
     """
     engines = []
-    for number, node in enumerate(each for each in walk(root) if each.kind == "engine"):
+    for number, node in enumerate(each for each in walk(root) if each.kind in _ENGINES):
         if node.state not in {"ALIVE", "PAUSED"}:
             status = "dead"
         elif node.leaf in _UNHEALTHY or "FAULTED" in node.holds:

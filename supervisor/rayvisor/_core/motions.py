@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Motions"]
 
+_ENGINES = frozenset({"engine", "server"})
 _TABLES = {name: compile_chart(CHARTS[name]) for name in ("actor", "engine")}
 
 _GRAVES = 100_000
@@ -94,7 +95,7 @@ class Motions(ABC):
     def _adopt(self, parent: Supervisor, spec: ChildSpec) -> Child:
         """Add a child to the end of its supervisor's list."""
         path = parent.path_of(spec.id)
-        table = _TABLES["engine" if getattr(spec.start, "kind", "") == "engine" else "actor"]
+        table = _TABLES["engine" if getattr(spec.start, "kind", "") in _ENGINES else "actor"]
         child = Child(path, spec, parent, table, self._graves.pop(path, self._floor))
         if spec.standby:
             child.configuration = table.step(table.initial, "standby") or table.initial

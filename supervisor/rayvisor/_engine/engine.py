@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 
@@ -27,9 +27,11 @@ __all__ = [
     "EngineGone",
     "EngineStartFailed",
     "EngineStatus",
+    "Outside",
     "Report",
     "RequestLost",
     "RequestRefused",
+    "ServesOutside",
     "load_engine",
     "plain_causes",
 ]
@@ -41,6 +43,7 @@ Report = Callable[[str, str], None]
 """Takes a phase of the start and a detail."""
 
 ENGINES: Mapping[str, str] = {
+    "server": "rayvisor._server.engine:ServerEngine",
     "sim": "rayvisor._sim.engine:SimEngine",
     "vllm": "rayvisor._vllm.engine:VllmEngine",
 }
@@ -91,6 +94,30 @@ class EngineStatus(NamedTuple):
     """``"healthy"``, ``"unhealthy"`` or ``"dead"``, as vLLM has it."""
     fault: str = ""
     """What it says of its fault: for vLLM the exception's type name."""
+
+
+class Outside(NamedTuple):
+    """What is asked of an engine past its host, and how it gets on with that."""
+
+    waiting: int
+    """How many wait for it."""
+    since: float
+    """Since when somebody has waited all the time; on the monotonic clock."""
+    progressed: float
+    """When it got on last; before the clock began if never."""
+    doubt: str = ""
+    """What was asked of it in vain, in words."""
+    worked: bool = False
+    """Whether it has done useful work."""
+
+
+@runtime_checkable
+class ServesOutside(Protocol):
+    """An engine that is asked past its host as well: a server."""
+
+    def outside(self) -> Outside:
+        """Say what is asked of it there."""
+        ...
 
 
 class Engine(Protocol):
@@ -173,7 +200,7 @@ def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_f
     Parameters
     ----------
     kind
-        ``"vllm"`` or ``"sim"``.
+        ``"vllm"``, ``"sim"``, or ``"server"`` for a process that is talked to over HTTP.
     incarnation
         Which start this is: chunks and deaths are told apart by it.
     arguments

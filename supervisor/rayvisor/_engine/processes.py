@@ -56,6 +56,8 @@ class ProcessTree:
         Where it is not said, what descends from this process without a tag is the engine's as well: a process
         that has set its title may have lost its tag. That is wrong where this process hosts several engines.
         """
+        self.top_name = ""
+        """What that process is called where it has no title; then the engine cannot live without it."""
         self._held: dict[int, Held] = {}
         self._watched: set[int] = set()
         self._before = frozenset(_descendants(os.getpid()))
@@ -164,7 +166,9 @@ class ProcessTree:
             held.close()
 
     def _record(self, found: Iterable[ProcessId]) -> None:
-        for process in found:
+        for seen in found:
+            named = seen.pid == self.top and self.top_name and not _is_essential(seen.name)
+            process = seen._replace(name=self.top_name) if named else seen
             held = self._held.get(process.pid)
             if held is not None and abs(held.process.start_time - process.start_time) < SAME_START_SECONDS:
                 held.process = process  # it may have set its title since

@@ -13,10 +13,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from rayvisor._engine.death import log_tail
-from rayvisor._engine.engine import Engine, EngineError, Report
+from rayvisor._engine.engine import Engine, EngineError, Outside, Report, ServesOutside
 from rayvisor._engine.sight import Sampler, Sight, in_words, stopped_cause
 from rayvisor._engine.stall import BUSY_SHARE, Look, StallLimits, StallWatch, StartClock, Verdict
-from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, Suspicion
+from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, Suspicion, Worked
 from rayvisor.log import get_logger
 
 __all__ = ["Vigil", "start_in_time"]
@@ -26,6 +26,7 @@ log = get_logger("rayvisor.host")
 _PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
 _START_LOOKS = 10
 _LONGEST_START_LOOK = 1.0
+_NOBODY = Outside(0, -math.inf, -math.inf)
 _START_SHARE = 0.25
 """From this share of a core on a starting process gets on."""
 
@@ -50,7 +51,7 @@ class Vigil:
         engine: Engine,
         incarnation: int,
         limits: StallLimits,
-        tell: Callable[[Suspicion], object],
+        tell: Callable[[Suspicion | Worked], object],
         log_file: str,
     ) -> None:
         self._engine = engine
@@ -65,6 +66,8 @@ class Vigil:
         self._progressed = -math.inf
         self._probe: asyncio.Task[None] | None = None
         self._probes = 0
+        self._outside = _NOBODY
+        self._worked = False
         self.resting = False
         """Whether the engine waits for an instruction: then nothing is expected of it."""
         self.held = False
@@ -122,11 +125,19 @@ class Vigil:
                     pass
 
     def _see(self, now: float, sights: list[Sight]) -> Look:
+        if isinstance(self._engine, ServesOutside):
+            self._outside = self._engine.outside()
+            if self._outside.worked and not self._worked:
+                self._worked = True
+                self._tell(Worked(self._incarnation))
+        outside = self._outside
+        # Who waits here, for a probe's token, is counted by the server as well.
+        both = bool(self._waiting and outside.waiting)
         return Look(
             now,
-            self._progressed,
-            self._waiting,
-            self._since,
+            max(self._progressed, outside.progressed),
+            max(self._waiting, outside.waiting),
+            min(self._since, outside.since) if both else self._since if self._waiting else outside.since,
             max((sight.load for sight in sights), default=0.0),
             any(sight.stopped for sight in sights),
             self.resting or self.held,
@@ -153,11 +164,14 @@ class Vigil:
                 await chunks.aclose()  # type: ignore[attr-defined]
 
     def _causes(self, name: str, watch: StallWatch, sights: list[Sight]) -> tuple[tuple[str, str], ...]:
-        requests = "1 request" if self._waiting == 1 else f"{self._waiting} requests"
+        waiting = max(self._waiting, self._outside.waiting)
+        requests = "1 request" if waiting == 1 else f"{waiting} requests"
         if self._probe is not None and not self._probe.done():
-            others = self._waiting - 1
+            others = waiting - 1
             requests = f"{others} requests and a probe" if others else "a probe"
         message = f"no token for {watch.silent:.1f} s with {requests} queued"
+        if self._outside.doubt:
+            message = f"{self._outside.doubt} for {watch.silent:.1f} s"
         stopped = stopped_cause(sights)
         if stopped is not None:
             return (name, message), stopped

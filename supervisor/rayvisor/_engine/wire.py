@@ -23,6 +23,7 @@ __all__ = [
     "Prompt",
     "Refused",
     "Suspicion",
+    "Worked",
 ]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -42,7 +43,7 @@ class EngineInfo(NamedTuple):
     """What a started engine says about itself."""
 
     engine: str
-    """``"vllm"`` or ``"sim"``."""
+    """``"vllm"``, ``"sim"`` or ``"server"``."""
     version: str
     max_model_len: int
     max_num_seqs: int
@@ -56,6 +57,8 @@ class EngineInfo(NamedTuple):
     """What it can be told to do about a fault of its own; empty without fault tolerance."""
     recovery_timeout: float = 0.0
     """Seconds that it waits for an instruction before it ends by itself."""
+    url: str = ""
+    """Where it is talked to over HTTP; empty where it is not."""
 
 
 class Order(NamedTuple):
@@ -160,6 +163,12 @@ class Suspicion(NamedTuple):
     causes: tuple[tuple[str, str], ...]
 
 
+class Worked(NamedTuple):
+    """The engine has done useful work that did not come through its host; said once."""
+
+    incarnation: int
+
+
 class HostDescription(NamedTuple):
     """What a host process says about itself."""
 
@@ -183,4 +192,4 @@ class HostDescription(NamedTuple):
     """Where a host that does not answer leaves its stack; empty: nowhere."""
 
 
-HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition
+HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition | Worked

@@ -20,24 +20,27 @@ log = get_logger("rayvisor.process")
 
 
 class Guard:
-    """A running reaper, watching this process.
+    """A running reaper, watching this process, or a child of it.
 
     Parameters
     ----------
     key
         The host's key. It is put into this process's environment, so that whatever is started from here on
-        carries it.
+        carries it; not so where a child is watched, which carries it already.
     with_parent
-        Whether this process is ended, with everything of it, when its parent dies.
+        Whether the process is ended, with everything of it, when its parent dies.
+    child
+        Pid of the child to watch in this process's stead.
     """
 
-    def __init__(self, key: str, *, with_parent: bool = False) -> None:
-        me = reaper.read_stat(os.getpid())
+    def __init__(self, key: str, *, with_parent: bool = False, child: int | None = None) -> None:
+        me = reaper.read_stat(os.getpid() if child is None else child)
         if me is None:
-            raise RuntimeError("/proc is not readable: a host cannot be guarded here")
+            raise RuntimeError("/proc does not show the process: it cannot be guarded")
         # The reaper itself must not carry the key: it is no part of what has to go.
         environment = {name: value for name, value in os.environ.items() if name != reaper.MARKER}
-        os.environ[reaper.MARKER] = key
+        if child is None:
+            os.environ[reaper.MARKER] = key
         program = str(Path(reaper.__file__).resolve())
         command = [sys.executable, "-I", "-S", program, str(me.pid), str(me.ticks), key]
         parent = reaper.read_stat(me.ppid) if with_parent else None
@@ -76,6 +79,10 @@ class Guard:
     def bye(self) -> None:
         """Take leave: nothing is left that would have to be killed, and the reaper goes."""
         self._say("bye")
+        self.close()
+
+    def close(self) -> None:
+        """Say no more. A reaper whose process has gone kills what is left of it, and goes, too."""
         if self._starter.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._starter.stdin.close()

@@ -65,7 +65,8 @@ class OperatorVerbs(ABC):
             front = session.pools.get(pool)
             return None if front is None else front.stats()
 
-        facts = Facts(epoch=session.engines.epoch, processes=session.engines.processes, stats=stats)
+        engines = session.engines
+        facts = Facts(epoch=engines.epoch, processes=engines.processes, stats=stats, url=engines.url)
         core = session.runtime.core
         node = node_of(core, facts, path, now, session.began)
         if node is None:

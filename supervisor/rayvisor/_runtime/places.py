@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Places", "kinds"]
 
-KINDS = frozenset({"actor", "coroutine", "engine", "supervisor"})
+KINDS = frozenset({"actor", "coroutine", "engine", "server", "supervisor"})
 """What can be carried."""
 
 

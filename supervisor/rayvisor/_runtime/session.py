@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from rayvisor._core import messages as m
+from rayvisor._engine.wire import Worked
 from rayvisor._runtime import signals
 from rayvisor._runtime.bounded import outlast
 from rayvisor._runtime.carriers.actors import ActorBackend
@@ -204,6 +205,7 @@ class Session:
         self._actors = ActorBackend(self._places.actors)
         self._backends: Mapping[str, Backend] = {
             "engine": self._engines,
+            "server": self._engines,
             "actor": self._actors,
             "coroutine": CoroutineBackend(tasks),
             "supervisor": SupervisorBackend(self.open),
@@ -267,7 +269,10 @@ class Session:
     # --- what comes from the engines ----------------------------------------------------------------
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
-        """Pass what an engine sent to its pool."""
+        """Pass what an engine sent to its pool; of a server's work it is heard that it was useful."""
+        for item in items:
+            if isinstance(item, Worked):
+                self._on_useful(child, item.incarnation)
         self.pools.items(child, incarnation, items)
 
     def items_missing(self, child: str, incarnation: int, reason: str) -> None:

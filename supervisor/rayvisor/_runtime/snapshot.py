@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "node_of"]
 
+_ENGINES = frozenset({"engine", "server"})
 _UP = frozenset({"ALIVE", "PAUSED"})
 _HOLDS = ("FAULTED", "STALE", "REQUESTED")
 
@@ -28,6 +29,7 @@ class Facts:
     epoch: Callable[[str], int | None]
     processes: Callable[[str], list[tuple[str, ProcessId]]]
     stats: Callable[[str], PoolStats | None]
+    url: Callable[[str], str]
 
 
 def node_of(core: Core, facts: Facts, path: str, now: float, began: float) -> Node | None:
@@ -71,7 +73,7 @@ def _node(child: Child, facts: Facts, now: float) -> Node:
     if child.spec.supervisor:
         kind = "engine_pool" if isinstance(start, EnginePoolSpec) else "supervisor"
     up = where.state in _UP and child.up_since is not None
-    engine = kind == "engine"
+    engine = kind in _ENGINES
     return Node(
         path=child.path,
         kind=kind,
@@ -89,6 +91,7 @@ def _node(child: Child, facts: Facts, now: float) -> Node:
         processes=tuple((role, process.pid, process.name) for role, process in facts.processes(child.path))
         if engine
         else (),
+        url=facts.url(child.path) if up and kind == "server" else "",
         children=() if child.subtree is None else _below(child.subtree, facts, now),
     )
 

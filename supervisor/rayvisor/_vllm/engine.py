@@ -30,6 +30,7 @@ from rayvisor._engine.engine import (
     plain_causes,
 )
 from rayvisor._engine.last_words import log_causes
+from rayvisor._engine.phases import phase_of
 from rayvisor._engine.processes import ProcessTree
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._vllm import launch
@@ -140,7 +141,7 @@ class VllmEngine:
                 lambda _: report("launching", "checking the arguments"),
             )
             self._llm = await self._in_thread(
-                lambda: self._construct(config), lambda text: report(*launch.phase_of(text))
+                lambda: self._construct(config), lambda text: report(*phase_of(text))
             )
             await self._first_answer()
             self._streams = Streams(self._llm)

@@ -7,7 +7,6 @@ called off between them.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,6 @@ __all__ = [
     "engine_config",
     "eos_token_ids",
     "is_permanent",
-    "phase_of",
     "prepare_environment",
     "release",
     "start_causes",
@@ -32,10 +30,6 @@ __all__ = [
 ]
 
 _PATHS = ("model", "tokenizer")
-_LAST_LINE_CHARACTERS = 200
-_PREFIX = re.compile(r"^\([^()]*pid=\d+\) ?|^(?:DEBUG|INFO|WARNING|ERROR) [\d:.\- ]+\[[^\]]*\] ?")
-_HEADER = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR) [\d:.\- ]+\[")
-_COMPILING = re.compile(r"compil|captur", re.IGNORECASE)
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -163,27 +157,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()
-
-
-def phase_of(log: str) -> tuple[str, str]:
-    r"""Say from the end of a log what a starting engine is doing.
-
-    Only lines with a logger's header count: the rest is banners, warnings and their continuations.
-
-    >>> phase_of("(EngineCore pid=7) INFO 11-21 11:45:55 [core.py:133] Loading weights took 0.02 s\n  x = 1")
-    ('loading', 'Loading weights took 0.02 s')
-    """
-    last = ""
-    for line in reversed(log.splitlines()):
-        last = line
-        while (shorter := _PREFIX.sub("", last)) != last:
-            last = shorter
-        if _HEADER.search(line) and not last[:1].isspace():
-            break
-    else:
-        return "loading", ""
-    last = last.partition(" with config: ")[0]  # it goes on with everything that was set
-    return "compiling" if _COMPILING.search(last) else "loading", last[:_LAST_LINE_CHARACTERS]
 
 
 def start_causes(error: BaseException, from_log: Causes) -> Causes:

@@ -54,6 +54,8 @@ UNRULED_SECONDS = 2.0
 STREAM_TRIES = 7
 """How often in a row a stream that brings nothing is opened anew before the host counts as lost."""
 RELISTEN_SECONDS = 0.05
+URLS_KEPT = 1000
+"""Of how many servers it is known where they were: where they are started again by hand, too."""
 
 
 class EngineReports(Protocol):
@@ -104,6 +106,7 @@ class EngineBackend:
         self._gpus = gpus
         self._place: HostPlace | None = None
         self._seats: dict[str, Seat] = {}
+        self._urls: dict[str, str] = {}
 
     async def open(self) -> None:
         """Open the place where hosts live."""
@@ -166,6 +169,20 @@ class EngineBackend:
         host = [("host", seat.process)] if own and seat.process is not None else []
         return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
 
+    def url(self, child: str) -> str:
+        """Where a server is; empty while it is nowhere."""
+        seat = self._seats.get(child)
+        return seat.info.url if seat is not None and seat.info is not None else ""
+
+    def was_at(self, child: str, url: str = "") -> str:
+        """Where a server was when it was up last, also after its seat has gone; or take note of it."""
+        if url:
+            self._urls.pop(child, None)
+            self._urls[child] = url
+            if len(self._urls) > URLS_KEPT:
+                del self._urls[next(iter(self._urls))]
+        return self._urls.get(child, "")
+
     async def release(self, child: str) -> None:
         """End the child's host, and give back what was held for it."""
         seat = self._seats.pop(child, None)
@@ -211,8 +228,9 @@ class EngineBackend:
         if seat.link is None:
             place = cast("HostPlace", self._place)  # open() came first
             options = start.options
-            if options.num_gpus is None and start.engine == "vllm":
-                options = replace(options, num_gpus=self._gpus(start.arguments))
+            needs = start.gpu_arguments()
+            if options.num_gpus is None and needs is not None:
+                options = replace(options, num_gpus=self._gpus(needs))
             seat.epoch = incarnation
             seat.link = await place.create(
                 child=seat.child, epoch=incarnation, engine=start.engine, options=options
@@ -345,7 +363,10 @@ class EngineCarrier:
             # That the host is up is progress: the engine has all of its deadline.
             with anyio.CancelScope() as seat.starting:
                 answer = await link.ensure_started(
-                    self._incarnation, self._start.arguments, self._deadline, self._start.limits
+                    self._incarnation,
+                    self._start.arguments_after(self._backend.was_at(seat.child)),
+                    self._deadline,
+                    self._start.limits,
                 )
             if seat.starting.cancelled_caught:
                 raise StartRefused(await seat.ended())
@@ -365,6 +386,8 @@ class EngineCarrier:
         if isinstance(answer, Died):
             raise StartRefused(ending_of_engine(answer))
         seat.info = answer
+        if answer is not None and answer.url:
+            self._backend.was_at(seat.child, answer.url)
 
     async def act(self, action: str) -> None:
         """Have the engine recover in place."""

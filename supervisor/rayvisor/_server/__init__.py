@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers as processes: ``vllm serve`` behind the seam that engines have."""

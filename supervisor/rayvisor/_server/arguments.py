@@ -1,0 +1,90 @@
+"""The command line of a server. Pure, but for a look whether a model's folder is there.
+
+>>> to_flags({"max_model_len": 512, "enforce_eager": True, "seed": None})
+('--max-model-len', '512', '--enforce-eager')
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SETTLED", "check_model", "has_flag", "sizes", "to_flags", "value_of"]
+
+SETTLED: Mapping[str, str] = {
+    "--host": "host=",
+    "--port": "port=",
+    "--uds": "host= and port=: a server is watched over TCP",
+    "--model": "model=",
+    "--headless": "nothing: a server without an HTTP front cannot be watched",
+    "--grpc": "nothing: a server without an HTTP front cannot be watched",
+}
+"""Options that are settled elsewhere, and where."""
+
+_SIZES: Mapping[str, tuple[str, ...]] = {
+    "tensor_parallel_size": ("--tensor-parallel-size", "-tp"),
+    "pipeline_parallel_size": ("--pipeline-parallel-size", "-pp"),
+    "device": ("--device",),
+}
+
+
+def to_flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Turn arguments by name into options, as vLLM's command line spells them.
+
+    True is the option alone, False its opposite (``--no-...``), None nothing; mappings go as JSON, other
+    sequences as several words.
+    """
+    flags: list[str] = []
+    for name, value in arguments.items():
+        option = "--" + str(name).replace("_", "-")
+        if value is None:
+            continue
+        if value is True:
+            flags.append(option)
+        elif value is False:
+            flags.append("--no-" + option[2:])
+        elif isinstance(value, Mapping):
+            flags += [option, json.dumps(value)]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            flags += [option, *map(str, value)]
+        else:
+            flags += [option, str(value)]
+    return tuple(flags)
+
+
+def value_of(words: Sequence[str], *options: str) -> str | None:
+    """What the command line says for an option, under any of its names; the last one wins, as in argparse."""
+    found: str | None = None
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in options:
+            if equals:
+                found = value
+            elif index + 1 < len(words):
+                found = words[index + 1]
+    return found
+
+
+def has_flag(words: Sequence[str], option: str) -> bool:
+    """Whether an option is there, with or without a value; underscores count as dashes, as for vLLM."""
+    return any(word.partition("=")[0].replace("_", "-") == option for word in words)
+
+
+def sizes(words: Sequence[str]) -> dict[str, Any]:
+    """What says how many GPUs a server needs, by the names that engine arguments have."""
+    found = {name: value_of(words, *options) for name, options in _SIZES.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def check_model(model: str) -> None:
+    """Find out that a model is not there, where that can be seen without vLLM.
+
+    Raises
+    ------
+    ValueError
+        It is a path at which there is nothing.
+    """
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
+        raise ValueError(f"model: {model} does not exist")

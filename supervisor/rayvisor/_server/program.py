@@ -1,0 +1,123 @@
+"""The process of a server: its command, its environment, its output, and who ends it if nobody else can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayvisor._engine.processes import TAG
+from rayvisor._process.guard import Guard
+from rayvisor._process.reaper import MARKER
+from rayvisor._server.arguments import has_flag
+from rayvisor.log import get_logger
+
+__all__ = ["TITLE", "ServerProgram", "command_of"]
+
+log = get_logger("rayvisor.server")
+
+TITLE = "VLLM::APIServer"
+"""What the process at the top is called in faults and listings: it sets no title itself."""
+
+_COUNTS_ITS_LOAD = "--enable-server-load-tracking"
+
+_PROGRAMS: Mapping[str, str] = {"sim": "rayvisor._sim.server", "vllm": "rayvisor._vllm.serve"}
+# A bare module in the package's place: found wherever this one is, and without the whole public interface.
+_RUN = (
+    "import importlib, sys, types; "
+    "package = types.ModuleType('rayvisor'); "
+    "package.__path__ = [sys.argv[1]]; "
+    "sys.modules['rayvisor'] = package; "
+    "importlib.import_module(sys.argv[2]).main(sys.argv[3:])"
+)
+
+
+def command_of(arguments: Mapping[str, Any], port: int) -> list[str]:
+    """The command line of a server.
+
+    Parameters
+    ----------
+    arguments
+        As ``rayvisor.server`` makes them.
+    port
+        The one to listen at.
+    """
+    words: Sequence[str] = arguments["args"]
+    command = [sys.executable, "-c", _RUN, str(Path(__file__).parent.parent), _PROGRAMS[arguments["program"]]]
+    command += ["serve", str(arguments["model"])]
+    command += ["--host", str(arguments["host"]), "--port", str(port), *words]
+    if not has_flag(words, _COUNTS_ITS_LOAD) and not has_flag(words, "--no-" + _COUNTS_ITS_LOAD[2:]):
+        command.append(_COUNTS_ITS_LOAD)
+    return command
+
+
+class ServerProgram:
+    """One running server process, at the top of its tree.
+
+    Parameters
+    ----------
+    command
+        What to run.
+    extra
+        Environment variables beside this process's own.
+    tag
+        By which its processes are known.
+    log_file
+        Where its output goes.
+    """
+
+    def __init__(self, command: Sequence[str], extra: Mapping[str, str], tag: str, log_file: str) -> None:
+        environment = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            **extra,
+            TAG: tag,
+        }
+        self._own_key = "" if MARKER in os.environ else f"server-{tag}"
+        if self._own_key:
+            environment[MARKER] = self._own_key
+        with Path(log_file).open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - what the tree's spec asks for
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the driver: it ends its servers in order
+            )
+        self.pid = self._process.pid
+        self._guard: Guard | None = None
+
+    def be_guarded(self) -> None:
+        """Have it ended if this process is killed; an actor host has its own guard. Blocks for a moment."""
+        if not self._own_key:
+            return
+        try:
+            guard = Guard(self._own_key, with_parent=True, child=self.pid)
+            guard.wait_ready()
+        except (OSError, RuntimeError):
+            # It is watched and ended all the same, as long as this process lives.
+            log.exception("server.reaper.failed", pid=self.pid)
+        else:
+            self._guard = guard
+
+    def ask_to_end(self) -> None:
+        """SIGTERM: it ends its engine, and leaves."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended; negative is the number of a signal."""
+        return self._process.poll()
+
+    def let_go(self) -> None:
+        """Nothing of it is left: the guard goes by itself."""
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
