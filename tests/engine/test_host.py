@@ -144,7 +144,7 @@ async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHo
 
 async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp_path: Path) -> None:
     host = EngineHost("llm/1", 1, "gpt", str(tmp_path))
-    with pytest.raises(EngineStartFailed, match="engine must be one of sim, vllm") as failed:
+    with pytest.raises(EngineStartFailed, match="engine must be one of server, sim, vllm") as failed:
         await host.ensure_started(1, {}, 60)
     assert failed.value.died.permanent
 
