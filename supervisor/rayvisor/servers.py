@@ -241,10 +241,10 @@ class ServerRef:
         ChildUnavailableError
             None is up now.
         """
-        info = self._supervisor.engine_info(self.path)
-        if info is None:
+        url = self._supervisor.status(self.path).url
+        if not url:
             raise ChildUnavailableError(self.path, "not up")
-        return info.url
+        return url
 
     async def serving(self, within: float | None = None) -> str:
         """Wait until it serves, and return its URL.

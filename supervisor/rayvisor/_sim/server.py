@@ -22,7 +22,7 @@ from typing import Any
 
 import h11
 
-from rayvisor._engine.engine import EngineError, EngineGone, EngineStartFailed, RequestRefused
+from rayvisor._engine.engine import EngineError, EngineGone, EngineStartFailed, RequestLost, RequestRefused
 from rayvisor._engine.processes import TAG
 from rayvisor._engine.wire import Order
 from rayvisor._sim.arguments import DEFAULTS
@@ -233,6 +233,8 @@ class _Server:
                 text += chunk.text
                 finish = chunk.finish_reason
                 self._tokens += len(chunk.token_ids)
+        except RequestLost:
+            finish = "abort"  # as vLLM says it
         except RequestRefused as refused:
             return _json(400, {"error": {"message": str(refused)}})
         except EngineGone:
