@@ -8,10 +8,16 @@ from typing import Any
 
 import anyio
 
-__all__ = ["complete", "post"]
+__all__ = ["complete", "get"]
 
 
-def post(url: str, path: str, body: dict[str, Any]) -> Any:
+def get(url: str, path: str) -> str:
+    """Get a page."""
+    with urllib.request.urlopen(url + path, timeout=60) as page:  # noqa: S310 - a server of the test's own
+        return str(page.read(), "utf-8")
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> Any:
     """Post JSON, and give what comes back."""
     request = urllib.request.Request(  # noqa: S310 - a server of the test's own
         url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -23,5 +29,5 @@ def post(url: str, path: str, body: dict[str, Any]) -> Any:
 async def complete(url: str, model: str, prompt: str = "Once upon", tokens: int = 8) -> int:
     """Have a prompt completed; how many tokens came."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    said = await anyio.to_thread.run_sync(post, url, "/v1/completions", body)
+    said = await anyio.to_thread.run_sync(_post, url, "/v1/completions", body)
     return int(said["usage"]["completion_tokens"])

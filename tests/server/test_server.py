@@ -19,7 +19,7 @@ from rayvisor import records as r
 from rayvisor._process.tree import alive, identify
 from rayvisor.config import load_tree
 from rayvisor.testing import wait_for_state
-from tests.server.asking import complete, post
+from tests.server.asking import complete, get
 
 QUICK: dict[str, Any] = {"stall_after": 1.5, "probe_interval": 0.4}
 
@@ -58,21 +58,15 @@ async def test_a_step_that_never_returns_is_found_by_what_does_not_move_while_re
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            await until(lambda: any("generation_tokens" in line for line in metrics(url) if moved(line)))
+            await until(lambda: has_tokens(url))
             os.kill(pid_of(sup, "Worker"), signal.SIGUSR1)
             await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
         assert str(faults(watch)[0].root).startswith("EngineStalled: no token for ")
 
 
-def metrics(url: str) -> list[str]:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:  # noqa: S310 - the test's own
-        return str(page.read(), "utf-8").splitlines()
-
-
-def moved(line: str) -> bool:
-    return not line.startswith("#") and float(line.rpartition(" ")[2]) > 0
+def has_tokens(url: str) -> bool:
+    lines = get(url, "/metrics").splitlines()
+    return any("generation_tokens" in line and not line.endswith(" 0.0") for line in lines if line[0] != "#")
 
 
 async def test_a_burst_of_work_raises_no_alarm() -> None:
@@ -137,15 +131,25 @@ async def test_a_server_that_nobody_will_start_again_is_not_waited_for() -> None
             _ = ref.url
 
 
-async def test_a_paused_server_is_not_given_out_until_it_is_resumed() -> None:
+async def test_a_paused_server_is_not_given_out_and_does_nothing_until_it_is_resumed() -> None:
+    done: list[int] = []
+
+    async def ask(url: str) -> None:
+        done.append(await complete(url, "sim"))
+
     async with tree(env={"VLLM_SERVER_DEV_MODE": "1"}) as sup:
         url = await sup["web"].serving()
-        await sup.pause("web")
+        await sup.pause("web", mode="keep")
         with pytest.raises(TimeoutError):
             await sup["web"].serving(0.05)
-        await sup.resume("web")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, url)
+            await until(lambda: get(url, "/load") == '{"server_load": 1}')
+            assert not done
+            await sup.resume("web")
+        assert done == [8]
         assert await sup["web"].serving(10.0) == url
-        assert post(url, "/pause", {}) == {"status": "paused"}
+        assert sup.status("web").incarnation == 1
 
 
 async def test_servers_that_die_before_anybody_had_a_token_end_the_child() -> None:
@@ -154,7 +158,7 @@ async def test_servers_that_die_before_anybody_had_a_token_end_the_child() -> No
             for incarnation in (1, 2):
                 await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=incarnation, within=60.0)
                 os.kill(pid_of(sup, "APIServer"), signal.SIGKILL)
-            await anyio.sleep(60.0)
+            await anyio.sleep_forever()  # until the tree ends
 
     with pytest.raises(rv.SupervisorGaveUp, match="APIServer"):
         await kill_twice()

@@ -115,6 +115,7 @@ class OperatorVerbs(ABC):
         await self._hold(m.Verb.PAUSE, path)
         pools = self._engines(path)
         await self._freeze(pools, frozen=mode == "keep")
+        await self._tell_servers(path, "pause_generation", {"mode": mode}, deadline)
         for pool, engines in pools:
             pool.pausing.keep(engines, kept=mode == "keep")
             if mode == "abort":
@@ -128,6 +129,7 @@ class OperatorVerbs(ABC):
     async def resume(self, path: str = "") -> None:
         """Take a pause back; what was kept in flight goes on. Holds of other kinds stay."""
         await self._freeze(self._engines(path), frozen=False)
+        await self._tell_servers(path, "resume_generation", {}, FREEZE_SECONDS)
         await self._hold(m.Verb.RESUME, path)
         for pool, engines in self._engines(path):
             pool.pausing.keep(engines, kept=False)
@@ -263,6 +265,21 @@ class OperatorVerbs(ABC):
                     up = pool.pausing.incarnation(child) if frozen else pool.pausing.frozen.pop(child, None)
                     if up is not None and pool.pausing.frozen.get(child) != up:
                         tasks.start_soon(tell, pool.pausing, child, up)
+
+    async def _tell_servers(self, path: str, method: str, options: Mapping[str, Any], seconds: float) -> None:
+        """Have servers hold what they run, or go on: vLLM's own can in their development mode only."""
+        engines = self._running.engines
+
+        async def tell(child: str, incarnation: int) -> None:
+            try:
+                await engines.ask(child, incarnation, method, (), options, seconds)
+            except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+                log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
+
+        async with anyio.create_task_group() as tasks:
+            for child, incarnation in self._incarnations(path):
+                if engines.url(child):
+                    tasks.start_soon(tell, child, incarnation)
 
     async def _hold(self, verb: m.Verb, path: str) -> None:
         await self._running.runtime.call(verb, *(split(path) if path else ("", None)))

@@ -18,7 +18,19 @@ _READ_BYTES = 1 << 16
 
 
 class HttpFailed(Exception):  # noqa: N818 - named as what happened
-    """No answer came: nobody listens, it took too long, or what came is not HTTP."""
+    """No answer came: nobody listens, it took too long, or what came is not HTTP.
+
+    Parameters
+    ----------
+    what
+        Was asked.
+    why
+        It came to nothing.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        self.what = what
+        super().__init__(f"{what}: {why}")
 
 
 class Answer(NamedTuple):
@@ -86,9 +98,9 @@ class HttpClient:
             async with asyncio.timeout(seconds):
                 return await self._exchange(method, path, body)
         except TimeoutError:
-            raise HttpFailed(f"{method} {path} was not answered within {seconds:g} s") from None
+            raise HttpFailed(f"{method} {path}", f"no answer within {seconds:g} s") from None
         except (OSError, h11.ProtocolError, EOFError) as error:
-            raise HttpFailed(f"{method} {path}: {type(error).__name__}: {error}") from None
+            raise HttpFailed(f"{method} {path}", f"{type(error).__name__}: {error}") from None
 
     async def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
         content = b"" if body is None else json.dumps(body).encode()

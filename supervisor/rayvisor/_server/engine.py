@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 import socket
@@ -104,10 +105,10 @@ class ServerEngine:
             self._go_on()
             report("launching", f"{self._arguments['model']} at port {port}")
             client = await self._launch(port)
-            await self._until_up(client, port, report)
-            offers = self._offers = Offers(client, self._log_file)
-            await offers.look()
+            offers = Offers(client, self._log_file)
+            await self._until_up(client, offers, port, report)
             await self._look_around()
+            self._offers = offers
             info = self._info(offers, port, began)
         except asyncio.CancelledError:
             await self.stop(0.0)
@@ -151,7 +152,7 @@ class ServerEngine:
     def _secure(self) -> bool:
         return has_flag(self._arguments["args"], "--ssl-certfile")
 
-    async def _until_up(self, client: HttpClient, port: int, report: Report) -> None:
+    async def _until_up(self, client: HttpClient, offers: Offers, port: int, report: Report) -> None:
         """Wait until it is well, and say meanwhile how far it is; its processes are found as they come up."""
         reported = time.monotonic()
         while True:
@@ -160,10 +161,11 @@ class ServerEngine:
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
                 report(*phase_of(await asyncio.to_thread(log_tail, self._log_file)))
-            with contextlib.suppress(HttpFailed):  # it does not listen yet
+            with contextlib.suppress(HttpFailed):  # it does not listen yet, or has too much to do
                 answer = await self._unless_over(client.get("/health", _ASK_SECONDS))
                 pids = frozenset(process.pid for process in self._tree.processes)
                 if answer.status == 200 and await asyncio.to_thread(listener_of, port, pids):  # noqa: PLR2004
+                    await self._unless_over(offers.look())
                     return
 
     def _info(self, offers: Offers, port: int, began: float) -> EngineInfo:
@@ -297,7 +299,7 @@ class ServerEngine:
                     self._traffic.silent(asked)
             except HttpFailed as failed:
                 log.info("server.not_answering", incarnation=self._incarnation, why=str(failed))
-                self._doubt = "GET /health was not answered"
+                self._doubt = f"{failed.what} was not answered"
                 self._traffic.silent(asked)
             await asyncio.sleep(max(0.0, asked + interval - time.monotonic()))
 
@@ -378,10 +380,12 @@ def _report_failure(task: asyncio.Task[None]) -> None:
 
 def _recovery_seconds(words: Sequence[str]) -> float:
     """How long the engine waits for an instruction, as far as its command line says so; else 0: not known."""
-    from_config = value_of(words, "--fault-tolerance-config.engine-recovery-timeout-sec")
+    name = "engine_recovery_timeout_sec"
+    said = value_of(words, f"--fault-tolerance-config.{name}".replace("_", "-"), "--recovery-timeout")
+    table = value_of(words, "--fault-tolerance-config")
     try:
-        return float(from_config or 0.0)
-    except ValueError:
+        return float(said or (json.loads(table).get(name) if table else None) or 0.0)
+    except (ValueError, TypeError, AttributeError):
         return 0.0
 
 

@@ -80,26 +80,28 @@ _TEXTS = {
 
 
 def tree_lines(tree: Mapping[str, Any]) -> Iterator[str]:
-    """A tree: a line for each child, and one more for its last fault."""
-    rows = [(_HEADS, "", None), *_rows(tree, "", root=True)]
+    """A tree: a line for each child, and more for where a server is, and for its last fault."""
+    rows = [(_HEADS, "", {}), *_rows(tree, "", root=True)]
     widths = [max(len(cells[column]) for cells, _, _ in rows) for column in range(len(_HEADS))]
-    for cells, indent, fault in rows:
+    for cells, indent, node in rows:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         padded[2] = padded[2].replace(cells[2], _coloured(cells[2]), 1) if cells[2] else padded[2]
         yield "  ".join(padded).rstrip()
-        if fault is not None:
-            yield f"{indent}last fault: {_last(fault)}"
+        if node.get("url"):
+            yield f"{indent}at {node['url']}"
+        if node.get("fault") is not None:
+            yield f"{indent}last fault: {_last(node['fault'])}"
 
 
 def _rows(
     node: Mapping[str, Any], indent: str, *, root: bool = False, last: bool = True
-) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, Any]]]:
     branch = "" if root else indent + ("└─ " if last else "├─ ")
     below = indent if root else indent + ("   " if last else "│  ")
     name = (node["path"] or "tree") if root else node["path"].rpartition("/")[2]
     children = node["children"]
     bars = below + ("│  " if children else "   ")
-    yield (branch + name, *_cells(node)), bars, node["fault"]
+    yield (branch + name, *_cells(node)), bars, node
     for number, child in enumerate(children):
         yield from _rows(child, below, last=number == len(children) - 1)
 
