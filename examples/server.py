@@ -39,7 +39,8 @@ async def main() -> None:
         await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
         print("at the same place:", await sup["web"].serving() == url)
         print("after:", repr(await anyio.to_thread.run_sync(ask, url, "Once upon a time")))
-        print("because of:", sup.status("web").fault.root)
+        fault = sup.status("web").fault
+        print("because of:", fault.root if fault is not None else "nothing")
 
 
 if __name__ == "__main__":
