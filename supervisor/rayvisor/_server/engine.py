@@ -54,6 +54,7 @@ _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
 _ASK_SECONDS = 5.0
+_LEAVE_SECONDS = 1.0
 _SETTLED_SECONDS = 60.0
 """A server that does not count tokens has worked when it has been well for so long."""
 _PASSED_ON = ("max_tokens", "temperature", "ignore_eos", "seed", "top_p")
@@ -259,6 +260,12 @@ class ServerEngine:
         died = await describe_death(
             self._incarnation, self._tree, self._log_file, doing, self._exit_code, self._since
         )
+        if died.exit_code == 0 and self._program is not None:
+            # All of it leaves in order: what counts is that the server itself does.
+            code = await self._program.left(_LEAVE_SECONDS)
+            if code is not None:
+                cause = ("ProcessExited", f"APIServer (pid {self._program.pid}) ended with exit code {code}")
+                died = died._replace(causes=(*died.causes[:-1], cause), exit_code=code)
         return with_usage_error(died)
 
     def _exit_code(self, pid: int) -> int | None:

@@ -53,12 +53,12 @@ def hold(host: str, port: int, before: int = 0) -> tuple[socket.socket, int]:
         except OSError as error:
             held.close()
             if error.errno != errno.EADDRINUSE:
-                raise OSError(error.errno, f"host={host!r}, port={wanted}: {error.strerror}") from None
+                raise OSError(f"host={host!r}, port={wanted}: {error.strerror}") from None
             if port:
-                raise PortTakenError(errno.EADDRINUSE, _taken(host, port)) from None
+                raise PortTakenError(_taken(host, port)) from None
             continue
         return held, int(held.getsockname()[1])
-    raise OSError(errno.EADDRINUSE, f"host={host!r}: no port is free")
+    raise OSError(f"host={host!r}: no port is free")
 
 
 def listener_of(port: int, pids: frozenset[int]) -> bool:

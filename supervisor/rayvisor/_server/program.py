@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ log = get_logger("rayvisor.server")
 TITLE = "VLLM::APIServer"
 """What the process at the top is called in faults and listings: it sets no title itself."""
 
+_POLL_SECONDS = 0.01
 _COUNTS_ITS_LOAD = "--enable-server-load-tracking"
 
 _PROGRAMS: Mapping[str, str] = {"sim": "rayvisor._sim.server", "vllm": "rayvisor._vllm.serve"}
@@ -115,6 +118,13 @@ class ServerProgram:
     def poll(self) -> int | None:
         """Its exit code once it has ended; negative is the number of a signal."""
         return self._process.poll()
+
+    async def left(self, seconds: float) -> int | None:
+        """Wait until it has ended, so long at most; its exit code, or None."""
+        until = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_POLL_SECONDS)
+        return self.poll()
 
     def let_go(self) -> None:
         """Nothing of it is left: the guard goes by itself."""
