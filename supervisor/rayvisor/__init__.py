@@ -27,9 +27,11 @@ if TYPE_CHECKING:
         SupervisorBusyError,
         SupervisorGaveUp,
         SupervisorStoppedError,
+        TaskTimeoutError,
         TemplateError,
         UnknownChildError,
     )
+    from rayvisor.fatality import LastWords, fatal, last_words
     from rayvisor.faults import Cause, Fault, FaultClass
     from rayvisor.gates import Gate
     from rayvisor.pool import (
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     )
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
+    from rayvisor.tasks import Task, TaskAttempt, TaskPolicy, submit
 
 _HOMES = {
     "AlreadyPresentError": "errors",
@@ -83,6 +86,7 @@ _HOMES = {
     "IgnoreStart": "children",
     "Instance": "specs",
     "Jitter": "specs",
+    "LastWords": "fatality",
     "NoEngineError": "pool",
     "PoisonRequestError": "pool",
     "RayvisorError": "errors",
@@ -102,15 +106,22 @@ _HOMES = {
     "SupervisorGaveUp": "errors",
     "SupervisorSpec": "specs",
     "SupervisorStoppedError": "errors",
+    "Task": "tasks",
+    "TaskAttempt": "tasks",
+    "TaskPolicy": "tasks",
+    "TaskTimeoutError": "errors",
     "TemplateError": "errors",
     "UnknownChildError": "errors",
     "actor": "children",
     "coroutine": "children",
     "engine_group": "children",
     "engine_pool": "children",
+    "fatal": "fatality",
+    "last_words": "fatality",
     "retry": "retrying",
     "run_in_thread": "blocking",
     "server": "children",
+    "submit": "tasks",
     "subtree": "children",
 }
 
@@ -142,6 +153,7 @@ __all__ = [
     "IgnoreStart",
     "Instance",
     "Jitter",
+    "LastWords",
     "NoEngineError",
     "PoisonRequestError",
     "RayvisorError",
@@ -161,15 +173,22 @@ __all__ = [
     "SupervisorGaveUp",
     "SupervisorSpec",
     "SupervisorStoppedError",
+    "Task",
+    "TaskAttempt",
+    "TaskPolicy",
+    "TaskTimeoutError",
     "TemplateError",
     "UnknownChildError",
     "actor",
     "coroutine",
     "engine_group",
     "engine_pool",
+    "fatal",
+    "last_words",
     "retry",
     "run_in_thread",
     "server",
+    "submit",
     "subtree",
 ]
 

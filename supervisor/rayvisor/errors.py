@@ -7,6 +7,7 @@
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
     ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
+    ├── TaskTimeoutError          a task under a policy took too long, and was ended
     ├── SupervisorGaveUp          the tree ended because it could not be kept up
     ├── CallError                 a verb on a supervisor that could not be carried out
     │   ├── UnknownChildError     no such child                      (OTP: not_found)
@@ -51,6 +52,7 @@ __all__ = [
     "SupervisorBusyError",
     "SupervisorGaveUp",
     "SupervisorStoppedError",
+    "TaskTimeoutError",
     "TemplateError",
     "UnknownChildError",
 ]
@@ -210,6 +212,31 @@ class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, use
         name = supervisor or "the root supervisor"
         head = f"{fault}: " if fault is not None else ""
         super().__init__(f"{head}{name} gave up: {reason}")
+
+
+class TaskTimeoutError(RayvisorError, TimeoutError):
+    """A Ray task under a policy took longer than its ``timeout``; it was cancelled, and is not run again.
+
+    Parameters
+    ----------
+    task
+        Name of its function.
+    timeout
+        The limit, in seconds.
+    forced
+        Whether its worker was ended by force, since the interrupt did not help.
+    gone
+        Whether its end is known.
+    """
+
+    def __init__(self, task: str, timeout: float, *, forced: bool, gone: bool = True) -> None:
+        self.task = task
+        self.timeout = timeout
+        self.forced = forced
+        self.gone = gone
+        how = "its worker was ended by force" if forced else "it was interrupted"
+        left = "" if gone else ", but Ray has not said that it is gone"
+        super().__init__(f"{task} took longer than timeout={timeout:g} s: {how}{left}")
 
 
 class CallError(RayvisorError):

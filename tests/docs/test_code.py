@@ -39,7 +39,18 @@ EXAMPLES = {
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
 ATTACHED = {
+    "exit_types.py": ["os._exit(1)   r=-1 t=-1  caller: an answer"],
+    "ray_data.py": [
+        "Guarded: 240 of 240 rows, 240 in all, the same text\n    from 4 processes; crashes so far: 2",
+        "\nPlain: ",
+    ],
     "bring_up.py": ["up: [0, 1, 2, 3]", "crashed on the way: 2"],
+    "tasks.py": [
+        "shard 7, loaded the 3rd time SUCCEEDED",
+        "attempt 1: FAILED TASK_EXECUTION_EXCEPTION (Cause(type='ConnectionResetError'",
+        "attempt 2: FAILED WORKER_DIED",
+        "hang took longer than timeout=1 s: it was interrupted -> CANCELLED",
+    ],
 }
 """Those that use Ray themselves, run on the one that is there."""
 

@@ -19,6 +19,13 @@ from rayvisor._engine.link import ActorOptions
 from rayvisor._process.tree import alive
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.hosts import RayPlace
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+import rayvisor as rv
+
+def large(runs):
+    with open(runs, "a") as file:
+        file.write(".")
+    return b"x" * (4 << 20)
 
 quick = {
     "health_check_initial_delay_ms": 0,
@@ -35,6 +42,9 @@ nodes = Cluster(
 far = nodes.add_node(num_cpus=2, resources={"far": 1}, include_dashboard=False)
 nodes.wait_for_nodes()
 
+async def value(task):
+    return await task
+
 async def main():
     async with await RayCluster.connect(nodes.address) as cluster, RayPlace(cluster) as place:
         near = await place.create(
@@ -47,6 +57,12 @@ async def main():
         node = host.node_id
         await near.ready(60)
         processes = [(await host.ready(30)).process, *info.processes]
+        runs = os.path.join(os.environ["RAY_TMPDIR"], "runs")
+        there = {"scheduling_strategy": NodeAffinitySchedulingStrategy(far.node_id, soft=True)}
+        task = rv.submit(large, runs, policy=rv.TaskPolicy(options=there))
+        while not task.done():
+            await asyncio.sleep(0.02)
+        task_ran = [task.state, os.path.getsize(runs)]
         raylet = far.all_processes["raylet"][0].process
         raylet.kill()
         began = time.monotonic()
@@ -65,6 +81,7 @@ async def main():
             "root": [end.root.type for end in ends],
             "left": [process for process in processes if alive(process)],
             "near": (await near.ready(30)).child,
+            "lost": [*task_ran, len(await asyncio.wait_for(value(task), 60)), os.path.getsize(runs)],
         }), flush=True)
 
 asyncio.run(main())
@@ -90,3 +107,4 @@ async def test_a_dead_nodes_word_is_enough_and_the_other_node_goes_on() -> None:
     assert answer["root"]
     assert answer["left"] == []
     assert answer["near"] == "llm/1"
+    assert answer["lost"] == ["SUCCEEDED", 1, 4 << 20, 2]  # a task's lost result is made again

@@ -14,7 +14,7 @@ from rayvisor._engine.link import HostEnd
 from rayvisor.errors import RayvisorError
 from rayvisor.faults import Cause
 
-__all__ = ["RayCallTimeout", "WorkerPackageError", "end_of", "is_ray_error", "plain_causes"]
+__all__ = ["RayCallTimeout", "WorkerPackageError", "end_of", "is_ray_error", "plain_causes", "text_cause"]
 
 _MOST_CAUSES = 8
 _MOST_TEXT = 4000
@@ -123,7 +123,7 @@ def plain_causes(error: BaseException) -> tuple[Cause, ...]:
             if isinstance(inner, BaseException) and inner is not link:
                 link = inner
                 continue
-            causes.append(_from_traceback(str(getattr(link, "traceback_str", "")) or str(link)))
+            causes.append(text_cause(str(getattr(link, "traceback_str", "")) or str(link)))
             break
         causes.append(Cause(type(link).__name__, _shorten(str(link))))
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
@@ -135,7 +135,7 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT // 2] + "\n...\n" + text[-_MOST_TEXT // 2 :]
 
 
-def _from_traceback(text: str) -> Cause:
+def text_cause(text: str) -> Cause:
     """Read the exception off the last line of a traceback, for an exception that came as text only."""
     lines = text.strip().splitlines()
     for index in range(len(lines) - 1, -1, -1):
@@ -175,7 +175,7 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
             traceback=str(getattr(error, "traceback_str", "")),
         )
     if getattr(error, "actor_init_failed", False) or _CREATION in text:
-        root = _from_traceback(text)
+        root = text_cause(text)
         summary = Cause(type(error).__name__, "the actor's __init__ raised")
         return HostEnd(causes=(summary, root), init_failed=True, node=node, log_file=log_file, traceback=text)
     exit_type = _EXIT_TYPE.search(text)

@@ -133,11 +133,11 @@ class Attempts:
         self._delays.append(wait)
         return wait
 
-    def note(self) -> str:
+    def note(self, who: str = "rayvisor.retry") -> str:
         """Tell what was tried, for whoever reads the last error."""
         count = self.failures
         lines = [
-            f"rayvisor.retry: {count} {'attempt' if count == 1 else 'attempts'} in "
+            f"{who}: {count} {'attempt' if count == 1 else 'attempts'} in "
             f"{self._now - self._began:.3g} s"
             + (f", delays {', '.join(f'{wait:.3g}' for wait in self._delays)} s" if self._delays else "")
         ]

@@ -1,0 +1,64 @@
+"""How an actor ends, and what becomes of it and of the call it was in: measured on the Ray that is here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+
+class Actor:
+    """Ends in the way that it is told, in the first call of that kind; a later one answers."""
+
+    def end(self, how: str, calls: Path) -> str:
+        """Note the call, and end."""
+        with calls.open("a", encoding="utf-8") as file:
+            file.write(".")
+        if calls.stat().st_size == 1 and how == "os._exit(1)":
+            os._exit(1)
+        if calls.stat().st_size == 1 and how == "exit_actor()":
+            leave: Any = ray.actor.exit_actor  # it has no types
+            leave()
+        if calls.stat().st_size == 1:
+            raise ValueError(how)
+        return f"pid {os.getpid()}"
+
+
+def measure(how: str, restarts: int, retries: int) -> tuple[str, int, str]:
+    """What the caller sees, how often the call ran, and what a later call sees."""
+    make: Any = ray.remote(num_cpus=0, max_restarts=restarts, max_task_retries=retries)(Actor)
+    actor = make.remote()
+    with tempfile.TemporaryDirectory() as folder:
+        calls = Path(folder) / "calls"
+        seen = [_outcome(actor.end.remote(how, calls)) for _ in range(2)]
+        first, later = seen
+        ran = calls.stat().st_size - (later == "an answer")
+    ray.kill(actor)
+    return first, ran, later
+
+
+def _outcome(ref: Any) -> str:
+    try:
+        ray.get(ref, timeout=30)
+    except ray.exceptions.RayError as error:
+        return type(error).__name__
+    return "an answer"
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"Ray {ray.__version__}; r: max_restarts, t: max_task_retries")
+    for how in ("os._exit(1)", "exit_actor()", "raise"):
+        for restarts, retries in ((0, 0), (-1, 0), (-1, -1)):
+            first, ran, later = measure(how, restarts, retries)
+            print(
+                f"{how:13} r={restarts:2} t={retries:2}  caller: {first:29} ran {ran}x  later call: {later}"
+            )
+
+
+if __name__ == "__main__":
+    ray.init(log_to_driver=False)
+    main()

@@ -1,0 +1,142 @@
+"""Ray Data over an actor pool whose engines are killed: every row comes out once, with the right text.
+
+    python examples/ray_data.py                 # a child process stands for the engine: seconds
+    python examples/ray_data.py --engine vllm   # two real vLLM engines: minutes
+
+A plain UDF is the control: once its engine has died, that actor fails every batch it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import exit_types  # type: ignore[import-not-found]  # beside this file
+import psutil
+import ray
+
+import rayvisor as rv
+from rayvisor.demo.model import ensure_model
+
+ROWS, KILLED_AT = 240, (40, 150)
+ANSWER = "import sys\nfor line in sys.stdin: print(line.strip()[::-1], flush=True)"
+
+
+class EngineDeadError(Exception):
+    """What stands for vLLM's."""
+
+
+class SimEngine:
+    """A child process that answers; when it is gone, so is the engine."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ANSWER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.core = self.process.pid
+
+    def generate(self, prompts: list[str]) -> list[str]:
+        """Answer each prompt."""
+        try:
+            return [self._ask(prompt) for prompt in prompts]
+        except BrokenPipeError as error:
+            raise EngineDeadError("the engine is gone") from error
+
+    def _ask(self, prompt: str) -> str:
+        stdin: Any = self.process.stdin
+        stdout: Any = self.process.stdout
+        print(prompt, file=stdin, flush=True)
+        return stdout.readline().strip() or self._gone()
+
+    def _gone(self) -> str:
+        raise BrokenPipeError
+
+
+class VllmEngine:
+    """vLLM, with the demo's small model."""
+
+    def __init__(self) -> None:
+        import vllm
+
+        self.sampling = vllm.SamplingParams(temperature=0, max_tokens=8)
+        self.llm = vllm.LLM(
+            str(ensure_model()),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=256,
+            kv_cache_memory_bytes=1 << 28,
+        )
+        below = psutil.Process().children(recursive=True)
+        self.core = next(process.pid for process in below if "EngineCore" in process.name())
+
+    def generate(self, prompts: list[str]) -> list[str]:
+        """Continue each prompt."""
+        return [done.outputs[0].text for done in self.llm.generate(prompts, self.sampling, use_tqdm=False)]
+
+
+class Plain:
+    """An ordinary UDF that holds an engine. For some rows, once, the engine is killed under it."""
+
+    def __init__(self, engine: str, faults: Path) -> None:
+        self.engine = VllmEngine() if engine == "vllm" else SimEngine()
+        self.faults = faults
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Generate for a batch."""
+        for fault in [self.faults / str(row) for row in batch["id"]]:
+            if fault.exists():
+                fault.unlink()
+                os.kill(self.engine.core, signal.SIGKILL)
+                psutil.wait_procs([psutil.Process(self.engine.core)], timeout=5)
+        texts = self.engine.generate([f"Alice said {row}" for row in batch["id"]])
+        return {"id": batch["id"], "text": texts, "pid": [os.getpid()] * len(texts)}
+
+
+@rv.fatal(EngineDeadError, "vllm.v1.engine.exceptions.EngineDeadError", name="engine died", limit=8)
+class Guarded(Plain):
+    """The same; an engine that dies takes its actor with it, Ray makes another, and the batch goes there."""
+
+
+def run(udf: type[Plain], engine: str, killed_at: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Run the job; its rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        for row in killed_at:
+            (Path(folder) / str(row)).touch()
+        rows: Any = ray.data.range(ROWS, override_num_blocks=ROWS // 10).map_batches(
+            udf,
+            fn_constructor_args=(engine, Path(folder)),
+            batch_size=10,
+            num_cpus=0.5,
+            compute=ray.data.ActorPoolStrategy(size=2),
+        )
+        return sorted(rows.take_all(), key=lambda row: int(row["id"]))
+
+
+def main() -> None:
+    """Run the job without faults, with them, and with them but without ``rv.fatal``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=["sim", "vllm"], default="sim")
+    engine = parser.parse_args().engine
+    ray.init(log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    exit_types.main()
+    expected = [row["text"] for row in run(Plain, engine, ())]
+    ray.data.DataContext.get_current().max_errored_blocks = -1  # go on, whatever batches fail
+    for udf in (Guarded, Plain):
+        rows = run(udf, engine, KILLED_AT)
+        texts = "the same text" if all(row["text"] == expected[row["id"]] for row in rows) else "OTHER TEXT"
+        pids = {row["pid"] for row in rows}
+        print(
+            f"{udf.__name__}: {len({row['id'] for row in rows})} of {ROWS} rows, {len(rows)} in all, {texts}"
+        )
+        print(f"    from {len(pids)} processes; crashes so far: {len(rv.last_words('engine died'))}")
+
+
+if __name__ == "__main__":
+    main()

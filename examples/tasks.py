@@ -1,0 +1,56 @@
+"""Ray tasks under a policy: retried with delays, cancelled when they hang, and a history of it all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+
+import rayvisor as rv
+
+POLICY = rv.TaskPolicy(
+    max_retries=3,
+    retry_exceptions=(ConnectionError,),
+    backoff=rv.Backoff(initial=0.1, maximum=2.0, first_at_once=False),
+    timeout=60.0,
+)
+
+
+def load(shard: int, folder: Path) -> str:
+    """Load a shard: the first time the connection breaks, the second time the worker crashes."""
+    with (folder / str(shard)).open("a", encoding="utf-8") as file:
+        file.write(".")
+        tries = file.tell()
+    if tries == 1:
+        raise ConnectionResetError("the store went away")
+    if tries == 2:  # noqa: PLR2004 - the second time
+        os._exit(1)
+    return f"shard {shard}, loaded the {tries}rd time"
+
+
+def hang() -> None:
+    """Never come back."""
+    while True:
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Load a shard, and give up a task that hangs."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = rv.submit(load, 7, Path(folder), policy=POLICY)
+        print(task.result(), task.state)
+    for attempt in task.attempts:
+        print(f"attempt {attempt.number}: {attempt.state} {attempt.error_type} {attempt.causes[-1:]}")
+    stuck = rv.submit(hang, policy=rv.TaskPolicy(timeout=1.0, cancel_grace=2.0))
+    try:
+        stuck.result()
+    except rv.TaskTimeoutError as error:
+        print(error, "->", stuck.state)
+
+
+if __name__ == "__main__":
+    ray.init(log_to_driver=False)
+    main()

@@ -1,0 +1,56 @@
+"""Last words in the cluster's key-value store: every process that is connected to the cluster reads them.
+
+They are kept for as long as the cluster lives, by job, so that one job's crashes are not another's.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rayvisor._fatal.words import LastWords
+
+__all__ = ["ClusterStore", "connected"]
+
+_NAMESPACE = b"rayvisor"
+
+
+class ClusterStore:
+    """Keeps last words of one job."""
+
+    def __init__(self, job: str, actor: str, node: str) -> None:
+        self._prefix = f"last_words/{job}/"
+        self._where = (actor, node)
+
+    def put(self, words: LastWords) -> None:
+        """Keep them."""
+        key = f"{self._prefix}{words.name}/{time.time_ns()}-{words.pid}"
+        _kv()._internal_kv_put(key.encode(), words.dump(), namespace=_NAMESPACE)  # noqa: SLF001 - its only name
+
+    def read(self, name: str) -> list[LastWords]:
+        """All that were kept under a name."""
+        prefix = f"{self._prefix}{name}/" if name else self._prefix
+        kv = _kv()
+        keys = kv._internal_kv_list(prefix.encode(), namespace=_NAMESPACE)  # noqa: SLF001 - as above
+        texts = [kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]  # noqa: SLF001 - as above
+        return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
+
+    def where(self) -> tuple[str, str]:
+        """Ids of the actor and the node."""
+        return self._where
+
+
+def _kv() -> Any:
+    import ray.experimental.internal_kv
+
+    return ray.experimental.internal_kv
+
+
+def connected() -> ClusterStore | None:
+    """The store of the cluster that this process is part of; None if it is part of none."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return ClusterStore(context.get_job_id(), context.get_actor_id() or "", context.get_node_id())

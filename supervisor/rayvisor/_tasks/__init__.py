@@ -1,0 +1,1 @@
+"""Ray tasks under a policy: what is decided about them, apart from Ray."""
