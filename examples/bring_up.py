@@ -48,7 +48,7 @@ class Rollouts:
 
 
 if __name__ == "__main__":
-    ray.init(log_to_driver=False)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         actor: Any = ray.remote(num_cpus=0)(Rollouts)
         rollouts = actor.remote(4, Path(folder))

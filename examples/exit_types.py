@@ -42,8 +42,8 @@ def measure(how: str, restarts: int, retries: int) -> tuple[str, int, str]:
 
 def _outcome(ref: Any) -> str:
     try:
-        ray.get(ref, timeout=30)
-    except ray.exceptions.RayError as error:
+        ray.get(ref, timeout=60)
+    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
         return type(error).__name__
     return "an answer"
 
@@ -60,5 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ray.init(log_to_driver=False)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     main()

@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", choices=["sim", "vllm"], default="sim")
     engine = parser.parse_args().engine
-    ray.init(log_to_driver=False)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     exit_types.main()
     expected = [row["text"] for row in run(Plain, engine, ())]

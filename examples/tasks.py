@@ -52,5 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ray.init(log_to_driver=False)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     main()

@@ -62,7 +62,8 @@ def _is_fragment(block: Block) -> bool:
     return "sup[" in block.text and "as sup:" not in block.text
 
 
-PROGRAMS = [block for block in PYTHON if not _is_fragment(block)]
+PROGRAMS = [block for block in PYTHON if not _is_fragment(block) and "import ray\n" not in block.text]
+ON_RAY = [block for block in PYTHON if "import ray\n" in block.text]
 FRAGMENTS = [block for block in PYTHON if _is_fragment(block)]
 
 
@@ -114,6 +115,17 @@ def test_a_program_of_the_documentation_runs(block: Block, capsys: pytest.Captur
     assert not code.co_flags & inspect.CO_COROUTINE, "it awaits outside of a function"
     exec(code, {"__name__": "__main__"})  # noqa: S102 - it is our own
     assert ("print(" in block.text) == bool(capsys.readouterr().out)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("block", ON_RAY, ids=lambda block: block.name)
+def test_a_program_of_the_documentation_runs_on_a_ray_that_is_there(
+    block: Block, cluster_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster_address)
+    program = tmp_path / "program.py"
+    program.write_text(block.text, encoding="utf-8")
+    assert _run([str(program)], attach=True)
 
 
 @pytest.mark.parametrize("block", FRAGMENTS, ids=lambda block: block.name)
