@@ -39,8 +39,8 @@ EXAMPLES = {
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
 ATTACHED = {
-    "exit_types.py": ["os._exit(1)   r=-1 t=-1  caller: an answer"],
     "ray_data.py": [
+        "os._exit(1)   r=-1 t=-1  caller: an answer",
         "Guarded: 240 of 240 rows, 240 in all, the same text\n    from 4 processes; crashes so far: 2",
         "\nPlain: ",
     ],
@@ -53,6 +53,9 @@ ATTACHED = {
     ],
 }
 """Those that use Ray themselves, run on the one that is there."""
+
+PARTS = ["exit_types.py"]
+"""Those that another one runs."""
 
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 
@@ -142,7 +145,12 @@ async def test_a_fragment_of_the_documentation_runs_inside_a_supervisor(
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *ATTACHED, "embed.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
+        *EXAMPLES,
+        *ATTACHED,
+        *PARTS,
+        "embed.py",
+    }
 
 
 @pytest.mark.ray
