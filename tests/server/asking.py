@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["complete", "get"]
+__all__ = ["complete", "get", "post"]
 
 
 def get(url: str, path: str) -> str:
@@ -17,7 +17,7 @@ def get(url: str, path: str) -> str:
         return str(page.read(), "utf-8")
 
 
-def _post(url: str, path: str, body: dict[str, Any]) -> Any:
+def post(url: str, path: str, body: dict[str, Any]) -> Any:
     """Post JSON, and give what comes back."""
     request = urllib.request.Request(  # noqa: S310 - a server of the test's own
         url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -29,5 +29,5 @@ def _post(url: str, path: str, body: dict[str, Any]) -> Any:
 async def complete(url: str, model: str, prompt: str = "Once upon", tokens: int = 8) -> int:
     """Have a prompt completed; how many tokens came."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    said = await anyio.to_thread.run_sync(_post, url, "/v1/completions", body)
+    said = await anyio.to_thread.run_sync(post, url, "/v1/completions", body)
     return int(said["usage"]["completion_tokens"])

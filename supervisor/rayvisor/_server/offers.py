@@ -24,7 +24,7 @@ __all__ = ["Offers"]
 log = get_logger("rayvisor.server")
 
 _ASK_SECONDS = 5.0
-_FOLLOW_SECONDS = 0.05
+_FOLLOW_SECONDS = 0.1
 _PREFIXES = ("", "/v1")
 _OK, _ACCEPTED, _NOT_FOUND = 200, 202, 404
 _FAILED = re.compile(
@@ -160,7 +160,7 @@ class Offers:
             for failed in _FAILED.finditer(read_log(self._log_file, since)):
                 if failed["request"] in (None, theirs):
                     return _answered(asked, failed["reason"] or "it could not be passed on")
-            await asyncio.sleep(_FOLLOW_SECONDS / 2)
+            await asyncio.sleep(_FOLLOW_SECONDS / 4)
 
     async def _ask_for_status(self) -> dict[str, Any]:
         answer = await self._client.get(f"{self._prefix}/fault_tolerance/status", _ASK_SECONDS)

@@ -26,7 +26,15 @@ TITLE = "VLLM::APIServer"
 """What the process at the top is called in faults and listings: it sets no title itself."""
 
 _POLL_SECONDS = 0.01
-_COUNTS_ITS_LOAD = "--enable-server-load-tracking"
+_ADDED: Mapping[str, tuple[str, ...]] = {
+    # A request is seen that the engine has not begun with.
+    "--enable-server-load-tracking": ("--no-enable-server-load-tracking",),
+    # Its log is for its last words: it is asked something every second.
+    "--disable-access-log-for-endpoints": ("--disable-uvicorn-access-log",),
+}
+"""Options that are added, unless they, or one of those that stand for others, are given."""
+_ASKED = "/health,/metrics,/load,/fault_tolerance/status,/v1/fault_tolerance/status"
+
 
 _PROGRAMS: Mapping[str, str] = {"sim": "rayvisor._sim.server", "vllm": "rayvisor._vllm.serve"}
 # A bare module in the package's place: found wherever this one is, and without the whole public interface.
@@ -53,8 +61,9 @@ def command_of(arguments: Mapping[str, Any], port: int) -> list[str]:
     command = [sys.executable, "-c", _RUN, str(Path(__file__).parent.parent), _PROGRAMS[arguments["program"]]]
     command += ["serve", str(arguments["model"])]
     command += ["--host", str(arguments["host"]), "--port", str(port), *words]
-    if not has_flag(words, _COUNTS_ITS_LOAD) and not has_flag(words, "--no-" + _COUNTS_ITS_LOAD[2:]):
-        command.append(_COUNTS_ITS_LOAD)
+    for option, others in _ADDED.items():
+        if not any(has_flag(words, each) for each in (option, *others)):
+            command += [option, _ASKED] if "endpoints" in option else [option]
     return command
 
 

@@ -65,6 +65,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--enable-server-load-tracking", action="store_true")
     parser.add_argument("--disable-log-stats", action="store_true")
+    parser.add_argument("--disable-access-log-for-endpoints", default="")
     parser.add_argument("--api-key", default="")
     for option, default in {**DEFAULTS, **OWN}.items():
         flag = "--" + option.replace("_", "-")
