@@ -26,7 +26,9 @@ NO_MODEL = "^OSError|^ValueError|^ValidationError"
 def server(scene: Scene, **options: Any) -> rv.ChildSpec:
     """A server ``web``."""
     given = {**engine_arguments(scene.engine)}
-    given.pop("disable_log_stats", None)  # it counts, so that a hang is seen
+    if scene.engine == "vllm":
+        del given["disable_log_stats"]  # it counts, so that a hang is seen
+        given["kv_cache_memory_bytes"] = 1 << 28
     model = options.pop("model", given.pop("model", "sim"))
     if scene.local:
         options.setdefault("num_cpus", None)

@@ -129,10 +129,15 @@ class ServerEngine:
 
     async def _take_port(self) -> int:
         given = self._arguments
-        self._held, port = await asyncio.to_thread(
-            hold, str(given["host"]), int(given["port"]), int(given.get("port_before") or 0)
-        )
-        return port
+
+        def take() -> int:
+            held, port = hold(str(given["host"]), int(given["port"]), int(given.get("port_before") or 0))
+            self._held = held
+            if self._over.is_set():  # the start was called off meanwhile
+                held.close()
+            return port
+
+        return await asyncio.to_thread(take)
 
     async def _launch(self, port: int) -> HttpClient:
         given = self._arguments
@@ -260,7 +265,7 @@ class ServerEngine:
         died = await describe_death(
             self._incarnation, self._tree, self._log_file, doing, self._exit_code, self._since
         )
-        if died.exit_code == 0 and self._program is not None:
+        if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of it leaves in order: what counts is that the server itself does.
             code = await self._program.left(_LEAVE_SECONDS)
             if code is not None:
@@ -335,6 +340,8 @@ class ServerEngine:
     async def _generate(self, order: Order) -> AsyncGenerator[Chunk, None]:
         params = {name: order.params[name] for name in _PASSED_ON if name in order.params}
         prompt = order.prompt if isinstance(order.prompt, str) else list(order.prompt)
+        most = int(params.get("max_tokens") or 0)
+        self._own_tokens += most  # before they are counted as somebody's
         try:
             answer = await self._unless_over(self._there.complete(prompt, params))
         except HttpFailed as failed:
@@ -344,7 +351,7 @@ class ServerEngine:
             cause = (f"HTTP {answer.status}", answer.text)
             raise RequestRefused((cause,))
         tokens = int((said.get("usage") or {}).get("completion_tokens") or 0)
-        self._own_tokens += tokens
+        self._own_tokens += tokens - most
         choice = said["choices"][0]
         ids = tuple(choice.get("token_ids") or (0,) * tokens)
         text, finish = str(choice.get("text") or ""), choice["finish_reason"]

@@ -118,6 +118,8 @@ class ServerProgram:
             log.exception("server.reaper.failed", pid=self.pid)
         else:
             self._guard = guard
+            if self.poll() is not None:  # it has ended meanwhile, and nobody will let go of it
+                guard.close()
 
     def ask_to_end(self) -> None:
         """SIGTERM: it ends its engine, and leaves."""
