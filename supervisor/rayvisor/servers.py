@@ -131,8 +131,8 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
     recoveries, recovery_deadline
         How often a server that reports a fault may recover in place, and how many seconds that may take.
     num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
-        What its host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline parallel size, and
-        none on the CPU.
+        What its host asks of Ray. ``num_gpus`` is by default tensor x pipeline x (local) data parallel size,
+        and none on the CPU.
 
     Raises
     ------

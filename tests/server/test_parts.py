@@ -33,7 +33,8 @@ def test_the_last_of_several_values_counts_however_it_is_spelt() -> None:
     words = ["--tensor_parallel_size", "2", "-tp=4", "--port"]
     assert value_of(words, "--tensor-parallel-size", "-tp") == "4"
     assert value_of(words, "--port") is None
-    assert sizes(words) == {"tensor_parallel_size": "4"}
+    assert sizes(words) == {"tensor_parallel_size": 4}
+    assert sizes(["-tp", "2", "-dp", "4", "--data-parallel-rank", "0"]) == {"tensor_parallel_size": 2}
 
 
 def test_two_hold_no_port_but_a_server_may_listen_at_one_that_is_held() -> None:

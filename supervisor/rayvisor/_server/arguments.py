@@ -23,11 +23,13 @@ SETTLED: Mapping[str, str] = {
 }
 """Options that are settled elsewhere, and where."""
 
-_SIZES: Mapping[str, tuple[str, ...]] = {
-    "tensor_parallel_size": ("--tensor-parallel-size", "-tp"),
-    "pipeline_parallel_size": ("--pipeline-parallel-size", "-pp"),
-    "device": ("--device",),
-}
+_FACTORS: tuple[tuple[str, ...], ...] = (
+    ("--tensor-parallel-size", "-tp"),
+    ("--pipeline-parallel-size", "-pp"),
+    ("--data-parallel-size-local", "-dpl"),
+)
+_OF_MANY = ("--data-parallel-rank", "-dpn", "--data-parallel-external-lb", "-dpe")
+"""Options by which a server is one of several that stand for the ranks of one deployment."""
 
 
 def to_flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,9 +75,24 @@ def has_flag(words: Sequence[str], option: str) -> bool:
 
 
 def sizes(words: Sequence[str]) -> dict[str, Any]:
-    """What says how many GPUs a server needs, by the names that engine arguments have."""
-    found = {name: value_of(words, *options) for name, options in _SIZES.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    """What says how many GPUs a server needs, by the names that engine arguments have.
+
+    >>> sizes(["-tp", "2", "--data-parallel-size=3"])
+    {'tensor_parallel_size': 6}
+    """
+    count = 1
+    for options in _FACTORS:
+        count *= _whole(value_of(words, *options))
+    ranks = value_of(words, "--data-parallel-size", "-dp")
+    if not has_flag(words, _FACTORS[-1][0]) and not any(has_flag(words, each) for each in _OF_MANY):
+        count *= _whole(ranks)
+    device = value_of(words, "--device")
+    return {"tensor_parallel_size": count} | ({} if device is None else {"device": device})
+
+
+def _whole(value: str | None) -> int:
+    """A count; 1 for what is none: vLLM itself says what is wrong with it."""
+    return int(value) if value is not None and value.isdigit() else 1
 
 
 def check_model(model: str) -> None:
