@@ -70,8 +70,8 @@ class Traffic:
     >>> traffic = Traffic()
     >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
     >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
-    >>> traffic.outside()
-    Outside(waiting=1, since=10.0, progressed=10.0)
+    >>> traffic.outside()[:3]
+    (1, 10.0, 10.0)
     >>> traffic.silent(now=13.0)
     >>> traffic.outside().waiting
     2
