@@ -71,3 +71,18 @@ def test_the_exit_code_of_a_worker_is_read_where_vllm_knows_it() -> None:
     assert exit_code_of_worker(line.format(-9)) == -9
     assert exit_code_of_worker(line.format(None)) is None
     assert exit_code_of_worker("") is None
+
+
+def test_a_validation_error_says_what_is_wrong_in_its_second_line() -> None:
+    log = (
+        "Traceback (most recent call last):\n  File x\n"
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, no such model: '/models/x'.\nPlease verify the following:\n"
+    )
+    cause = (
+        "ValidationError",
+        "1 validation error for ModelConfig: Value error, no such model: '/models/x'.",
+    )
+    causes, traceback = log_causes(log)
+    assert causes == (cause,)
+    assert traceback.splitlines()[-1] == "  Value error, no such model: '/models/x'."

@@ -124,4 +124,5 @@ async def test_a_model_that_is_not_there_is_a_permanent_fault_with_its_cause(
     (fault,) = (record.fault for record in watch.rest() if isinstance(record, r.FaultSeen))
     assert fault.fault_class is rv.FaultClass.PERMANENT
     assert fault.root.type in {"OSError", "ValueError", "ValidationError"}
+    assert str(tmp_path / "empty") in fault.root.message
     assert fault.log_file

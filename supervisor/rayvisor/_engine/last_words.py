@@ -25,6 +25,8 @@ _MOST_CHARACTERS = 1000
 _WRITER = re.compile(r"^\((?P<writer>[^()]*pid=\d+)\) ?")
 _STAMP = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d:.\- ]+\[[^\]]*\] ?")
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+# What such a message is about stands in the line below it.
+_GOES_ON = re.compile(r"^\d+ validation errors? for ")
 _WORKER_DIED = re.compile(rf"Worker proc \S+ {WORKER_DIED} \(exit code: (-?\d+)\)")
 
 
@@ -40,10 +42,15 @@ def find_tracebacks(log: str) -> list[Traceback]:
     """Find the tracebacks of a log, in the order in which they were complete."""
     found: list[Traceback] = []
     open_ones: dict[str, list[str]] = {}
+    half_said: dict[str, Traceback] = {}
     for raw in log.splitlines():
         matched = _WRITER.match(raw)
         writer = matched["writer"] if matched else ""
         line = _STAMP.sub("", raw[matched.end() :] if matched else raw)
+        half = half_said.pop(writer, None)
+        if half is not None and line[:1] == " ":
+            whole = f"{half.message}: {line.strip()}"[:_MOST_CHARACTERS]
+            found[found.index(half)] = half._replace(message=whole, text=f"{half.text}\n{line}")
         lines = open_ones.get(writer)
         if line.startswith("Traceback (most recent call last):"):
             open_ones[writer] = [line]
@@ -58,6 +65,8 @@ def find_tracebacks(log: str) -> list[Traceback]:
                 name = raised["type"].rpartition(".")[2]
                 message = (raised["message"] or "")[:_MOST_CHARACTERS]
                 found.append(Traceback(name, message, "\n".join([*lines, line])))
+                if _GOES_ON.match(message):
+                    half_said[writer] = found[-1]
     return found
 
 
