@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from rayvisor._engine import processes as module
@@ -137,6 +139,35 @@ async def test_a_process_between_fork_and_exec_is_not_taken_for_its_parent(tree:
             await asyncio.sleep(0.01)
     await tree.scan()
     assert tree.deaths == ()
+    await end(tree, process)
+
+
+# Waits for a file, then goes by another title, with an environment that shows another tag.
+RENAMED = """
+import os, sys, time
+while not os.path.exists(os.environ["GO"]):
+    time.sleep(0.01)
+again = [sys.executable, "-c", "import time; time.sleep(60)", "test::EngineCore"]
+os.execve(sys.executable, again, {**os.environ, "RAYVISOR_ENGINE": "overwritten"})
+"""
+
+
+async def test_a_recorded_process_is_known_by_its_new_title_though_its_tag_is_gone(
+    tree: ProcessTree, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    process = launch(tree, RENAMED, "--multiprocessing-fork", GO=str(go))
+    await wait_for_tree(tree, 1)
+    assert [each.name for each in tree.processes] == ["starting::process"]
+    go.touch()
+    async with asyncio.timeout(60):
+        while [each.name for each in tree.processes] != ["test::EngineCore"]:
+            await tree.scan()
+            await asyncio.sleep(0.01)
+    process.kill()
+    await wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    await tree.scan()
+    assert [each.name for each in tree.processes] == ["test::EngineCore"], "a zombie shows no title"
     await end(tree, process)
 
 

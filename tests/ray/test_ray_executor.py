@@ -13,8 +13,10 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.abc
 import psutil
 import pytest
+from anyio.streams.text import TextReceiveStream
 
 pytestmark = pytest.mark.ray
 
@@ -36,9 +38,22 @@ class Worker:
 
 place = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
 worker = Worker.options(scheduling_strategy=place).remote()
-print(ray.get(worker.pid.remote(), timeout=60), group.id.hex(), flush=True)
+print("PLACED", ray.get(worker.pid.remote(), timeout=60), group.id.hex(), flush=True)
 time.sleep(600)
 """
+
+
+async def placed(core: anyio.abc.Process) -> tuple[str, str]:
+    """The worker's pid and the placement group, from the line that says so: Ray prints lines of its own."""
+    assert core.stdout is not None
+    said = ""
+    async for piece in TextReceiveStream(core.stdout):
+        said += piece
+        for line in said.splitlines(keepends=True):
+            if line.startswith("PLACED") and line.endswith("\n"):
+                _, pid, group = line.split()
+                return pid, group
+    raise AssertionError(f"it ended without a word of its worker: {said!r}")
 
 
 async def test_workers_and_placement_group_of_a_killed_engine_core_are_gone(
@@ -48,14 +63,13 @@ async def test_workers_and_placement_group_of_a_killed_engine_core_are_gone(
 
     core = await anyio.open_process([sys.executable, "-c", ENGINE_CORE, cluster_address], stderr=None)
     try:
-        assert core.stdout is not None
         with anyio.fail_after(120):
-            pid, group = (await core.stdout.receive()).split()
+            pid, group = await placed(core)
         worker = psutil.Process(int(pid))
-        assert placement_group_table()[group.decode()]["state"] == "CREATED"
+        assert placement_group_table()[group]["state"] == "CREATED"
         os.kill(core.pid, signal.SIGKILL)
         await eventually(lambda: not worker.is_running())
-        await eventually(lambda: placement_group_table()[group.decode()]["state"] == "REMOVED")
+        await eventually(lambda: placement_group_table()[group]["state"] == "REMOVED")
     finally:
         with anyio.CancelScope(shield=True):
             await core.aclose()

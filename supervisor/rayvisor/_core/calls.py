@@ -211,6 +211,10 @@ class Calls(Boots):
             children = [self._find(call, supervisor)]
         while children:
             child = children.pop()
+            if call.verb is m.Verb.PAUSE:
+                self._paused.add(child.path)
+            elif call.verb is m.Verb.RESUME:
+                self._paused.discard(child.path)
             if call.verb is not m.Verb.STALE or child.spec.gate is not None:
                 self._move(child, call.verb.value)
             self._group_step(child.parent, child)

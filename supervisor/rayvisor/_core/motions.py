@@ -51,6 +51,8 @@ class Motions(ABC):
         self._out: list[m.Effect] = []
         self._timers: dict[int, Child] = {}
         self._timer_ids = count(1)
+        # Paths that were paused and not resumed: a pause outlives the supervisor above, and its children.
+        self._paused: set[str] = set()
         # Incarnation numbers of children whose spec is gone: a number is never used twice for a path.
         self._graves: dict[str, int] = {}
         self._floor = 0
@@ -96,9 +98,13 @@ class Motions(ABC):
         """Add a child to the end of its supervisor's list."""
         path = parent.path_of(spec.id)
         table = _TABLES["engine" if getattr(spec.start, "kind", "") in _ENGINES else "actor"]
+        paused = path in self._paused or (path not in self._graves and parent.path in self._paused)
         child = Child(path, spec, parent, table, self._graves.pop(path, self._floor))
+        if paused:
+            self._paused.add(path)
+            child.configuration = table.step(child.configuration, "pause") or child.configuration
         if spec.standby:
-            child.configuration = table.step(table.initial, "standby") or table.initial
+            child.configuration = table.step(child.configuration, "standby") or child.configuration
             parent.spares = True
         parent.children[spec.id] = child
         self.children[path] = child
@@ -112,6 +118,9 @@ class Motions(ABC):
         child.parent.broken.pop(child, None)
         self._drop_timer(child)
         child.parent.children.pop(child.spec.id, None)
+        if self._paused:
+            below = f"{child.path}/"
+            self._paused -= {path for path in self._paused if path == child.path or path.startswith(below)}
         self._bury(child)
         self._out.append(m.Forgotten(child.path))
 

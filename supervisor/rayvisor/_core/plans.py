@@ -45,10 +45,11 @@ def ask(
     child: Child,
     exit: Exit,  # noqa: A002 - OTP's word
     step: Step | None,
+    now: float,
 ) -> tuple[Step, ...] | StrategyError:
     """Ask the strategy what to do about a failed child; an error in place of a plan that cannot be used."""
     spec = supervisor.spec
-    failure = Failure(child.spec.id, exit, step, len(supervisor.window), spec.intensity)
+    failure = Failure(child.spec.id, exit, step, supervisor.window.count(now, spec.period), spec.intensity)
     if step is None:
         supervisor.asked = 0
     supervisor.asked += 1

@@ -135,7 +135,7 @@ class Restarts(Groups):
         if supervisor.phase is Phase.STARTING:
             return by_itself(child)  # there is no group to restart yet
         self.asking = supervisor.spec.strategy_name
-        steps = ask(supervisor, child, child.exit or SHUTDOWN, step)
+        steps = ask(supervisor, child, child.exit or SHUTDOWN, step, self.now)
         self.asking = ""
         if isinstance(steps, StrategyError):
             self._out.append(m.StrategyFailed(supervisor.path, child.path, steps))

@@ -22,12 +22,16 @@ class Window:
 
     def add(self, now: float, intensity: int, period: float) -> bool:
         """Count a restart at ``now``; True while there are not more than ``intensity`` in the window."""
+        self._times.append(now)
+        return self.count(now, period) <= intensity
+
+    def count(self, now: float, period: float) -> int:
+        """How many restarts are in the window at ``now``, which never goes back."""
         times = self._times
         oldest = now - period
         while times and times[0] < oldest:
             times.popleft()
-        times.append(now)
-        return len(times) <= intensity
+        return len(times)
 
     def __len__(self) -> int:
         return len(self._times)

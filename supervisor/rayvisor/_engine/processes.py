@@ -83,7 +83,8 @@ class ProcessTree:
 
     async def scan(self) -> None:
         """Record and watch the processes that have come up since; forget compilers that have gone."""
-        self._record(await asyncio.to_thread(_find_below, self.top, self._before, self.tag))
+        known = self.processes
+        self._record(await asyncio.to_thread(_find_below, self.top, self._before, self.tag, known))
         for pid, held in list(self._held.items()):
             if not _is_essential(held.process.name) and not held.alive():
                 held.close()
@@ -171,7 +172,8 @@ class ProcessTree:
             process = seen._replace(name=self.top_name) if named else seen
             held = self._held.get(process.pid)
             if held is not None and abs(held.process.start_time - process.start_time) < SAME_START_SECONDS:
-                held.process = process  # it may have set its title since
+                if process.name:  # it may have set its title since; a zombie has none
+                    held.process = process
             else:
                 if held is not None:
                     held.close()
@@ -231,10 +233,17 @@ def _descendants(pid: int) -> list[int]:
     return []
 
 
-def _find_below(top: int | None, before: frozenset[int], tag: str) -> list[ProcessId]:
+def _find_below(
+    top: int | None, before: frozenset[int], tag: str, known: Iterable[ProcessId]
+) -> list[ProcessId]:
     found = _descendants(os.getpid()) if top is None else [top, *_descendants(top)]
     # A forked process shows the host's own environment, without a tag.
-    return _identify(child for child in found if child not in before and _tag(child) in (tag, None))
+    new = _identify(child for child in found if child not in before and _tag(child) in (tag, None))
+    there = {process.pid for process in new}
+    # One that was found needs no tag to be found again: it may be setting its title, over its environment.
+    again = _identify(process.pid for process in known if process.pid not in there)
+    starts = {process.pid: process.start_time for process in known}
+    return new + [each for each in again if abs(each.start_time - starts[each.pid]) < SAME_START_SECONDS]
 
 
 def _find_tagged(tag: str) -> list[ProcessId]:

@@ -22,7 +22,6 @@ from rayvisor._runtime.carriers.coroutines import CoroutineBackend
 from rayvisor._runtime.carriers.engines import EngineBackend
 from rayvisor._runtime.carriers.supervisors import SupervisorBackend
 from rayvisor._runtime.gates import Gates
-from rayvisor._runtime.holds import Holds
 from rayvisor._runtime.places import kinds
 from rayvisor._runtime.pools import Pools
 from rayvisor._runtime.runtime import Runtime
@@ -223,7 +222,6 @@ class Session:
             follower=self,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
-        self._holds = Holds(runtime.post)
         self._gates = Gates(tasks, runtime.core, self._engines, runtime.lives, runtime.post)
         if self._halted:
             runtime.post(m.Halt())  # before it came up
@@ -315,7 +313,6 @@ class Session:
     def follow(self, effect: m.Effect) -> None:
         """Have the pools take note of an effect."""
         self.pools.follow(effect, self.runtime)
-        self._holds.follow(effect)
         self._gates.follow(effect)
 
     def blameless(self, child: str, incarnation: int) -> bool:

@@ -98,9 +98,7 @@ def _node(child: Child, facts: Facts, now: float) -> Node:
 
 def _restarts(supervisor: Supervisor, now: float) -> Restarts:
     spec = supervisor.spec
-    oldest = now - spec.period
-    used = sum(at >= oldest for at in supervisor.window._times)  # noqa: SLF001 - to look at, not to change
-    return Restarts(used, spec.intensity, spec.period)
+    return Restarts(supervisor.window.count(now, spec.period), spec.intensity, spec.period)
 
 
 def _fault(child: Child, now: float) -> LastFault | None:
