@@ -276,10 +276,10 @@ class OperatorVerbs(ABC):
             except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
                 log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
+        servers = [each for each in self._incarnations(path) if engines.url(each[0])]
         async with anyio.create_task_group() as tasks:
-            for child, incarnation in self._incarnations(path):
-                if engines.url(child):
-                    tasks.start_soon(tell, child, incarnation)
+            for server in servers:
+                tasks.start_soon(tell, *server)
 
     async def _hold(self, verb: m.Verb, path: str) -> None:
         await self._running.runtime.call(verb, *(split(path) if path else ("", None)))
