@@ -108,10 +108,10 @@ def run(udf: type[Plain], engine: str, killed_at: tuple[int, ...]) -> list[dict[
     with tempfile.TemporaryDirectory() as folder:
         for row in killed_at:
             (Path(folder) / str(row)).touch()
-        rows: Any = ray.data.range(ROWS, override_num_blocks=ROWS // 20).map_batches(
+        rows: Any = ray.data.range(ROWS, override_num_blocks=ROWS // 10).map_batches(
             udf,
             fn_constructor_args=(engine, Path(folder)),
-            batch_size=20,
+            batch_size=10,
             num_cpus=0.5,
             compute=ray.data.ActorPoolStrategy(size=2),
         )

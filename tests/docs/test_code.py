@@ -39,11 +39,6 @@ EXAMPLES = {
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
 ATTACHED = {
-    "ray_data.py": [
-        "os._exit(1)   r=-1 t=-1  caller: an answer",
-        "Guarded: 240 of 240 rows, 240 in all, the same text\n    from 4 processes; crashes so far: 2",
-        "\nPlain: ",
-    ],
     "bring_up.py": ["up: [0, 1, 2, 3]", "crashed on the way: 2"],
     "tasks.py": [
         "shard 7, loaded the 3rd time SUCCEEDED",
@@ -54,8 +49,8 @@ ATTACHED = {
 }
 """Those that use Ray themselves, run on the one that is there."""
 
-PARTS = ["exit_types.py"]
-"""Those that another one runs."""
+ELSEWHERE = ["exit_types.py", "ray_data.py"]
+"""Those that tests/fatal runs."""
 
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 
@@ -148,7 +143,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
         *EXAMPLES,
         *ATTACHED,
-        *PARTS,
+        *ELSEWHERE,
         "embed.py",
     }
 

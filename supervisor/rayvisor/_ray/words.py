@@ -6,13 +6,16 @@ They are kept for as long as the cluster lives, by job, so that one job's crashe
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
+from rayvisor._engine.link import HostEnd
 from rayvisor._fatal.words import LastWords
 
-__all__ = ["ClusterStore", "connected"]
+__all__ = ["ClusterStore", "connected", "explain"]
 
 _NAMESPACE = b"rayvisor"
+_OF_ACTOR = "last_words_of/"
 
 
 class ClusterStore:
@@ -24,20 +27,36 @@ class ClusterStore:
 
     def put(self, words: LastWords) -> None:
         """Keep them."""
-        key = f"{self._prefix}{words.name}/{time.time_ns()}-{words.pid}"
-        _kv()._internal_kv_put(key.encode(), words.dump(), namespace=_NAMESPACE)  # noqa: SLF001 - its only name
+        mine = f"{time.time_ns()}-{words.pid}"
+        keys = [f"{self._prefix}{words.name}/{mine}"]
+        keys += [f"{_OF_ACTOR}{words.actor_id}/{mine}"] if words.actor_id else []
+        for key in keys:
+            _kv()._internal_kv_put(key.encode(), words.dump(), namespace=_NAMESPACE)  # noqa: SLF001 - its only name
 
     def read(self, name: str) -> list[LastWords]:
         """All that were kept under a name."""
-        prefix = f"{self._prefix}{name}/" if name else self._prefix
-        kv = _kv()
-        keys = kv._internal_kv_list(prefix.encode(), namespace=_NAMESPACE)  # noqa: SLF001 - as above
-        texts = [kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]  # noqa: SLF001 - as above
-        return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
+        return _below(f"{self._prefix}{name}/" if name else self._prefix)
 
     def where(self) -> tuple[str, str]:
         """Ids of the actor and the node."""
         return self._where
+
+
+def _below(prefix: str) -> list[LastWords]:
+    kv = _kv()
+    keys = kv._internal_kv_list(prefix.encode(), namespace=_NAMESPACE)  # noqa: SLF001 - as above
+    texts = [kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]  # noqa: SLF001 - as above
+    return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
+
+
+def explain(end: HostEnd, actor_id: str) -> HostEnd:
+    """Add to Ray's account of an actor's end what the actor said itself, if it did. It blocks."""
+    said = _below(f"{_OF_ACTOR}{actor_id}/")
+    if not said:
+        return end
+    words = said[-1]
+    causes = end.causes + tuple(cause for cause in words.causes if cause not in end.causes)
+    return replace(end, causes=causes, traceback=words.traceback, exit_code=words.exit_code)
 
 
 def _kv() -> Any:
