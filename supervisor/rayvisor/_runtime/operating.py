@@ -276,7 +276,7 @@ class OperatorVerbs(ABC):
             except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
                 log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
-        servers = [each for each in self._incarnations(path) if engines.url(each[0])]
+        servers = [each for each in self._below(path) if engines.url(each[0])]
         async with anyio.create_task_group() as tasks:
             for server in servers:
                 tasks.start_soon(tell, *server)
@@ -289,9 +289,12 @@ class OperatorVerbs(ABC):
         children = self._running.runtime.core.children
         if path and path not in children:
             raise UnknownChildError(path, tuple(children))
+        return self._below(path)
+
+    def _below(self, path: str) -> list[tuple[str, int]]:
         return [
             (name, child.incarnation)
-            for name, child in children.items()
+            for name, child in self._running.runtime.core.children.items()
             if not path or name == path or name.startswith(f"{path}/")
         ]
 
