@@ -31,9 +31,13 @@ class Guard:
         Whether the process is ended, with everything of it, when its parent dies.
     child
         Pid of the child to watch in this process's stead.
+    log_file
+        Where it says what it had to kill; empty: where this process says things.
     """
 
-    def __init__(self, key: str, *, with_parent: bool = False, child: int | None = None) -> None:
+    def __init__(
+        self, key: str, *, with_parent: bool = False, child: int | None = None, log_file: str = ""
+    ) -> None:
         me = reaper.read_stat(os.getpid() if child is None else child)
         if me is None:
             raise RuntimeError("/proc does not show the process: it cannot be guarded")
@@ -46,14 +50,17 @@ class Guard:
         parent = reaper.read_stat(me.ppid) if with_parent else None
         if parent is not None:
             command += [str(parent.pid), str(parent.ticks)]
-        self._starter = subprocess.Popen(  # noqa: S603 - our own program
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as opened:
+            said = opened.enter_context(Path(log_file).open("ab")) if log_file else None
+            self._starter = subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
         self.pid = 0
 
     def wait_ready(self, timeout: float = 10.0) -> int:

@@ -91,6 +91,7 @@ class ServerProgram:
             **extra,
             TAG: tag,
         }
+        self._log_file = log_file
         self._own_key = "" if MARKER in os.environ else f"server-{tag}"
         if self._own_key:
             environment[MARKER] = self._own_key
@@ -111,7 +112,7 @@ class ServerProgram:
         if not self._own_key:
             return
         try:
-            guard = Guard(self._own_key, with_parent=True, child=self.pid)
+            guard = Guard(self._own_key, with_parent=True, child=self.pid, log_file=self._log_file)
             guard.wait_ready()
         except (OSError, RuntimeError):
             # It is watched and ended all the same, as long as this process lives.
