@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayvisor._core.exits import Exit
 
 __all__ = ["Gate"]
 
@@ -19,19 +22,30 @@ class Gate:
         Which of its incarnations.
     ask
         How it is reached.
+    predecessor
+        How the incarnation before it ended, with the fault where there was one; None for the first.
 
     Examples
     --------
     >>> async def sync_weights(gate: Gate) -> None:
+    ...     if gate.predecessor is not None and gate.predecessor.fault is not None:
+    ...         print(f"it is made anew after {gate.predecessor.fault.root}")
     ...     await gate.call("update_weights", {"version": 7})
     """
 
-    __slots__ = ("_ask", "child", "incarnation")
+    __slots__ = ("_ask", "child", "incarnation", "predecessor")
 
-    def __init__(self, child: str, incarnation: int, ask: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(
+        self,
+        child: str,
+        incarnation: int,
+        ask: Callable[..., Awaitable[Any]],
+        predecessor: Exit | None = None,
+    ) -> None:
         self.child = child
         self.incarnation = incarnation
         self._ask = ask
+        self.predecessor = predecessor
 
     def __repr__(self) -> str:
         return f"<gate of {self.child}, incarnation {self.incarnation}>"

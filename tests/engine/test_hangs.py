@@ -201,6 +201,23 @@ async def test_a_start_that_hangs_after_some_progress_is_given_its_deadline_from
         await hosted.host.ensure_started(1, {"compile_seconds": 1.0, "start_delay": 600.0}, 2.0, LIMITS)
 
 
+async def test_a_start_whose_process_was_stopped_names_the_process(hosted: Hosted) -> None:
+    def cores() -> list[int]:
+        engine = hosted.host._engine
+        return [each.pid for each in engine.processes() if "EngineCore" in each.name] if engine else []
+
+    async def stop_it() -> None:
+        await wait_until(cores)
+        os.kill(cores()[0], signal.SIGSTOP)
+
+    stopping = asyncio.create_task(stop_it())
+    stopped = r"ProcessStopped: EngineCore \(pid \d+\) is stopped \(SIGSTOP\)"
+    with pytest.raises(EngineStartFailed, match=stopped) as failed:
+        await hosted.host.ensure_started(1, {"start_delay": 600.0}, 2.0, LIMITS)
+    await stopping
+    assert [name for name, _ in failed.value.died.causes] == ["StartDeadlineExceeded", "ProcessStopped"]
+
+
 async def test_a_start_is_bounded_in_all_whatever_progress_it_makes(hosted: Hosted) -> None:
     limits = StallLimits(start_longest=2.0)
     with pytest.raises(EngineStartFailed, match=r"not up after [2-9]\.\d s, while loading"):

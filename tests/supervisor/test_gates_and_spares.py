@@ -38,12 +38,14 @@ class Weights:
         self.wanted = 1
         self.seen: list[tuple[str, int, str]] = []
         self.broken = 0
+        self.predecessors: dict[tuple[str, int], str] = {}
 
     async def sync(self, gate: rv.Gate) -> None:
         if self.broken:
             self.broken -= 1
             raise ConnectionError("the weights cannot be had")
         await gate.call("update_weights", self.wanted)
+        self.predecessors[gate.child, gate.incarnation] = str(gate.predecessor)
         self.seen.append((gate.child, gate.incarnation, await gate.call("get_weight_version", within=5.0)))
 
 
@@ -63,6 +65,8 @@ async def test_every_incarnation_passes_its_gate_before_it_serves_and_again_when
         kill(sup, "llm/1")
         await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, within=60)
         assert ("llm/1", 2, "2") in weights.seen
+        assert weights.predecessors["llm/1", 1] == "None"
+        assert "was ended by SIGKILL" in weights.predecessors["llm/1", 2]
     moves = [x async for x in watch if isinstance(x, r.StateChanged) and x.child == "llm/1"]
     assert [x.after for x in moves if x.event in {"started", "synced", "stale"}].count("PAUSED.STALE") >= 2
 

@@ -42,7 +42,7 @@ from rayvisor._engine.link import PATIENT
 from rayvisor._engine.outlet import Outlet
 from rayvisor._engine.processes import process_id
 from rayvisor._engine.stall import StallLimits
-from rayvisor._engine.vigil import Vigil, start_in_time
+from rayvisor._engine.vigil import StartOverdue, Vigil, start_in_time
 from rayvisor._engine.wire import (
     Died,
     EngineInfo,
@@ -206,12 +206,11 @@ class EngineHost:
             self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
             await self._discard(engine)
             raise
-        except TimeoutError as late:
+        except StartOverdue as late:
             await self._discard(engine)
-            self._log.warning(
-                "host.engine.start_failed", incarnation=incarnation, cause=f"{late}, while {doing}"
-            )
-            causes = (("StartDeadlineExceeded", f"{late}, while {doing}"),)
+            why = ("StartDeadlineExceeded", f"{late}, while {doing}")
+            causes = (why, late.held_by) if late.held_by else (why,)
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, causes=causes)
             raise EngineStartFailed(self._failed(incarnation, late, doing)._replace(causes=causes)) from None
         except Exception as error:  # noqa: BLE001 - as above
             await self._discard(engine)

@@ -19,7 +19,7 @@ from rayvisor._engine.stall import BUSY_SHARE, Look, StallLimits, StallWatch, St
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, Suspicion, Worked
 from rayvisor.log import get_logger
 
-__all__ = ["Vigil", "start_in_time"]
+__all__ = ["StartOverdue", "Vigil", "start_in_time"]
 
 log = get_logger("rayvisor.host")
 
@@ -184,6 +184,22 @@ class Vigil:
         )
 
 
+class StartOverdue(TimeoutError):  # noqa: N818 - named as what has happened
+    """A start took too long.
+
+    Parameters
+    ----------
+    message
+        How long it took.
+    held_by
+        What keeps it, as a cause, where that can be seen: a process that was told to stop.
+    """
+
+    def __init__(self, message: str, held_by: tuple[str, str] | None) -> None:
+        super().__init__(message)
+        self.held_by = held_by
+
+
 async def start_in_time(engine: Engine, report: Report, deadline: float, longest: float) -> EngineInfo:
     """Start an engine; its deadline counts from its last progress.
 
@@ -202,7 +218,7 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
 
     Raises
     ------
-    TimeoutError
+    StartOverdue
         It took too long; the message says how long.
     EngineStartFailed
         As the engine's ``start`` does.
@@ -221,7 +237,10 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
             progressed()
         report(phase, detail)
 
+    sights: list[Sight] = []
+
     async def watch() -> None:
+        nonlocal sights
         sampler = Sampler()
         while True:
             sights = sampler.look(engine.processes(), time.monotonic())
@@ -243,4 +262,4 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
             raise
         took = time.monotonic() - began
         after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
-        raise TimeoutError(f"the engine was not up after {after}") from None
+        raise StartOverdue(f"the engine was not up after {after}", stopped_cause(sights)) from None

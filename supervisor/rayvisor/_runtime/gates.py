@@ -95,7 +95,7 @@ class Gates:
     ) -> None:
         child, incarnation = who
         with scope:
-            gate = Gate(child, incarnation, self._engines.ask)
+            gate = Gate(child, incarnation, self._engines.ask, self._engines.predecessor(child))
             name = f"the gate of {child}"
             for attempt in range(TRIES):
                 try:

@@ -119,16 +119,22 @@ class EngineBackend:
         child: str,
         incarnation: int,
         spec: ChildSpec,
-        predecessor: Exit | None,  # noqa: ARG002 - the protocol's
+        predecessor: Exit | None,
     ) -> EngineCarrier:
         """Make the carrier of an incarnation."""
         seat = self._seats.setdefault(child, Seat(child))
+        seat.predecessor = predecessor
         return EngineCarrier(self, seat, incarnation, spec)
 
     def info(self, child: str, incarnation: int) -> EngineInfo | None:
         """What the engine that serves said of itself; None if it is not this incarnation."""
         seat = self._seats.get(child)
         return seat.info if seat is not None and seat.incarnation == incarnation else None
+
+    def predecessor(self, child: str) -> Exit | None:
+        """How the incarnation before a child's present one ended; None for the first."""
+        seat = self._seats.get(child)
+        return None if seat is None else seat.predecessor
 
     async def ask(
         self,

@@ -12,6 +12,7 @@ from rayvisor.classify import Ending
 from rayvisor.faults import Cause
 
 if TYPE_CHECKING:
+    from rayvisor._core.exits import Exit
     from rayvisor._engine.link import HostEnd, HostLink
     from rayvisor._engine.stall import StallLimits
     from rayvisor._engine.wire import Died, EngineInfo, ProcessId
@@ -36,6 +37,7 @@ class Seat:
         "limits",
         "link",
         "patience",
+        "predecessor",
         "process",
         "scope",
         "starting",
@@ -43,6 +45,8 @@ class Seat:
 
     def __init__(self, child: str) -> None:
         self.child = child
+        # How the incarnation before the present one ended.
+        self.predecessor: Exit | None = None
         self.epoch = 0
         self.incarnation = 0
         self.link: HostLink | None = None
@@ -111,7 +115,7 @@ def ending_of_engine(died: Died) -> Ending:
         causes=tuple(Cause(*cause) for cause in died.causes),
         source="engine",
         traceback=died.traceback,
-        overdue=bool(died.causes) and died.causes[-1][0] == "StartDeadlineExceeded",
+        overdue=any(name == "StartDeadlineExceeded" for name, _ in died.causes),
         exit_code=died.exit_code,
         signal=died.signal,
         doing=died.doing,
