@@ -105,6 +105,10 @@ async def test_a_fault_is_recovered_from_in_place_wherever_the_fault_tolerance_i
         assert sup.status("web").incarnation == 1
         assert await sup["web"].serving(60.0) == url
         assert await complete(url, "sim") == 8
+        # What it has recovered from is not why it leaves later.
+        os.kill(pid_of(sup, "APIServer"), signal.SIGTERM)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+        assert str(faults(watch)[-1].root).endswith("ended with exit code 0")
 
 
 def recovered(watch: Any) -> bool:

@@ -118,7 +118,7 @@ class ServerEngine:
             died = await self._failed_start(error)
             await self.stop(0.0)
             raise EngineStartFailed(died) from None
-        self._since = os.path.getsize(self._log_file)  # noqa: ASYNC240, PTH202 - what comes later in it is news
+        self._read_up_to_here()
         self._up_at = time.monotonic()
         self._own(self._await_end())
         self._own(self._observe(client))
@@ -198,6 +198,10 @@ class ServerEngine:
         self._go_on()
         if self._tree.deaths:
             raise EngineGone("the server ended while starting")
+
+    def _read_up_to_here(self) -> None:
+        """What comes later in its log is news."""
+        self._since = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
 
     def _go_on(self) -> None:
         if self._ending.asked:
@@ -327,7 +331,10 @@ class ServerEngine:
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Carry out one of the calls that the server offers over HTTP."""
-        return await self._unless_over(self._there.ask(method, args, kwargs))
+        answer = await self._unless_over(self._there.ask(method, args, kwargs))
+        if method == "handle_fault" and answer.get("success"):
+            self._read_up_to_here()  # what it has recovered from is not why it ends later
+        return answer
 
     async def status(self) -> EngineStatus:
         """How it said it is when it was asked last."""
