@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-NAMES = ("core", "detect", "faults", "recover", "throughput")
+NAMES = ("core", "detect", "faults", "lag", "recover", "throughput")
 
 
 class _Benchmarks(click.Group):

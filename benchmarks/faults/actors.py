@@ -6,12 +6,15 @@ import contextlib
 import os
 import resource
 import signal
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
+import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
@@ -22,7 +25,7 @@ from rayvisor.faults import FaultClass
 
 __all__ = ["ACTOR_ROWS"]
 
-FATAL, PERMANENT, INTENDED = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.INTENDED
+FATAL, PERMANENT, TRANSIENT = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.TRANSIENT
 
 
 class Worker:
@@ -31,6 +34,10 @@ class Worker:
     def pid(self) -> int:
         """Its process."""
         return os.getpid()
+
+    def nap(self, seconds: float) -> None:
+        """Be busy."""
+        time.sleep(seconds)
 
     def leave(self) -> None:
         """End the process, without a word."""
@@ -61,6 +68,23 @@ class Hungry:
     def __init__(self) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         self.memory = bytearray(1 << 34)
+
+
+class Timid:
+    """An actor that writes down when it is made, and whose first proof that it works takes its time."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        with (self.folder / "made").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def prove(self) -> bool:
+        """Works; the first time, slowly."""
+        asked = self.folder / "asked"
+        if not asked.exists():
+            asked.touch()
+            time.sleep(2.0)
+        return True
 
 
 async def pid_of(tree: Tree, child: str = "worker") -> int:
@@ -120,6 +144,57 @@ async def always_fails(scene: Scene) -> None:
         await never_made(scene, Fails, args=(str(file),))
 
 
+async def unplugged_at_bring_up(scene: Scene) -> None:
+    """Ray's connection to it breaks while it comes up: it is asked anew, and made exactly once."""
+    with TemporaryDirectory() as folder:
+        made, asked = Path(folder) / "made", Path(folder) / "asked"
+
+        async def unplug() -> None:
+            while not asked.exists():  # noqa: ASYNC110 - another process's doing
+                await anyio.sleep(0.02)
+            scene.inject()
+            cut(int(made.read_text()))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(unplug)
+            async with scene.tree(rv.actor("worker", Timid, args=(folder,), probe="prove")) as tree:
+                await scene.back(tree, "worker")
+                scene.look("worker")
+        times = len(made.read_text().splitlines())
+        if times != 1:
+            scene.found.problem = f"it was made {times} times"
+
+
+async def unplugged(scene: Scene) -> None:
+    """Ray's connection to it breaks in the midst of a call: it is suspect, and not dead."""
+    async with scene.tree(rv.actor("worker", Worker)) as tree:
+        pid = await pid_of(tree)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_ignored, tree.supervisor["worker"].call("nap", 1.0))
+            await anyio.sleep(0.3)
+            scene.inject()
+            cut(pid)
+        await scene.back(tree, "worker")
+        scene.look("worker")
+        if await pid_of(tree) != pid:
+            scene.found.problem = "it was made again"
+
+
+async def _ignored(call: Awaitable[object]) -> None:
+    """How a call fails that was under way is Ray's affair."""
+    with contextlib.suppress(rv.ChildUnavailableError):
+        await call
+
+
+def cut(pid: int) -> None:
+    """Shut down the connections between this process and another one: Ray makes new ones."""
+    theirs = {(each.laddr, each.raddr) for each in psutil.Process(pid).net_connections("inet")}
+    for each in psutil.Process().net_connections("inet"):
+        if (each.raddr, each.laddr) in theirs:
+            with socket.socket(fileno=socket.dup(each.fd)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 async def without_its_group(scene: Scene) -> None:
     """Its placement group is removed under it."""
     import ray
@@ -157,6 +232,10 @@ ACTOR_ROWS: tuple[Row, ...] = (
     actor_row(
         "unschedulable resources", FATAL, "unicorn", "give up",
         lambda s: never_made(s, Worker, resources={"unicorn": 1.0}, start_deadline=3.0),
+    ),
+    actor_row("ActorUnavailable", TRANSIENT, "^ActorUnavailableError", "wait", unplugged),
+    actor_row(
+        "ActorUnavailable at bring-up", TRANSIENT, "^ActorUnavailableError", "wait", unplugged_at_bring_up
     ),
     actor_row("placement group removed", FATAL, "^PlacementGroupRemoved", "restart", without_its_group),
 )  # fmt: skip

@@ -176,7 +176,10 @@ class Scene:
             return "restart"
         if any(x.event == "recovered" for x in moves):
             return "in place"
-        if any(x.event == "suspect" for x in moves):
+        doubts = [x for x in records if isinstance(x, r.FaultSeen) and x.at >= since - 0.001]
+        if any(x.event == "suspect" for x in moves) or any(
+            x.fault.fault_class is rv.FaultClass.TRANSIENT for x in doubts
+        ):
             return "wait"
         return "nothing"
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit, ExitKind
     from rayvisor.blocking import run_in_thread
-    from rayvisor.children import IgnoreStart, actor, coroutine, engine_group, engine_pool, server, subtree
+    from rayvisor.children import (
+        IgnoreStart,
+        actor,
+        adopt,
+        coroutine,
+        engine_group,
+        engine_pool,
+        server,
+        subtree,
+    )
     from rayvisor.errors import (
         AlreadyPresentError,
         AlreadyStartedError,
@@ -113,6 +122,7 @@ _HOMES = {
     "TemplateError": "errors",
     "UnknownChildError": "errors",
     "actor": "children",
+    "adopt": "children",
     "coroutine": "children",
     "engine_group": "children",
     "engine_pool": "children",
@@ -180,6 +190,7 @@ __all__ = [
     "TemplateError",
     "UnknownChildError",
     "actor",
+    "adopt",
     "coroutine",
     "engine_group",
     "engine_pool",

@@ -40,6 +40,10 @@ class Ending:
     """It did not come up within its start deadline."""
     lost: bool = False
     """Its process ended, and not because what it was told to start raised."""
+    renewed: bool = False
+    """Somebody else brings it up again: an adopted actor that Ray itself restarts."""
+    final: bool = False
+    """Nobody could make it again."""
     node: str = ""
     log_file: str = ""
     doing: str = ""
@@ -74,6 +78,7 @@ class _Case:
 RULES: list[tuple[str, Callable[[_Case], bool], FaultClass]] = [
     ("it meant to end", lambda case: case.ending.intended, FaultClass.INTENDED),
     ("nobody has ruled yet", lambda case: case.ending.unavailable, FaultClass.TRANSIENT),
+    ("nobody can make it again", lambda case: case.ending.final, FaultClass.PERMANENT),
     # The predecessor's memory may still be held: worth a bounded number of tries.
     ("out of memory", lambda case: _memory(case.ending), FaultClass.FATAL),
     ("ended by a signal", lambda case: case.ending.signal is not None, FaultClass.FATAL),

@@ -49,6 +49,7 @@ __all__ = ["KINDS", "TreeFile", "load_tree"]
 
 KINDS: Mapping[str, Callable[..., ChildSpec]] = {
     "actor": children.actor,
+    "adopt": children.adopt,
     "coroutine": children.coroutine,
     "engine_group": children.engine_group,
     "engine_pool": children.engine_pool,

@@ -69,7 +69,7 @@ class Fault:
     at
         When it was seen, seconds on the clock of the supervisor's runtime.
     source
-        Who saw it: ``"ray"``, ``"host"``, ``"engine"``, ``"agent"``, ``"runtime"``.
+        Who saw it: ``"ray"``, ``"host"``, ``"engine"``, ``"agent"``, ``"probe"``, ``"runtime"``.
     fault_class
         What answer it asks for.
     causes

@@ -44,7 +44,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultSeen:
-    """An incarnation ended, or a start failed, with a fault."""
+    """An incarnation ended, or a start failed, with a fault; or an actor is SUSPECT (class TRANSIENT)."""
 
     at: float
     fault: Fault
@@ -58,7 +58,7 @@ class DecisionMade:
     child: str
     incarnation: int
     decision: str
-    """``restart``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up`` or ``fail``."""
+    """``restart``, ``observe``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``"""
     why: str
     restarts: int
     """Restarts in the window, this one included."""

@@ -69,21 +69,28 @@ class ChildRef:
     own handle of the incarnation that is up now.
     """
 
-    __slots__ = ("_actors", "_address", "path")
+    __slots__ = ("_actors", "_address", "_adopted", "path")
 
     def __init__(
-        self, path: str, actors: ActorBackend | None, address: tuple[str, str] | None = None
+        self,
+        path: str,
+        actors: ActorBackend | None,
+        address: tuple[str, str] | None = None,
+        adopted: Any = None,
     ) -> None:
         self.path = path
         self._actors = actors
         self._address = address
+        self._adopted = adopted
 
     def __repr__(self) -> str:
         return f"<ChildRef {self.path}>"
 
-    def __reduce__(self) -> tuple[type[ChildRef], tuple[str, None, tuple[str, str] | None]]:
-        address = self._address if self._actors is None else self._actors.address
-        return (ChildRef, (self.path, None, address))
+    def __reduce__(self) -> tuple[type[ChildRef], tuple[str, None, tuple[str, str] | None, Any]]:
+        address, adopted = self._address, self._adopted
+        if self._actors is not None:
+            address, adopted = self._actors.address, self._actors.reference(self.path)
+        return (ChildRef, (self.path, None, address, adopted))
 
     def handle(self) -> Any:
         """Ray's handle of the present incarnation. Outside the supervisor's process it asks Ray, and blocks.
@@ -95,6 +102,8 @@ class ChildRef:
         """
         if self._actors is not None:
             return self._actors.actor(self.path).handle
+        if self._adopted is not None:
+            return self._adopted
         # Imported here: a process that only hands references on needs no Ray.
         from rayvisor._ray.lookup import find
 
@@ -107,6 +116,9 @@ class ChildRef:
         self, method: str, *args: Any, idempotent: bool = False, deadline: float | None = None, **kwargs: Any
     ) -> Any:
         """Call a method of the present incarnation, and return its answer.
+
+        In the supervisor's own process a call of a child that is paused, or SUSPECT, waits until it gets work
+        again; ``handle()`` goes past that.
 
         Parameters
         ----------
@@ -131,9 +143,10 @@ class ChildRef:
         attempt = 0
         while True:
             attempt += 1
-            actor = await (self._wait(spent, until) if idempotent else self._find())
+            waits = idempotent or self._withheld
+            actor = await (self._wait(spent, until) if waits else self._find())
             if actor is None:
-                raise ChildUnavailableError(self.path, "not up")
+                raise ChildUnavailableError(self.path, self._withheld or "not up")
             try:
                 return await actor.call(method, args, kwargs, deadline=_left(until))
             except HostGone as gone:
@@ -150,10 +163,15 @@ class ChildRef:
         with anyio.move_on_after(_left(until) if until is not None else WAIT_SECONDS):
             while True:
                 actor = await self._find()
-                if actor is not None and actor.name != spent:
+                if actor is not None and actor.name != spent and not self._withheld:
                     return actor
                 await anyio.sleep(PAUSE_SECONDS)
         return None
+
+    @property
+    def _withheld(self) -> str:
+        """Why it gets no new work though it is up; empty where it does, or that is not known here."""
+        return "" if self._actors is None else self._actors.withheld(self.path)
 
     async def _find(self) -> _Actor | None:
         if self._actors is not None:
@@ -161,6 +179,10 @@ class ChildRef:
                 return self._actors.actor(self.path)
             except ChildUnavailableError:
                 return None
+        if self._adopted is not None:
+            from rayvisor._ray.lookup import FoundActor
+
+            return FoundActor(self.path, 0, self._adopted)
         from rayvisor._ray.lookup import find_in_thread
 
         return await find_in_thread(*self._names(), self.path, LOOKUP_SECONDS)

@@ -210,7 +210,7 @@ class StartSpec(Protocol):
 
     @property
     def kind(self) -> str:
-        """Which backend carries it: ``"actor"``, ``"engine"``, ``"coroutine"``.
+        """Which backend carries it: ``"actor"``, ``"adopt"``, ``"engine"``, ``"coroutine"``.
 
         ``"supervisor"`` is a supervisor whose spec is made anew at each of its starts.
         """

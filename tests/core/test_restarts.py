@@ -65,6 +65,28 @@ def test_an_end_without_a_restart_is_not_counted_and_disturbs_no_sibling() -> No
     assert sup.leaf("b") == "SERVING"
 
 
+@pytest.mark.parametrize("restart", ["permanent", "transient", "temporary"])
+@pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
+def test_what_is_brought_up_again_by_somebody_else_is_followed_and_never_counted(
+    restart: str, strategy: str
+) -> None:
+    sup = tree(child("a", restart=restart), child("b"), strategy=strategy, intensity=0)
+    for incarnation in (2, 3, 4):
+        sup.crash("a", BOOM._replace(renewed=True))
+        assert sup.take() == [f"start a {incarnation}"]
+    assert sup.leaf("b") == "SERVING"
+
+
+def test_what_is_brought_up_again_by_somebody_else_meanwhile_waits_for_the_group_restart_under_way() -> None:
+    sup = tree(*map(child, "abc"), strategy="rest_for_one")
+    sup.outcomes["b"] = [HANGS]
+    sup.crash("b")
+    sup.crash("a", BOOM._replace(renewed=True))
+    assert sup.take() == ["stop c 1", "start b 2"]
+    sup.feed(m.Started("b", 2))
+    assert sup.take() == ["start c 2", "start a 2"]
+
+
 # --- strategies -----------------------------------------------------------------------------------
 
 

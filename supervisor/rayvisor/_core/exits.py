@@ -36,6 +36,9 @@ class Exit(NamedTuple):
     final: bool = False
     """A supervisor gave up over children that never got anywhere: no parent tries it again."""
 
+    renewed: bool = False
+    """Somebody else brings it up again (Ray restarts an adopted actor): nothing is decided or counted."""
+
     @property
     def abnormal(self) -> bool:
         """Whether a transient child is restarted after it (OTP: all but normal and shutdown)."""

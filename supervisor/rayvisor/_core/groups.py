@@ -141,7 +141,7 @@ class Groups(Halts):
         while supervisor.group is group and group.to_stop:
             member = group.to_stop[-1]
             if member.begun and member.configuration.leaf != "STOPPING":
-                self._stop(member, After.GROUP, "a sibling is restarted")
+                self._stop(member, After.GROUP, m.SIBLING)
             elif member.begun and member in group.members:
                 member.after = After.GROUP
             if member.begun:

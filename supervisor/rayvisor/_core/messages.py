@@ -157,6 +157,11 @@ Event = (
 
 # --- effects ----------------------------------------------------------------------------------
 
+SIBLING = "a sibling is restarted"
+AGAIN = "it is restarted"
+FOR_A_RESTART = frozenset({SIBLING, AGAIN})
+"""Reasons of a [`Stop`][] that a start of the same child follows."""
+
 
 class Start(NamedTuple):
     """Start an incarnation; answered by Started, Ignored or StartFailed."""
@@ -242,7 +247,7 @@ class Decided(NamedTuple):
     child: str
     incarnation: int
     decision: str
-    """``restart``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``."""
+    """``restart``, ``observe``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``"""
     exit: Exit
     detail: str
     restarts: int = 0

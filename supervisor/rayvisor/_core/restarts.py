@@ -80,7 +80,11 @@ class Restarts(Groups):
         child.unjudged = False
         restart = child.spec.restart
         exit = child.exit or SHUTDOWN  # noqa: A001 - OTP's word
-        if restart is Restart.TEMPORARY:
+        if exit.renewed:
+            child.delay = 0.0
+            child.after = After.RESTART
+            self._decided(child, "observe", "it is brought up again by whoever made it")
+        elif restart is Restart.TEMPORARY:
             child.after = After.FORGET
             self._decided(child, "forget", "temporary: it is never restarted")
             self._auto_shutdown(child)
@@ -145,7 +149,7 @@ class Restarts(Groups):
     def _restart_alone(self, child: Child) -> None:
         """Start a child again without its siblings, once it is down."""
         if child.begun and child.configuration.leaf != "STOPPING":
-            self._stop(child, After.RESTART, "it is restarted")
+            self._stop(child, After.RESTART, m.AGAIN)
         elif child.begun or child.configuration.leaf == "STOPPING":
             child.after = After.RESTART
         else:

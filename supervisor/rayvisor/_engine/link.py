@@ -72,6 +72,8 @@ class HostEnd:
     out_of_memory: bool = False
     preempted: bool = False
     node_died: bool = False
+    renewed: bool = False
+    """Whoever made it has begun to make it again by himself: Ray restarts an actor that it may restart."""
     node: str = ""
     log_file: str = ""
     traceback: str = ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
+import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -15,7 +18,8 @@ from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
-from rayvisor._ray.watch import ActorWatch
+from rayvisor._ray.watch import ActorState, ActorWatch, Sight, Watched
+from rayvisor.hooks import ActorHook
 from rayvisor.log import get_logger
 
 __all__ = ["UserActor", "UserActorPlace"]
@@ -24,10 +28,13 @@ log = get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 20.0
 _KILL_SECONDS = 6.0
+_HOOK_SECONDS = 3600.0
+"""How long a user's function may hold a thread where nothing else is said."""
+_UNAVAILABLE_SECONDS = 0.1
 
 
 class UserActor:
-    """One incarnation of a user's actor; `UserActorPlace.create` makes it.
+    """One incarnation of a user's actor; `UserActorPlace.create` makes it, or it is adopted.
 
     Attributes
     ----------
@@ -43,17 +50,35 @@ class UserActor:
         handle: Any,
         name: str,
         options: ActorOptions,
-        end: asyncio.Future[HostEnd],
+        watched: Watched,
     ) -> None:
         self._place = place
         self._options = options
-        self._end = end
+        self._watched = watched
         self._asked_to_end = False
         self.handle = handle
         self.name = name
+        self.life = 0
+        """Which of its lives this incarnation is: how often Ray had restarted it before."""
 
-    async def ready(self, deadline: float) -> None:
-        """Wait until its ``__init__`` has run.
+    @property
+    def sight(self) -> Sight:
+        """What is known of it now."""
+        return self._watched.sight
+
+    async def after(self, seen: Sight) -> Sight:
+        """Wait until there is something else to be seen."""
+        return await self._watched.after(seen)
+
+    async def ready(self, deadline: float, unreachable: Callable[[HostEnd], object] | None = None) -> None:
+        """Wait until its ``__init__`` has run; while Ray cannot reach it, it is asked again and again.
+
+        Parameters
+        ----------
+        deadline
+            Seconds it may take.
+        unreachable
+            Told each time that Ray could not reach it.
 
         Raises
         ------
@@ -62,16 +87,55 @@ class UserActor:
         TimeoutError
             It is not up yet: the message says what the cluster lacks, if that is why.
         """
-        try:
-            await self._await(f"__init__ of {self.name}", self.handle.__ray_ready__.remote(), deadline)
-        except RayCallTimeout as timeout:
-            hint = await self._place.why_pending(self._options)
-            raise RayCallTimeout(timeout.call, deadline, hint=hint) from None
+        until = anyio.current_time() + deadline
+        pause = _UNAVAILABLE_SECONDS
+        while True:
+            left = max(0.1, until - anyio.current_time())
+            try:
+                await self._await(f"__init__ of {self.name}", self.handle.__ray_ready__.remote(), left)
+            except RayCallTimeout as timeout:
+                hint = await self._place.why_pending(self._options)
+                raise RayCallTimeout(timeout.call, deadline, hint=hint) from None
+            except HostGone as gone:
+                if not gone.end.unavailable or anyio.current_time() >= until:
+                    raise
+                # Ray has not ruled, and a ref that raised is spent: the same actor is asked anew.
+                if unreachable is not None:
+                    unreachable(gone.end)
+                pause = min(2 * pause, 2.0)
+                await anyio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+            else:
+                return
 
     async def ended(self) -> HostEnd:
         """Wait until it has ended."""
-        end = await asyncio.shield(self._end)
+        sight = self.sight
+        while sight.state is not ActorState.DEAD and sight.restarts <= self.life:
+            sight = await self.after(sight)
+        end = sight.end or HostEnd(causes=())
+        if sight.state is not ActorState.DEAD:
+            return replace(end, renewed=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
+
+    async def run(self, hook: ActorHook, deadline: float | None = None) -> Any:
+        """Call what the user wants to be called: a method by its name, or a function with the handle.
+
+        Parameters
+        ----------
+        hook
+            What to call.
+        deadline
+            Seconds; None: whoever calls this sees to it.
+        """
+        if isinstance(hook, str):
+            return await self.call(hook, deadline=deadline)
+        with anyio.fail_after(deadline):
+            if inspect.iscoroutinefunction(hook):
+                return await hook(self.handle)
+            # It may block, and the loop must not.
+            call = functools.partial(hook, self.handle)
+            result = await self._place.cluster.call("a hook", call, deadline=deadline or _HOOK_SECONDS)
+            return await result if inspect.isawaitable(result) else result
 
     async def call(
         self,
@@ -124,7 +188,9 @@ class UserActor:
     async def _await(self, what: str, ref: Any, deadline: float | None) -> Any:
         try:
             with anyio.fail_after(deadline):
-                return await ref
+                answer = await ref
+                self._watched.reached(self.life)
+                return answer
         except TimeoutError as error:
             if is_ray_error(error):
                 raise  # the method's own
@@ -133,6 +199,8 @@ class UserActor:
             if not is_ray_error(error) or "RayTaskError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise
             end = end_of(error)
+            if end.unavailable and self.sight.restarts == self.life:
+                self._watched.doubt(end.causes)
             raise HostGone(self.name, 0, replace(end, intended=end.intended or self._asked_to_end)) from None
 
 
@@ -149,7 +217,7 @@ class UserActorPlace:
 
     def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
         self.cluster = cluster
-        self._watch = ActorWatch(cluster, push=push)
+        self.watch = ActorWatch(cluster, push=push)
         self._placements = Placements(cluster)
         self._token = secrets.token_hex(4)
         self._actors: dict[str, UserActor] = {}
@@ -206,15 +274,14 @@ class UserActorPlace:
             ray.kill(handle)
 
         handle = await self.cluster.call(f"the actor {child}", make, deadline=_CREATE_SECONDS, undo=undo)
-        end = await self._watch.add(handle)
-        actor = self._actors[name] = UserActor(self, handle, name, wanted, end)
+        actor = self._actors[name] = UserActor(self, handle, name, wanted, self.watch.add(handle))
         log.info("actor.created", child=child, incarnation=incarnation, name=name)
         return actor
 
     async def forget(self, actor: UserActor) -> None:
         """Let go of an actor that has ended."""
         self._actors.pop(actor.name, None)
-        self._watch.remove(actor.handle)
+        self.watch.remove(actor.handle)
 
     async def end_child(self, child: str, deadline: float) -> bool:
         """Kill every actor of a child that is left and remove its placement group; whether all are gone."""
@@ -226,7 +293,7 @@ class UserActorPlace:
     async def close(self, deadline: float = 30.0) -> None:
         """Kill every actor that is left, and remove the placement groups."""
         await self._kill_all(list(self._actors.values()), deadline)
-        await self._watch.close()
+        await self.watch.close()
         await self._placements.close()
 
     async def why_pending(self, options: ActorOptions) -> str:

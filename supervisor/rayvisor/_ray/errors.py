@@ -8,13 +8,24 @@ somebody else's (vLLM's above all) never makes the driver import what it came fr
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from rayvisor._engine.link import HostEnd
 from rayvisor.errors import RayvisorError
 from rayvisor.faults import Cause
 
-__all__ = ["RayCallTimeout", "WorkerPackageError", "end_of", "is_ray_error", "plain_causes", "text_cause"]
+__all__ = [
+    "RayCallTimeout",
+    "WorkerPackageError",
+    "death_told",
+    "end_of",
+    "init_failure",
+    "is_ray_error",
+    "plain_causes",
+    "text_cause",
+    "without_advice",
+]
 
 _MOST_CAUSES = 8
 _MOST_TEXT = 4000
@@ -175,29 +186,68 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
             traceback=str(getattr(error, "traceback_str", "")),
         )
     if getattr(error, "actor_init_failed", False) or _CREATION in text:
-        root = text_cause(text)
-        summary = Cause(type(error).__name__, "the actor's __init__ raised")
-        return HostEnd(causes=(summary, root), init_failed=True, node=node, log_file=log_file, traceback=text)
+        return init_failure(text, node=node, log_file=log_file, outer=type(error).__name__)
     exit_type = _EXIT_TYPE.search(text)
-    code = _EXIT_CODE.search(text)
-    number = _SIGNAL.search(text)
-    kind = exit_type[1] if exit_type else ""
+    end = death_told(outer, exit_type[1] if exit_type else "", text, node=node)
+    return replace(
+        end,
+        traceback=text,
+        intended=end.intended or (not _taken(text) and bool(_KILLED.search(text))),
+        preempted=bool(getattr(error, "preempted", False)),
+        node_died=bool(_NODE_DEATH.search(text)),
+        log_file=log_file,
+    )
+
+
+def init_failure(text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError") -> HostEnd:
+    """Account for an actor whose ``__init__`` raised, as its traceback tells."""
+    summary = Cause(outer, "the actor's __init__ raised")
+    return HostEnd(
+        causes=(summary, text_cause(text)),
+        init_failed=True,
+        node=node,
+        log_file=log_file,
+        traceback=text,
+    )
+
+
+def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> HostEnd:
+    """Account for the end of an actor's worker.
+
+    Parameters
+    ----------
+    outer
+        What is said of the actor.
+    kind
+        Ray's exit type of the worker; empty if it is not known.
+    detail
+        Ray's words on it.
+    node
+        Address of its node.
+    """
+    code = _EXIT_CODE.search(detail)
+    number = _SIGNAL.search(detail)
     # Ray calls this intended; whoever supervises the actor did not intend it.
-    taken = "its placement group was removed" in text
+    taken = _taken(detail)
     if taken:
         kind = "PlacementGroupRemoved"
     return HostEnd(
-        causes=(outer, Cause(kind, _detail(text))) if kind else (outer,),
-        traceback=text,
+        causes=(outer, Cause(kind, _detail(detail))) if kind else (outer,),
         exit_code=int(code[1]) if code else None,
         signal=int(number[1]) if number else None,
-        intended=not taken and (kind in _INTENDED_TYPES or bool(_KILLED.search(text))),
+        intended=not taken and kind in _INTENDED_TYPES,
         out_of_memory=kind == "NODE_OUT_OF_MEMORY",
-        preempted=bool(getattr(error, "preempted", False)),
-        node_died=bool(_NODE_DEATH.search(text)),
         node=node,
-        log_file=log_file,
     )
+
+
+def _taken(text: str) -> bool:
+    return "its placement group was removed" in text
+
+
+def without_advice(text: str) -> str:
+    """Ray's words without the advice that follows them."""
+    return _shorten(_ADVICE.split(text, maxsplit=1)[0])
 
 
 def _because(text: str) -> str:
@@ -208,6 +258,6 @@ def _because(text: str) -> str:
 
 def _detail(text: str) -> str:
     """What Ray knows of the exit, without the advice that follows it."""
-    _, _, detail = text.partition("xit detail: ")
+    _, _, detail = text.rpartition("xit detail: ")
     detail = _ADVICE.split(detail, maxsplit=1)[0]
     return _shorten(detail.splitlines()[0]) if detail else ""

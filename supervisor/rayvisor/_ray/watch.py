@@ -1,34 +1,132 @@
-"""Deaths of actors learnt from outside, for actors whose methods are somebody else's.
+"""What becomes of actors, learnt from outside, for actors whose methods are somebody else's.
 
 A user's actor gets no method of ours and no concurrency group (that would move its methods off its main
-thread), so its death is learnt from the cluster: by push, one subscription for all actors, some 11 ms after
-the fact. The push API of Ray is private; where it is missing or breaks, each actor is probed by Ray's own
-no-op method instead, which answers between the actor's own calls and fails when the actor dies. Either way
-the *cause* comes from asking the dead actor.
+thread), so what becomes of it is learnt from the cluster. By push: one subscription for all actors, some 11
+ms after the fact, with snapshots of Ray's table now and then. The push API of Ray is private; while it is
+missing or broken each actor is asked instead, by a call that Ray gives every actor and that is answered
+between the actor's own. Either way it comes as one [`Sight`][rayvisor._ray.watch.Sight].
+
+An actor that Ray cannot reach (ActorUnavailableError) is not dead: Ray has not ruled. It is doubted, and
+asked again until it answers, or Ray rules.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 
 from rayvisor._engine.link import HostEnd
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.errors import end_of, is_ray_error
+from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
 
-__all__ = ["ActorWatch"]
+__all__ = ["ActorState", "ActorWatch", "Sight", "Watched"]
 
 log = get_logger("rayvisor.ray")
 
-_ASK_SECONDS = 5.0
-_PROBE_SECONDS = 0.5
+_SUBSCRIBE_SECONDS = 10.0
+_ASK_SECONDS = 0.5
+"""Between two questions to an actor while nothing is pushed."""
 _SNAPSHOT_SECONDS = 10.0
+_ROW_SECONDS = 5.0
+_WORKER_SECONDS = 2.0
+_DOUBT_SECONDS = (0.1, 2.0)
+"""The first pause, and the longest, before an actor that could not be reached is asked again."""
+_CLOSE_SECONDS = 1.0
 _BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of an actor now."""
+
+    state: ActorState
+    restarts: int = 0
+    """How often it was restarted by Ray, as far as is known: a new life is a higher number."""
+    end: HostEnd | None = None
+    """How its last life ended, once one has."""
+    doubts: tuple[Cause, ...] = ()
+    """Why it cannot be reached just now; Ray has not ruled whether it lives."""
+    max_restarts: int | None = None
+    """How often Ray may restart it (-1: always); None: not known."""
+
+    @property
+    def restartable(self) -> bool:
+        """Whether it is known that Ray would restart it once more."""
+        most = self.max_restarts
+        alive = self.state is not ActorState.DEAD
+        return alive and most is not None and (most < 0 or self.restarts < most)
+
+
+class Watched:
+    """One actor that is watched.
+
+    Attributes
+    ----------
+    handle
+        Ray's handle.
+    sight
+        What is known of it now.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.watchers = 0
+        self.sight = Sight(ActorState.RESTARTING)
+        self.worker = b""
+        """Id of the worker that it lives in, or lived in last."""
+        self.node = ""
+        """Address of that worker's node."""
+        self.seated: object = None
+        """Process and node that answered last, while nothing is pushed."""
+        self.asked_for = asyncio.Event()
+        self.turn = asyncio.Lock()
+        """Rows are taken in the order in which they came."""
+        self._news = asyncio.Event()
+
+    def show(self, sight: Sight) -> None:
+        """Take a new sight, if it is news: lives follow each other, and so do the states of one."""
+        now = self.sight
+        if sight != now and now.state is not ActorState.DEAD and _order(sight) >= _order(now):
+            self.sight = sight
+            news, self._news = self._news, asyncio.Event()
+            news.set()
+
+    def doubt(self, causes: tuple[Cause, ...]) -> None:
+        """Take note that it could not be reached, and have it asked at once."""
+        if self.sight.state is ActorState.ALIVE:
+            self.show(replace(self.sight, doubts=causes))
+            self.asked_for.set()
+
+    def reached(self, life: int) -> None:
+        """Take note that it has answered in this life of its."""
+        if self.sight.doubts and self.sight.restarts == life:
+            self.show(replace(self.sight, doubts=()))
+
+    async def after(self, seen: Sight) -> Sight:
+        """Wait until there is something else to be seen."""
+        while self.sight == seen:
+            await self._news.wait()
+        return self.sight
+
+    async def ended(self) -> HostEnd:
+        """Wait until it has ended for good."""
+        sight = self.sight
+        while sight.state is not ActorState.DEAD or sight.end is None:
+            sight = await self.after(sight)
+        return sight.end
+
+
+def _order(sight: Sight) -> tuple[int, int, int]:
+    # An actor that is dead is so whatever the number of its lives.
+    return (sight.state is ActorState.DEAD, sight.restarts, sight.state)
 
 
 class ActorWatch:
@@ -39,110 +137,278 @@ class ActorWatch:
     cluster
         The connection.
     push
-        Whether to try Ray's push API. Without it every actor is probed.
+        Whether to try Ray's push API. Without it every actor is asked.
     """
 
     def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
         self._cluster = cluster
-        self._push = push
-        self._handles: dict[bytes, Any] = {}
-        self._ends: dict[bytes, asyncio.Future[HostEnd]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.push = push
+        self._watched: dict[bytes, Watched] = {}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._explaining: set[asyncio.Task[None]] = set()
         self._subscriber: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
+        self._subscription: _Subscription | None = None
+        self._closed = False
 
     @property
     def pushing(self) -> bool:
-        """Whether deaths come by push now."""
-        return self._push and self._subscribed.is_set()
+        """Whether news come by push now."""
+        return self.push and self._subscribed.is_set()
 
-    async def add(self, actor: Any) -> asyncio.Future[HostEnd]:
-        """Watch an actor; the future gets its end."""
-        key = actor._actor_id.binary()  # noqa: SLF001 - Ray gives an actor's id in no other way
-        if key in self._ends:
-            return self._ends[key]
-        self._handles[key] = actor
-        end = self._ends[key] = asyncio.get_running_loop().create_future()
-        if self._push and self._subscriber is None:
-            self._subscriber = asyncio.create_task(self._subscribe(), name="actor subscription")
-        self._own(self._probe(key))
-        return end
+    def add(self, actor: Any) -> Watched:
+        """Watch an actor; each `add` asks for a `remove`."""
+        key = _key(actor)
+        if key not in self._watched:
+            watched = self._watched[key] = Watched(actor)
+            if self.push and self._subscriber is None:
+                self._subscriber = asyncio.create_task(self._subscribe(), name="actor subscription")
+            self._tasks[key] = asyncio.create_task(self._attend(watched), name="watch of an actor")
+        self._watched[key].watchers += 1
+        return self._watched[key]
 
     def remove(self, actor: Any) -> None:
-        """Watch an actor no more."""
-        key = actor._actor_id.binary()  # noqa: SLF001 - as above
-        self._handles.pop(key, None)
-        self._let_go(self._ends.pop(key, None))
+        """Watch an actor no more, if nobody else does."""
+        key = _key(actor)
+        if key in self._watched:
+            self._watched[key].watchers -= 1
+            if not self._watched[key].watchers:
+                self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        watched, task = self._watched.pop(key, None), self._tasks.pop(key, None)
+        if task is not None:
+            task.cancel()
+        if watched is not None and watched.sight.state is not ActorState.DEAD:
+            cause = Cause("ActorLetGo", "nobody watches this actor any more")
+            watched.show(Sight(ActorState.DEAD, end=HostEnd(causes=(cause,), unavailable=True)))
 
     async def close(self) -> None:
         """Watch nothing any more."""
-        tasks = [*self._tasks, *([self._subscriber] if self._subscriber is not None else [])]
+        self._closed = True
+        if self._subscription is not None:
+            # Cancelled instead, Ray's would leave a task behind that complains when Ray is gone.
+            await self._subscription.close()
+        tasks = [*self._tasks.values(), *self._explaining]
+        if self._subscriber is not None:
+            tasks.append(self._subscriber)
+        for key in list(self._watched):
+            self._drop(key)
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        for end in self._ends.values():
-            self._let_go(end)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    @staticmethod
-    def _let_go(end: asyncio.Future[HostEnd] | None) -> None:
-        if end is not None and not end.done():
-            cause = Cause("ActorLetGo", "nobody watches this actor any more")
-            end.set_result(HostEnd(causes=(cause,), unavailable=True))
+    async def look(self, watched: Watched) -> None:
+        """Look the actor up in Ray's table; without an answer nothing changes."""
+        handle = watched.handle
+        try:
+            actor_id = handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
+            row = await self._cluster.call(
+                "the actor's row", lambda: look_up(actor_id), deadline=_ROW_SECONDS
+            )
+            if row is not None:
+                await self._take(watched, row)
+        except RayCallTimeout as timeout:
+            log.warning("ray.table.silent", why=str(timeout))
+        except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
+            log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
 
-    def _own(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    # --- push -----------------------------------------------------------------------------------
 
     async def _subscribe(self) -> None:
-        """Read the push channel; when that fails, the probes alone carry on."""
-        try:
-            from ray._private.gcs_pubsub import GcsAioActorSubscriber
-            from ray.core.generated import gcs_pb2
-
-            # A module made by protobuf's compiler: mypy sees no names in it.
-            dead = gcs_pb2.ActorTableData.ActorState.DEAD  # type: ignore[attr-defined]
-            subscriber: Any = GcsAioActorSubscriber(address=self._cluster.gcs_address)
-            with anyio.fail_after(_ASK_SECONDS):
-                await subscriber.subscribe()
-            self._subscribed.set()
+        """Read the push channel; while that fails, asking alone carries on."""
+        pause = 0.5
+        while True:
             try:
-                while True:
-                    for key, record in await subscriber.poll(batch_size=_BATCH):
-                        if record.state == dead and key in self._handles:
-                            self._own(self._ask(key))
-            finally:
-                self._subscribed.clear()
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_ASK_SECONDS):
+                subscriber = self._subscription = await self._cluster.call("the push API", self._push_api)
+                with anyio.fail_after(_SUBSCRIBE_SECONDS):
+                    await subscriber.subscribe()
+                self._subscribed.set()
+                pause = 0.5
+                # What happened before: a subscription brings only what comes after it.
+                self._ask_for_all()
+                try:
+                    while True:
+                        news = await subscriber.poll(batch_size=_BATCH)
+                        if self._closed:
+                            return
+                        if not news:
+                            raise ConnectionError("the subscription has ended")
+                        for key, record in news:
+                            self._hear(key, record)
+                finally:
+                    self._subscribed.clear()
                     await subscriber.close()
-        except Exception as error:  # noqa: BLE001 - a private API may fail in any way; the probes carry on
-            self._push = False
-            log.warning("ray.push.unavailable", error=f"{type(error).__name__}: {error}"[:500])
+            except (ImportError, AttributeError, TypeError) as error:
+                self.push = False  # this Ray's is another one
+                log.warning("ray.push.missing", error=str(error)[:500])
+                return
+            except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
+                log.warning("ray.push.broke", error=f"{type(error).__name__}: {error}"[:500], again=pause)
+            self._ask_for_all()
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _SNAPSHOT_SECONDS)
 
-    async def _probe(self, key: bytes) -> None:
-        """Ask the actor again and again: rarely while deaths are pushed, often while they are not."""
-        while key in self._handles and not await self._ask(key, bounded=False):  # noqa: ASYNC110 - it polls
-            await anyio.sleep(_SNAPSHOT_SECONDS if self.pushing else _PROBE_SECONDS)
+    def _push_api(self) -> _Subscription:
+        # Imported in a thread: it takes its time, and the loop has none.
+        import ray.core.generated.gcs_pb2  # noqa: F401 - the table's records
+        from ray._private import gcs_pubsub
 
-    async def _ask(self, key: bytes, *, bounded: bool = True) -> bool:
-        """Have the actor answer or fail; True once its end is known."""
-        actor = self._handles.get(key)
-        if actor is None:
-            return True
-        deadline = _ASK_SECONDS if bounded else None  # a probe waits its turn behind the actor's own calls
+        address = self._cluster.gcs_address
+        return _Subscription(lambda: gcs_pubsub.GcsAioActorSubscriber(address=address))
+
+    def _hear(self, key: bytes, record: Any) -> None:
+        watched = self._watched.get(key)
+        if watched is None:
+            return
+        row = read_row(record)
+        task = asyncio.create_task(self._take_news(watched, row), name="news of an actor")
+        self._explaining.add(task)
+        task.add_done_callback(self._explaining.discard)
+
+    async def _take_news(self, watched: Watched, row: Row) -> None:
         try:
-            with anyio.move_on_after(deadline):
-                await actor.__ray_ready__.remote()
-        except Exception as error:
+            await self._take(watched, row)
+        except Exception:  # a record that cannot be read must not cost the news: the actor is asked
+            log.exception("ray.record.unreadable", state=row.state)
+            watched.asked_for.set()
+
+    async def _take(self, watched: Watched, row: Row) -> None:
+        """Show what a row says, with how the actor's worker ended."""
+        async with watched.turn:
+            if watched.sight.state is ActorState.DEAD:
+                return
+            watched.show(await self._seen(watched, row))
+            watched.worker, watched.node = row.worker or watched.worker, row.node or watched.node
+
+    async def _seen(self, watched: Watched, row: Row) -> Sight:
+        sight = watched.sight
+        end, doubts = sight.end, sight.doubts
+        newer = row.restarts > sight.restarts or row.state is ActorState.DEAD
+        if newer and (row.restarts or row.state is ActorState.DEAD):
+            doubts = ()
+            # While an actor is being restarted its row names no worker.
+            ended = row.worker or row.last_worker or watched.worker
+            node = row.node or watched.node
+            worker = await self._worker(ended, node) if row.state is not ActorState.ALIVE else None
+            if row.state is ActorState.DEAD:
+                end = died_of(row, worker)
+            else:
+                end = worker or HostEnd(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
+        return Sight(row.state, row.restarts, end, doubts, row.max_restarts)
+
+    async def _worker(self, worker: bytes, node: str) -> HostEnd | None:
+        if not worker:
+            return None
+        try:
+            return await self._cluster.call(
+                "the worker's row", lambda: worker_end(worker, node), deadline=_WORKER_SECONDS
+            )
+        except Exception as error:  # noqa: BLE001 - as above: what the actor's own row says is enough
+            log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
+            return None
+
+    def _ask_for_all(self) -> None:
+        for watched in self._watched.values():
+            watched.asked_for.set()
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def _attend(self, watched: Watched) -> None:
+        """Ask again and again: rarely while news are pushed, often while they are not, or in doubt."""
+        pause = 0.0
+        look = True
+        while watched.sight.state is not ActorState.DEAD:
+            if look and self.pushing:
+                await self.look(watched)
+            away = self.pushing and watched.sight.state is ActorState.RESTARTING
+            if away or await self._ask(watched):
+                pause = _SNAPSHOT_SECONDS if self.pushing else _ASK_SECONDS
+            else:
+                first, longest = _DOUBT_SECONDS
+                # Many actors of a lost node are not to be asked in one instant.
+                pause = min(max(first, 2 * pause), longest) * random.uniform(0.5, 1.0)
+                watched.asked_for.clear()
+            with anyio.move_on_after(pause):
+                await watched.asked_for.wait()
+            look = watched.asked_for.is_set() or bool(watched.sight.doubts)
+            watched.asked_for.clear()
+
+    async def _ask(self, watched: Watched) -> bool:
+        """Have the actor answer or fail; False if it cannot be reached."""
+        life = watched.sight.restarts
+        try:
+            # A question of ours is never repeated by Ray: it waits its turn behind the actor's own calls.
+            seated = await watched.handle.__ray_call__.options(max_task_retries=0).remote(_seat())
+        except Exception as error:  # noqa: BLE001 - Ray's are sorted out; with others asking is of no use
             if not is_ray_error(error):
-                raise
+                log.warning("actor.not_asked", error=f"{type(error).__name__}: {error}"[:500])
+                return True
             end = end_of(error)
+            if watched.sight.restarts != life:
+                return True  # that was another life of it
             if end.unavailable:
+                watched.doubt(end.causes)
                 return False
-            future = self._ends.get(key)
-            if future is not None and not future.done():
-                future.set_result(end)
+            if "RayActorError" in {kind.__name__ for kind in type(error).__mro__} or end.out_of_memory:
+                await self.look(watched)  # the table knows more, if it can be had
+                watched.show(Sight(ActorState.DEAD, watched.sight.restarts, end))
             return True
-        return False
+        if watched.sight.restarts == life:
+            await self._answered(watched, seated)
+        return True
+
+    async def _answered(self, watched: Watched, seated: object) -> None:
+        before, watched.seated = watched.seated, seated
+        if self.pushing and before not in {None, seated}:
+            await self.look(watched)  # another life of it, of which no news has come
+        sight = watched.sight
+        here = replace(sight, state=ActorState.ALIVE, doubts=())
+        if self.pushing or before in {None, seated}:
+            watched.show(here)
+        else:
+            end = HostEnd(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
+            watched.show(replace(here, restarts=sight.restarts + 1, end=end))
+
+
+class _Subscription:
+    """A subscriber of Ray's: made on the event loop that reads it."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self._made: Any = None
+
+    async def subscribe(self) -> None:
+        self._made = self._make()
+        await self._made.subscribe()
+
+    async def poll(self, batch_size: int) -> Any:
+        return [] if self._made is None else await self._made.poll(batch_size=batch_size)
+
+    async def close(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            # Whatever it raises, it is of no use any more.
+            with (
+                anyio.CancelScope(shield=True),
+                anyio.move_on_after(_CLOSE_SECONDS),
+                contextlib.suppress(Exception),
+            ):
+                await made.close()
+
+
+def _seat() -> Any:
+    """What tells one process of an actor from the next; sent whole, since rayvisor may not be there."""
+
+    def seat(_: object) -> tuple[str, int]:
+        import os
+        import socket
+
+        return socket.gethostname(), os.getpid()
+
+    return seat
+
+
+def _key(actor: Any) -> bytes:
+    found: bytes = actor._actor_id.binary()  # noqa: SLF001 - Ray gives an actor's id in no other way
+    return found

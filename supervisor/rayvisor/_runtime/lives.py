@@ -240,7 +240,7 @@ class Lives:
         if not ending.intended:
             life.faults[incarnation] = fault
             self._teller.fault(fault)
-        return crashed(fault)
+        return crashed(fault)._replace(renewed=ending.renewed)
 
     def noticed(self, fault: Fault) -> None:
         """Take note of a fault that a live incarnation has told of itself."""

@@ -15,6 +15,7 @@ import anyio
 
 from rayvisor._core import messages as m
 from rayvisor._engine.link import HostCallFailed
+from rayvisor._runtime.hooks import HOOK_SECONDS
 from rayvisor._runtime.snapshot import Facts, node_of
 from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
 from rayvisor.log import get_logger
@@ -76,7 +77,8 @@ class OperatorVerbs(ABC):
     async def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """Give a child, or everything under a supervisor, no new work until it is resumed.
 
-        A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait.
+        A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait, and so
+        do calls by [`ChildRef`][rayvisor.ChildRef]; an actor's ``pause`` hook is called, and waited for.
 
         Parameters
         ----------
@@ -120,17 +122,23 @@ class OperatorVerbs(ABC):
             pool.pausing.keep(engines, kept=mode == "keep")
             if mode == "abort":
                 pool.pausing.withdraw(engines)
+        began = anyio.current_time()
         if mode == "wait":
             with anyio.move_on_after(deadline):
                 for pool, engines in pools:
                     await pool.pausing.drained(engines)
+        await self._running.hooks.settled(path, max(0.0, deadline - (anyio.current_time() - began)))
         return sum(pool.pausing.in_flight(engines) for pool, engines in pools)
 
     async def resume(self, path: str = "") -> None:
-        """Take a pause back; what was kept in flight goes on. Holds of other kinds stay."""
+        """Take a pause back; what was kept in flight goes on. Holds of other kinds stay.
+
+        Returns when the ``resume`` hooks of actors have been called, or have failed.
+        """
         await self._freeze(self._engines(path), frozen=False)
         await self._tell_servers(path, "resume_generation", {}, FREEZE_SECONDS)
         await self._hold(m.Verb.RESUME, path)
+        await self._running.hooks.settled(path, HOOK_SECONDS)
         for pool, engines in self._engines(path):
             pool.pausing.keep(engines, kept=False)
 
@@ -158,7 +166,7 @@ class OperatorVerbs(ABC):
             It could not be; a temporary child, and an instance of a template, cannot be started again.
         """
         runtime = self._running.runtime
-        with self._running.pools.awaited(path, runtime):
+        with self._running.pools.awaited(path, runtime), self._running.actors.restarting(path):
             await _restart(runtime.call, path)
 
     def instructions(self, path: str = "") -> tuple[str, ...]:

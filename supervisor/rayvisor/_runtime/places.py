@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Places", "kinds"]
 
-KINDS = frozenset({"actor", "coroutine", "engine", "server", "supervisor"})
+KINDS = frozenset({"actor", "adopt", "coroutine", "engine", "server", "supervisor"})
 """What can be carried."""
 
 
@@ -48,7 +48,7 @@ class Places:
             if kind not in KINDS:
                 known = ", ".join(map(repr, sorted(KINDS)))
                 raise SpecError(f"children[{path!r}].start.kind", kind, f"must be one of {known}")
-        if self._local and "actor" in kinds(spec):
+        if self._local and kinds(spec) & {"actor", "adopt"}:
             raise SpecError("local", True, "cannot go with actor children: they live on Ray only")  # noqa: FBT003
 
     async def hosts(self) -> HostPlace:

@@ -22,6 +22,7 @@ from rayvisor._runtime.carriers.coroutines import CoroutineBackend
 from rayvisor._runtime.carriers.engines import EngineBackend
 from rayvisor._runtime.carriers.supervisors import SupervisorBackend
 from rayvisor._runtime.gates import Gates
+from rayvisor._runtime.hooks import Hooks
 from rayvisor._runtime.places import kinds
 from rayvisor._runtime.pools import Pools
 from rayvisor._runtime.runtime import Runtime
@@ -201,11 +202,12 @@ class Session:
         if self._handle_signals:
             await tasks.start(self._listen)
         self._engines = EngineBackend(self._places.hosts, tasks, self, self._places.gpus)
-        self._actors = ActorBackend(self._places.actors)
+        self._actors = ActorBackend(self._places.actors, self)
         self._backends: Mapping[str, Backend] = {
             "engine": self._engines,
             "server": self._engines,
             "actor": self._actors,
+            "adopt": self._actors,
             "coroutine": CoroutineBackend(tasks),
             "supervisor": SupervisorBackend(self.open),
         }
@@ -222,6 +224,7 @@ class Session:
             follower=self,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
+        self.hooks = Hooks(tasks, runtime.core, self._actors.run, self._teller)
         self._gates = Gates(tasks, runtime.core, self._engines, runtime.lives, runtime.post)
         if self._halted:
             runtime.post(m.Halt())  # before it came up
@@ -291,6 +294,17 @@ class Session:
             )  # fmt: skip
         self.runtime.post(m.Reported(child, incarnation, event, why))
 
+    def doubted(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
+        """Tell that an actor cannot be reached or does not answer, which may pass; it gets no new work."""
+        node = self.runtime.core.status(child)
+        starting = node is not None and node.configuration.leaf == "STARTING"
+        fault = Fault(
+            child=child, incarnation=incarnation, at=time.monotonic(), source=source,
+            fault_class=FaultClass.TRANSIENT, causes=causes, doing="starting" if starting else "serving",
+        )  # fmt: skip
+        self._teller.fault(fault)
+        self.runtime.post(m.Reported(child, incarnation, "suspect", fault))
+
     def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
         """Pass an engine's own word that it has a fault to the core; a reminder makes no second fault."""
         incarnation, lives = condition.incarnation, self.runtime.lives
@@ -314,6 +328,8 @@ class Session:
         """Have the pools take note of an effect."""
         self.pools.follow(effect, self.runtime)
         self._gates.follow(effect)
+        self.hooks.follow(effect)
+        self.actors.follow(effect)
 
     def blameless(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame for an end."""

@@ -184,6 +184,12 @@ class Teller:
             elapsed=round(phase.elapsed, 1),
         )
 
+    def actor_hook_failed(self, child: str, hook: str, error: str) -> None:
+        """An actor's pause or resume hook failed each time it was tried; the hold does not depend on it."""
+        self._watchers.tell(
+            r.HookFailed(at=time.monotonic(), child=child, hook=hook, place="REQUESTED", error=error)
+        )
+
     def hook_failed(self, failure: HookFailure) -> None:
         """A user's hook raised; the machine has logged it."""
         self._watchers.tell(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
+from rayvisor._core import messages as m
 from rayvisor._engine.link import HostEnd, HostGone
 from rayvisor._runtime.carriers import StartIgnored, StartRefused, with_predecessor
+from rayvisor._runtime.carriers.adopted import AdoptedCarrier, ended_in_order
+from rayvisor._runtime.carriers.attention import ActorReports, Attention, ending_of, prove
 from rayvisor.children import IgnoreStart
 from rayvisor.classify import Ending
 from rayvisor.errors import ChildUnavailableError, RayvisorError
@@ -18,17 +21,16 @@ from rayvisor.faults import Cause
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit
     from rayvisor._ray.actors import UserActor, UserActorPlace
-    from rayvisor.children import ActorStart
+    from rayvisor._ray.adopted import Adoption
+    from rayvisor.children import ActorStart, AdoptStart
+    from rayvisor.hooks import ActorHook
     from rayvisor.specs import ChildSpec, Shutdown
 
 __all__ = ["ActorBackend"]
 
+_WITHHELD = {"SUSPECT": "not answering just now", "REQUESTED": "paused"}
 PROOF_SECONDS = 10.0
 """How long the end of an actor, and the proof of it, may take."""
-UNRULED_TRIES = 8
-"""How often an actor that cannot be reached is asked anew before it counts as lost."""
-UNRULED_SECONDS = 0.25
-ENDLESS_SECONDS = 365.0 * 86400
 
 
 class ActorBackend:
@@ -38,13 +40,19 @@ class ActorBackend:
     ----------
     open_place
         Makes the place where actors live.
+    reports
+        Who is told of doubts.
     """
 
-    def __init__(self, open_place: Callable[[], Awaitable[UserActorPlace]]) -> None:
+    def __init__(self, open_place: Callable[[], Awaitable[UserActorPlace]], reports: ActorReports) -> None:
         self._open_place = open_place
+        self.reports = reports
         self._place: UserActorPlace | None = None
         self._opening = anyio.Lock()
         self._current: dict[str, UserActor] = {}
+        self._adoptions: dict[str, Adoption] = {}
+        self._withheld: dict[str, str] = {}
+        self._restarting: list[str] = []
 
     async def open(self) -> None:
         """Connect to Ray."""
@@ -58,11 +66,22 @@ class ActorBackend:
         place = self._place
         return None if place is None else (place.cluster.namespace, place.prefix)
 
-    def carry(self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None) -> ActorCarrier:
+    def carry(
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
+    ) -> ActorCarrier | AdoptedCarrier:
         """Make the carrier of an incarnation."""
         if self._place is None:
             raise RuntimeError("the place of the actors has not been opened")
-        return ActorCarrier(self, self._place, (child, incarnation), spec, predecessor)
+        if getattr(spec.start, "kind", "") != "adopt":
+            return ActorCarrier(self, self._place, (child, incarnation), spec, predecessor)
+        # Imported here: a tree without actors does not need Ray, nor wait for its import.
+        from rayvisor._ray.adopted import Adoption
+
+        start = cast("AdoptStart", spec.start)
+        adoption = self._adoptions.get(child)
+        if adoption is None or adoption.start != start:
+            adoption = self._adoptions[child] = Adoption(self._place, child, start)
+        return AdoptedCarrier(self, adoption, (child, incarnation), spec, predecessor)
 
     def actor(self, child: str) -> UserActor:
         """Return the child's present incarnation.
@@ -77,6 +96,44 @@ class ActorBackend:
             raise ChildUnavailableError(child, "not up")
         return actor
 
+    @contextmanager
+    def restarting(self, path: str) -> Iterator[None]:
+        """While this lasts, what is stopped at or below a path is stopped to be started again."""
+        self._restarting.append(path)
+        try:
+            yield
+        finally:
+            self._restarting.remove(path)
+
+    def restarted(self, child: str) -> bool:
+        """Whether a child is stopped to be started again."""
+        return any(not path or child == path or child.startswith(f"{path}/") for path in self._restarting)
+
+    async def run(self, child: str, hook: ActorHook) -> Any:
+        """Call a hook of the child's present incarnation."""
+        return await self.actor(child).run(hook)
+
+    def follow(self, effect: m.Effect) -> None:
+        """Take note of which children get no new work."""
+        if isinstance(effect, m.Forgotten):
+            below = f"{effect.child}/"
+            for path in [p for p in self._adoptions if p == effect.child or p.startswith(below)]:
+                self._adoptions.pop(path).let_go()  # a handle that is kept would keep the actor
+        elif isinstance(effect, m.Changed) and effect.chart == "actor":
+            if effect.after.leaf in {"SUSPECT", "REQUESTED"}:
+                self._withheld[effect.child] = _WITHHELD[effect.after.leaf]
+            else:
+                self._withheld.pop(effect.child, None)
+
+    def withheld(self, child: str) -> str:
+        """Why a child gets no new work though it is up; empty if it does."""
+        return self._withheld.get(child, "")
+
+    def reference(self, child: str) -> Any:
+        """What leads other processes to an adopted child: its handle; None: they find it by its name."""
+        adoption = self._adoptions.get(child)
+        return None if adoption is None else adoption.handle
+
     def up(self, child: str, actor: UserActor) -> None:
         """Note which actor is the child's present incarnation."""
         self._current[child] = actor
@@ -89,7 +146,9 @@ class ActorBackend:
     async def release(self, child: str) -> None:
         """Kill what is left of the child, and remove its placement group."""
         self._current.pop(child, None)
-        if self._place is not None:
+        if child in self._adoptions:
+            self._adoptions[child].let_go()
+        elif self._place is not None:
             await self._place.end_child(child, PROOF_SECONDS)
 
     async def close(self) -> None:
@@ -113,12 +172,14 @@ class ActorCarrier:
         self._place = place
         self._child, self._incarnation = who
         self._spec = spec
+        self._start = cast("ActorStart", spec.start)
         self._predecessor = predecessor
         self._actor: UserActor | None = None
+        self._doubted = False
 
     async def start(self) -> None:
         """Make the actor, and wait until its ``__init__`` has run."""
-        start = cast("ActorStart", self._spec.start)
+        start = self._start
         deadline = self._spec.start_deadline
         began = anyio.current_time()
         try:
@@ -130,12 +191,14 @@ class ActorCarrier:
                 incarnation=self._incarnation,
                 options=start.options,
             )
-            await actor.ready(max(0.1, deadline - (anyio.current_time() - began)))
+            await actor.ready(max(0.1, deadline - (anyio.current_time() - began)), self._unreachable)
+            left = max(0.1, deadline - (anyio.current_time() - began))
+            await prove(actor, start.hooks, left, self._unreachable)
         except HostGone as gone:
             if gone.end.init_failed and any(cause.type == IgnoreStart.__name__ for cause in gone.end.causes):
                 await self.clean()
                 raise StartIgnored from None
-            raise StartRefused(_ending(gone.end, "starting")) from None
+            raise StartRefused(ending_of(gone.end, "starting")) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             raise StartRefused(
@@ -146,15 +209,10 @@ class ActorCarrier:
     async def ended(self) -> Ending:
         """Wait until Ray says that it has ended."""
         actor: Any = self._actor
-        end = await actor.ended()
-        for attempt in range(1, UNRULED_TRIES):
-            if not end.unavailable:
-                break
-            # Ray has not ruled yet: waiting again never makes anything twice.
-            await anyio.sleep(UNRULED_SECONDS * attempt)
-            end = await actor.ended()
+        who = (self._child, self._incarnation)
+        ending = await Attention(who, actor, self._start.hooks, self._backend.reports).until_it_ends()
         self._left()
-        return _ending(end, "serving")
+        return ending
 
     async def act(self, action: str) -> None:
         """Call a method of the user's: what it raises says that it does not help."""
@@ -166,11 +224,9 @@ class ActorCarrier:
         self._left()
         if self._actor is None:
             return True
-        if shutdown.seconds:
-            grace = ENDLESS_SECONDS if math.isinf(shutdown.seconds) else shutdown.seconds
-            if await self._actor.terminate(grace) is not None:
-                await self._place.forget(self._actor)
-                return True
+        if shutdown.seconds and await ended_in_order(self._actor, self._start.hooks, shutdown.seconds):
+            await self._place.forget(self._actor)
+            return True
         return await self.clean()
 
     async def clean(self) -> bool:
@@ -183,24 +239,13 @@ class ActorCarrier:
             await self._place.forget(self._actor)
         return gone
 
+    def _unreachable(self, end: HostEnd) -> None:
+        """Ray could not reach it while it came up: that may pass, and is told once."""
+        if not self._doubted:
+            self._doubted = True
+            self._backend.reports.doubted(self._child, self._incarnation, "ray", end.causes)
+
     def _left(self) -> None:
         """It is no longer the child's present incarnation, if it was."""
         if self._actor is not None:
             self._backend.left(self._child, self._actor)
-
-
-def _ending(end: HostEnd, doing: str) -> Ending:
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        intended=end.intended,
-        lost=not end.init_failed,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-        doing=doing,
-    )
