@@ -200,18 +200,21 @@ class ActorWatch:
 
     async def look(self, watched: Watched) -> None:
         """Look the actor up in Ray's table; without an answer nothing changes."""
-        handle = watched.handle
+        row = await self._row(watched)
+        if row is not None:
+            await self._take_news(watched, row)
+
+    async def _row(self, watched: Watched) -> Row | None:
+        actor_id = watched.handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
         try:
-            actor_id = handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
-            row = await self._cluster.call(
+            return await self._cluster.call(
                 "the actor's row", lambda: look_up(actor_id), deadline=_ROW_SECONDS
             )
-            if row is not None:
-                await self._take(watched, row)
         except RayCallTimeout as timeout:
             log.warning("ray.table.silent", why=str(timeout))
         except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
             log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
+        return None
 
     # --- push -----------------------------------------------------------------------------------
 
@@ -288,14 +291,20 @@ class ActorWatch:
         if newer and (row.restarts or row.state is ActorState.DEAD):
             doubts = ()
             # While an actor is being restarted its row names no worker.
-            ended = row.worker or row.last_worker or watched.worker
             node = row.node or watched.node
-            worker = await self._worker(ended, node) if row.state is not ActorState.ALIVE else None
+            ended = b"" if row.state is ActorState.ALIVE else row.worker
+            ended = ended or row.last_worker or (watched.worker if watched.worker != row.worker else b"")
+            worker = await self._worker(ended or await self._last_worker(watched), node)
             if row.state is ActorState.DEAD:
                 end = died_of(row, worker)
             else:
                 end = worker or HostEnd(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
         return Sight(row.state, row.restarts, end, doubts, row.max_restarts)
+
+    async def _last_worker(self, watched: Watched) -> bytes:
+        """Ask for what a record that was pushed leaves out."""
+        row = await self._row(watched)
+        return b"" if row is None else row.last_worker
 
     async def _worker(self, worker: bytes, node: str) -> HostEnd | None:
         if not worker:
