@@ -146,7 +146,7 @@ async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: Use
     with anyio.fail_after(60):
         end = await actor.ended()
     assert end.renewed
-    assert end.root.type == ("SYSTEM_ERROR" if place.watch.pushing else "ActorDiedError")
+    assert end.root.type == "SYSTEM_ERROR"
     ray.kill(handle)
 
 

@@ -369,11 +369,12 @@ class ActorWatch:
 
     async def _answered(self, watched: Watched, seated: object) -> None:
         before, watched.seated = watched.seated, seated
-        if self.pushing and before not in {None, seated}:
+        life, moved = watched.sight.restarts, before not in {None, seated}
+        if moved:
             await self.look(watched)  # another life of it, of which no news has come
         sight = watched.sight
         here = replace(sight, state=ActorState.ALIVE, doubts=())
-        if self.pushing or before in {None, seated}:
+        if self.pushing or not moved or sight.restarts > life:
             watched.show(here)
         else:
             end = HostEnd(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
