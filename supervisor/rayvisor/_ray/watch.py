@@ -40,6 +40,7 @@ _WORKER_SECONDS = 2.0
 _DOUBT_SECONDS = (0.1, 2.0)
 """The first pause, and the longest, before an actor that could not be reached is asked again."""
 _CLOSE_SECONDS = 1.0
+_PAUSES = (0.05, 0.2, 0.5, 0.0)
 _BATCH = 500
 
 
@@ -294,7 +295,9 @@ class ActorWatch:
             node = row.node or watched.node
             ended = b"" if row.state is ActorState.ALIVE else row.worker
             ended = ended or row.last_worker or (watched.worker if watched.worker != row.worker else b"")
-            worker = await self._worker(ended or await self._last_worker(watched), node)
+            if not ended and row.restarts:
+                ended = await self._last_worker(watched)
+            worker = await self._worker(ended, node)
             if row.state is ActorState.DEAD:
                 end = died_of(row, worker)
             else:
@@ -302,9 +305,13 @@ class ActorWatch:
         return Sight(row.state, row.restarts, end, doubts, row.max_restarts)
 
     async def _last_worker(self, watched: Watched) -> bytes:
-        """Ask for what a record that was pushed leaves out."""
-        row = await self._row(watched)
-        return b"" if row is None else row.last_worker
+        """Ask for what a record that was pushed leaves out; the table may be a moment behind."""
+        for pause in _PAUSES:
+            row = await self._row(watched)
+            if row is None or row.last_worker:
+                return b"" if row is None else row.last_worker
+            await anyio.sleep(pause)
+        return b""
 
     async def _worker(self, worker: bytes, node: str) -> HostEnd | None:
         if not worker:
