@@ -19,6 +19,8 @@ from rayvisor.faults import Cause
 __all__ = ["ActorState", "Row", "died_of", "look_up", "read_row", "worker_end"]
 
 _INTENDED = frozenset({"RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED"})
+_NIL = b"\xff"
+"""What Ray's id of nothing is made of."""
 _PREEMPTED = "AUTOSCALER_DRAIN_PREEMPTED"
 
 
@@ -62,7 +64,7 @@ def read_row(data: Any) -> Row:
         state=names.get(data.state, ActorState.RESTARTING),
         restarts=data.num_restarts,
         max_restarts=data.max_restarts,
-        worker=data.address.worker_id,
+        worker=data.address.worker_id.strip(_NIL) and data.address.worker_id,
         last_worker=data.previous_incarnations[-1].worker_id if data.previous_incarnations else b"",
         pid=data.pid,
         node=data.address.ip_address,
