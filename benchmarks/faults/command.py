@@ -45,17 +45,20 @@ def _line(row: Row, found: Found, off: str) -> str:
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.0f}"
 
-    head = f"{'OFF' if off else 'ok':4}{row.name:34}{found.fault_class or '-'!s:12}{found.rung:16}"
+    classes = f"{row.fault_class or '-'!s:12}{found.fault_class or '-'!s:12}"
+    head = f"{'OFF' if off else 'ok':4}{row.name:36}{classes}{found.rung:16}"
     times = f"{ms(found.detect_ms):>10}{ms(found.recover_ms):>11}"
-    return f"{head}{times}{found.lost:>5}{len(found.left):>5}  {found.root[:70]}"
+    line = f"{head}{times}{found.lost:>5}{len(found.left):>5}  {found.root[:100]}"
+    return f"{line}\n{'':{len(line) - len(found.root[:100])}}expected /{row.root}/" if row.root else line
 
 
 @click.command("faults", help=__doc__)
 @click.option("--engine", type=click.Choice(["sim", "vllm"]), default="sim", show_default=True)
 @click.option("--only", default="", help="Only rows whose name this pattern matches.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Play each so often.")
 @click.option("--list", "listing", is_flag=True, help="Say what the rows are, and play nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON in the last line.")
-def main(engine: str, only: str, *, listing: bool, as_json: bool) -> None:
+def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -> None:
     """Play the rows and print them."""
     rows = [row for row in ROWS if re.search(only, row.name)]
     rows = [row for row in rows if row.only in {"", engine} and (engine == "sim" or row.engine)]
@@ -63,15 +66,16 @@ def main(engine: str, only: str, *, listing: bool, as_json: bool) -> None:
         raise click.BadParameter(f"no row is called like {only!r}", param_hint="--only")
     if listing:
         for row in rows:
-            click.echo(f"{row.name:34}{row.fault_class or '-'!s:12}{row.rung:16}{row.root}")
+            click.echo(f"{row.name:36}{row.fault_class or '-'!s:12}{row.rung:16}{row.root}")
         return
     mark = new_mark()
     stop_ray = start_cluster()
-    columns = f"{'class':12}{'answer':16}{'detect ms':>10}{'recover ms':>11}{'lost':>5}{'left':>5}"
-    click.echo(f"    {'fault':34}{columns}  root cause")
+    classes = f"{'expected':12}{'found':12}"
+    columns = f"{classes}{'answer':16}{'detect ms':>10}{'recover ms':>11}{'lost':>5}{'left':>5}"
+    click.echo(f"    {'fault':36}{columns}  root cause")
     table: list[dict[str, Any]] = []
     try:
-        for row in rows:
+        for row in (row for row in rows for _ in range(repeat)):
             found = anyio.run(play, row, engine, mark)
             off = row.off(found)
             click.echo(_line(row, found, off))
