@@ -51,7 +51,7 @@ if __name__ == "__main__":
     ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         actor: Any = ray.remote(num_cpus=0)(Rollouts)
-        rollouts = actor.remote(4, Path(folder))
+        rollouts = actor.remote(3, Path(folder))
         print("up:", ray.get(rollouts.ranks.remote()))
         print("crashed on the way:", len(list(Path(folder).glob("*.crashed"))))
     ray.kill(rollouts)

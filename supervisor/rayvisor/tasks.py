@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from rayvisor._ray import tasks as ray_tasks
 from rayvisor._tasks.life import Life, Outcome, OutcomeKind
 from rayvisor._tasks.policy import TaskAttempt, TaskPolicy
-from rayvisor.errors import SpecError, TaskTimeoutError
+from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
 from rayvisor.log import get_logger
 
 __all__ = ["Task", "TaskAttempt", "TaskPolicy", "submit"]
@@ -27,6 +27,7 @@ _LAST_LOOKS = 8
 _LAST_LOOK = 0.4
 _FORCED_SECONDS = 15.0
 _FEW = 20
+_RAY_LOOK = 1.0
 
 
 def submit(function: Any, /, *args: Any, policy: TaskPolicy | None = None, **kwargs: Any) -> Task[Any]:
@@ -348,7 +349,11 @@ class _Driver:
         self._loop = asyncio.get_running_loop()
         up.set()
         try:
-            await idle.wait()
+            while not await _within(idle, _RAY_LOOK):
+                try:
+                    ray_tasks.require_ray()
+                except ClusterUnavailableError as error:
+                    _READY.fail(error)
         finally:
             _READER.close()
 
@@ -356,6 +361,14 @@ class _Driver:
 _DRIVER = _Driver()
 _READY = ray_tasks.Readiness()
 _READER = ray_tasks.AttemptReader()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Any, *args: Any) -> None:

@@ -39,7 +39,7 @@ EXAMPLES = {
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
 ATTACHED = {
-    "bring_up.py": ["up: [0, 1, 2, 3]", "crashed on the way: 2"],
+    "bring_up.py": ["up: [0, 1, 2]", "crashed on the way: 1"],
     "tasks.py": [
         "shard 7, loaded the 3rd time SUCCEEDED",
         "attempt 1: FAILED TASK_EXECUTION_EXCEPTION (Cause(type='ConnectionResetError'",

@@ -23,7 +23,7 @@ def life(max_retries: int = 3, backoff: rv.Backoff | None = SLOW, **values: obje
 
 
 def row(number: int, state: str, error_type: str = "") -> rv.TaskAttempt:
-    return rv.TaskAttempt(number=number, state=state, error_type=error_type, source="ray")
+    return rv.TaskAttempt(number=number, state=state, error_type=error_type, worker_pid=1, source="ray")
 
 
 def error(kind: type[Exception]) -> Outcome:
@@ -111,6 +111,14 @@ def test_rays_own_retries_are_seen_in_the_clusters_state() -> None:
     assert [attempt.state for attempt in task.attempts] == ["FAILED", "FINISHED"]
     assert task.observed(1, [row(0, "FAILED", "WORKER_DIED"), row(1, "FINISHED")])
     assert [attempt.source for attempt in task.attempts] == ["ray", "ray"]
+
+
+def test_an_attempt_is_told_in_full_once_its_worker_has_been_heard() -> None:
+    task = life()
+    task.ended(VALUE, 0.0)
+    assert not task.observed(1, [rv.TaskAttempt(number=0, state="FINISHED", source="ray")])
+    lost = rv.TaskAttempt(number=0, state="FAILED", error_type="WORKER_DIED", source="ray")
+    assert task.observed(1, [lost])  # of a lost worker nothing more is heard
 
 
 def test_what_was_raised_belongs_to_the_last_attempt_however_late_ray_tells_of_the_others() -> None:

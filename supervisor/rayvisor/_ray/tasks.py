@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import re
@@ -34,7 +35,8 @@ log = get_logger("rayvisor.tasks")
 
 _EAGER_BYTES = 1 << 20
 """What is not larger is brought to the driver as soon as it is there."""
-_WAIT_SECONDS = 0.05
+_POLL_SECONDS = 0.02
+_STOP_SECONDS = 1.0
 _READ_SECONDS = 2.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SYSTEM: Mapping[str, str] = {
@@ -190,9 +192,15 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 class Readiness:
-    """Tells when refs are ready, without bringing their values here: one thread for all of them."""
+    """Tells when refs are ready, without bringing their values here: one thread for all of them.
+
+    It polls, since a process that has a call of Ray's under way while Ray is being shut down is ended by
+    Ray, or hangs in it. At exit it stops before Ray does.
+    """
 
     def __init__(self) -> None:
+        self._leaving = threading.Event()
+        self._registered = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: dict[Any, Callable[[BaseException | None], None]] = {}
@@ -202,6 +210,9 @@ class Readiness:
         """Call ``ready`` once when the ref is, with None, or with what keeps anybody from knowing."""
         with self._changed:
             self._waiting[ref] = ready
+            if not self._registered:
+                self._registered = True
+                atexit.register(self._stop)  # after Ray's own, so it runs before that
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="rayvisor-tasks-ready", daemon=True)
                 self._thread.start()
@@ -211,21 +222,37 @@ class Readiness:
         with self._changed:
             self._waiting.pop(ref, None)
 
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody that nobody will know: Ray is gone, and may hold the thread for ever."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, {}
+            self._thread = None
+        for call in waiting.values():
+            call(error)
+
+    def _stop(self) -> None:
+        self._leaving.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join(_STOP_SECONDS)
+
     def _work(self) -> None:
         import ray
 
         while True:
             with self._changed:
                 refs = list(self._waiting)
+                if self._thread is not threading.current_thread():
+                    return
                 if not refs:
                     self._thread = None
                     return
+            if self._leaving.wait(_POLL_SECONDS):
+                return
             failure: BaseException | None = None
             try:
                 require_ray()
-                ready, _ = ray.wait(refs, num_returns=1, timeout=_WAIT_SECONDS, fetch_local=False)
-                if ready and len(refs) > 1:
-                    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+                ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
             except Exception as error:  # noqa: BLE001 - whoever waits is told
                 ready, failure = refs, error
             for ref in ready:

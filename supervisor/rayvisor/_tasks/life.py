@@ -22,6 +22,7 @@ __all__ = ["Life", "Outcome", "OutcomeKind"]
 _TABLE = compile_chart(TASK)
 _TAKEN = {"SUBMITTED_TO_WORKER", "RUNNING"}
 _OVER = {"FINISHED", "FAILED"}
+_OF_WORKER = {"", "TASK_EXECUTION_EXCEPTION"}
 
 
 class OutcomeKind(StrEnum):
@@ -109,19 +110,21 @@ class Life:
     def observed(self, submission: int, rows: Iterable[TaskAttempt]) -> bool:
         """Take what Ray says of a submission's attempts; whether it says that the last of them is over."""
         outcome = self._outcomes.get(submission)
-        over = False
+        ended = over = False
         for row in sorted(rows, key=lambda row: row.number):
             key = (submission, row.number)
             known = self._attempts.get(key)
             if known is None and "CANCELLING" not in self.state.flags:
                 self._fire("fault")  # Ray has begun the next one
                 self._fire("retry")
-            over = row.state in _OVER
-            if over or outcome is None:
+            ended = row.state in _OVER
+            # The worker's own word, its pid above all, comes later than its owner's.
+            over = ended and (row.worker_pid != 0 or row.error_type not in _OF_WORKER)
+            if ended or outcome is None:
                 self._attempts[key] = row
             if row.state in _TAKEN and submission == self.submission:
                 self._fire("started")
-        if over and outcome is not None:
+        if ended and outcome is not None:
             last = max(key for key in self._attempts if key[0] == submission)
             known = self._attempts[last]
             self._attempts[last] = replace(known, causes=outcome.causes or known.causes)
