@@ -10,6 +10,7 @@ import pytest
 import ray
 
 import rayvisor as rv
+from rayvisor.records import FaultSeen
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -51,6 +52,21 @@ def test_the_call_is_done_again_by_the_next_incarnation_which_knows_why_it_is_th
     assert [cause.type for cause in crashes[0].causes] == ["RuntimeError", "DeadError"]
     assert 'raise RuntimeError("batch failed")' in crashes[0].traceback
     ray.kill(actor)
+
+
+async def test_a_supervisor_is_told_the_root_cause_of_an_actor_that_ended_itself(tmp_path: Path) -> None:
+    engine = rv.actor("engine", engine_class("supervised"), args=[tmp_path / "incarnations"], num_cpus=0)
+    spec = rv.SupervisorSpec(intensity=3, period=60.0, children=[engine])
+    async with rv.Supervisor(spec, handle_signals=False) as sup:
+        watch = sup.watch()
+        with pytest.raises(rv.ChildUnavailableError):
+            await sup["engine"].call("answer", 1, deadline=60.0)
+        answered = await sup["engine"].call("answer", 1, idempotent=True, deadline=60.0)
+        assert answered[0] == 2
+    (fault,) = [record.fault async for record in watch if isinstance(record, FaultSeen)]
+    assert fault.root == rv.Cause("DeadError", "engine 1")
+    assert (fault.fault_class, fault.exit_code) == (rv.FaultClass.FATAL, 1)
+    assert 'raise RuntimeError("batch failed")' in fault.traceback
 
 
 def test_an_asynchronous_actor_too_and_no_more_often_than_the_limit_says(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import random
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -19,6 +20,7 @@ from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.watch import ActorState, ActorWatch, Sight, Watched
+from rayvisor._ray.words import explain
 from rayvisor.hooks import ActorHook
 from rayvisor.log import get_logger
 
@@ -31,6 +33,7 @@ _KILL_SECONDS = 6.0
 _HOOK_SECONDS = 3600.0
 """How long a user's function may hold a thread where nothing else is said."""
 _UNAVAILABLE_SECONDS = 0.1
+_WORDS_SECONDS = 1.0
 
 
 class UserActor:
@@ -56,6 +59,7 @@ class UserActor:
         self._options = options
         self._watched = watched
         self._asked_to_end = False
+        self._since = time.time()
         self.handle = handle
         self.name = name
         self.life = 0
@@ -113,9 +117,21 @@ class UserActor:
         while sight.state is not ActorState.DEAD and sight.restarts <= self.life:
             sight = await self.after(sight)
         end = sight.end or HostEnd(causes=())
+        if not end.intended and not self._asked_to_end:
+            end = await self._in_its_own_words(end)
         if sight.state is not ActorState.DEAD:
             return replace(end, renewed=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
+
+    async def _in_its_own_words(self, end: HostEnd) -> HostEnd:
+        """Why it ended, where it said so before (`rv.fatal`): Ray only knows that its process went."""
+        actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - its only name
+        call = functools.partial(explain, end, actor_id, self._since)
+        try:
+            return await self._place.cluster.call(f"last words of {self.name}", call, deadline=_WORDS_SECONDS)
+        except Exception as error:  # noqa: BLE001 - Ray's account alone then
+            log.debug("actor.last_words.unknown", actor=self.name, error=f"{type(error).__name__}: {error}")
+            return end
 
     async def run(self, hook: ActorHook, deadline: float | None = None) -> Any:
         """Call what the user wants to be called: a method by its name, or a function with the handle.

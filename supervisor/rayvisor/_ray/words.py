@@ -49,9 +49,19 @@ def _below(prefix: str) -> list[LastWords]:
     return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
 
 
-def explain(end: HostEnd, actor_id: str) -> HostEnd:
-    """Add to Ray's account of an actor's end what the actor said itself, if it did. It blocks."""
-    said = _below(f"{_OF_ACTOR}{actor_id}/")
+def explain(end: HostEnd, actor_id: str, since: float) -> HostEnd:
+    """Add to Ray's account of an actor's end what the actor said itself, if it did. It asks Ray, and blocks.
+
+    Parameters
+    ----------
+    end
+        Ray's account.
+    actor_id
+        Of the actor; its lives share it.
+    since
+        When this life of it began, seconds since the epoch.
+    """
+    said = [words for words in _below(f"{_OF_ACTOR}{actor_id}/") if words.at >= since]
     if not said:
         return end
     words = said[-1]
