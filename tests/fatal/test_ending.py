@@ -187,6 +187,15 @@ except Dead as error:
     assert "has ended 2 processes, limit=2" in third.stdout
 
 
+def test_what_nobody_is_left_to_read_is_cleared_away() -> None:
+    folder = Folder._of(os.getpid())
+    stale = folder.with_name("4194305-1")  # no process has such a pid
+    stale.mkdir(parents=True, exist_ok=True)
+    assert run('rv.fatal(Dead, name="cleared")(crash)("direct")').returncode == 1
+    assert not stale.exists()
+    assert [words.name for words in Folder().read("cleared")] == ["cleared"]
+
+
 def test_a_type_or_a_dotted_name_is_found_anywhere_in_the_chain() -> None:
     outer = RuntimeError("a")
     outer.__cause__ = ConnectionResetError("b")

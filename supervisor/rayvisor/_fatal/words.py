@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayvisor._process.reaper import read_stat
+from rayvisor._process.reaper import is_alive, read_stat
 from rayvisor.faults import Cause
 
 __all__ = ["Folder", "LastWords", "Store", "store"]
@@ -83,7 +84,15 @@ class Folder:
     def put(self, words: LastWords) -> None:
         """Keep them."""
         folder = self._of(os.getppid())
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.parent
+        owner.mkdir(mode=0o700, exist_ok=True)
+        if owner.stat().st_uid != os.getuid():
+            raise PermissionError(f"{owner} is another user's: last words are not left there")
+        for other in owner.iterdir():
+            pid, _, ticks = other.name.partition("-")
+            if pid.isdigit() and ticks.isdigit() and not is_alive(int(pid), int(ticks)):
+                shutil.rmtree(other, ignore_errors=True)  # its reader is gone
+        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{time.time_ns()}-{words.pid}.json"
         partial = path.with_suffix(".partial")
         partial.write_bytes(words.dump())
