@@ -237,6 +237,11 @@ class BlockingSupervisor:
         """As `Supervisor.control`."""
         return self._supervisor.control
 
+    @property
+    def publish_address(self) -> str | None:
+        """As `Supervisor.publish_address`."""
+        return self._supervisor.publish_address
+
     def status(self, path: str = "") -> Node:
         """As `Supervisor.status`."""
         return self._running.call(self._supervisor.status, path)

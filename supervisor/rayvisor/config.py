@@ -72,6 +72,7 @@ _RUN: Mapping[str, Any] = {
     "seed": int,
     "call_limit": int,
     "control": bool | str,
+    "publish": bool | str,
 }
 _SPELT = {"class": "cls"}
 """Keys that Python has another word for."""

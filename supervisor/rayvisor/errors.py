@@ -7,6 +7,7 @@
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
     ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
+    ├── PublishError              events cannot be published at an address
     ├── TaskTimeoutError          a task under a policy took too long, and was ended
     ├── SupervisorGaveUp          the tree ended because it could not be kept up
     ├── CallError                 a verb on a supervisor that could not be carried out
@@ -44,6 +45,7 @@ __all__ = [
     "ChildUnavailableError",
     "ClusterUnavailableError",
     "ControlSocketError",
+    "PublishError",
     "RayvisorError",
     "SpecError",
     "SpecFileError",
@@ -190,6 +192,23 @@ class ControlSocketError(RayvisorError):
         self.path = path
         self.reason = reason
         super().__init__(f"control socket {path}: {reason}")
+
+
+class PublishError(RayvisorError):
+    """Events cannot be published at the address that was named.
+
+    Parameters
+    ----------
+    address
+        Where they were to be published.
+    reason
+        What is wrong with it, and the way out.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"publish={address!r}: {reason}")
 
 
 class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, used by documentation

@@ -37,6 +37,7 @@ import anyio
 
 from rayvisor._control.server import ControlServer
 from rayvisor._core import messages as m
+from rayvisor._publish.publisher import Publisher
 from rayvisor._runtime import signals
 from rayvisor._runtime.bounded import outlast
 from rayvisor._runtime.machine import LifecycleMachine
@@ -98,13 +99,20 @@ class Supervisor(OperatorVerbs):
     control
         Path of a Unix socket on which the running tree is talked to (``rayvisor status`` and its like); True
         for one that the commands find by themselves. Its folder must be one that only you can enter.
+    publish
+        Address of a ZeroMQ PUB socket on which every record is published as JSON, a topic per child:
+        ``"tcp://127.0.0.1:5570"`` (port 0: a free one) or ``"ipc://PATH"``; True for a free port of the
+        loopback interface. Nobody else can reach that one; an address that others reach has to be named.
+        Needs pyzmq (the extra ``publish``); what is sent is described in docs/events.md.
 
     Raises
     ------
     SpecError
-        When the spec is no SupervisorSpec.
+        When the spec is no SupervisorSpec, or ``publish`` no address.
     ControlSocketError
         On entering, before anything is started: the control socket cannot be opened.
+    PublishError
+        On entering, before anything is started: nothing can be published at that address.
     StartFailed
         On entering: a child could not be started; those that were have been stopped again.
     SupervisorGaveUp
@@ -124,7 +132,7 @@ class Supervisor(OperatorVerbs):
     ticker ALIVE.SERVING
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each of its own meaning
         self,
         spec: SupervisorSpec,
         *,
@@ -135,6 +143,7 @@ class Supervisor(OperatorVerbs):
         call_limit: int = 1000,
         handle_signals: bool = True,
         control: str | os.PathLike[str] | bool | None = None,
+        publish: str | bool | None = None,
     ) -> None:
         if not isinstance(spec, SupervisorSpec):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
@@ -155,14 +164,14 @@ class Supervisor(OperatorVerbs):
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
         self._control = ControlServer(self, control) if control else None
+        self._publisher = None if publish in (None, False) else Publisher(publish)
 
     # --- the block ----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise SupervisorStoppedError("")
-        if self._control is not None:
-            await self._control.start()
+        await self._open_outside()
         self._session = session = Session(
             self.spec,
             places=self._places,
@@ -203,6 +212,23 @@ class Supervisor(OperatorVerbs):
         await self._raise_for_end(session, left)
         return error is not None and left is None
 
+    async def _open_outside(self) -> None:
+        """Open what is talked to, and listened to, from outside."""
+        if self._publisher is not None:
+            await self._publisher.start()
+            self._watchers.attach(self._publisher.put)
+        if self._control is not None:
+            try:
+                await self._control.start()
+            except BaseException:
+                await self._end_publishing()
+                raise
+
+    async def _end_publishing(self) -> None:
+        if self._publisher is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+                await self._publisher.end()
+
     async def hurry(self) -> None:
         """End everything at once, without waiting for shutdown times: what a second signal does."""
         if self._session is not None:
@@ -223,6 +249,7 @@ class Supervisor(OperatorVerbs):
             if self._control is not None:
                 await self._control.end()
             await session.closed.wait()
+        await self._end_publishing()
         if not session.closed.is_set():
             log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_others())
         return cancelled
@@ -311,6 +338,11 @@ class Supervisor(OperatorVerbs):
     def control(self) -> Path | None:
         """Path of the control socket; None if there is none."""
         return None if self._control is None else self._control.path
+
+    @property
+    def publish_address(self) -> str | None:
+        """Where records are published, with the port that was free; None if nowhere, or before entering."""
+        return None if self._publisher is None else self._publisher.address
 
     # --- OTP's verbs ----------------------------------------------------------------------------
 

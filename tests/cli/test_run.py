@@ -132,8 +132,9 @@ def test_a_signal_ends_the_tree_in_order_and_the_exit_status_is_0(
         command.saw("tree           supervisor ended")
 
 
-def test_a_stop_over_the_socket_ends_it_with_0(tmp_path: Path) -> None:
-    with running(tmp_path, STEADY) as command:
+def test_a_stop_over_the_socket_ends_it_with_0_and_is_published(tmp_path: Path) -> None:
+    with running(tmp_path, STEADY, "--publish", "tcp://127.0.0.1:0") as command:
+        command.saw("publishes events at tcp://127.0.0.1:")
         command.saw("up; talk to it with")
         ControlClient(command.socket).post("/stop", {})
         assert command.end() == (0, "")

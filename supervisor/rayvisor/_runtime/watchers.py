@@ -71,11 +71,18 @@ class Watchers:
         self._limit = limit
         self._watches: WeakSet[Watch] = WeakSet()
         self._over = False
+        self._sinks: list[Callable[[Record], None]] = []
 
     def tell(self, record: Record) -> None:
         """Give a record to every watcher."""
         for watch in self._watches:
             watch.put(record)
+        for sink in self._sinks:
+            sink(record)
+
+    def attach(self, sink: Callable[[Record], None]) -> None:
+        """Have ``sink`` called with every record from now on; it must neither wait nor raise."""
+        self._sinks.append(sink)
 
     def close(self) -> None:
         """End every watch once it has read what is there."""

@@ -16,7 +16,7 @@ import click
 
 from rayvisor.cli._lines import record_line
 from rayvisor.config import TreeFile, load_tree
-from rayvisor.errors import ControlSocketError, RayvisorError, SpecError, SupervisorStoppedError
+from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
 
 if TYPE_CHECKING:
     from rayvisor._runtime.watchers import Watch
@@ -29,10 +29,13 @@ LAST_LINES_SECONDS = 5.0
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC.toml")
 @click.option("--socket", "socket_path", help="Path of the control socket; default: one the commands find.")
+@click.option("--publish", metavar="ADDR", help="Publish events there: tcp://127.0.0.1:5570, ipc://PATH.")
 @click.option("--local", is_flag=True, help="Without Ray: engines run below this process.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event.")
 @click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
-def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verbose: bool) -> None:
+def run(
+    *, spec: Path, socket_path: str | None, publish: str | None, local: bool, as_json: bool, verbose: bool
+) -> None:
     """Run the tree that SPEC.toml describes, with its control socket open.
 
     Ctrl-C ends it in order, a second one at once. Exit status: 0 when it ended because it was asked to, or
@@ -45,6 +48,8 @@ def run(*, spec: Path, socket_path: str | None, local: bool, as_json: bool, verb
         options = {"control": True, **tree.options}
         if socket_path is not None:
             options["control"] = socket_path
+        if publish is not None:
+            options["publish"] = publish
         if local:
             options["local"] = True
         anyio.run(_run, tree, options, as_json)
@@ -73,12 +78,14 @@ async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> None: 
         async with supervisor:
             if supervisor.control is not None and not as_json:
                 click.echo(f"up; talk to it with: rayvisor status --socket {supervisor.control}")
+                if supervisor.publish_address is not None:
+                    click.echo(f"publishes events at {supervisor.publish_address}")
             await anyio.sleep_forever()
     except SupervisorStoppedError:
         return  # it was stopped while it came up
     except SystemExit:
         return  # SIGTERM: it has ended in order, as with Ctrl-C
-    except ControlSocketError:
+    except (ControlSocketError, PublishError):
         telling.cancel()  # nothing has begun, so nothing will end it
         raise
     finally:
