@@ -52,11 +52,11 @@ def engine_arguments(engine: str, *, model: str = "", pace: float = 200.0) -> di
     """
     if engine == "sim":
         return {"max_model_len": 4096, "max_num_seqs": 16, "tokens_per_second": pace}
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # inherited by the engine's processes
     return {
         "model": model or _tiny_model(),
         "dtype": "float32",
         "enforce_eager": True,
+        "kv_cache_memory_bytes": 1 << 28,
         "max_model_len": 512,
         "max_num_seqs": 16,
         "disable_log_stats": True,

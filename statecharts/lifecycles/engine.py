@@ -55,9 +55,6 @@ ENGINE: Final = Chart(
         *from_each(_UP, "unhealthy", "READY", sets=("FAULTED",), doc="the engine reports a fault"),
         Transition("FAULTED", "retry", "RETRYING", doc="told to recover in place"),
         Transition("RETRYING", "recovered", "READY", clears=("FAULTED",), doc="recovered in place"),
-        Transition(
-            "RETRYING", "unrecovered", "STOPPING", clears=("FAULTED", "STALE"), doc="in place does not help"
-        ),
         *from_each(("ALIVE", "PAUSED"), "stale", "READY", sets=("STALE",), doc="the wanted version moved"),
         *from_each(("RETRYING", "RESTARTING"), "stale", None, sets=("STALE",)),
         *from_each(

@@ -199,7 +199,7 @@ def test_an_engine_that_does_not_recover_in_place_is_ended_and_restarted() -> No
     assert sup.take() == ["act a retry"]
     assert sup.leaf("a") == "RETRYING"
     lost = fault_of(FaultClass.FATAL, "still sick").fault
-    sup.feed(m.Reported("a", 1, "unrecovered", lost))
+    sup.feed(m.Acted("a", 1, ok=False, fault=lost))
     assert sup.take() == ["clean a 1"]
     sup.prove("a")
     assert sup.take() == ["start a 2"]

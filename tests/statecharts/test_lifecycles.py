@@ -47,7 +47,6 @@ def test_the_actor_has_no_faulted_retrying_stale() -> None:
         "unhealthy",
         "retry",
         "recovered",
-        "unrecovered",
         "stale",
         "synced",
     }
@@ -106,7 +105,6 @@ def test_a_child_goes_where_its_events_lead(chart: Chart, events: str, end: str)
         ("started unhealthy", "PAUSED.FAULTED {FAULTED}"),
         ("started unhealthy retry", "PAUSED.RETRYING {FAULTED}"),
         ("started unhealthy retry recovered", "ALIVE.SERVING"),
-        ("started unhealthy retry unrecovered", "RESTARTING.STOPPING"),
         ("started unhealthy fault", "RESTARTING.STOPPING"),
         ("started unhealthy retry pause", "PAUSED.RETRYING {FAULTED, REQUESTED}"),
         ("started unhealthy retry pause recovered", "PAUSED.REQUESTED {REQUESTED}"),

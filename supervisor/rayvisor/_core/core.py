@@ -182,11 +182,6 @@ class Core(Calls):
             return
         if event.event == "unhealthy":
             self._unhealthy(child, event.fault)
-        elif event.event == "unrecovered":
-            # In place does not help: the incarnation is lost, and ended with all that it has.
-            if child.configuration.leaf == "RETRYING":
-                lost = Exit(ExitKind.FAULT, event.event, event.fault)
-                self._died(child, lost, gone=False)
         else:
             self._move(child, event.event, "" if event.fault is None else str(event.fault))
             self._group_step(child.parent, child)

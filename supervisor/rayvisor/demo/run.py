@@ -56,6 +56,8 @@ class Audience(Protocol):
 IMPATIENT = StallLimits(stall_after=5.0, probe_interval=0.5)
 """How soon an engine has stalled where the demo has it hang: nobody wants to watch that for half a minute."""
 
+_CACHE_BYTES = 1 << 28
+
 
 def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
     """Arguments of the demo's engine."""
@@ -68,6 +70,8 @@ def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
         "model": model,
         "dtype": "float32",
         "enforce_eager": True,
+        # Else vLLM asks for nearly all the memory there is, whoever holds some of it.
+        "kv_cache_memory_bytes": _CACHE_BYTES,
         "max_model_len": 512,
         "max_num_seqs": 16,
         "disable_log_stats": True,
@@ -94,8 +98,6 @@ async def run_demo(
     model
         Folder of the model, for vLLM.
     """
-    # For the engine's processes, which inherit it; half a gigabyte is plenty for this model.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
     limits = IMPATIENT if hangs(fault) else PATIENT
     spec = SupervisorSpec(
