@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
 from rayvisor._engine.stall import StallLimits
@@ -45,6 +45,7 @@ class EnginePoolSpec(SupervisorSpec):
     queue_limit: int = 1000
     deadline: float = 600.0
     attempts: int = 5
+    on_weights_changed: str = "splice"
 
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
@@ -52,6 +53,10 @@ class EnginePoolSpec(SupervisorSpec):
         _count("queue_limit", self.queue_limit, "requests")
         _count("attempts", self.attempts, "attempts")
         _seconds("deadline", self.deadline)
+        if self.on_weights_changed not in {"splice", "restart", "fail"}:
+            raise SpecError(
+                "on_weights_changed", self.on_weights_changed, "must be 'splice', 'restart' or 'fail'"
+            )
 
 
 def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
@@ -79,6 +84,7 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     deadline: float = 600.0,
     attempts: int = 5,
     gate: Callable[[Gate], Awaitable[object]] | None = None,
+    on_weights_changed: Literal["splice", "restart", "fail"] = "splice",
     recoveries: int = 3,
     recovery_deadline: float = 10.0,
     num_cpus: float | None = None,
@@ -145,7 +151,13 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     gate
         An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, spares
         too, or is declared stale (``supervisor.stale("llm")``): the engine serves once it has succeeded.
-        Three tries, each at most ``start_deadline`` long; then the engine is restarted.
+        Three tries, each at most ``start_deadline`` long; then the engine is restarted. If it returns a
+        whole number, that is the version of the engine's weights, which each chunk carries from then on.
+    on_weights_changed
+        What becomes of a request when the version moves under it, unless it says otherwise: ``"splice"``
+        goes on behind the delivered tokens, ``"restart"`` begins it anew (its next chunk says
+        ``restarted``), ``"fail"`` fails it with ``WeightsChangedError`` if anything had been delivered.
+        With these two it leaves an engine as soon as that is declared stale.
     recoveries
         How often within ``period`` an engine that reports a fault by vLLM's fault tolerance may recover in
         place before it is restarted instead.
@@ -209,6 +221,7 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
             queue_limit=queue_limit,
             deadline=deadline,
             attempts=attempts,
+            on_weights_changed=on_weights_changed,
         ),
         restart=restart,
     )

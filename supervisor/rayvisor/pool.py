@@ -67,6 +67,7 @@ from rayvisor._requests.errors import (
     ReplayDivergedError,
     RequestError,
     UnmovableRequestError,
+    WeightsChangedError,
 )
 from rayvisor._requests.front import Front
 from rayvisor._requests.limits import RequestLimits
@@ -98,9 +99,12 @@ __all__ = [
     "SampleResult",
     "UnmovableRequestError",
     "Usage",
+    "WeightsChangedError",
 ]
 
 log = get_logger("rayvisor.pool")
+
+OnWeightsChanged = Literal["splice", "restart", "fail"]
 
 
 class EnginePool:
@@ -168,6 +172,7 @@ class EnginePool:
         deadline: float | None = None,
         attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
     ) -> Generation:
         """Send a request, and return its stream at once.
 
@@ -185,6 +190,8 @@ class EnginePool:
         on_divergence
             What to do when it is generated again and comes out different; see
             [`RequestLimits`][rayvisor.pool.RequestLimits].
+        on_weights_changed
+            What to do when the weights change under it: ``"splice"``, ``"restart"`` or ``"fail"``; see there.
 
         Raises
         ------
@@ -208,6 +215,7 @@ class EnginePool:
                 deadline=deadline,
                 attempts=attempts,
                 on_divergence=on_divergence,
+                on_weights_changed=on_weights_changed,
             )
         except RequestError:
             del self._streams[stream.request]
@@ -224,6 +232,7 @@ class EnginePool:
         deadline: float | None = None,
         attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
         return_errors: Literal[False] = False,
     ) -> list[Completion]: ...
 
@@ -236,6 +245,7 @@ class EnginePool:
         deadline: float | None = None,
         attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
         return_errors: Literal[True],
     ) -> list[Completion | RequestError]: ...
 
@@ -247,6 +257,7 @@ class EnginePool:
         deadline: float | None = None,
         attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
         return_errors: bool = False,
     ) -> list[Any]:
         """Send a batch, and return its completions in the order of the prompts.
@@ -259,7 +270,7 @@ class EnginePool:
             One request each.
         params
             For all of them, or a sequence with one mapping for each.
-        deadline, attempts, on_divergence
+        deadline, attempts, on_divergence, on_weights_changed
             As for ``generate``, for each request from the moment it is sent.
         return_errors
             Put the error of a failed request in its place. If False, the first one is raised and the
@@ -270,7 +281,12 @@ class EnginePool:
             while True:
                 try:
                     return self.generate(
-                        prompt, own, deadline=deadline, attempts=attempts, on_divergence=on_divergence
+                        prompt,
+                        own,
+                        deadline=deadline,
+                        attempts=attempts,
+                        on_divergence=on_divergence,
+                        on_weights_changed=on_weights_changed,
                     )
                 except QueueFullError:
                     # Bounded: what fills the queue has deadlines of its own.
@@ -316,6 +332,14 @@ class EnginePool:
     def gate(self, child: str, *, is_open: bool) -> None:
         """Let a child have new work, or not, from this incarnation on; at first every gate is open."""
         self._apply(self._front.gate(child, is_open=is_open, now=self._clock()))
+
+    def stale(self, child: str) -> None:
+        """Say that a child's weights are about to change. Its gate is closed before."""
+        self._apply(self._front.stale(child, self._clock()))
+
+    def weights(self, child: str, incarnation: int, version: int) -> None:
+        """Say which weights an engine has from now on, before its gate is opened."""
+        self._front.weights(child, incarnation, version)
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
         """Take in what an engine sent; items that are not about requests are passed over."""

@@ -181,6 +181,15 @@ def test_declared_stale_it_stops_serving_a_spare_as_well() -> None:
     assert leaves(t) == ["SERVING", "STANDBY"]
 
 
+def test_what_was_synced_before_it_was_declared_stale_again_does_not_open_the_gate() -> None:
+    t = tree("0", gate=sync)
+    t.call(m.Verb.STALE)
+    t.feed(m.Reported("0", 1, "synced", stales=1))
+    assert t.leaf("0") == "STALE"
+    t.feed(m.Reported("0", 1, "synced", stales=2))
+    assert t.leaf("0") == "SERVING"
+
+
 def test_what_has_no_gate_is_not_made_stale() -> None:
     t = tree("0")
     t.call(m.Verb.STALE)

@@ -180,6 +180,8 @@ class Core(Calls):
         child = self._live(event.child, event.incarnation)
         if child is None or event.event in _OWN:
             return
+        if event.stales is not None and event.stales != child.stales:
+            return  # it was brought up to what is out of date again
         if event.event == "unhealthy":
             self._unhealthy(child, event.fault)
         else:

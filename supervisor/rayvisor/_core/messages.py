@@ -101,6 +101,8 @@ class Reported(NamedTuple):
     incarnation: int
     event: str
     fault: Fault | None = None
+    stales: int | None = None
+    """With ``synced``: how often the child had been stale when its gate's hook began."""
 
 
 class Acted(NamedTuple):

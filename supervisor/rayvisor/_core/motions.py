@@ -157,6 +157,8 @@ class Motions(ABC):
         if after is None:
             return False
         child.configuration = after
+        if event == "stale":
+            child.stales += 1
         self._out.append(
             m.Changed(child.path, child.incarnation, event, before, after, why, child.table.chart.name)
         )

@@ -75,6 +75,7 @@ class Child:
         "progressed",
         "restarting",
         "spec",
+        "stales",
         "starter",
         "subtree",
         "table",
@@ -93,6 +94,8 @@ class Child:
         self.table = table
         self.configuration: Configuration = table.initial
         self.incarnation = incarnation
+        # How often it was declared stale: what brought it up to date before the last time does not count.
+        self.stales = 0
         self.exit: Exit | None = None
         self.after: After = After.REST
         self.subtree: Supervisor | None = None

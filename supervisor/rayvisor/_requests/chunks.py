@@ -66,9 +66,11 @@ class GenerationChunk:
     child, incarnation
         The engine that generated it.
     weight_version
-        Version of the weights it was generated with.
+        Version of the weights it was generated with: what the gate's hook returned; 0 without one.
     divergence
         A difference found since the last chunk, see [`Divergence`][rayvisor.pool.Divergence].
+    restarted
+        The weights have changed and the sample begins anew: what came of it before this chunk is void.
     """
 
     index: int
@@ -81,6 +83,7 @@ class GenerationChunk:
     incarnation: int = 0
     weight_version: int = 0
     divergence: Divergence | None = None
+    restarted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,9 @@ class SampleResult:
         How many engines it was given to; 1 without a fault.
     divergences
         Every difference found when it was generated again.
+    weight_versions
+        Versions of the weights that its tokens come from, in order: one, unless they changed on the way and
+        it went on (``on_weights_changed="splice"``).
     """
 
     index: int
@@ -122,6 +128,7 @@ class SampleResult:
     seed: int | None
     attempts: int
     divergences: tuple[Divergence, ...] = ()
+    weight_versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,11 @@ class Completion:
     def finish_reason(self) -> str:
         """Why the first sample ended."""
         return self.samples[0].finish_reason
+
+    @property
+    def weight_versions(self) -> tuple[int, ...]:
+        """Versions of the weights that the first sample's tokens come from, in order."""
+        return self.samples[0].weight_versions
 
     @property
     def cumulative_logprob(self) -> float | None:

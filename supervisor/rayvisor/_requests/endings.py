@@ -11,11 +11,12 @@ from rayvisor._requests.errors import (
     PoisonRequestError,
     ReplayDivergedError,
     UnmovableRequestError,
+    WeightsChangedError,
 )
 from rayvisor._requests.places import Request
 from rayvisor.faults import Cause, Fault
 
-__all__ = ["diverged", "exhausted", "overdue", "poison", "refused", "unmovable"]
+__all__ = ["diverged", "exhausted", "overdue", "poison", "refused", "unmovable", "weights_changed"]
 
 
 def overdue(request: Request) -> DeadlineExceededError:
@@ -62,3 +63,8 @@ def refused(request: Request, item: Refused) -> InvalidRequestError:
     causes = tuple(Cause(*cause) for cause in item.causes)
     said = str(causes[-1]) if causes else "the engine refused it and gave no reason"
     return InvalidRequestError("request", request.id, said, request=request.id, causes=causes)
+
+
+def weights_changed(request: Request, before: int, after: int) -> WeightsChangedError:
+    """It would go on with other weights, and is not to."""
+    return WeightsChangedError(request.id, before=before, after=after, delivered=request.delivered)

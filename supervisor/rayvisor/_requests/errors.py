@@ -8,6 +8,7 @@
     ├── AttemptsExhaustedError  it lost its engine too often
     ├── PoisonRequestError      an engine died under it while it ran there alone
     ├── UnmovableRequestError   its engine is gone, and a request of its kind cannot go on elsewhere
+    ├── WeightsChangedError     the weights changed under it, and it is not to go on with others
     ├── ReplayDivergedError     generated again, it came out different
     ├── GenerationClosedError   its stream was left before, and is read again
     └── GenerationInUseError    its stream is read twice at once, or from another event loop
@@ -37,6 +38,7 @@ __all__ = [
     "ReplayDivergedError",
     "RequestError",
     "UnmovableRequestError",
+    "WeightsChangedError",
 ]
 
 
@@ -214,6 +216,28 @@ class ReplayDivergedError(RequestError):
         self.divergence = divergence
         self.reason = reason
         super().__init__(request, f"request {request} {divergence}; {reason}", fault)
+
+
+class WeightsChangedError(RequestError):
+    """The weights changed under a request with ``on_weights_changed="fail"``.
+
+    Parameters
+    ----------
+    before, after
+        The version that its delivered tokens come from, and that of the engine it would go on in.
+    delivered
+        How many tokens it had delivered.
+    """
+
+    def __init__(self, request: str, *, before: int, after: int, delivered: int) -> None:
+        self.before = before
+        self.after = after
+        self.delivered = delivered
+        super().__init__(
+            request,
+            f"the weights changed from version {before} to {after} after {delivered} tokens, with "
+            "on_weights_changed='fail'; send it again, or use 'restart' or 'splice'",
+        )
 
 
 class GenerationClosedError(RequestError):

@@ -17,7 +17,7 @@ The rules that keep requests from being lost:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -42,7 +42,7 @@ from rayvisor._requests.errors import (
     QueueFullError,
     RequestError,
 )
-from rayvisor._requests.limits import Counts, RequestLimits, divergence, seconds, whole
+from rayvisor._requests.limits import Counts, RequestLimits, divergence, seconds, weights_changed, whole
 from rayvisor._requests.places import EnginePlace, Part, Place, Request, Timers
 from rayvisor._requests.policy import Continuation, plan, split
 from rayvisor._requests.routing import Routing
@@ -104,15 +104,32 @@ class Front:
         self.routing.gate(child, is_open=is_open)
         return self._done(now, route=True)
 
+    def stale(self, child: str, now: float) -> list[Effect]:
+        """Take back what must not go on while weights change. The engine's gate has been closed before."""
+        return self._take_back(
+            child, f"{child} is to have other weights", now, lambda it: it.on_weights_changed != "splice"
+        )
+
+    def weights(self, child: str, incarnation: int, version: int) -> None:
+        """Note which weights an engine has from now on."""
+        engine = self.routing.live(child, incarnation)
+        if engine is not None:
+            engine.version = version
+
     def withdraw(self, child: str, reason: str, now: float) -> list[Effect]:
         """Take back what an engine has in flight, without a strike, and without an attempt spent.
 
         What could not go on elsewhere stays: it may finish.
         """
+        return self._take_back(child, reason, now, lambda _: True)
+
+    def _take_back(
+        self, child: str, reason: str, now: float, which: Callable[[Request], bool]
+    ) -> list[Effect]:
         engine = self.routing.engines.get(child)
         for part in [] if engine is None else list(engine.in_flight.values()):
             stays = part.request.plan.continuation is Continuation.REFUSE and part.sample.delivered
-            if engine is not None and part.engine is engine and not stays:
+            if engine is not None and part.engine is engine and not stays and which(part.request):
                 part.tries -= 1
                 self._abort(part)
                 self._lose(engine, part, reason)
@@ -160,6 +177,7 @@ class Front:
         deadline: float | None = None,
         attempts: int | None = None,
         on_divergence: str | None = None,
+        on_weights_changed: str | None = None,
     ) -> list[Effect]:
         """Take a request in. Its id must be new.
 
@@ -173,6 +191,9 @@ class Front:
         budget = limits.deadline if deadline is None else seconds("deadline", deadline)
         tries = limits.attempts if attempts is None else whole("attempts", attempts)
         on_difference = divergence(limits.on_divergence if on_divergence is None else on_divergence)
+        on_change = weights_changed(
+            limits.on_weights_changed if on_weights_changed is None else on_weights_changed
+        )
         if found.n > limits.queue_limit:
             raise InvalidRequestError(
                 "params['n']", found.n, f"must be at most queue_limit={limits.queue_limit}"
@@ -181,7 +202,15 @@ class Front:
             raise NoEngineError(request_id, self._closed_by)
         if self.room < found.n:
             raise QueueFullError(limits.queue_limit - self.room, limits.queue_limit, found.n)
-        request = Request(request_id, found, now, budget, tries, splices=on_difference == "splice")
+        request = Request(
+            request_id,
+            found,
+            now,
+            budget,
+            tries,
+            splices=on_difference == "splice",
+            on_weights_changed=on_change,
+        )
         self._requests[request_id] = request
         for index, each in enumerate(split(found, self._rng, seeds=limits.seeds)):
             self._number += 1
@@ -294,6 +323,8 @@ class Front:
     def _done(self, now: float, *, route: bool = False) -> list[Effect]:
         if route:
             for part, engine in self.routing.assign(now):
+                if not self._goes_on_in(engine, part):
+                    continue
                 part.tries += 1
                 self._out.order(engine.child, engine.incarnation, part.sample.order())
         effects = self._out.take()
@@ -302,6 +333,20 @@ class Front:
             self._announced = at
             effects.append(NextDeadline(at))
         return effects
+
+    def _goes_on_in(self, engine: EnginePlace, part: Part) -> bool:
+        """Whether a sample goes on in an engine that may have other weights than its delivered tokens."""
+        request, sample = part.request, part.sample
+        if not sample.versions or sample.versions[-1] == engine.version:
+            return True
+        if request.on_weights_changed == "fail":
+            self._fail(request, endings.weights_changed(request, sample.versions[-1], engine.version))
+            return False
+        if request.on_weights_changed == "restart":
+            sample.restart()
+        elif request.plan.spliceable:
+            sample.splice()
+        return True
 
     def _chunk(self, engine: EnginePlace, part: Part, chunk: Chunk) -> bool:
         sample, request = part.sample, part.request

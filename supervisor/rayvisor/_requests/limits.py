@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from rayvisor._requests.errors import InvalidRequestError
 
-__all__ = ["Counts", "RequestLimits", "divergence", "seconds", "whole"]
+__all__ = ["Counts", "RequestLimits", "divergence", "seconds", "weights_changed", "whole"]
 
 _DIVERGENCE = ("splice", "fail")
+_WEIGHTS_CHANGED = ("splice", "restart", "fail")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class RequestLimits:
     on_divergence
         What to do when a request that is generated again comes out different: ``"splice"`` reports it and
         goes on from the delivered tokens where that is valid, ``"fail"`` fails the request.
+    on_weights_changed
+        What becomes of a request whose engine's weights change under it, or that goes on in an engine with
+        other weights: ``"splice"`` goes on behind the delivered tokens, ``"restart"`` begins it anew,
+        ``"fail"`` fails it if anything had been delivered. With the last two it leaves an engine that is
+        declared stale at once.
     seeds
         Whether sampled requests without a seed are given one; without it they cannot be generated again.
     slow_at, fast_at
@@ -38,6 +44,7 @@ class RequestLimits:
     deadline: float = 600.0
     attempts: int = 5
     on_divergence: str = "splice"
+    on_weights_changed: str = "splice"
     seeds: bool = True
     slow_at: int = 256
     fast_at: int = 64
@@ -55,6 +62,7 @@ class RequestLimits:
         if not self.orders_per_sequence > 0:
             raise InvalidRequestError("orders_per_sequence", self.orders_per_sequence, "must be more than 0")
         divergence(self.on_divergence)
+        weights_changed(self.on_weights_changed)
 
 
 @dataclass(slots=True)
@@ -90,8 +98,15 @@ def seconds(field: str, value: object) -> float:
 
 def divergence(value: object) -> str:
     """Return what to do about a difference, or say what is wrong with it."""
-    if value not in _DIVERGENCE:
-        raise InvalidRequestError(
-            "on_divergence", value, f"must be one of {', '.join(map(repr, _DIVERGENCE))}"
-        )
+    return _choice("on_divergence", value, _DIVERGENCE)
+
+
+def weights_changed(value: object) -> str:
+    """Return what to do when the weights change, or say what is wrong with it."""
+    return _choice("on_weights_changed", value, _WEIGHTS_CHANGED)
+
+
+def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidRequestError(field, value, f"must be one of {', '.join(map(repr, choices))}")
     return str(value)

@@ -45,6 +45,7 @@ class Request:
     budget: float
     attempts: int
     splices: bool
+    on_weights_changed: str = "splice"
     parts: list[Part] = field(default_factory=list)
     strikes: int = 0
     fault: Fault | None = None
@@ -123,6 +124,8 @@ class EnginePlace:
     kept: bool = False
     """Whether what it has in flight is held where it is."""
     in_flight: dict[str, Part] = field(default_factory=dict)
+    version: int = 0
+    """Of its weights."""
     reserved: Part | None = None
     """The suspect that runs here alone, or will once the others here are done."""
     useful: bool = False
@@ -141,7 +144,7 @@ class EnginePlace:
     @property
     def origin(self) -> Origin:
         """What its chunks say of where they come from."""
-        return Origin(self.child, self.incarnation, self.info.weight_version)
+        return Origin(self.child, self.incarnation, self.version)
 
     def takes(self, now: float) -> bool:
         """Whether it may be given an order like any other."""

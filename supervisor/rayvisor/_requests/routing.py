@@ -45,7 +45,14 @@ class Routing:
         engine = self.engines.get(child)
         if engine is None or engine.incarnation != incarnation:
             limit = max(1, int(info.max_num_seqs * self._orders_per_sequence))
-            engine = EnginePlace(child, incarnation, info, limit, open=self._gates.get(child, True))
+            engine = EnginePlace(
+                child,
+                incarnation,
+                info,
+                limit,
+                open=self._gates.get(child, True),
+                version=info.weight_version,
+            )
             self.engines[child] = engine
         engine.info, engine.spare = info, spare
         return engine

@@ -66,6 +66,7 @@ class Sample:
 
     __slots__ = (
         "_position",
+        "_restarted",
         "_sent_text",
         "_text",
         "_text_position",
@@ -87,6 +88,7 @@ class Sample:
         "spliced",
         "started",
         "stop_reason",
+        "versions",
     )
 
     def __init__(self, key: str, index: int, prompt: Prompt, params: dict[str, Any], plan: Plan) -> None:
@@ -107,6 +109,8 @@ class Sample:
         self.stop_reason: int | str | None = None
         self.divergences: list[Divergence] = []
         self.spliced = False
+        self.versions: list[int] = []  # of the weights that the delivered tokens come from, in order
+        self._restarted = False
         self._text: list[str] = []
         self._sent_text = (
             ""  # of the delivered text, as far as the present attempt has to be compared with it
@@ -232,6 +236,8 @@ class Sample:
         self.characters += len(text)
         if text:
             self._text.append(text)
+        if tokens and self.versions[-1:] != [origin.weight_version]:
+            self.versions.append(origin.weight_version)
         if logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(logprobs)
@@ -241,9 +247,10 @@ class Sample:
         if end is not None and end.finish_reason is not None:
             self.finish_reason, self.stop_reason = end.finish_reason, end.stop_reason
         reported, self._unreported = self._unreported, None
+        restarted, self._restarted = self._restarted, False
         return GenerationChunk(
             self.index, tokens, text, logprobs, self.finish_reason, self.stop_reason,
-            origin.child, origin.incarnation, origin.weight_version, reported,
+            origin.child, origin.incarnation, origin.weight_version, reported, restarted,
         )  # fmt: skip
 
     def finish_if_due(self, info: EngineInfo, origin: Origin) -> GenerationChunk | None:
@@ -277,6 +284,16 @@ class Sample:
             return "length", None
         return None
 
+    def restart(self) -> None:
+        """Begin anew with the next attempt: what has been delivered is void, and the reader is told."""
+        self.delivered.clear()
+        self.versions.clear()
+        self.divergences.clear()
+        self._text.clear()
+        self.characters, self._sent_text = 0, ""
+        self.logprobs = self.cumulative_logprob = self.prompt_logprobs = self._unreported = None
+        self.spliced, self._restarted = False, True
+
     def splice(self) -> bool:
         """Go on behind the delivered tokens from now on. False if the prompt's tokens are not known."""
         self.spliced = self.prompt_token_ids is not None
@@ -295,4 +312,5 @@ class Sample:
             seed=self.params.get("seed") if self.plan.sampled else None,
             attempts=attempts,
             divergences=tuple(self.divergences),
+            weight_versions=tuple(self.versions),
         )

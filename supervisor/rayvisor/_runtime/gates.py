@@ -46,6 +46,8 @@ class Gates:
         Ends an incarnation whose gate does not open.
     post
         Feeds an event to the core.
+    weights
+        Told child, incarnation and version when a hook says which weights its engine has now.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Gates:
         engines: EngineBackend,
         lives: Lives,
         post: Callable[[m.Event], None],
+        weights: Callable[[str, int, int], None],
     ) -> None:
         self._tasks = tasks
         self._core = core
         self._engines = engines
         self._lives = lives
         self._post = post
+        self._weights = weights
         self._under_way: dict[str, anyio.CancelScope] = {}
 
     def follow(self, effect: m.Effect) -> None:
@@ -78,7 +82,12 @@ class Gates:
                 within = node.spec.start_deadline
                 name = f"gate of {child}#{effect.incarnation}"
                 self._tasks.start_soon(
-                    self._pass, scope, node.spec.gate, (child, effect.incarnation), within, name=name
+                    self._pass,
+                    scope,
+                    node.spec.gate,
+                    (child, effect.incarnation, node.stales),
+                    within,
+                    name=name,
                 )
 
     def _call_off(self, child: str) -> None:
@@ -90,16 +99,16 @@ class Gates:
         self,
         scope: anyio.CancelScope,
         hook: Callable[[Any], Awaitable[object]],
-        who: tuple[str, int],
+        who: tuple[str, int, int],
         within: float,
     ) -> None:
-        child, incarnation = who
+        child, incarnation, stales = who
         with scope:
             gate = Gate(child, incarnation, self._engines.ask, self._engines.predecessor(child))
             name = f"the gate of {child}"
             for attempt in range(TRIES):
                 try:
-                    await bounded(self._tasks, lambda: hook(gate), within, name)
+                    version = await bounded(self._tasks, lambda: hook(gate), within, name)
                 except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
                     log.warning(
                         "gate.closed",
@@ -112,7 +121,9 @@ class Gates:
                     ending = _ending(error)
                 else:
                     log.info("gate.passed", child=child, incarnation=incarnation)
-                    self._post(m.Reported(child, incarnation, "synced"))
+                    if isinstance(version, int) and not isinstance(version, bool):
+                        self._weights(child, incarnation, version)  # before its gate is opened
+                    self._post(m.Reported(child, incarnation, "synced", stales=stales))
                     return
                 if attempt + 1 < TRIES:
                     await anyio.sleep(PAUSE_SECONDS * 2**attempt)

@@ -72,6 +72,12 @@ class Pools:
         if pool is not None:
             pool.items_missing(child, incarnation, reason)
 
+    def weights(self, child: str, incarnation: int, version: int) -> None:
+        """Pass on which weights an engine has from now on."""
+        pool = self.of(child)
+        if pool is not None:
+            pool.weights(child, incarnation, version)
+
     def blameless(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame if this incarnation ends now."""
         pool = self.of(child)
@@ -139,7 +145,12 @@ class Pools:
         """Make the front of a pool at its supervisor's first start; it outlives every restart."""
         if path in self._pools:
             return
-        limits = RequestLimits(queue_limit=spec.queue_limit, deadline=spec.deadline, attempts=spec.attempts)
+        limits = RequestLimits(
+            queue_limit=spec.queue_limit,
+            deadline=spec.deadline,
+            attempts=spec.attempts,
+            on_weights_changed=spec.on_weights_changed,
+        )
         pool = self._pools[path] = EnginePool(
             self._engines,
             name=path,
@@ -160,6 +171,8 @@ class Pools:
             pool.gate(child, is_open=change.after.leaf == "SERVING")
             if not was_up:
                 pool.engine_up(child, incarnation, info)
+            elif change.event == "stale":
+                pool.stale(child)
         elif was_up:
             pool.engine_down(child, incarnation, runtime.lives.fault(child, incarnation))
 

@@ -225,7 +225,9 @@ class Session:
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
         self.hooks = Hooks(tasks, runtime.core, self._actors.run, self._teller)
-        self._gates = Gates(tasks, runtime.core, self._engines, runtime.lives, runtime.post)
+        self._gates = Gates(
+            tasks, runtime.core, self._engines, runtime.lives, runtime.post, self._pools.weights
+        )
         if self._halted:
             runtime.post(m.Halt())  # before it came up
         tasks.start_soon(self._decide, runtime, name="supervisor")

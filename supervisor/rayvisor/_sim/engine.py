@@ -100,11 +100,17 @@ class SimEngine:
         self._sentinel: asyncio.Task[None] | None = None
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Keep a weight version, and give back what a collective call was given."""
+        """Keep a weight version, and give back what a collective call was given.
+
+        The weights of ``update_weights`` are a number: another one is another model, also for texts that
+        have begun.
+        """
         if method == "get_weight_version":
             return self._weights
-        if method == "update_weights":
+        if method in {"update_weight_version", "update_weights"}:
             self._weights = str(args[0])
+            if method == "update_weights" and isinstance(args[0], int):
+                self._send({"weights": args[0]})
             return None
         if method in {"pause_generation", "resume_generation"}:
             self._send({"pause": method == "pause_generation"})

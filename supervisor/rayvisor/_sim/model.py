@@ -82,6 +82,10 @@ class Sequence_:  # noqa: N801 - "Sequence" is taken, and nothing else says what
         seed = params.get("seed")
         self._seed = random.SystemRandom().getrandbits(63) if seed is None else int(seed)
 
+    def change_weights(self, weights: int) -> None:
+        """Go on with another model."""
+        self._hash = _fold(self._hash, weights)
+
     def step(self) -> tuple[int, list[list[Any]] | None]:
         """Choose the next token: itself, and its log-probabilities when they were asked for."""
         scored = self._scores()

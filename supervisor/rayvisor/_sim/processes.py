@@ -120,6 +120,10 @@ class _Worker:
     def _step(self, message: Mapping[str, Any]) -> Any:
         if message["reset"]:
             self._texts.clear()
+        if message["weights"] is not None:
+            self._weights = message["weights"]
+            for text in self._texts.values():
+                text.change_weights(self._weights)
         if message["fail"]:
             raise RuntimeError("a step was asked to fail")
         for name in message["gone"]:
@@ -171,6 +175,7 @@ class _Core:
         self._gone: list[str] = []
         self._paused = False
         self._reset = False
+        self._weights: int | None = None  # new ones that the worker has not been given
         self._armed = 0
         self._status = "healthy"
         self._declared_dead = False
@@ -243,6 +248,7 @@ class _Core:
         for message in self._unframer.feed(data):
             self._waiting.extend(message.get("add", ()))
             self._paused = message.get("pause", self._paused)
+            self._weights = message.get("weights", self._weights)
             if "instruction" in message:
                 self._instructions.append(message["instruction"])
             gone = set(message.get("abort", ()))
@@ -277,7 +283,9 @@ class _Core:
         try:
             fail, self._armed = bool(self._armed), max(0, self._armed - 1)
             reset, self._reset = self._reset, False
-            self._worker.sendall(frame({"new": new, "gone": gone, "fail": fail, "reset": reset}))
+            weights, self._weights = self._weights, None
+            asked = {"new": new, "gone": gone, "fail": fail, "reset": reset, "weights": weights}
+            self._worker.sendall(frame(asked))
             while True:
                 data = self._worker.recv(1 << 16)
                 if not data:

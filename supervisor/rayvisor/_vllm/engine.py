@@ -67,6 +67,7 @@ OFFERS = (
     "resume_generation",
     "sleep",
     "start_weight_update",
+    "update_weight_version",
     "update_weights",
     "wake_up",
 )
