@@ -27,10 +27,11 @@ import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rayvisor._runtime import signals
+from rayvisor._runtime.verdict import only_follows
 from rayvisor.errors import SupervisorStoppedError
 from rayvisor.pool import EnginePool
 from rayvisor.servers import BlockingServer, ServerRef
-from rayvisor.supervisor import Supervisor, only_follows
+from rayvisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus

@@ -45,13 +45,11 @@ from rayvisor._runtime.operating import OperatorVerbs
 from rayvisor._runtime.places import Places
 from rayvisor._runtime.session import Session
 from rayvisor._runtime.telling import Teller
+from rayvisor._runtime.verdict import only_follows, reason_of
 from rayvisor._runtime.watchers import Watch, Watchers
 from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, SupervisorStart
 from rayvisor.errors import (
-    RayvisorError,
     SpecError,
-    StartFailed,
-    SupervisorGaveUp,
     SupervisorStoppedError,
     UnknownChildError,
 )
@@ -66,7 +64,7 @@ if TYPE_CHECKING:
     from rayvisor._engine.wire import EngineInfo, ProcessId
     from rayvisor._runtime.machine import Hook
 
-__all__ = ["Supervisor", "only_follows"]
+__all__ = ["Supervisor"]
 
 log = get_logger("rayvisor.supervisor")
 
@@ -257,7 +255,7 @@ class Supervisor(OperatorVerbs):
     @staticmethod
     async def _raise_for_end(session: Session, error: BaseException | None) -> None:
         """Raise what the end of the tree asks for; the block's own error goes first."""
-        reason = _reason(session)
+        reason = reason_of(session)
         if reason is None or (error is not None and not only_follows(error)):
             return
         if isinstance(reason, KeyboardInterrupt) and session.closed.is_set():
@@ -450,28 +448,6 @@ class Supervisor(OperatorVerbs):
         if self._session is None or self._session.closed.is_set():
             raise SupervisorStoppedError("")
         return self._session
-
-
-def _reason(session: Session) -> BaseException | None:
-    """What the end of a session asks to be raised."""
-    ended = session.ended
-    reason: BaseException | None = session.error
-    if session.signal is not None:
-        interrupted = session.signal == signal.SIGINT
-        reason = KeyboardInterrupt() if interrupted else SystemExit(128 + session.signal)
-    elif reason is None and ended is not None:
-        if not ended.started and not session.halted:
-            reason = StartFailed(ended.origin, ended.exit.fault)
-        elif ended.gave_up:
-            reason = SupervisorGaveUp(ended.origin, ended.gave_up, ended.exit.fault)
-    return reason
-
-
-def only_follows(error: BaseException) -> bool:
-    """Whether an error of the block is one of rayvisor's, which the end of the tree explains."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(only_follows(each) for each in error.exceptions)
-    return isinstance(error, RayvisorError)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -122,8 +122,8 @@ def _check_folder(path: Path, about: os.stat_result) -> None:
     if stat.S_IMODE(about.st_mode) & 0o077:
         raise ControlSocketError(
             str(path),
-            f"others can enter its folder {path.parent} (mode {stat.S_IMODE(about.st_mode):04o}), and who "
-            "opens the socket can end the tree; use a folder with mode 0700",
+            f"others can enter its folder {path.parent} (mode {stat.S_IMODE(about.st_mode):04o}), "
+            "and nobody else may open the socket; use a folder with mode 0700",
         )
 
 
