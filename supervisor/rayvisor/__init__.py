@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit, ExitKind
+    from rayvisor._web.server import WebPage
     from rayvisor.blocking import run_in_thread
     from rayvisor.children import (
         IgnoreStart,
@@ -123,6 +124,7 @@ _HOMES = {
     "TaskTimeoutError": "errors",
     "TemplateError": "errors",
     "UnknownChildError": "errors",
+    "WebPage": "_web.server",
     "actor": "children",
     "adopt": "children",
     "coroutine": "children",
@@ -192,6 +194,7 @@ __all__ = [
     "TaskTimeoutError",
     "TemplateError",
     "UnknownChildError",
+    "WebPage",
     "actor",
     "adopt",
     "coroutine",

@@ -41,6 +41,10 @@ class Requests:
     in_flight: int
     finished: int
     failed: int
+    tokens: int = 0
+    """Delivered so far; counted for pools."""
+    replayed: int = 0
+    """How often a request in flight lost its engine and went on elsewhere; counted for pools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

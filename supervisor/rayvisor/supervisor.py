@@ -47,6 +47,7 @@ from rayvisor._runtime.session import Session
 from rayvisor._runtime.telling import Teller
 from rayvisor._runtime.verdict import only_follows, reason_of
 from rayvisor._runtime.watchers import Watch, Watchers
+from rayvisor._web.serving import WebVerbs
 from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, SupervisorStart
 from rayvisor.errors import (
     SpecError,
@@ -72,7 +73,7 @@ RESIST_SECONDS = 5.0
 """How long a task that ignores its cancellation is waited for at the very end."""
 
 
-class Supervisor(OperatorVerbs):
+class Supervisor(OperatorVerbs, WebVerbs):
     """Runs a tree of children while its ``async with`` block lasts. It is used once.
 
     Parameters
@@ -246,6 +247,7 @@ class Supervisor(OperatorVerbs):
         with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
             if self._control is not None:
                 await self._control.end()
+            await self._end_pages()
             await session.closed.wait()
         await self._end_publishing()
         if not session.closed.is_set():
@@ -448,6 +450,10 @@ class Supervisor(OperatorVerbs):
         if self._session is None or self._session.closed.is_set():
             raise SupervisorStoppedError("")
         return self._session
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._session is not None and self._session.closed.is_set()
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -24,7 +24,14 @@ async def test_status_shows_the_whole_tree(tmp_path: Path) -> None:
         assert root["restarts"] == {"used": 0, "intensity": 3, "period": 900.0}
         llm, side = root["children"]
         assert (llm["kind"], side["kind"]) == ("engine_pool", "supervisor")
-        assert llm["requests"] == {"waiting": 0, "in_flight": 0, "finished": 0, "failed": 0}
+        assert llm["requests"] == {
+            "waiting": 0,
+            "in_flight": 0,
+            "finished": 0,
+            "failed": 0,
+            "tokens": 0,
+            "replayed": 0,
+        }
         (engine,) = llm["children"]
         assert (engine["path"], engine["state"], engine["leaf"]) == ("llm/1", "ALIVE", "SERVING")
         assert (engine["incarnation"], engine["epoch"], engine["holds"]) == (1, 1, [])

@@ -2,7 +2,7 @@
 
 ``sockets``
     where sockets are, which of them are alive, and how one is opened.
-``server``, ``routes``
+``server``, ``http``, ``routes``
     what is answered. Nothing is decided here: routes call the supervisor's public verbs.
 ``forms``
     pure functions: a tree, records and vLLM's status as JSON.

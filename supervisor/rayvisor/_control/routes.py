@@ -17,6 +17,7 @@ Each can be spelled with ``/v1`` before it. An error is ``{"error": {"type", "me
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -42,12 +43,16 @@ if TYPE_CHECKING:
     from rayvisor.records import Record
     from rayvisor.status import Node
 
-__all__ = ["Answer", "Controls", "Refusal", "Routes"]
+__all__ = ["Answer", "Controls", "Refusal", "Routes", "Spawn"]
 
 log = get_logger("rayvisor.control")
 
 INSTRUCTIONS_KEPT = 32
 INSTRUCTIONS_AT_WORK = 16
+
+
+Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+"""Starts a task that somebody else owns."""
 
 
 class Controls(Protocol):
@@ -76,12 +81,17 @@ class Controls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back: one JSON value, or a stream of lines."""
+    """What goes back: one JSON value, a file, or a stream of lines."""
 
     status: int
     body: Any = None
     lines: AsyncIterator[bytes] | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    content: bytes | None = None
+    """Sent as it is, in place of ``body``."""
+    kind: str = "application/json"
+    patience: float = math.inf
+    """Seconds that a reader of ``lines`` may take for one of them."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
@@ -117,9 +127,7 @@ class Routes:
         Starts a task that the server owns.
     """
 
-    def __init__(
-        self, controls: Controls, spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
-    ) -> None:
+    def __init__(self, controls: Controls, spawn: Spawn) -> None:
         self._controls = controls
         self._spawn = spawn
         self._instructions: deque[_Instruction] = deque(maxlen=INSTRUCTIONS_KEPT)
@@ -173,7 +181,7 @@ class Routes:
 
     async def _events(self, given: Mapping[str, Any]) -> Answer:
         _only(given)
-        return Answer(200, lines=_lines(self._controls.watch()))
+        return Answer(200, lines=_lines(self._controls.watch()), kind="application/jsonl")
 
     @staticmethod
     def _told(each: _Instruction) -> dict[str, Any]:

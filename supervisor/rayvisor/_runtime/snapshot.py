@@ -114,7 +114,7 @@ def _requests(stats: PoolStats | None) -> Requests | None:
     if stats is None:
         return None
     waiting = stats.waiting + stats.returning + stats.suspects + stats.parked
-    return Requests(waiting, stats.in_flight, stats.finished, stats.failed)
+    return Requests(waiting, stats.in_flight, stats.finished, stats.failed, stats.tokens, stats.moved)
 
 
 def _in_flight(child: Child, facts: Facts, engine: bool) -> Requests | None:  # noqa: FBT001 - one caller

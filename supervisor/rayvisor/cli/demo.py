@@ -12,6 +12,7 @@ import anyio
 import click
 from rich.console import Console
 
+from rayvisor.cli._web import web_option
 from rayvisor.demo.outcome import Outcome
 from rayvisor.demo.plan import FAULTS
 from rayvisor.demo.view import Lines, LiveView, summary
@@ -38,9 +39,19 @@ __all__ = ["demo"]
     show_default=True,
     help="Which engine; sim is a simulated one, up in a second.",
 )
+@web_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
-def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: bool, verbose: bool) -> None:
+def demo(
+    *,
+    fault: str,
+    requests: int,
+    seed: int | None,
+    engine: str,
+    web: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Kill or hang an engine in the middle of several streams, and watch nothing get lost.
 
     Exit status 0 only if no token was lost, doubled or changed, no process is left, and the fault was found
@@ -63,7 +74,13 @@ def demo(*, fault: str, requests: int, seed: int | None, engine: str, as_json: b
     try:
         outcome = anyio.run(
             lambda: run_demo(
-                engine=engine, fault=fault, requests=requests, seed=chosen, audience=audience, model=model
+                engine=engine,
+                fault=fault,
+                requests=requests,
+                seed=chosen,
+                audience=audience,
+                model=model,
+                web=web,
             )
         )
     finally:

@@ -15,6 +15,7 @@ import anyio
 import click
 
 from rayvisor.cli._lines import record_line
+from rayvisor.cli._web import web_option
 from rayvisor.config import TreeFile, load_tree
 from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
 
@@ -31,10 +32,18 @@ LAST_LINES_SECONDS = 5.0
 @click.option("--socket", "socket_path", help="Path of the control socket; default: one the commands find.")
 @click.option("--publish", metavar="ADDR", help="Publish events there: tcp://127.0.0.1:5570, ipc://PATH.")
 @click.option("--local", is_flag=True, help="Without Ray: engines run below this process.")
+@web_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event.")
 @click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
 def run(
-    *, spec: Path, socket_path: str | None, publish: str | None, local: bool, as_json: bool, verbose: bool
+    *,
+    spec: Path,
+    socket_path: str | None,
+    publish: str | None,
+    local: bool,
+    web: int | None,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Run the tree that SPEC.toml describes, with its control socket open.
 
@@ -52,7 +61,7 @@ def run(
             options["publish"] = publish
         if local:
             options["local"] = True
-        anyio.run(_run, tree, options, as_json)
+        anyio.run(_run, tree, options, as_json, web)
     except KeyboardInterrupt:
         sys.exit(0)  # Ctrl-C: the tree has ended in order
     except SpecError as error:
@@ -69,12 +78,21 @@ def _lend_path(spec: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
-async def _run(tree: TreeFile, options: dict[str, Any], as_json: bool) -> None:  # noqa: FBT001 - anyio.run takes no keywords
+async def _run(
+    tree: TreeFile,
+    options: dict[str, Any],
+    as_json: bool,  # noqa: FBT001 - anyio.run takes no keywords
+    web: int | None,
+) -> None:
     from rayvisor.supervisor import Supervisor
 
     supervisor = Supervisor(tree.spec, **options)
     telling = asyncio.create_task(_tell(supervisor.watch(), as_json=as_json), name="lines")
     try:
+        if web is not None:
+            page = await supervisor.serve_web(web)
+            # Standard output is for the events' objects alone where they are asked for.
+            click.echo(f"live page: {page.url}", err=as_json)
         async with supervisor:
             if supervisor.control is not None and not as_json:
                 click.echo(f"up; talk to it with: rayvisor status --socket {supervisor.control}")

@@ -31,6 +31,10 @@ SETTLE_SECONDS = 10.0
 """How long the last processes may take to disappear after the tree has ended."""
 
 
+OPEN_SECONDS = 30.0
+"""How long the demo waits for somebody to open its live page."""
+
+
 class Audience(Protocol):
     """Who is shown what happens: a live view, or lines."""
 
@@ -79,7 +83,14 @@ def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
 
 
 async def run_demo(
-    *, engine: str, fault: str, requests: int, seed: int, audience: Audience, model: str = ""
+    *,
+    engine: str,
+    fault: str,
+    requests: int,
+    seed: int,
+    audience: Audience,
+    model: str = "",
+    web: int | None = None,
 ) -> Outcome:
     """Run the demo once.
 
@@ -97,6 +108,9 @@ async def run_demo(
         Who is shown what happens.
     model
         Folder of the model, for vLLM.
+    web
+        Port of the live page; 0: a free one; None: no page. The streams begin when it has been opened, or
+        after half a minute.
     """
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
     limits = IMPATIENT if hangs(fault) else PATIENT
@@ -119,7 +133,12 @@ async def run_demo(
     try:
         async with anyio.create_task_group() as watching:
             watching.start_soon(demo.watch, supervisor.watch())
+            page = None if web is None else await supervisor.serve_web(web)
             async with supervisor:
+                if page is not None:
+                    audience.stage(f"open {page.url} (the streams begin then, or in {OPEN_SECONDS:g} s)")
+                    with anyio.move_on_after(OPEN_SECONDS):
+                        await page.visited()
                 await demo.run(make_requests(requests, seed))
                 audience.stage("stopping")
     except* RayvisorError as errors:
