@@ -233,7 +233,7 @@ function drawDetail() {
   fact(list, "at", node.url);
   fact(list, "processes", node.processes.join(", "));
   if (node.fault) {
-    fact(list, "last fault", `${node.fault.root} (${node.fault.class}, incarnation ${node.fault.incarnation}, ${span(Math.floor(now() - node.fault.at))} ago)`, "bad");
+    fact(list, "last fault", `${node.fault.root} (${node.fault.class}, incarnation ${node.fault.incarnation}, ${span(Math.floor(now() - node.fault.at)).replace(".0 s", " s")} ago)`, "bad");
     fact(list, "log", node.fault.log);
   }
   const shown = $("facts");
