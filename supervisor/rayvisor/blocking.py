@@ -267,6 +267,10 @@ class BlockingSupervisor:
         """As `Supervisor.instruct`."""
         return self._call(lambda: self._supervisor.instruct(instruction, path, **given))
 
+    def serve_web(self, port: int = 0, *, host: str = "127.0.0.1") -> str:
+        """As `Supervisor.serve_web`; returns the URL."""
+        return self._call(lambda: self._supervisor.serve_web(port, host=host)).url
+
     def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
         return self._running.call(function, *arguments)
 
