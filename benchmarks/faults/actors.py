@@ -66,8 +66,10 @@ class Hungry:
     """An actor that wants more memory than it may have."""
 
     def __init__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
-        self.memory = bytearray(1 << 34)
+        # A worker of Ray's maps the object store as well, whose size is the machine's.
+        most = psutil.Process().memory_info().vms + (1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        self.memory = bytearray(1 << 32)
 
 
 class Timid:

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -278,18 +278,19 @@ def new_mark() -> str:
     return mark
 
 
-def there(mark: str) -> set[int]:
-    """Pids of the processes with the mark: before a row, those are Ray's."""
-    return {pid for pid, _ in _processes(mark)}
+def there(mark: str) -> dict[str, str]:
+    """Processes with the mark, actors and placement groups: before a row, those are others'."""
+    # A process may change its title.
+    processes = {str(pid): f"{line} (pid {pid})" for pid, line in _processes(mark)}
+    return processes | {each: each for each in _on_ray()}
 
 
-async def left_over(mark: str, before: set[int]) -> list[str]:
+async def left_over(mark: str, before: Collection[str]) -> list[str]:
     """Processes, actors and placement groups that a row has left, once they had time to go."""
     found: list[str] = []
     with anyio.move_on_after(GONE_SECONDS):
         while True:
-            processes = [f"{line} (pid {pid})" for pid, line in _processes(mark) if pid not in before]
-            found = [*processes, *_on_ray()]
+            found = [line for key, line in there(mark).items() if key not in before]
             if not found:
                 break
             await anyio.sleep(0.2)

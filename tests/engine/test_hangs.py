@@ -213,7 +213,7 @@ async def test_a_start_whose_process_was_stopped_names_the_process(hosted: Hoste
     stopping = asyncio.create_task(stop_it())
     stopped = r"ProcessStopped: EngineCore \(pid \d+\) is stopped \(SIGSTOP\)"
     with pytest.raises(EngineStartFailed, match=stopped) as failed:
-        await hosted.host.ensure_started(1, {"start_delay": 600.0}, 2.0, LIMITS)
+        await hosted.host.ensure_started(1, {"start_delay": 600.0}, 4.0, LIMITS)
     await stopping
     assert [name for name, _ in failed.value.died.causes] == ["StartDeadlineExceeded", "ProcessStopped"]
 

@@ -112,6 +112,8 @@ async def test_a_fault_is_recovered_from_in_place_a_death_by_a_restart_and_a_sto
     assert fault.log_file
 
 
+# With the real one it is a row of `make faults`: it takes as long as a life.
+@pytest.mark.parametrize("kind", ["sim"], indirect=True)
 async def test_a_model_that_is_not_there_is_a_permanent_fault_with_its_cause(
     kind: Kind, tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ async def test_a_host_whose_loop_is_held_up_is_ended_with_the_place_where_it_sta
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster_address")
 async def test_a_host_that_is_stopped_while_its_engine_starts_is_followed_by_another() -> None:
-    sup = tree({"start_delay": 2.0}, start_deadline=90.0, stall_after=10.0)
+    sup = tree({"start_delay": 2.0}, start_deadline=30.0, stall_after=10.0)
     watch = sup.watch()
     stopped: list[ProcessId] = []
     faults: list[rv.Fault] = []

@@ -237,16 +237,21 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
             progressed()
         report(phase, detail)
 
-    sights: list[Sight] = []
+    held_by: tuple[str, str] | None = None
 
     async def watch() -> None:
-        nonlocal sights
+        nonlocal held_by
         sampler = Sampler()
         while True:
             sights = sampler.look(engine.processes(), time.monotonic())
+            if loop.time() < due():  # afterwards they are being ended
+                held_by = stopped_cause(sights)
             if any(sight.load >= _START_SHARE for sight in sights):
                 progressed()
             await asyncio.sleep(min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
+
+    def due() -> float:
+        return timeout.when() or 0.0
 
     loop = asyncio.get_running_loop()
     timeout = asyncio.timeout_at(loop.time() + clock.due - began)
@@ -262,4 +267,4 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
             raise
         took = time.monotonic() - began
         after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
-        raise StartOverdue(f"the engine was not up after {after}", stopped_cause(sights)) from None
+        raise StartOverdue(f"the engine was not up after {after}", held_by) from None

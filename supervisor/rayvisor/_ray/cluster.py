@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 from rayvisor._engine.wire import ProcessId
@@ -24,6 +24,20 @@ __all__ = ["RayCluster"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.ray")
+
+
+def _init(arguments: Mapping[str, Any]) -> Any:
+    """Start or join a Ray; a local one that did not come up in the 30 s Ray gives it is tried once more."""
+    import ray
+
+    try:
+        return ray.init(**arguments)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        log.warning("ray.start.tried_again", why=str(error))
+        ray.shutdown()
+        return ray.init(**arguments)
 
 
 class RayCluster:
@@ -112,7 +126,7 @@ class RayCluster:
                     "include_dashboard": False,
                 }
             try:
-                context: Any = ray.init(**(arguments | (options or {})))
+                context = _init(arguments | (options or {}))
             except Exception as error:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
