@@ -223,48 +223,56 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
     EngineStartFailed
         As the engine's ``start`` does.
     """
-    began = time.monotonic()
-    clock = StartClock(deadline, longest, began)
+    clock = StartClock(deadline, longest, time.monotonic())
+    watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
     told: set[tuple[str, str]] = set()
-
-    def progressed() -> None:
-        if not timeout.expired():
-            timeout.reschedule(loop.time() + clock.progressed(time.monotonic()) - time.monotonic())
 
     def heard(phase: str, detail: str) -> None:
         if (phase, detail) not in told:
             told.add((phase, detail))
-            progressed()
+            watch.progressed()
         report(phase, detail)
 
-    held_by: tuple[str, str] | None = None
-
-    async def watch() -> None:
-        nonlocal held_by
-        sampler = Sampler()
-        while True:
-            sights = sampler.look(engine.processes(), time.monotonic())
-            if loop.time() < due():  # afterwards they are being ended
-                held_by = stopped_cause(sights)
-            if any(sight.load >= _START_SHARE for sight in sights):
-                progressed()
-            await asyncio.sleep(min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
-
-    def due() -> float:
-        return timeout.when() or 0.0
-
-    loop = asyncio.get_running_loop()
-    timeout = asyncio.timeout_at(loop.time() + clock.due - began)
     try:
-        async with timeout:
-            watching = asyncio.create_task(watch())
+        async with watch.timeout:
+            watching = asyncio.create_task(watch.run())
             try:
                 return await engine.start(heard)
             finally:
                 watching.cancel()
     except TimeoutError:
-        if not timeout.expired():
+        if not watch.timeout.expired():
             raise
-        took = time.monotonic() - began
+        took = time.monotonic() - watch.began
         after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
-        raise StartOverdue(f"the engine was not up after {after}", held_by) from None
+        raise StartOverdue(f"the engine was not up after {after}", watch.held_by) from None
+
+
+class _StartWatch:
+    """Moves a start's deadline on while its processes get on, and sees what holds them."""
+
+    def __init__(self, engine: Engine, clock: StartClock, pause: float) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._pause = pause
+        self._loop = asyncio.get_running_loop()
+        self.began = time.monotonic()
+        self.timeout = asyncio.timeout_at(self._loop.time() + clock.due - self.began)
+        self.held_by: tuple[str, str] | None = None
+
+    def progressed(self) -> None:
+        """The start has got on: its deadline counts from now."""
+        now = time.monotonic()
+        if not self.timeout.expired():
+            self.timeout.reschedule(self._loop.time() + self._clock.progressed(now) - now)
+
+    async def run(self) -> None:
+        """Look at the processes again and again, until cancelled."""
+        sampler = Sampler()
+        while True:
+            sights = sampler.look(self._engine.processes(), time.monotonic())
+            if self._loop.time() < (self.timeout.when() or 0.0):  # afterwards they are being ended
+                self.held_by = stopped_cause(sights)
+            if any(sight.load >= _START_SHARE for sight in sights):
+                self.progressed()
+            await asyncio.sleep(self._pause)
