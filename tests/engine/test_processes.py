@@ -171,6 +171,18 @@ async def test_a_recorded_process_is_known_by_its_new_title_though_its_tag_is_go
     await end(tree, process)
 
 
+async def test_a_process_whose_title_cannot_be_set_is_known_by_the_name_of_its_first_thread(
+    tree: ProcessTree,
+) -> None:
+    code = "import time; open('/proc/self/comm', 'w').write('::EngineCore'); time.sleep(60)"
+    process = launch(tree, code, "--multiprocessing-fork")
+    async with asyncio.timeout(60):
+        while [each.name for each in tree.processes] != ["::EngineCore"]:
+            await tree.scan()
+            await asyncio.sleep(0.01)
+    await end(tree, process)
+
+
 async def test_a_process_that_got_the_pid_second_is_not_touched(tree: ProcessTree) -> None:
     process = launch(tree, "import time; time.sleep(60)")
     await wait_for_tree(tree, 1)

@@ -205,7 +205,7 @@ class ProcessTree:
 def process_id(pid: int) -> ProcessId:
     """Name a process in a way that a reuse of its pid does not fool."""
     found = psutil.Process(pid)
-    return ProcessId(pid, found.create_time(), _title(found.cmdline()))
+    return ProcessId(pid, found.create_time(), _title(found.cmdline(), found.name()))
 
 
 def _is_essential(name: str) -> bool:
@@ -218,12 +218,13 @@ def _is_about_to_exec(process: psutil.Process, command: list[str]) -> bool:
     return psutil.Process(process.ppid()).cmdline() == command
 
 
-def _title(command: list[str]) -> str:
+def _title(command: list[str], thread: str = "") -> str:
     for word in command:
         if "::" in word and " " not in word:
             return word
     if "--multiprocessing-fork" in command:
-        return _SPAWNED  # it has not set its title yet
+        # It has not set its title yet, or could not: then its first thread may bear the name.
+        return thread if "::" in thread else _SPAWNED
     return os.path.basename(command[0]) if command else ""  # noqa: PTH119 - a title need not be a path
 
 
@@ -266,6 +267,6 @@ def _identify(pids: Iterable[int]) -> list[ProcessId]:
             command = process.cmdline()
             # The resource tracker of multiprocessing serves the host as long as it lives.
             if not any("resource_tracker" in word for word in command):
-                name = "" if _is_about_to_exec(process, command) else _title(command)
+                name = "" if _is_about_to_exec(process, command) else _title(command, process.name())
                 found.append(ProcessId(pid, process.create_time(), name))
     return found

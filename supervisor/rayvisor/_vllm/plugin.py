@@ -15,10 +15,14 @@ import atexit
 import gc
 import multiprocessing
 import os
+from pathlib import Path
 
 from rayvisor._engine.processes import TAG
 
 __all__ = ["register"]
+
+_ROLES = {"EngineCore": "::EngineCore", "VllmWorker": "::Worker", "Worker": "::Worker"}
+"""At most 15 characters: the kernel keeps no more."""
 
 
 def register() -> None:
@@ -29,3 +33,15 @@ def register() -> None:
     """
     if TAG in os.environ and multiprocessing.parent_process() is not None:
         atexit.register(gc.freeze)
+        _name_first_thread(multiprocessing.current_process().name)
+
+
+def _name_first_thread(process: str) -> None:
+    """Say what this process is where its title does not: setting that is not always possible.
+
+    vLLM names the process ``EngineCore`` or ``VllmWorker-0`` for multiprocessing, and sets the title with
+    ``setproctitle``, which does nothing where it does not find the memory that holds the title.
+    """
+    role = next((role for name, role in _ROLES.items() if process.startswith(name)), "")
+    if role and "::" not in Path("/proc/self/cmdline").read_text(encoding="utf-8", errors="replace"):
+        Path(f"/proc/self/task/{os.getpid()}/comm").write_text(role, encoding="utf-8")
