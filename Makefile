@@ -6,7 +6,7 @@ ARGS ?=
 JOBS ?= 3
 BIN := .venv/bin
 
-.PHONY: help setup demo check test faults clean
+.PHONY: help setup demo check test faults docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    all checks and tests (JOBS=2 test processes instead of 3, ARGS='-k name' for some of them)"
 	@echo "make faults  injects every fault of the matrix into the real thing and prints what came of it"
 	@echo "             (ARGS='--engine sim' is quicker; ARGS='--only host' plays some)"
+	@echo "make docs    the documentation site, in build/docs; every warning is an error"
 	@echo "make check   lint, format, types, import directions"
 	@echo "make setup   the virtual environment .venv; the commands above call it (PYTHON=... names another Python)"
 	@echo "make clean   removes .venv, caches and what was built"
@@ -36,6 +37,12 @@ test: check
 
 faults: setup
 	@$(BIN)/python -m benchmarks faults --engine vllm $(ARGS)
+
+docs:
+	@$(PYTHON) tools/setup.py docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo "the site is build/docs/index.html"
+	$(BIN)/python -m pytest tests/site $(ARGS)
 
 clean:
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

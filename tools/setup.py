@@ -3,7 +3,8 @@
 Needs nothing but Python 3.11 with pip and venv. A second run finds a stamp (what was installed, for which
 Python, where) and ends at once. A run that was interrupted leaves a mark, and the next one starts afresh.
 
-    python3 tools/setup.py
+    python3 tools/setup.py          # what make demo and make test need
+    python3 tools/setup.py docs     # and, on top of it, the extra `docs` of pyproject.toml
 
 No syntax newer than Python 3.6 and no evaluated type here: an old Python gets as far as being told so.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Self
 
 OLDEST = (3, 11)
@@ -269,6 +270,23 @@ def install() -> None:
     must("removing media packages built for CUDA", pip("uninstall", "--yes", *UNWANTED))
 
 
+def add(extra: str) -> None:
+    """Install one more extra, unless it is there as it is asked for."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["optional-dependencies"].get(extra)
+    if wanted is None:
+        raise SetupError(f"pyproject.toml has no extra {extra!r}")
+    stamp = VENV / f".setup-{extra}"
+    asked = "\n".join(wanted)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == asked:
+        return
+    with only_one():
+        must(f"installing the extra {extra!r}", pip("install", *wanted))
+        stamp.write_text(asked, encoding="utf-8")
+
+
 def build() -> None:
     """Make the environment, afresh if the last try did not come to its end."""
     LOG.write_text("", encoding="utf-8")
@@ -288,21 +306,27 @@ def build() -> None:
     install()
 
 
-def main() -> int:
+def ensure() -> None:
+    """Make the environment, unless it is there."""
+    with only_one():
+        if is_done():
+            return
+        began = time.monotonic()
+        build()
+        STAMP.write_text(wanted_stamp(), encoding="utf-8")
+        UNFINISHED.unlink()
+        say(f"ready after {time.monotonic() - began:.0f} s: {VENV}")
+
+
+def main(extras: "Sequence[str]" = ()) -> int:
     """Run the setup; the exit status is 0 when the environment is ready."""
     try:
         check_python()
-        if is_done():
-            return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with only_one():
-            if is_done():
-                return 0
-            began = time.monotonic()
-            build()
-            STAMP.write_text(wanted_stamp(), encoding="utf-8")
-            UNFINISHED.unlink()
-            say(f"ready after {time.monotonic() - began:.0f} s: {VENV}")
+        if not is_done():
+            ensure()
+        for extra in extras:
+            add(extra)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
@@ -314,4 +338,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.umask(0o022)
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from statecharts.renderers._text import columns, xml
 
-__all__ = ["COLORS", "LETTER", "LINE", "number", "sheet", "text_line", "text_width"]
+__all__ = ["COLORS", "LETTER", "LINE", "number", "scheme", "sheet", "text_line", "text_width"]
 
 LINE = 18
 """Pixels from one line of text to the next; everything stands on this grid."""
@@ -19,11 +19,14 @@ COLORS = 6
 _LIGHT = ("#0b7a3b", "#a15c00", "#0a5fc2", "#b3261e", "#7a3db8", "#00757a")
 _DARK = ("#5fd38d", "#f0b45a", "#7ab4ff", "#ff8f86", "#cf9cff", "#5fd0d6")
 
+_LIGHT_PAGE = """--ink:#1f2328;--soft:#57606a;--line:#8c959f;--card:#ffffff;--frame:#f6f8fa;--page:#ffffff;
+--live:#ffd866;--passed:#fff4d1;--edge:#b26a00;--on:#1f2328;"""
+_DARK_PAGE = """--ink:#e6edf3;--soft:#9da7b1;--line:#6e7681;--card:#0d1117;
+--frame:#161b22;--page:#0d1117;--live:#7a5200;--passed:#3d2f10;--edge:#ffb74d;--on:#ffffff;"""
+
 _STYLE = """
-.statechart{--ink:#1f2328;--soft:#57606a;--line:#8c959f;--card:#ffffff;--frame:#f6f8fa;--page:#ffffff;
---live:#ffd866;--passed:#fff4d1;--edge:#b26a00;--on:#1f2328;%LIGHT%}
-@media (prefers-color-scheme: dark){.statechart{--ink:#e6edf3;--soft:#9da7b1;--line:#6e7681;--card:#0d1117;
---frame:#161b22;--page:#0d1117;--live:#7a5200;--passed:#3d2f10;--edge:#ffb74d;--on:#ffffff;%DARK%}}
+.statechart{%LIGHT%}
+@media (prefers-color-scheme: dark){.statechart{%DARK%}}
 .statechart text{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 fill:var(--ink);white-space:pre}
 .statechart .page{fill:var(--page)}
@@ -42,15 +45,18 @@ fill:var(--ink);white-space:pre}
 """
 
 
-def _style() -> str:
-    def named(colors: Iterable[str]) -> str:
-        return ";".join(f"--c{index}:{color}" for index, color in enumerate(colors))
+def scheme(*, dark: bool) -> str:
+    """Give the colours of a picture on a light or a dark page, as properties of CSS."""
+    page, colors = (_DARK_PAGE, _DARK) if dark else (_LIGHT_PAGE, _LIGHT)
+    return page + ";".join(f"--c{index}:{color}" for index, color in enumerate(colors))
 
+
+def _style() -> str:
     rules = "".join(
         f".statechart .c{index}{{stroke:var(--c{index})}}.statechart .t{index}{{fill:var(--c{index})}}\n"
         for index in range(COLORS)
     )
-    return _STYLE.replace("%LIGHT%", named(_LIGHT)).replace("%DARK%", named(_DARK)) + rules
+    return _STYLE.replace("%LIGHT%", scheme(dark=False)).replace("%DARK%", scheme(dark=True)) + rules
 
 
 _STYLED = _style()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayvisor._core.exits import Exit, ExitKind
+    from rayvisor._engine.link import NodePin, PlacementOptions
     from rayvisor._web.server import WebPage
     from rayvisor.blocking import run_in_thread
     from rayvisor.children import (
@@ -99,6 +100,8 @@ _HOMES = {
     "Jitter": "specs",
     "LastWords": "fatality",
     "NoEngineError": "pool",
+    "NodePin": "_engine.link",
+    "PlacementOptions": "_engine.link",
     "PoisonRequestError": "pool",
     "PublishError": "errors",
     "RayvisorError": "errors",
@@ -169,6 +172,8 @@ __all__ = [
     "Jitter",
     "LastWords",
     "NoEngineError",
+    "NodePin",
+    "PlacementOptions",
     "PoisonRequestError",
     "PublishError",
     "RayvisorError",

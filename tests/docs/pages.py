@@ -21,7 +21,7 @@ from statecharts import render
 from statecharts.lifecycles import CHARTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 PICTURES = {
     ROOT / "docs" / "engine.svg": "rayvisor chart engine --format svg",
     ROOT / "docs" / "tree.svg": f"rayvisor chart --tree {ROOT / 'examples' / 'tree.toml'} --format svg",
@@ -55,6 +55,25 @@ def blocks(page: Path, language: str) -> Iterator[Block]:
     for found in _FENCE.finditer(text):
         if found[1] == language:
             yield Block(page, text.count("\n", 0, found.start()) + 2, language, found[2])
+
+
+def navigation() -> Iterator[Path]:
+    """The pages of the site, in the order of its navigation."""
+    index = ROOT / "docs" / "index.md"
+    for tree in re.findall(
+        r"^```\{toctree\}\n(.*?)^```$", index.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        yield from (
+            index.parent / f"{line}.md" for line in tree.split("\n") if line and not line.startswith(":")
+        )
+
+
+def documented() -> Iterator[str]:
+    """What has an entry in the reference, by the path that is written there."""
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        yield from re.findall(
+            r"^\.\. auto(?!module)\w+:: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
 
 
 def links(page: Path) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 from click.testing import CliRunner
@@ -14,8 +16,20 @@ import rayvisor.errors
 import rayvisor.pool
 from rayvisor.cli import main
 from rayvisor.errors import RayvisorError
-from tests.docs.pages import PAGES, PICTURES, ROOT, draw, links, made_parts, make
+from tests.docs.pages import PAGES, PICTURES, ROOT, documented, draw, links, made_parts, make, navigation
 
+PUBLIC = (
+    "rayvisor",
+    *(
+        f"rayvisor.{module.name}"
+        for module in iter_modules(rayvisor.__path__)
+        if not module.name.startswith("_")
+        and module.name not in {"cli", "demo"}  # commands, not for programs
+    ),
+    "statecharts",
+    "statecharts.embedding",
+    "statecharts.lifecycles",
+)
 MADE = [(page, maker) for page in PAGES for maker in made_parts(page.read_text(encoding="utf-8"))]
 
 
@@ -67,7 +81,31 @@ def _anchors(page: Path) -> set[str]:
 def test_every_page_can_be_reached_from_the_readme() -> None:
     named = set(links(ROOT / "README.md"))
     for page in PAGES[1:]:
-        assert f"docs/{page.name}" in named
+        assert page.parent.name == "reference" or f"docs/{page.name}" in named
+
+
+def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
+    pages = [page for page in PAGES[1:] if page.name != "index.md"]
+    assert sorted(navigation()) == sorted(pages)
+
+
+def test_every_public_name_has_one_entry_in_the_reference() -> None:
+    """Public is what design.md says: ``rayvisor``, its modules without an underscore, ``statecharts``."""
+    entries = list(documented())
+    assert len(entries) == len(set(entries)), "an entry twice"
+    known = [_object(entry) for entry in entries]
+    missing = [
+        f"{module}.{name}"
+        for module in PUBLIC
+        for name in import_module(module).__all__
+        if not any(each is getattr(import_module(module), name) for each in known)
+    ]
+    assert missing == []
+
+
+def _object(path: str) -> object:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:

@@ -99,6 +99,19 @@ def test_changed_tool_settings_install_nothing(pip: Pip) -> None:
     assert pip.asked == []
 
 
+def test_one_more_extra_is_installed_once_on_top_of_it(pip: Pip) -> None:
+    assert pip.setup.main(["docs"]) == 0
+    assert any(word.startswith("sphinx>=") for word in pip.asked[-1])
+    pip.asked.clear()
+    assert pip.setup.main(["docs"]) == 0
+    assert pip.asked == []
+
+
+def test_an_extra_that_is_not_there_is_an_error(pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pip.setup.main(["dcos"]) == 1
+    assert "no extra 'dcos'" in capsys.readouterr().err
+
+
 def test_after_an_interruption_it_starts_afresh(pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(command: list[str]) -> None:
         if "install" in command:

@@ -125,7 +125,20 @@ class HostCallFailed(Exception):  # noqa: N818 - names what failed, not a class 
 
 @dataclass(frozen=True, slots=True)
 class NodePin:
-    """Run on this node; with ``soft``, elsewhere if it is gone."""
+    """Run on one node of the cluster: ``scheduling=`` of engine pools, groups, servers and actors.
+
+    Parameters
+    ----------
+    node_id
+        Ray's id of the node, as ``ray.nodes()`` has it.
+    soft
+        Run elsewhere if that node is gone, or has no room. Otherwise the start waits until its deadline.
+
+    Examples
+    --------
+    >>> import rayvisor as rv
+    >>> pool = rv.engine_pool("llm", engine_args={}, scheduling=rv.NodePin("ab" * 28, soft=True))
+    """
 
     node_id: str
     soft: bool = False
@@ -133,11 +146,28 @@ class NodePin:
 
 @dataclass(frozen=True, slots=True)
 class PlacementOptions:
-    """A placement group of the child: made once, reused by each of its hosts, removed at its end."""
+    """A placement group of the child: made once, reused by each of its hosts, removed at its end.
+
+    ``placement=`` of engine pools, groups, servers and actors. Each child, so each engine of a pool, has one
+    of its own. It is made again when a node of it is lost.
+
+    Parameters
+    ----------
+    bundles
+        What is reserved, a mapping of resources for each bundle: ``({"CPU": 1, "GPU": 1}, {"GPU": 1})``.
+        The child itself runs in the first one.
+    strategy
+        ``"PACK"``, ``"SPREAD"``, ``"STRICT_PACK"`` or ``"STRICT_SPREAD"``, with Ray's meaning.
+
+    Examples
+    --------
+    >>> import rayvisor as rv
+    >>> reserved = rv.PlacementOptions(({"CPU": 1, "GPU": 2},), strategy="STRICT_PACK")
+    >>> pool = rv.engine_pool("llm", engine_args={"tensor_parallel_size": 2}, placement=reserved)
+    """
 
     bundles: tuple[Mapping[str, float], ...]
     strategy: str = "PACK"
-    """``PACK``, ``SPREAD``, ``STRICT_PACK`` or ``STRICT_SPREAD``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
