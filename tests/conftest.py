@@ -19,10 +19,10 @@ from rayvisor.demo.model import ensure_model, ensure_random_model
 
 # Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Without it an engine takes nearly all memory for its cache, or refuses to start beside another one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs this in the background has it ignored, and so would every program under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Without it an engine takes nearly all memory for its cache, or refuses to start beside another one.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 # The same examples each time, however slow the machine: what is found by chance is looked for by hand.

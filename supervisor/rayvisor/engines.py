@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from rayvisor._checks import seconds, whole
 from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
 from rayvisor._engine.stall import StallLimits
 from rayvisor.errors import SpecError
@@ -50,9 +51,9 @@ class EnginePoolSpec(SupervisorSpec):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
         SupervisorSpec.__post_init__(self)
-        _count("queue_limit", self.queue_limit, "requests")
-        _count("attempts", self.attempts, "attempts")
-        _seconds("deadline", self.deadline)
+        whole("queue_limit", self.queue_limit, "requests")
+        whole("attempts", self.attempts, "attempts")
+        seconds("deadline", self.deadline, exclusive=True)
         if self.on_weights_changed not in {"splice", "restart", "fail"}:
             raise SpecError(
                 "on_weights_changed", self.on_weights_changed, "must be 'splice', 'restart' or 'fail'"
@@ -172,8 +173,8 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     SpecError
         When a value cannot work.
     """
-    _count("size", size, "engines")
-    _count("standby", standby, "spares", least=0)
+    whole("size", size, "engines")
+    whole("standby", standby, "spares", least=0)
     if engine not in {"vllm", "sim"}:
         raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
     if not isinstance(engine_args, Mapping):
@@ -279,7 +280,7 @@ def engine_group(
     >>> [child.start.arguments["data_parallel_rank"] for child in group.start.children]
     [0, 1]
     """
-    _count("ranks", ranks, "ranks")
+    whole("ranks", ranks, "ranks")
     for name in SETTLED:
         if name in options:
             raise SpecError(
@@ -302,13 +303,3 @@ def engine_group(
         for child, own in zip(spec.children, each or [{}] * ranks, strict=True)
     ]
     return replace(pool, start=replace(spec, children=children, together=True))
-
-
-def _count(name: str, value: object, unit: str, *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more")
-
-
-def _seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise SpecError(name, value, "must be a number of seconds, more than 0")

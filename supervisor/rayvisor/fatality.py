@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from rayvisor._checks import seconds, whole
 from rayvisor._fatal.ending import arm, end_children, end_process
 from rayvisor._fatal.named import find, matcher
 from rayvisor._fatal.words import LastWords, store
@@ -107,15 +109,12 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         deadline: float = 10.0,
     ) -> None:
         self._matches = matcher(errors)
-        for field, value, least in (("limit", limit, 1), ("exit_code", exit_code, 1)):
-            wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
-            if wrong and not (field == "limit" and value is None):
-                raise SpecError(field, value, f"must be a whole number, {least} or more")
+        if limit is not None:
+            whole("limit", limit)
+        whole("exit_code", exit_code)
         if exit_code > 255:  # noqa: PLR2004 - a byte is all that a parent gets
             raise SpecError("exit_code", exit_code, "must be 255 or less")
-        given: object = deadline
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < float("inf"):
-            raise SpecError("deadline", deadline, "must be a number of seconds, more than 0")
+        seconds("deadline", deadline, exclusive=True, below=math.inf)
         self._errors = errors
         self._name = name
         self._limit = limit

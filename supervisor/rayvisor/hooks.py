@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayvisor._checks import seconds
 from rayvisor._engine.stall import StallLimits
 from rayvisor.errors import SpecError
 
@@ -57,9 +58,7 @@ class ActorHooks:
                 raise SpecError(
                     name, hook, "must be the name of a method, or a function that takes the actor's handle"
                 )
-        timeout: object = self.probe_timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e9:  # noqa: PLR2004
-            raise SpecError("probe_timeout", timeout, "must be a number of seconds, more than 0")
+        seconds("probe_timeout", self.probe_timeout, exclusive=True, below=1e9)
 
 
 def hooks_of(

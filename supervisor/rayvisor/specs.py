@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
+from rayvisor._checks import seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.strategies import (
     OneForAll,
@@ -175,15 +176,15 @@ class Backoff:
     reset_after: float = 60.0
 
     def __post_init__(self) -> None:
-        _number("backoff.initial", self.initial, least=0.0)
-        _number("backoff.factor", self.factor, least=1.0)
-        _number("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
-        _number("backoff.reset_after", self.reset_after, least=0.0)
+        seconds("backoff.initial", self.initial, least=0.0)
+        seconds("backoff.factor", self.factor, least=1.0)
+        seconds("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
+        seconds("backoff.reset_after", self.reset_after, least=0.0)
         object.__setattr__(self, "jitter", _member("backoff.jitter", Jitter, self.jitter))
         if self.attempts is not None:
-            _whole("backoff.attempts", self.attempts, least=1, unit="restarts")
+            whole("backoff.attempts", self.attempts, "restarts", least=1, term="invalid_backoff.attempts")
         if self.elapsed is not None:
-            _number("backoff.elapsed", self.elapsed, least=0.0)
+            seconds("backoff.elapsed", self.elapsed, least=0.0)
 
     def ceiling(self, attempt: int) -> float:
         """Longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
@@ -305,11 +306,11 @@ class ChildSpec:
         object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
             raise SpecError("backoff", self.backoff, "must be a Backoff, or None for OTP's immediate restart")
-        _number("start_deadline", self.start_deadline, least=0.001)
+        seconds("start_deadline", self.start_deadline, least=0.001)
         if self.no_progress is not None:
-            _whole("no_progress", self.no_progress, least=1, unit="incarnations")
-        _whole("recoveries", self.recoveries, least=0, unit="recoveries in place")
-        _number("recovery_deadline", self.recovery_deadline, least=0.001)
+            whole("no_progress", self.no_progress, "incarnations", least=1, term="invalid_no_progress")
+        whole("recoveries", self.recoveries, "recoveries in place", least=0, term="invalid_recoveries")
+        seconds("recovery_deadline", self.recovery_deadline, least=0.001)
         gate: object = self.gate
         if gate is not None and not (self._is_engine and callable(gate)):
             raise SpecError("gate", self.gate, "must be an async function, and is for engines only")
@@ -377,10 +378,10 @@ class SupervisorSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", _strategy(self.strategy))
-        _whole("intensity", self.intensity, least=0, unit="restarts")
-        _number("period", self.period, least=0.0, term="invalid_period", exclusive=True)
+        whole("intensity", self.intensity, "restarts", least=0, term="invalid_intensity")
+        seconds("period", self.period, least=0.0, term="invalid_period", exclusive=True)
         object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
-        _whole("start_limit", self.start_limit, least=1, unit="starts side by side")
+        whole("start_limit", self.start_limit, "starts side by side", least=1, term="invalid_start_limit")
         object.__setattr__(self, "children", tuple(self.children))
         seen: set[str] = set()
         for index, child in enumerate(self.children):
@@ -457,28 +458,6 @@ def _member(name: str, kind: type[E], value: object, *, term: str = "") -> E:
     except ValueError:
         choices = ", ".join(repr(member.value) for member in kind)
         raise SpecError(name, value, f"must be one of {choices}", term=term or f"invalid_{name}") from None
-
-
-def _whole(name: str, value: object, *, least: int, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(
-            name, value, f"must be a whole number of {unit}, {least} or more", term=f"invalid_{name}"
-        )
-
-
-def _number(
-    name: str,
-    value: object,
-    *,
-    least: float,
-    why: str = "",
-    term: str = "",
-    exclusive: bool = False,
-) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    if not good or value < least or (exclusive and value == least):  # type: ignore[operator]
-        bound = f"more than {least:g}" if exclusive else f"{least:g} or more"
-        raise SpecError(name, value, f"must be a number of seconds, {bound}{why and f' ({why})'}", term=term)
 
 
 def _strategy(value: object) -> Strategy | RestartStrategy:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from rayvisor._checks import is_whole
 from rayvisor.errors import SpecError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def start(ids: str | Iterable[str], *, at_once: int | None = None) -> Start:
     at_once
         How many come up side by side; None: the supervisor's ``start_limit``.
     """
-    if at_once is not None and not _whole(at_once):
+    if at_once is not None and not is_whole(at_once, 1):
         raise SpecError("at_once", at_once, "must be a whole number of starts side by side, 1 or more")
     return Start(_ids(ids), at_once)
 
@@ -342,7 +343,7 @@ class Quorum:
     replace: bool = True
 
     def __post_init__(self) -> None:
-        if not _whole(self.k):
+        if not is_whole(self.k, 1):
             raise SpecError("quorum.k", self.k, "must be a whole number of children, 1 or more")
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
@@ -429,10 +430,6 @@ def _ids(ids: str | Iterable[str]) -> tuple[str, ...]:
     if len(found) > _IDS_LIMIT:
         raise SpecError("ids", "...", f"has no end: more than {_IDS_LIMIT} ids in one step")
     return found
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _seconds(within: float) -> float:

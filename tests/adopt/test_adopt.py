@@ -140,7 +140,7 @@ async def test_one_that_nobody_can_make_again_is_a_permanent_fault_root_cause_fi
     async def run() -> None:
         async with tree(rv.adopt("trainer", handle), intensity=5) as sup:
             os.kill(await sup["trainer"].call("pid"), signal.SIGKILL)
-            await anyio.sleep(60)
+            await anyio.sleep_forever()
 
     with pytest.raises(rv.SupervisorGaveUp, match=r"SYSTEM_ERROR.*PERMANENT") as raised:
         await run()

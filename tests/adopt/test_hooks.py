@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import rayvisor as rv
 from rayvisor import records as r
 from tests.adopt.cutting import cut
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -36,6 +37,7 @@ class Worker:
         return not (self.diary.parent / "ill").exists()
 
     def nap(self, seconds: float) -> None:
+        self.write("naps")
         time.sleep(seconds)
 
     def hold(self) -> None:
@@ -74,12 +76,6 @@ def worker(diary: Path, **options: Any) -> rv.ChildSpec:
 
 def tree(*children: rv.ChildSpec) -> rv.Supervisor:
     return rv.Supervisor(rv.SupervisorSpec(children=children, intensity=3), handle_signals=False)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 - other processes' doings
-            await anyio.sleep(0.01)
 
 
 async def test_holds_are_told_in_order_also_to_the_next_incarnation_and_calls_wait(diary: Path) -> None:
@@ -147,7 +143,7 @@ async def test_an_adopted_actor_that_misses_its_probes_is_restarted_by_ray(diary
     assert lines(diary) == ["made", "made"]
 
 
-async def test_an_actor_that_ray_cannot_reach_is_suspect_and_not_dead(handle: Any) -> None:
+async def test_an_actor_that_ray_cannot_reach_is_suspect_and_not_dead(handle: Any, diary: Path) -> None:
     async with tree(rv.adopt("worker", handle)) as sup:
         watch = sup.watch()
         pid = await sup["worker"].call("pid")
@@ -161,7 +157,7 @@ async def test_an_actor_that_ray_cannot_reach_is_suspect_and_not_dead(handle: An
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(nap)
-            await anyio.sleep(0.3)
+            await until(lambda: "naps" in lines(diary))
             assert cut(pid)
         assert "may have carried out (ActorUnavailableError" in str(napping[0])
         await until(lambda: sup.status("worker").leaf == "SERVING")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,6 @@ import rayvisor as rv
 
 PROMPT = "Once upon a time"
 GREEDY = {"max_tokens": 60, "temperature": 0.0}
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.005)
 
 
 async def exchange(path: Path, data: bytes) -> tuple[int, Any]:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import rayvisor as rv
 from rayvisor._control import http
-from tests.control.talking import exchange, get, idle, pool, states, tree, until
+from tests.control.talking import exchange, get, idle, pool, states, tree
+from tests.waiting import until
 
 GARBAGE = [
     b"\x00\x01\x02\r\n\r\n",

@@ -13,7 +13,8 @@ import pytest
 import rayvisor as rv
 from rayvisor._core import messages as m
 from rayvisor._process.tree import alive
-from tests.control.talking import GREEDY, PROMPT, get, pool, post, states, tree, until
+from tests.control.talking import GREEDY, PROMPT, get, pool, post, states, tree
+from tests.waiting import until
 
 SLOW = {"tokens_per_second": 30.0}  # so slow that a stall of a second changes nothing
 

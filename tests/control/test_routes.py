@@ -11,7 +11,8 @@ import pytest
 
 import rayvisor as rv
 from rayvisor._core import messages as m
-from tests.control.talking import exchange, get, idle, pool, post, states, tree, until
+from tests.control.talking import exchange, get, idle, pool, post, states, tree
+from tests.waiting import until
 
 
 async def test_status_shows_the_whole_tree(tmp_path: Path) -> None:

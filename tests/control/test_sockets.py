@@ -18,6 +18,7 @@ from rayvisor._control.client import find
 from rayvisor._control.server import ControlServer
 from rayvisor._control.sockets import answers, default_folder, living
 from tests.control.talking import get, idle, tree
+from tests.waiting import until_now
 
 SPEC = rv.SupervisorSpec(children=[rv.coroutine("idler", idle)])
 
@@ -52,6 +53,25 @@ def stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         left.listen()
+
+
+async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
+    answered: list[bool] = []
+
+    def look(path: Path) -> None:
+        until_now(path.exists, interval=0.0)
+        answered.append(answers(path))
+
+    for turn in range(20):
+        path = folder / f"{turn}.sock"
+        server = ControlServer(rv.Supervisor(SPEC), path)
+        looking = threading.Thread(target=look, args=(path,))
+        looking.start()
+        await server.start()
+        await anyio.to_thread.run_sync(looking.join)
+        assert files_in(folder) == [path]
+        await server.end()
+    assert answered == [True] * 20
 
 
 async def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:

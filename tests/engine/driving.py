@@ -14,7 +14,7 @@ import pytest
 from rayvisor._engine.engine import Engine
 from rayvisor._engine.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
 
-__all__ = ["REAL", "Result", "Served", "alive", "order", "wait_until"]
+__all__ = ["REAL", "Result", "Served", "alive", "order"]
 
 REAL = pytest.param(
     "vllm",
@@ -115,10 +115,3 @@ def alive(processes: tuple[ProcessId, ...]) -> list[ProcessId]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-async def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition, of a process as well
-            await asyncio.sleep(0.002)

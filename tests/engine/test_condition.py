@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from rayvisor._engine.engine import EngineError, EngineStatus
 from rayvisor._engine.wire import Condition, Died, Lost
-from tests.engine.driving import Served, alive, order, wait_until
+from tests.engine.driving import Served, alive, order
 from tests.engine.test_hangs import Hosted
+from tests.waiting import until
 
 RETRY = {"instruction": "retry", "params": {}, "request_id": "a"}
 
@@ -51,11 +52,11 @@ async def test_a_failed_step_is_told_with_its_exception_again_and_again_until_an
     info = await hosted.start(fault_tolerance=True, recovery_timeout=60.0)
     assert (info.instructions, info.recovery_timeout) == (("retry",), 60.0)
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     refused = await ask(hosted, "handle_fault", RETRY)
     assert (refused["request_id"], refused["success"]) == ("a", False)
     hosted.signal("EngineCore", signal.SIGUSR1)
-    await wait_until(lambda: len(hosted.of(Condition)) >= 2)  # and a reminder
+    await until(lambda: len(hosted.of(Condition)) >= 2)  # and a reminder
     told = hosted.of(Condition)[0]
     assert (told.incarnation, told.status) == (1, "unhealthy")
     assert told.causes[0] == ("EngineUnhealthy", "the engine waits for an instruction: RuntimeError")
@@ -67,8 +68,8 @@ async def test_a_failed_step_is_told_with_its_exception_again_and_again_until_an
     # What comes meanwhile waits in the engine, and is done when it is well.
     await hosted.submit(max_tokens=5, incarnation=1)
     assert (await ask(hosted, "handle_fault", RETRY))["success"]
-    await wait_until(lambda: hosted.of(Condition)[-1] == Condition(1, "healthy"))
-    await wait_until(lambda: hosted.finished() == 3)
+    await until(lambda: hosted.of(Condition)[-1] == Condition(1, "healthy"))
+    await until(lambda: hosted.finished() == 3)
     assert not hosted.of(Died)
 
 
@@ -78,13 +79,13 @@ async def test_an_engine_that_says_it_is_dead_has_died_though_its_processes_run(
     died = await hosted.death()
     assert died.causes[0] == ("EngineDead", "the engine says that it is dead: RuntimeError")
     assert died.causes[-1] == ("RuntimeError", "it was told to be dead")
-    await wait_until(lambda: not alive(info.processes))
+    await until(lambda: not alive(info.processes))
 
 
 async def test_an_engine_that_nobody_tells_anything_dies_when_its_patience_is_over(hosted: Hosted) -> None:
     await hosted.start(fault_tolerance=True, recovery_timeout=0.3)
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal("EngineCore", signal.SIGUSR1)
     died = await hosted.death()
     assert died.causes[-1] == ("RuntimeError", "a step was asked to fail")
@@ -95,9 +96,9 @@ async def test_an_instruction_that_is_never_answered_does_not_outlive_its_deadli
 ) -> None:
     await hosted.start(fault_tolerance=True, retry="ignore")
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal("EngineCore", signal.SIGUSR1)
-    await wait_until(lambda: hosted.of(Condition))
+    await until(lambda: hosted.of(Condition))
     with pytest.raises(TimeoutError):
         await hosted.host.ask(1, "handle_fault", (RETRY,), {}, 0.2)
     waiting = asyncio.create_task(ask(hosted, "handle_fault", RETRY))

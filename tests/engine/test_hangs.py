@@ -17,7 +17,8 @@ from rayvisor._engine.host import EngineHost
 from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.vigil import Vigil
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion, Worked
-from tests.engine.driving import Result, Served, alive, order, wait_until
+from tests.engine.driving import Result, Served, alive, order
+from tests.waiting import until
 
 # Scaled down; a process that wants a core and gets none on a crowded machine counts as busy.
 LIMITS = StallLimits(stall_after=1.5, step_limit=60.0, probe_interval=0.25, probes=(2, 4))
@@ -65,7 +66,7 @@ class Hosted:
         return sum(chunk.finish_reason is not None for chunk in self.of(Chunk))
 
     async def death(self) -> Died:
-        await wait_until(lambda: self.of(Died))
+        await until(lambda: self.of(Died))
         (died,) = self.of(Died)
         assert isinstance(died, Died)
         return died
@@ -95,7 +96,7 @@ async def test_an_engine_that_hangs_is_suspect_then_dead_with_what_holds_it_as_r
 ) -> None:
     info = await hosted.start()
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal(name, number)
     died = await hosted.death()
     assert ": ".join(died.causes[-1]).startswith(root.format(pid=hosted.pid(name)))
@@ -104,16 +105,16 @@ async def test_an_engine_that_hangs_is_suspect_then_dead_with_what_holds_it_as_r
     assert not died.permanent
     (suspicion,) = hosted.of(Suspicion)
     assert suspicion.causes[0][0] == "EngineSuspect"
-    await wait_until(lambda: not alive(info.processes))
+    await until(lambda: not alive(info.processes))
     await hosted.host.ensure_started(2, {"tokens_per_second": 0}, 60, LIMITS)
     await hosted.submit(max_tokens=20, incarnation=2)
-    await wait_until(lambda: hosted.finished() == 3)
+    await until(lambda: hosted.finished() == 3)
 
 
 async def test_a_step_that_computes_for_ever_is_ended_at_the_step_limit(hosted: Hosted) -> None:
     await hosted.start(StallLimits(stall_after=1.0, step_limit=2.5, probe_interval=0.25, probes=(2, 4)))
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal("Worker", signal.SIGUSR2)
     died = await hosted.death()
     ((name, message),) = died.causes
@@ -130,12 +131,12 @@ async def test_an_engine_that_was_stopped_for_a_moment_is_clear_again_and_loses_
 ) -> None:
     await hosted.start(StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, probes=(2, 4)))
     await hosted.submit(max_tokens=200)
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal("EngineCore", signal.SIGSTOP)
-    await wait_until(lambda: hosted.of(Suspicion))
+    await until(lambda: hosted.of(Suspicion))
     hosted.signal("EngineCore", signal.SIGCONT)
-    await wait_until(lambda: hosted.finished() == 3)
-    await wait_until(lambda: len(hosted.of(Suspicion)) == 2)
+    await until(lambda: hosted.finished() == 3)
+    await until(lambda: len(hosted.of(Suspicion)) == 2)
     assert hosted.of(Suspicion)[-1].causes == ()
     assert hosted.of(Died) == []
 
@@ -154,20 +155,20 @@ async def test_an_idle_engine_that_is_stopped_is_found_by_a_probe_which_nobody_e
 async def test_an_idle_engine_that_answers_its_probe_goes_on(hosted: Hosted) -> None:
     await hosted.start(StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, probes=(2, 4)))
     hosted.signal("EngineCore", signal.SIGSTOP)
-    await wait_until(lambda: hosted.of(Suspicion))
+    await until(lambda: hosted.of(Suspicion))
     hosted.signal("EngineCore", signal.SIGCONT)
-    await wait_until(lambda: len(hosted.of(Suspicion)) == 2)
+    await until(lambda: len(hosted.of(Suspicion)) == 2)
     await hosted.submit(max_tokens=20)
-    await wait_until(lambda: hosted.finished() == 3)
+    await until(lambda: hosted.finished() == 3)
     assert {chunk.request for chunk in hosted.of(Chunk)} == {"r0", "r1", "r2"}
 
 
 async def test_requests_that_are_aborted_unserved_do_not_save_a_hanging_engine(hosted: Hosted) -> None:
     await hosted.start()
     await hosted.submit()
-    await wait_until(hosted.streaming)
+    await until(hosted.streaming)
     hosted.signal("Worker", signal.SIGUSR1)
-    await wait_until(lambda: hosted.of(Suspicion))
+    await until(lambda: hosted.of(Suspicion))
     await hosted.host.abort([(f"r{number}", 1) for number in range(3)])
     died = await hosted.death()
     assert "with a probe queued" in died.causes[0][1]
@@ -183,7 +184,7 @@ async def test_a_busy_engine_raises_no_alarm(hosted: Hosted, arguments: dict[str
         StallLimits(stall_after=0.5, step_limit=120.0, probe_interval=0.25, probes=(2, 4)), **arguments
     )
     await hosted.submit(count, max_tokens=20)
-    await wait_until(lambda: hosted.finished() == count)
+    await until(lambda: hosted.finished() == count)
     assert hosted.of(Died) == []
 
 
@@ -207,7 +208,7 @@ async def test_a_start_whose_process_was_stopped_names_the_process(hosted: Hoste
         return [each.pid for each in engine.processes() if "EngineCore" in each.name] if engine else []
 
     async def stop_it() -> None:
-        await wait_until(cores)
+        await until(cores)
         os.kill(cores()[0], signal.SIGSTOP)
 
     stopping = asyncio.create_task(stop_it())
@@ -226,7 +227,7 @@ async def test_a_start_is_bounded_in_all_whatever_progress_it_makes(hosted: Host
 
 async def test_a_host_with_nothing_to_say_is_heard_all_the_same(hosted: Hosted) -> None:
     await hosted.start(StallLimits(probe_interval=0.1))
-    await wait_until(lambda: hosted.empty >= 5)
+    await until(lambda: hosted.empty >= 5)
 
 
 class Watched:
@@ -252,7 +253,7 @@ async def test_a_stopped_process_of_any_engine_is_named_and_when_it_goes_on_so_d
     limits = StallLimits(stall_after=2.0, step_limit=60.0, probe_interval=0.25, probes=(2, 4))
     watched, result = Watched(served, limits), Result()
     running = asyncio.create_task(watched.run(order("A", max_tokens=240, ignore_eos=True), result))
-    await wait_until(lambda: result.chunks)
+    await until(lambda: result.chunks)
     process = served.process(name)
     os.kill(process.pid, signal.SIGSTOP)
     try:

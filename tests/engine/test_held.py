@@ -15,7 +15,7 @@ import psutil
 
 from rayvisor._engine.held import Held
 from rayvisor._engine.processes import process_id
-from tests.engine.driving import wait_until
+from tests.waiting import until
 
 # Large, with threads: as an engine is. A byte on its input ends two of its threads; the rest stay.
 ENGINE = """
@@ -78,7 +78,7 @@ async def test_a_killed_process_is_known_to_be_dead_while_it_is_still_being_take
             early.append(held.alive())
             assert held.doomed()
             assert held.how_it_ended() == (None, signal.SIGKILL)
-            await wait_until(lambda: not held.alive())
+            await until(lambda: not held.alive())
             assert held.how_it_ended() == (None, signal.SIGKILL)
     assert any(early) == threads_can_be_watched()
 
@@ -91,7 +91,7 @@ async def test_threads_that_end_by_themselves_are_no_death() -> None:
         assert process.stdin is not None
         process.stdin.write(b"x")
         process.stdin.flush()
-        await wait_until(lambda: psutil.Process(process.pid).num_threads() == before - 2)
+        await until(lambda: psutil.Process(process.pid).num_threads() == before - 2)
         await asyncio.sleep(0.05)
         assert not told.is_set()
         assert not held.doomed()
@@ -103,12 +103,12 @@ async def test_threads_that_end_by_themselves_are_no_death() -> None:
 async def test_a_stopped_process_is_not_dead() -> None:
     with running() as (process, held):
         process.send_signal(signal.SIGSTOP)
-        await wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
         assert held.alive()
         assert not held.doomed()
         assert held.how_it_ended() == (None, None)
         process.send_signal(signal.SIGCONT)
-        await wait_until(lambda: psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
+        await until(lambda: psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
         assert not held.doomed()
 
 
@@ -121,7 +121,7 @@ async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() 
     assert process.stdin is not None
     process.stdin.close()
     await asyncio.wait_for(told.wait(), 60)
-    await wait_until(lambda: not held.alive())
+    await until(lambda: not held.alive())
     assert held.how_it_ended() == (3, None)
     held.close()
     process.wait()

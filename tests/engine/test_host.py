@@ -17,7 +17,8 @@ from rayvisor._engine import outlet as outlet_module
 from rayvisor._engine.engine import EngineStartFailed
 from rayvisor._engine.host import EngineHost
 from rayvisor._engine.wire import Chunk, Died, HostItem, Lost, Order, Phase, Refused
-from tests.engine.driving import alive, wait_until
+from tests.engine.driving import alive
+from tests.waiting import until
 
 FAST = {"tokens_per_second": 0, "max_model_len": 4096}
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -75,7 +76,7 @@ def order(request: str, attempt: int = 1, prompt: str = "A", **params: Any) -> O
 async def test_tokens_of_all_requests_come_through_one_stream(host: EngineHost, reader: Reader) -> None:
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", prompt=f"prompt {i}") for i in range(5)])
-    await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(5)))
+    await until(lambda: all(reader.finished(f"r{i}") for i in range(5)))
     assert [len(reader.tokens(f"r{i}")) for i in range(5)] == [20] * 5
     assert len({tuple(reader.tokens(f"r{i}")) for i in range(5)}) == 5
 
@@ -85,7 +86,7 @@ async def test_at_most_one_list_comes_a_tick_and_none_is_late_when_idle(
 ) -> None:
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=300) for i in range(8)])
-    await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
+    await until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     gaps = [later - earlier for earlier, later in zip(reader.times, reader.times[1:], strict=False)]
     assert min(gaps) >= outlet_module.SOON_SECONDS * 0.9
     assert len(reader.lists) < sum(len(items) for items in reader.lists)
@@ -97,12 +98,12 @@ async def test_while_tokens_flow_they_go_together_and_a_first_one_does_not_wait(
     monkeypatch.setattr(outlet_module, "TICK_SECONDS", 60.0)
     await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("long", max_tokens=4000)])
-    await wait_until(lambda: reader.tokens("long"))
+    await until(lambda: reader.tokens("long"))
     before = len(reader.tokens("long"))
     await host.submit(1, [order("short")])
-    await wait_until(lambda: reader.tokens("short"))  # long before the tick, and all there is goes with it
+    await until(lambda: reader.tokens("short"))  # long before the tick, and all there is goes with it
     await host.submit(1, [order("refused", temperature=-1.0)])
-    await wait_until(lambda: reader.of(Refused))
+    await until(lambda: reader.of(Refused))
     assert len(reader.tokens("long")) > before
     assert len(reader.of(Chunk, "long")) <= len(reader.lists)
 
@@ -111,13 +112,13 @@ async def test_a_start_that_is_asked_for_twice_happens_once(host: EngineHost, re
     first, second = await asyncio.gather(host.ensure_started(1, FAST, 10), host.ensure_started(1, FAST, 60))
     again = await host.ensure_started(1, FAST, 60)
     assert first == second == again
-    await wait_until(lambda: reader.of(Phase))
+    await until(lambda: reader.of(Phase))
     assert [phase.phase for phase in reader.of(Phase)].count("launching") == 1
 
 
 async def test_a_caller_that_goes_away_does_not_take_the_start_with_it(host: EngineHost) -> None:
     caller = asyncio.create_task(host.ensure_started(1, {**FAST, "start_delay": 0.3}, 60))
-    await wait_until(lambda: host._engine is not None)
+    await until(lambda: host._engine is not None)
     caller.cancel()
     info = await host.ensure_started(1, FAST, 60)
     assert len(alive(info.processes)) == 2
@@ -174,7 +175,7 @@ async def test_an_incarnation_never_starts_once_it_was_stopped(host: EngineHost)
 
 async def test_a_stop_while_starting_ends_the_start(host: EngineHost) -> None:
     starting = asyncio.create_task(host.ensure_started(1, {"start_delay": 30}, 60))
-    await wait_until(lambda: host._engine is not None and host._engine.processes())
+    await until(lambda: host._engine is not None and host._engine.processes())
     assert host._engine is not None
     processes = host._engine.processes()
     await host.stop_engine(1, 0.0)
@@ -195,16 +196,16 @@ async def test_a_death_is_told_once_at_once_and_the_next_incarnation_serves(
 ) -> None:
     info = await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=4000) for i in range(3)])
-    await wait_until(lambda: all(reader.tokens(f"r{i}") for i in range(3)))
+    await until(lambda: all(reader.tokens(f"r{i}") for i in range(3)))
     os.kill(next(each.pid for each in info.processes if name in each.name), signal.SIGKILL)
-    await wait_until(lambda: reader.of(Died))
+    await until(lambda: reader.of(Died))
     (died,) = reader.of(Died)
     assert died.causes[-1][0] == "ProcessKilled"
     assert reader.of(Lost) == reader.of(Refused) == []
     assert isinstance(reader.lists[-1][-1], Died)
     await host.ensure_started(2, FAST, 60)
     await host.submit(2, [order("r0", attempt=2)])
-    await wait_until(lambda: reader.finished("r0"))
+    await until(lambda: reader.finished("r0"))
     assert alive(info.processes) == []
 
 
@@ -214,7 +215,7 @@ async def test_an_order_for_an_incarnation_that_does_not_serve_is_given_back(
     await host.submit(1, [order("early")])
     await host.ensure_started(2, FAST, 60)
     await host.submit(1, [order("late")])
-    await wait_until(lambda: len(reader.of(Lost)) == 2)
+    await until(lambda: len(reader.of(Lost)) == 2)
     assert [(lost.request, lost.attempt) for lost in reader.of(Lost)] == [("early", 1), ("late", 1)]
 
 
@@ -223,14 +224,14 @@ async def test_a_newer_attempt_ends_the_older_and_an_older_one_is_ignored(
 ) -> None:
     await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("r", attempt=2, max_tokens=4000)])
-    await wait_until(lambda: reader.tokens("r"))
+    await until(lambda: reader.tokens("r"))
     await host.submit(1, [order("r", attempt=3, max_tokens=5)])
     await host.submit(1, [order("r", attempt=2, max_tokens=5), order("r", attempt=3, max_tokens=5)])
-    await wait_until(lambda: reader.finished("r"))
+    await until(lambda: reader.finished("r"))
     attempts = [chunk.attempt for chunk in reader.of(Chunk, "r")]
     assert attempts == sorted(attempts)
     assert sum(len(chunk.token_ids) for chunk in reader.of(Chunk, "r") if chunk.attempt == 3) == 5
-    await wait_until(lambda: not host._pumps)
+    await until(lambda: not host._pumps)
 
 
 async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_meant(
@@ -238,11 +239,11 @@ async def test_an_aborted_request_sends_nothing_more_and_a_newer_attempt_is_not_
 ) -> None:
     await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("old", attempt=1, max_tokens=4000), order("new", attempt=2, max_tokens=40)])
-    await wait_until(lambda: reader.tokens("old") and reader.tokens("new"))
+    await until(lambda: reader.tokens("old") and reader.tokens("new"))
     await host.abort([("old", 1), ("new", 1), ("unknown", 1)])
-    await wait_until(lambda: reader.finished("new"))
+    await until(lambda: reader.finished("new"))
     assert not reader.finished("old")
-    await wait_until(lambda: "old" not in host._pumps)
+    await until(lambda: "old" not in host._pumps)
 
 
 async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
@@ -250,37 +251,37 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
 ) -> None:
     await host.ensure_started(1, {"max_model_len": 4096, "tokens_per_second": 1000}, 60)
     await host.submit(1, [order("slow", max_tokens=3000), order("quick", max_tokens=300)])
-    await wait_until(lambda: reader.tokens("slow"))
+    await until(lambda: reader.tokens("slow"))
     await host.flow("slow", 1, open=False)
     await host.flow("slow", 7, open=True)  # another attempt: not meant
     await asyncio.sleep(3 * outlet_module.TICK_SECONDS)
     before = len(reader.tokens("slow"))
-    await wait_until(lambda: reader.finished("quick"))
+    await until(lambda: reader.finished("quick"))
     assert len(reader.tokens("slow")) == before
     await host.flow("slow", 1, open=True)
-    await wait_until(lambda: reader.finished("slow"))
+    await until(lambda: reader.finished("slow"))
     assert len(reader.tokens("slow")) == 3000
 
 
 async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: EngineHost) -> None:
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=2000) for i in range(8)])
-    await wait_until(lambda: host._outlet.paced == 8)
+    await until(lambda: host._outlet.paced == 8)
     await asyncio.sleep(5 * outlet_module.TICK_SECONDS)
     assert len([item for item in host._outlet.items if isinstance(item, Chunk)]) == 8
     reader = Reader(host)
-    await wait_until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
+    await until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     assert all(len(reader.tokens(f"r{i}")) == 2000 for i in range(8))
     reader.task.cancel()
 
 
 async def test_a_newer_stream_ends_the_older_one(host: EngineHost, reader: Reader) -> None:
-    await wait_until(lambda: host._outlet.reader == 1)
+    await until(lambda: host._outlet.reader == 1)
     newer = Reader(host)
     await asyncio.wait_for(reader.task, 60)
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order("r")])
-    await wait_until(lambda: newer.finished("r"))
+    await until(lambda: newer.finished("r"))
     newer.task.cancel()
 
 
@@ -289,7 +290,7 @@ async def test_what_is_wrong_with_one_request_comes_as_an_item_of_its_own(
 ) -> None:
     await host.ensure_started(1, {**FAST, "lose_on_prompt": "lose me"}, 60)
     await host.submit(1, [order("wrong", temprature=1), order("lost", prompt="lose me"), order("fine")])
-    await wait_until(lambda: reader.finished("fine") and reader.of(Lost))
+    await until(lambda: reader.finished("fine") and reader.of(Lost))
     (refused,) = reader.of(Refused)
     assert refused.request == "wrong"
     assert refused.causes == (("TypeError", "Unexpected keyword argument 'temprature'"),)
@@ -302,7 +303,7 @@ async def test_a_crash_in_the_engine_tells_the_exception_as_root_cause(
 ) -> None:
     await host.ensure_started(1, {**FAST, "raise_on_prompt": "poison"}, 60)
     await host.submit(1, [order("r", prompt="some poison")])
-    await wait_until(lambda: reader.of(Died))
+    await until(lambda: reader.of(Died))
     (died,) = reader.of(Died)
     assert died.causes[-1] == ("RuntimeError", "the model cannot take 'poison'")
     assert died.exit_code == 1
@@ -352,7 +353,7 @@ async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_
         await other.ensure_started(1, {"fail_start": "no weights"}, 60)
     info = await host.ensure_started(1, FAST, 60)
     os.kill(next(each.pid for each in info.processes if "Worker" in each.name), signal.SIGKILL)
-    await wait_until(lambda: reader.of(Died))
+    await until(lambda: reader.of(Died))
     (died,) = reader.of(Died)
     assert died.causes[-1][0] == "ProcessKilled"
     assert died.log_file != (await other.describe()).log_file

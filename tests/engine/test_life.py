@@ -17,7 +17,8 @@ import pytest
 
 from rayvisor._engine.engine import Engine, EngineGone, EngineStartFailed
 from rayvisor._engine.wire import Died
-from tests.engine.driving import Result, Served, alive, order, wait_until
+from tests.engine.driving import Result, Served, alive, order
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -56,7 +57,7 @@ async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
     results = [Result() for _ in range(3)]
     params: dict[str, Any] = {"max_tokens": 240, "ignore_eos": True}
     tasks = [asyncio.create_task(served.run(order("A", **params), result)) for result in results]
-    await wait_until(lambda: all(result.chunks for result in results))
+    await until(lambda: all(result.chunks for result in results))
     process = served.process(name)
     os.kill(process.pid, signal.SIGKILL)
     began = time.monotonic()
@@ -92,7 +93,7 @@ async def test_a_killed_process_is_the_root_cause_and_all_streams_end(served: Se
 async def test_a_stopped_worker_does_not_hold_the_end_up(served: Served) -> None:
     result = Result()
     task = asyncio.create_task(served.run(order("A", max_tokens=240, ignore_eos=True), result))
-    await wait_until(lambda: result.chunks)
+    await until(lambda: result.chunks)
     processes = served.live.processes()
     os.kill(served.process("Worker").pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -166,7 +167,7 @@ async def test_a_start_that_is_stopped_leaves_no_process(
     slow = {"start_delay": 30.0} if keeper.kind == "sim" else {}
     engine = make_engine({**arguments, **slow})
     starting = asyncio.create_task(engine.start(_ignore))
-    await wait_until(lambda: engine.processes() or starting.done(), 120)
+    await until(lambda: engine.processes() or starting.done(), 120)
     processes = engine.processes()
     assert processes
     await asyncio.wait_for(engine.stop(0.0), 2 * SOON)
@@ -183,7 +184,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
     slow = {"start_delay": 30.0} if keeper.kind == "sim" else {}
     engine = make_engine({**arguments, **slow})
     starting = asyncio.create_task(engine.start(_ignore))
-    await wait_until(lambda: any("::" in process.name for process in engine.processes()), 120)
+    await until(lambda: any("::" in process.name for process in engine.processes()), 120)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(starting, 2 * SOON)
@@ -209,7 +210,7 @@ async def test_a_process_killed_while_starting_fails_the_start_with_it_as_root_c
     slow = {"start_delay": 30.0} if keeper.kind == "sim" else {}
     engine = make_engine({**arguments, **slow})
     starting = asyncio.create_task(engine.start(_ignore))
-    await wait_until(lambda: any("EngineCore" in process.name for process in engine.processes()), 120)
+    await until(lambda: any("EngineCore" in process.name for process in engine.processes()), 120)
     os.kill(next(each.pid for each in engine.processes() if "EngineCore" in each.name), signal.SIGKILL)
     with pytest.raises(EngineStartFailed, match=r"EngineCore .* was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, 2 * SOON)

@@ -15,7 +15,8 @@ import pytest
 
 from rayvisor._engine import processes as module
 from rayvisor._engine.processes import TAG, ProcessTree, process_id
-from tests.engine.driving import alive, wait_until
+from tests.engine.driving import alive
+from tests.waiting import until
 
 # A parent with a child; both carry the title of something essential, and the parent waits for no one.
 PARENT = """
@@ -67,7 +68,7 @@ async def test_a_child_whose_parent_went_first_is_ended_too_though_it_was_never_
     tree: ProcessTree,
 ) -> None:
     parent = launch(tree, PARENT)
-    await wait_until(lambda: module._descendants(parent.pid))
+    await until(lambda: module._descendants(parent.pid))
     orphan = process_id(module._descendants(parent.pid)[0])
     parent.kill()
     parent.wait()
@@ -113,7 +114,7 @@ async def test_the_end_of_a_process_that_is_not_essential_is_no_death_and_is_for
     tree: ProcessTree,
 ) -> None:
     process = launch(tree, "import time; time.sleep(60)", title="compiler")
-    await wait_until(lambda: process.poll() is None)
+    await until(lambda: process.poll() is None)
     async with asyncio.timeout(60):
         while not tree.processes:
             await tree.scan()
@@ -165,7 +166,7 @@ async def test_a_recorded_process_is_known_by_its_new_title_though_its_tag_is_go
             await tree.scan()
             await asyncio.sleep(0.01)
     process.kill()
-    await wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
     await tree.scan()
     assert [each.name for each in tree.processes] == ["test::EngineCore"], "a zombie shows no title"
     await end(tree, process)

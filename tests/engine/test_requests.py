@@ -10,8 +10,9 @@ import pytest
 
 from rayvisor._engine.engine import RequestRefused
 from rayvisor._engine.wire import Chunk
-from tests.engine.driving import Result, Served, order, wait_until
+from tests.engine.driving import Result, Served, order
 from tests.engine.tiny_model import byte_tokens
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -162,7 +163,7 @@ async def test_an_abort_that_was_asked_for_ends_the_stream_without_a_finish_reas
     given = order("A", max_tokens=200, ignore_eos=True)
     result = Result()
     task = asyncio.create_task(served.run(given, result))
-    await wait_until(lambda: result.chunks)
+    await until(lambda: result.chunks)
     await served.live.abort([given.request, "unknown"])
     await asyncio.wait_for(task, 60)
     assert result.finish is None

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from rayvisor._engine.processes import process_id
-from rayvisor._engine.sight import Sampler
+from rayvisor._engine.sight import Sampler, Sight, in_words
+from rayvisor._engine.wire import ProcessId
 
 BURN = "import os; os.sched_setaffinity(0, {0}); exec('while True: pass')"
 # The first thread sleeps; another one computes, when it is let.
@@ -58,3 +59,21 @@ def test_a_thread_that_computes_and_gets_no_core_counts_as_computing() -> None:
 
 def test_a_process_that_sleeps_does_not_compute() -> None:
     assert load_of(SLEEPS, seconds=1.5, enough=0.5) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("state", "load", "words"),
+    [
+        ("S", 0.0, "sleeps"),
+        ("R", 0.01, "sleeps"),  # as some kernels show any process
+        ("R", 0.06, "computes"),
+        ("S", 0.7, "takes 70% of a core"),
+        ("R", 1.9, "takes 190% of a core"),
+        ("T", 1.9, "is stopped"),
+        ("D", 0.0, "waits for a device"),
+        ("", 0.0, "has ended"),
+    ],
+)
+def test_what_a_process_does_is_told_by_its_load_first(state: str, load: float, words: str) -> None:
+    host = ProcessId(7, 1.0, "host")
+    assert in_words([Sight(host, state, load)], busy=0.2) == f"host (pid 7) {words}"

@@ -3,11 +3,9 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import anyio
 import psutil
 import pytest
 
@@ -62,19 +60,6 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 @pytest.fixture
-def until() -> Callable[..., None]:
-    """Wait for a condition."""
-
-    def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come true in time"
-            time.sleep(0.01)
-
-    return wait
-
-
-@pytest.fixture
 def stubborn() -> str:
     return STUBBORN
 
@@ -82,15 +67,3 @@ def stubborn() -> str:
 @pytest.fixture
 def family() -> str:
     return FAMILY
-
-
-@pytest.fixture
-def eventually() -> Callable[..., Awaitable[None]]:
-    """Wait for a condition while the loop goes on."""
-
-    async def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
-        with anyio.fail_after(seconds):
-            while not condition():  # noqa: ASYNC110 - the conditions are other processes' doings
-                await anyio.sleep(0.01)
-
-    return wait

@@ -4,16 +4,16 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.agent import NodeAgent
 from rayvisor._process.tree import MARKER, alive, identify
+from tests.waiting import until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
-Eventually = Callable[..., Awaitable[None]]
 KEY = f"tests/{os.getpid()}/agent"
 """What carries a key is found on the whole machine, where other tests may run."""
 
@@ -38,13 +38,13 @@ def host_with_child(spawn: Spawn, family: str, key: str) -> tuple[ProcessId, Pro
 
 
 async def test_when_a_host_dies_what_is_left_of_its_tree_is_killed_at_once(
-    agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
+    agent: NodeAgent, spawn: Spawn, family: str
 ) -> None:
     host, child = host_with_child(spawn, family, f"{KEY}/dies")
     assert await agent.adopt(f"{KEY}/dies", host.pid, host.start_time)
     os.kill(child.pid, signal.SIGSTOP)
     os.kill(host.pid, signal.SIGKILL)
-    await eventually(lambda: not alive(child))
+    await until(lambda: not alive(child))
     report = await agent.end(f"{KEY}/dies", 30.0)
     assert report.verified
     assert child.pid in {process.pid for process in report.killed}
@@ -117,14 +117,12 @@ async def test_of_a_host_that_is_not_accounted_for_nothing_is_told(
     assert await asyncio.wait_for(waiting, 30) is None
 
 
-async def test_a_forgotten_host_is_left_alone(
-    agent: NodeAgent, spawn: Spawn, family: str, eventually: Eventually
-) -> None:
+async def test_a_forgotten_host_is_left_alone(agent: NodeAgent, spawn: Spawn, family: str) -> None:
     host, child = host_with_child(spawn, family, f"{KEY}/forgotten")
     await agent.adopt(f"{KEY}/forgotten", host.pid, host.start_time)
     await agent.forget(f"{KEY}/forgotten")
     assert await agent.snapshot(f"{KEY}/forgotten") == ()
     os.kill(host.pid, signal.SIGKILL)
-    await eventually(lambda: not alive(host))
+    await until(lambda: not alive(host))
     assert alive(child)
     os.kill(child.pid, signal.SIGKILL)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import psutil
 
 from rayvisor._process.tree import MARKER, identify
+from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
-Until = Callable[..., None]
 KEY = f"tests/{os.getpid()}/reaper"
 """What carries a key is found on the whole machine, where other tests may run."""
 
@@ -59,31 +59,31 @@ def gone(*pids: int) -> bool:
 
 
 def test_when_a_host_is_killed_its_tree_is_gone_within_seconds_one_of_it_being_stopped(
-    spawn: Spawn, family: str, until: Until
+    spawn: Spawn, family: str
 ) -> None:
     host, reaper, child, grandchild = start(spawn, f"{KEY}/kill", family)
     os.kill(grandchild, signal.SIGSTOP)
     began = time.monotonic()
     host.kill()
-    until(lambda: gone(child, grandchild))
+    until_now(lambda: gone(child, grandchild))
     assert time.monotonic() - began < 20  # on a machine that is busy with other things
-    until(lambda: gone(reaper))
+    until_now(lambda: gone(reaper))
 
 
-def test_a_host_goes_with_its_parent_when_that_was_asked_for(spawn: Spawn, family: str, until: Until) -> None:
+def test_a_host_goes_with_its_parent_when_that_was_asked_for(spawn: Spawn, family: str) -> None:
     parent = spawn(PARENT, HOST, f"{KEY}/parent", family, "with parent", start_new_session=True)
     assert parent.stdout is not None
     host, reaper, child, grandchild = (int(word) for word in parent.stdout.readline().split())
     parent.kill()
-    until(lambda: gone(host, child, grandchild, reaper))
+    until_now(lambda: gone(host, child, grandchild, reaper))
 
 
-def test_what_left_the_tree_long_ago_is_found_by_its_key(spawn: Spawn, until: Until) -> None:
+def test_what_left_the_tree_long_ago_is_found_by_its_key(spawn: Spawn) -> None:
     host, _, child, daemon = start(spawn, f"{KEY}/daemon", DAEMON)
-    until(lambda: gone(child))
+    until_now(lambda: gone(child))
     assert not gone(daemon)
     host.kill()
-    until(lambda: gone(daemon))
+    until_now(lambda: gone(daemon))
 
 
 def test_a_reaper_is_nobodys_child_in_a_session_of_its_own_and_carries_no_key(
@@ -95,36 +95,32 @@ def test_a_reaper_is_nobodys_child_in_a_session_of_its_own_and_carries_no_key(
     assert MARKER not in psutil.Process(reaper).environ()
 
 
-def test_ctrl_c_and_sigterm_do_not_end_a_reaper(spawn: Spawn, family: str, until: Until) -> None:
+def test_ctrl_c_and_sigterm_do_not_end_a_reaper(spawn: Spawn, family: str) -> None:
     host, reaper, child, grandchild = start(spawn, f"{KEY}/interrupt", family)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(reaper, number)
     host.kill()
-    until(lambda: gone(child, grandchild, reaper))
+    until_now(lambda: gone(child, grandchild, reaper))
 
 
-def test_after_a_farewell_the_reaper_leaves_and_kills_nothing(
-    spawn: Spawn, family: str, until: Until
-) -> None:
+def test_after_a_farewell_the_reaper_leaves_and_kills_nothing(spawn: Spawn, family: str) -> None:
     host, reaper, child, grandchild = start(spawn, f"{KEY}/bye", family)
     assert host.stdin is not None
     assert host.stdout is not None
     host.stdin.write(b"\n")
     host.stdin.flush()
     assert host.stdout.readline() == b"bye\n"
-    until(lambda: gone(reaper))
+    until_now(lambda: gone(reaper))
     assert not gone(child)
     assert not gone(grandchild)
 
 
-def test_a_reaper_never_outlives_a_host_that_left_without_a_word(
-    spawn: Spawn, family: str, until: Until
-) -> None:
+def test_a_reaper_never_outlives_a_host_that_left_without_a_word(spawn: Spawn, family: str) -> None:
     host, reaper, child, grandchild = start(spawn, f"{KEY}/leave", family)
     assert host.stdin is not None
     host.stdin.write(b"\n\n")
     host.stdin.flush()
     host.wait(30)
-    until(lambda: gone(reaper))
+    until_now(lambda: gone(reaper))
     for pid in (child, grandchild):  # a farewell means: nothing here has to be killed
         os.kill(pid, signal.SIGKILL)

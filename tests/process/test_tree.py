@@ -11,9 +11,9 @@ import pytest
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process import reaper
 from rayvisor._process.tree import MARKER, alive, end_processes, identify, kill, marked, start_ticks, tree
+from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
-Until = Callable[..., None]
 KEY = f"tests/{os.getpid()}/tree"
 """What carries a key is found on the whole machine, where other tests may run."""
 
@@ -45,11 +45,11 @@ def test_a_pid_that_was_given_to_somebody_else_is_not_the_same_process(spawn: Sp
     assert child.poll() is None
 
 
-def test_a_zombie_counts_as_gone(spawn: Spawn, stubborn: str, until: Until) -> None:
+def test_a_zombie_counts_as_gone(spawn: Spawn, stubborn: str) -> None:
     child = spawn(stubborn)
     process = known(child.pid)
     os.kill(child.pid, signal.SIGKILL)
-    until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    until_now(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert not alive(process)
     assert identify(child.pid) is None
 
@@ -79,14 +79,12 @@ async def test_a_whole_tree_is_ended_and_proven_gone_though_it_ignores_sigterm_a
     assert not alive(grandchild)
 
 
-async def test_an_orphan_is_found_by_the_key_in_its_environment(
-    spawn: Spawn, family: str, until: Until
-) -> None:
+async def test_an_orphan_is_found_by_the_key_in_its_environment(spawn: Spawn, family: str) -> None:
     child = spawn(family, env={**os.environ, MARKER: f"{KEY}/orphan"})
     orphan = known(read_pid(child))
     child.kill()
     child.wait()
-    until(lambda: psutil.Process(orphan.pid).ppid() != child.pid)
+    until_now(lambda: psutil.Process(orphan.pid).ppid() != child.pid)
     assert [process.pid for process in marked(f"{KEY}/orphan")] == [orphan.pid]
     assert marked(f"{KEY}/orpha") == ()
     report = await end_processes([], key=f"{KEY}/orphan", deadline=30.0)

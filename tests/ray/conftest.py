@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
-import anyio
 import pytest
 
 from rayvisor._ray.cluster import RayCluster
@@ -20,15 +19,3 @@ async def cluster(cluster_address: str) -> AsyncIterator[RayCluster]:
 async def place(cluster: RayCluster) -> AsyncIterator[RayPlace]:
     async with RayPlace(cluster) as place:
         yield place
-
-
-@pytest.fixture
-def eventually() -> Callable[..., Awaitable[None]]:
-    """Wait for a condition while the loop goes on."""
-
-    async def wait(condition: Callable[[], object], seconds: float = 30.0) -> None:
-        with anyio.fail_after(seconds):
-            while not condition():  # noqa: ASYNC110 - the conditions are other processes' doings
-                await anyio.sleep(0.01)
-
-    return wait

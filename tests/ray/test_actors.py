@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from rayvisor._ray.actors import UserActorPlace
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout
 from rayvisor.faults import Cause
+from tests.waiting import until
 
-Eventually = Callable[..., Awaitable[None]]
 pytestmark = pytest.mark.ray
 
 
@@ -94,16 +94,14 @@ async def test_a_failing_init_is_told_with_the_exception_behind_it(actors: UserA
         assert (await actor.ended()).init_failed
 
 
-async def test_terminating_lets_the_actor_leave_in_order(
-    actors: UserActorPlace, tmp_path: Path, eventually: Eventually
-) -> None:
+async def test_terminating_lets_the_actor_leave_in_order(actors: UserActorPlace, tmp_path: Path) -> None:
     note = tmp_path / "note"
     actor = await actors.create(plain_class(), kwargs={"leave": str(note)}, child="router", incarnation=1)
     await actor.ready(90)
     end = await actor.terminate(60)
     assert end is not None
     assert end.intended
-    await eventually(note.exists)  # Ray calls an actor dead when it begins to leave
+    await until(note.exists)  # Ray calls an actor dead when it begins to leave
 
 
 async def test_a_busy_actor_outlasts_its_grace_and_is_killed(actors: UserActorPlace) -> None:
@@ -148,7 +146,7 @@ async def test_what_the_cluster_lacks_is_said(actors: UserActorPlace) -> None:
 
 
 async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_removed_at_the_end(
-    cluster: RayCluster, eventually: Eventually
+    cluster: RayCluster,
 ) -> None:
     from ray.util import placement_group_table
 
@@ -167,8 +165,8 @@ async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_re
         await second.ready(90)
         assert set(groups()) - before == made
         await place.end_child("router", 60)
-        await eventually(lambda: all(groups()[key] == "REMOVED" for key in made))
+        await until(lambda: all(groups()[key] == "REMOVED" for key in made))
         third = await place.create(plain_class(), child="router", incarnation=3, options=options)
         await third.ready(90)
         assert len(set(groups()) - before) == 2
-    await eventually(lambda: all(groups()[key] == "REMOVED" for key in set(groups()) - before))
+    await until(lambda: all(groups()[key] == "REMOVED" for key in set(groups()) - before))

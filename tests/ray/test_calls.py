@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from rayvisor._ray.calls import CallThreads
 from rayvisor._ray.errors import RayCallTimeout
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -90,11 +91,9 @@ async def test_what_a_call_raises_is_raised_to_the_waiter(calls: CallThreads) ->
         await calls.run("fail", fail, deadline=60)
 
 
-async def test_cancelling_the_waiter_gives_the_call_up(
-    calls: CallThreads, gate: threading.Event, eventually: Callable[..., Awaitable[None]]
-) -> None:
+async def test_cancelling_the_waiter_gives_the_call_up(calls: CallThreads, gate: threading.Event) -> None:
     waiting = asyncio.create_task(calls.run("stuck", gate.wait, deadline=60))
-    await eventually(calls.under_way)
+    await until(calls.under_way)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

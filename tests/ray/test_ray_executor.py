@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.abc
 import psutil
 import pytest
 from anyio.streams.text import TextReceiveStream
+
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 
@@ -56,9 +57,7 @@ async def placed(core: anyio.abc.Process) -> tuple[str, str]:
     raise AssertionError(f"it ended without a word of its worker: {said!r}")
 
 
-async def test_workers_and_placement_group_of_a_killed_engine_core_are_gone(
-    cluster_address: str, eventually: Callable[..., Awaitable[None]]
-) -> None:
+async def test_workers_and_placement_group_of_a_killed_engine_core_are_gone(cluster_address: str) -> None:
     from ray.util import placement_group_table
 
     core = await anyio.open_process([sys.executable, "-c", ENGINE_CORE, cluster_address], stderr=None)
@@ -68,8 +67,8 @@ async def test_workers_and_placement_group_of_a_killed_engine_core_are_gone(
         worker = psutil.Process(int(pid))
         assert placement_group_table()[group]["state"] == "CREATED"
         os.kill(core.pid, signal.SIGKILL)
-        await eventually(lambda: not worker.is_running())
-        await eventually(lambda: placement_group_table()[group]["state"] == "REMOVED")
+        await until(lambda: not worker.is_running())
+        await until(lambda: placement_group_table()[group]["state"] == "REMOVED")
     finally:
         with anyio.CancelScope(shield=True):
             await core.aclose()

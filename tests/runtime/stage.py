@@ -23,6 +23,7 @@ from rayvisor.classify import Ending
 from rayvisor.faults import Cause
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 from statecharts.lifecycles import CHARTS
+from tests.waiting import until
 
 Step = Callable[["ScriptedCarrier"], Awaitable[Any]]
 
@@ -119,9 +120,7 @@ class Stage:
         return self.runtime.core.children[child].configuration.leaf
 
     async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
-        with anyio.fail_after(seconds):
-            while not condition():  # noqa: ASYNC110 - any condition at all
-                await anyio.sleep(0.001)
+        await until(condition, seconds)
 
     async def up(self) -> None:
         with anyio.fail_after(60):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rayvisor._process.tree import alive, identify
 from rayvisor.config import load_tree
 from rayvisor.testing import wait_for_state
 from tests.server.asking import complete, get
+from tests.waiting import until
 
 QUICK: dict[str, Any] = {"stall_after": 1.5, "probe_interval": 0.4}
 
@@ -35,12 +35,6 @@ def tree(**options: Any) -> rv.Supervisor:
 
 def pid_of(sup: rv.Supervisor, name: str) -> int:
     return next(process.pid for _, process in sup.processes("web") if name in process.name)
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.02)
 
 
 def faults(watch: Any) -> list[rv.Fault]:

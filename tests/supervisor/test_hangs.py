@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -14,6 +14,7 @@ import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive
+from tests.waiting import until
 
 PROMPT = "Once upon a time"
 GREEDY = {"max_tokens": 60, "temperature": 0.0}
@@ -31,12 +32,6 @@ def tree(arguments: dict[str, Any] | None = None, *, local: bool = False, **opti
 
 def process(sup: rv.Supervisor, name: str, child: str = "llm/1") -> ProcessId:
     return next(p for role, p in sup.processes(child) if name in (role, *p.name.split("::")))
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.005)
 
 
 async def read(sup: rv.Supervisor, texts: list[str], params: dict[str, Any] | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive
+from tests.waiting import until
 
 PROMPT = "Once upon a time"
 GREEDY = {"max_tokens": 60, "temperature": 0.0}
@@ -34,12 +34,6 @@ def local(**options: Any) -> rv.Supervisor:
 
 def core(sup: rv.Supervisor, child: str = "llm/1") -> ProcessId:
     return next(p for role, p in sup.processes(child) if role == "engine" and "EngineCore" in p.name)
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.005)
 
 
 def process_clock() -> float:

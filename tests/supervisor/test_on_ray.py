@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._process.tree import alive, identify
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -67,12 +67,6 @@ def actor(name: str, cls: type = Counter, **options: Any) -> rv.ChildSpec:
 
 def tree(*children: rv.ChildSpec) -> rv.Supervisor:
     return rv.Supervisor(rv.SupervisorSpec(children=children, intensity=5))
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.01)
 
 
 async def test_an_actor_is_called_killed_restarted_and_ended() -> None:

@@ -13,6 +13,7 @@ import pytest
 import rayvisor as rv
 from rayvisor import records as r
 from rayvisor.testing import wait_for_state
+from tests.waiting import until
 
 PROMPTS = [f"Once upon a time, {number}" for number in range(4)]
 GREEDY = {"max_tokens": 150, "temperature": 0.0, "ignore_eos": True}
@@ -37,12 +38,6 @@ def tree(child: rv.ChildSpec) -> rv.Supervisor:
 
 def send(sup: rv.Supervisor, number: signal.Signals, child: str = "llm/1", name: str = "EngineCore") -> None:
     os.kill(next(p.pid for _, p in sup.processes(child) if name in p.name), number)
-
-
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.005)
 
 
 async def read(sup: rv.Supervisor, into: dict[str, Sequence[int]], prompt: str) -> None:

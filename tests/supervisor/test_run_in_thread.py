@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import anyio
 import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
+from tests.waiting import until_now
 
 PROMPT = "Once upon a time"
 GREEDY = {"max_tokens": 40, "temperature": 0.0}
@@ -22,13 +22,6 @@ async def forever() -> None:
 
 def engines(**arguments: object) -> rv.SupervisorSpec:
     return rv.SupervisorSpec(children=[rv.engine_pool("llm", engine="sim", engine_args=arguments)])
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_the_verbs_are_plain_calls_and_the_tree_ends_with_the_block() -> None:
@@ -88,7 +81,7 @@ def test_a_stream_that_is_left_is_aborted(way: str) -> None:
         else:
             for _ in pool.generate(PROMPT, {"max_tokens": 2000}):
                 break
-        until(lambda: pool.stats().in_flight == 0)
+        until_now(lambda: pool.stats().in_flight == 0)
 
 
 def test_engines_are_told_things_by_plain_calls_too() -> None:
@@ -154,7 +147,7 @@ def test_records_are_an_iterator_that_ends_with_the_tree() -> None:
         reader = threading.Thread(target=lambda: seen.extend(watch))
         reader.start()
         sup.terminate_child("a")
-        until(lambda: any(isinstance(x, r.StateChanged) and x.after == "DEAD.STOPPED" for x in seen))
+        until_now(lambda: any(isinstance(x, r.StateChanged) and x.after == "DEAD.STOPPED" for x in seen))
     reader.join(60)
     assert not reader.is_alive()
     assert entered == ["a"]

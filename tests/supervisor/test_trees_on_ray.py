@@ -6,7 +6,6 @@ import atexit
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, identify
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -83,12 +83,6 @@ def words(diary: Path) -> list[str]:
 
 def _gone(process: ProcessId) -> bool:
     return not alive(process)
-
-
-async def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all
-            await anyio.sleep(0.01)
 
 
 async def test_a_router_and_two_workers_restart_in_order(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import TaskCancelledError, WorkerCrashedError
 
 import rayvisor as rv
+from tests.waiting import until_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -61,15 +62,8 @@ def flaky(tmp_path: Path) -> Callable[..., Flaky]:
     return lambda *events: Flaky(tmp_path / "runs", *events)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def told_by_ray(task: rv.Task[Any], count: int) -> list[str]:
-    eventually(lambda: [one.source for one in task.attempts] == ["ray"] * count)
+    until_now(lambda: [one.source for one in task.attempts] == ["ray"] * count)
     return [one.error_type for one in task.attempts]
 
 
@@ -78,7 +72,7 @@ async def test_a_task_gives_its_value_to_whoever_waits_for_it(backoff: rv.Backof
     task = rv.submit(call, lambda: 7, policy=policy(backoff))
     assert (await task, task.result(), task.state) == (7, 7, "SUCCEEDED")
     assert told_by_ray(task, 1) == [""]
-    eventually(lambda: task.attempts[0].worker_pid)
+    until_now(lambda: task.attempts[0].worker_pid)
     (attempt,) = task.attempts
     assert (attempt.number, attempt.state, attempt.causes) == (1, "FINISHED", ())
     assert attempt.worker_pid != os.getpid()
@@ -169,7 +163,7 @@ def test_a_hang_is_cancelled_then_forced_and_not_run_again(flaky: Callable[..., 
                 time.sleep(600)
 
     task = rv.submit(hang, policy=policy(timeout=2.0, cancel_grace=0.3, max_retries=5))
-    eventually(lambda: task.state == "RUNNING")
+    until_now(lambda: task.state == "RUNNING")
     with pytest.raises(rv.TaskTimeoutError, match=r"hang took longer than timeout=2 s") as raised:
         task.result(60)
     assert raised.value.forced
@@ -192,7 +186,7 @@ def test_a_cancelled_task_is_interrupted_first_and_not_run_again(
             cleaned.touch()
 
     task = rv.submit(busy, policy=policy(QUICK, max_retries=5, cancel_grace=30.0))
-    eventually(lambda: function.runs)
+    until_now(lambda: function.runs)
     assert task.cancel()
     with pytest.raises(TaskCancelledError):
         task.result(60)
@@ -204,7 +198,7 @@ def test_a_task_that_waits_out_a_delay_is_cancelled_at_once(flaky: Callable[...,
     slow = rv.Backoff(initial=600.0, maximum=600.0, jitter=rv.Jitter.NONE, first_at_once=False)
     function = flaky("key")
     task = rv.submit(call, function, policy=policy(slow, retry_exceptions=True))
-    eventually(lambda: task.state == "RETRYING")
+    until_now(lambda: task.state == "RETRYING")
     with pytest.raises(TimeoutError):
         task.result(0.01)
     task.cancel()

@@ -60,7 +60,7 @@ class ControlServer(HttpServer):
         claimed = claim(self.path)
         await anyio.to_thread.run_sync(claimed.__enter__)  # it looks at files, and may wait for others
         try:
-            self._listeners = (await anyio.create_unix_listener(self.path, mode=0o600),)
+            self._listeners = (await _listen(self.path),)
             about = self.path.lstat()
         except OSError as error:
             raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
@@ -81,3 +81,16 @@ class ControlServer(HttpServer):
                 self.path.unlink()
         except OSError as error:
             log.warning("control.left", socket=str(self.path), why=str(error))
+
+
+async def _listen(path: Path) -> anyio.abc.SocketListener:
+    """Listen under another name of the same length first: whoever sees the socket is answered."""
+    aside = path.with_name(path.name[:-1] + ("~" if path.name[-1] != "~" else "_"))
+    listener = await anyio.create_unix_listener(aside, mode=0o600)
+    try:
+        aside.rename(path)
+    except OSError:
+        await listener.aclose()
+        aside.unlink(missing_ok=True)
+        raise
+    return listener

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from rayvisor._checks import seconds
 from rayvisor.errors import SpecError
 
 __all__ = ["BUSY_SHARE", "Look", "StallLimits", "StallWatch", "StartClock", "Verdict"]
@@ -66,9 +67,9 @@ class StallLimits:
 
     def __post_init__(self) -> None:
         for name in ("stall_after", "step_limit", "probe_interval"):
-            _check_seconds(name, getattr(self, name))
+            seconds(name, getattr(self, name), exclusive=True, below=math.inf)
         if self.start_longest is not None:
-            _check_seconds("start_longest", self.start_longest)
+            seconds("start_longest", self.start_longest, exclusive=True, below=math.inf)
         if not _is_k_of_n(self.probes):
             raise SpecError("probes", self.probes, "must be (k, n): whole numbers with 1 <= k <= n")
         least = self.probes[0] * self.probe_interval
@@ -236,11 +237,6 @@ class StartClock:
         """It has got on; gives the new end of patience."""
         self.due = min(now + self._deadline, self._end)
         return self.due
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise SpecError(name, value, "must be a number of seconds, more than 0")
 
 
 def _is_k_of_n(value: object) -> bool:

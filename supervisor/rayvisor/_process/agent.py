@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable
 
 import anyio
@@ -19,7 +18,7 @@ import psutil
 from rayvisor._engine.held import Held
 from rayvisor._engine.link import GoneReport, HostView
 from rayvisor._engine.processes import process_id
-from rayvisor._engine.sight import Sampler
+from rayvisor._engine.sight import look_twice
 from rayvisor._engine.stack import stack_of
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, end_processes, tree
@@ -30,7 +29,6 @@ __all__ = ["NodeAgent"]
 log = get_logger("rayvisor.process")
 
 _SWEEP_SECONDS = 5.0
-_LOAD_SECONDS = 0.2
 """Over so long it is measured what a process takes of a core."""
 
 HowEnded = tuple[int | None, int | None]
@@ -104,11 +102,8 @@ class NodeAgent:
         ward = self._wards.get(key)
         if ward is None:
             return HostView(())
-        sampler = Sampler()
         others = [process for process in ward.known.values() if process.pid != ward.host.pid]
-        sampler.look([ward.host, *others], time.monotonic())
-        await anyio.sleep(_LOAD_SECONDS)
-        sights = sampler.look([ward.host, *others], time.monotonic())
+        sights = await look_twice([ward.host, *others])
         stack = await anyio.to_thread.run_sync(stack_of, stack_file) if stack_file else ""
         return HostView(tuple(sights), stack)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -26,7 +25,7 @@ from rayvisor._engine.link import (
     HostGone,
     HostView,
 )
-from rayvisor._engine.sight import Sampler
+from rayvisor._engine.sight import look_twice
 from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order, ProcessId
 from rayvisor._process.tree import end_processes
@@ -125,7 +124,7 @@ class LocalHost:
     async def view(self, deadline: float) -> HostView:
         """Look at the engine's processes: this one runs, or nobody would ask."""
         del deadline
-        return HostView(tuple(Sampler().look(self._processes, time.monotonic())))
+        return HostView(tuple(await look_twice(self._processes)))
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended."""

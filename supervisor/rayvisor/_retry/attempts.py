@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
+from rayvisor._checks import seconds, whole
 from rayvisor._core.backoff import delay
 from rayvisor.errors import SpecError
 from rayvisor.specs import Backoff
@@ -51,22 +52,18 @@ class Limits:
     elapsed: float | None = None
 
     def __post_init__(self) -> None:
-        attempts: object = self.attempts
-        if attempts is not None and (
-            isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1
-        ):
-            raise SpecError("attempts", attempts, "must be a whole number of attempts in all, 1 or more")
-        elapsed: object = self.elapsed
-        if elapsed is not None and (
-            isinstance(elapsed, bool) or not isinstance(elapsed, int | float) or not 0 <= elapsed < math.inf
-        ):
-            raise SpecError("elapsed", elapsed, "must be a number of seconds, 0 or more")
+        if self.attempts is not None:
+            whole("attempts", self.attempts, "attempts in all")
+        if self.elapsed is not None:
+            seconds("elapsed", self.elapsed, below=math.inf)
         backoff: object = self.backoff
         if not isinstance(backoff, Backoff):
             raise SpecError("backoff", backoff, "must be a Backoff")
         if self.most is None and self.longest is None:
             raise SpecError(
-                "attempts", attempts, "would go on for ever; give a number of attempts, or elapsed seconds"
+                "attempts",
+                self.attempts,
+                "would go on for ever; give a number of attempts, or elapsed seconds",
             )
 
     @property

@@ -5,7 +5,6 @@ Each is made of the core's own verbs, and of what the pools' fronts can do with 
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
+from rayvisor._checks import seconds
 from rayvisor._core import messages as m
 from rayvisor._engine.link import HostCallFailed
 from rayvisor._runtime.hooks import HOOK_SECONDS
@@ -113,7 +113,7 @@ class OperatorVerbs(ABC):
         """
         if mode not in MODES:
             raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
-        _check_deadline(deadline)
+        seconds("deadline", deadline)
         await self._hold(m.Verb.PAUSE, path)
         pools = self._engines(path)
         await self._freeze(pools, frozen=mode == "keep")
@@ -335,9 +335,3 @@ def split(path: str) -> tuple[str, str]:
     """The supervisor a child is under, and its id there."""
     above, _, identity = path.rpartition("/")
     return above, identity
-
-
-def _check_deadline(deadline: object) -> None:
-    good = isinstance(deadline, (int, float)) and not isinstance(deadline, bool) and not math.isnan(deadline)
-    if not good or deadline < 0:  # type: ignore[operator]
-        raise SpecError("deadline", deadline, "must be a number of seconds, 0 or more")

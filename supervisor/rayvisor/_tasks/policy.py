@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayvisor._checks import seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.faults import Cause
 from rayvisor.specs import Backoff
@@ -63,10 +64,13 @@ class TaskPolicy:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _whole("max_retries", self.max_retries, -1, "retries, or -1 for no end")
-        _whole("max_calls", self.max_calls, 1, "calls")
-        _seconds("timeout", self.timeout)
-        _seconds("cancel_grace", self.cancel_grace)
+        if self.max_retries is not None:
+            whole("max_retries", self.max_retries, "retries, or -1 for no end", least=-1)
+        if self.max_calls is not None:
+            whole("max_calls", self.max_calls, "calls")
+        if self.timeout is not None:
+            seconds("timeout", self.timeout, below=math.inf)
+        seconds("cancel_grace", self.cancel_grace, below=math.inf)
         backoff: object = self.backoff
         if backoff is not None and not isinstance(backoff, Backoff):
             raise SpecError("backoff", backoff, "must be a Backoff, or None for Ray's own retries")
@@ -94,18 +98,6 @@ class TaskPolicy:
         if isinstance(kinds, bool):
             return kinds and isinstance(error, Exception)
         return isinstance(error, kinds)
-
-
-def _whole(name: str, value: object, least: int, unit: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise SpecError(name, value, f"must be a whole number of {unit}, {least} or more")
-
-
-def _seconds(name: str, value: object) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
-    ):
-        raise SpecError(name, value, "must be a number of seconds, 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
