@@ -1,13 +1,46 @@
-"""One end for many who ask for it."""
+"""The end of an engine: one for many who ask for it, and of a start that comes to nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["Ending"]
+from rayvisor._engine.engine import EngineStartFailed
+from rayvisor._engine.wire import Died
+
+__all__ = ["Ending", "up_or_ended"]
+
+
+@contextlib.asynccontextmanager
+async def up_or_ended(
+    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
+) -> AsyncIterator[None]:
+    """Start an engine within: nothing is left of it when that fails or is called off.
+
+    Parameters
+    ----------
+    stop
+        Ends what has been started, given seconds of grace.
+    describe
+        Says why it failed; it is asked while what was started can still be looked at.
+
+    Raises
+    ------
+    EngineStartFailed
+        It failed: with what ``describe`` says.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        await stop(0.0)
+        raise
+    except Exception as error:  # noqa: BLE001 - it comes out as plain data
+        died = await describe(error)
+        await stop(0.0)
+        raise EngineStartFailed(died) from None
 
 
 class Ending:

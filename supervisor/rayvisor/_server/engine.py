@@ -19,11 +19,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine,
 from typing import Any, TypeVar
 
 from rayvisor._engine.death import describe_death, log_tail, read_log
-from rayvisor._engine.ending import Ending
+from rayvisor._engine.ending import Ending, up_or_ended
 from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
-    EngineStartFailed,
     EngineStatus,
     Outside,
     Report,
@@ -100,7 +99,7 @@ class ServerEngine:
     async def start(self, report: Report) -> EngineInfo:
         """Bring it up; see [`Engine`][rayvisor._engine.engine.Engine]."""
         began = time.monotonic()
-        try:
+        async with up_or_ended(self.stop, self._failed_start):
             check_model(str(self._arguments["model"]))
             port = await self._take_port()
             self._go_on()
@@ -111,13 +110,6 @@ class ServerEngine:
             await self._look_around()
             self._offers = offers
             info = self._info(offers, port, began)
-        except asyncio.CancelledError:
-            await self.stop(0.0)
-            raise
-        except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            died = await self._failed_start(error)
-            await self.stop(0.0)
-            raise EngineStartFailed(died) from None
         self._read_up_to_here()
         self._up_at = time.monotonic()
         self._own(self._await_end())

@@ -13,11 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rayvisor._engine.death import describe_death, log_tail
-from rayvisor._engine.ending import Ending
+from rayvisor._engine.ending import Ending, up_or_ended
 from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
-    EngineStartFailed,
     EngineStatus,
     Report,
     RequestLost,
@@ -132,7 +131,7 @@ class SimEngine:
     async def start(self, report: Report) -> EngineInfo:
         """Bring the two processes up; see [`Engine`][rayvisor._engine.engine.Engine]."""
         began = time.monotonic()
-        try:
+        async with up_or_ended(self.stop, self._failed_start):
             check_arguments(self._given)
             self._go_on()
             report("launching", CORE)
@@ -141,21 +140,10 @@ class SimEngine:
             await self._first_of(
                 self._ready.wait(), self._over.wait(), self._tree.first_death(), self._look_around()
             )
-        except asyncio.CancelledError:
-            await self.stop(0.0)
-            raise
-        except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            await self.stop(0.0)
-            raise EngineStartFailed(self._failed_start(error)) from None
-        await self._tree.scan()
-        if not self._ready.is_set() or self._ending.asked or self._tree.deaths:
-            try:
-                self._go_on()
-                died = await self._last_words("starting")
-            except EngineGone as error:
-                died = self._failed_start(error)
-            await self.stop(0.0)
-            raise EngineStartFailed(died)
+            await self._tree.scan()
+            self._go_on()
+            if not self._ready.is_set() or self._tree.deaths:
+                raise EngineGone("a process of the engine ended while starting")
         self._sentinel = asyncio.create_task(self._await_end())
         report("ready", "")
         return EngineInfo(
@@ -337,7 +325,9 @@ class SimEngine:
             return self._core.poll()
         return None
 
-    def _failed_start(self, error: Exception) -> Died:
+    async def _failed_start(self, error: Exception) -> Died:
+        if isinstance(error, EngineGone) and not self._ending.asked:
+            return await self._last_words("starting")
         return Died(
             self._incarnation, plain_causes(error), "", None, None, "starting", log_tail(self._log_file),
             self._log_file, permanent=isinstance(error, (TypeError, ValueError)),

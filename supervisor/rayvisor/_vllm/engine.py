@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 import structlog
 
 from rayvisor._engine.death import describe_death, log_tail, read_log
-from rayvisor._engine.ending import Ending
+from rayvisor._engine.ending import Ending, up_or_ended
 from rayvisor._engine.engine import (
     EngineError,
     EngineGone,
-    EngineStartFailed,
     EngineStatus,
     Report,
     plain_causes,
@@ -113,7 +112,10 @@ class VllmEngine:
         if self._faults is not None and method == "get_status":
             return await self._faults.report()
         if self._faults is not None and method == "handle_fault":
-            return await self._faults.handle(args[0])
+            answer = await self._faults.handle(args[0])
+            if answer["success"]:
+                self._read_up_to_here()  # what it has recovered from is not why it ends later
+            return answer
         if method not in OFFERS:
             raise EngineError(f"vLLM's engine is not asked for {method!r}; for one of {', '.join(OFFERS)}")
         self._go_on()
@@ -131,7 +133,7 @@ class VllmEngine:
     async def start(self, report: Report) -> EngineInfo:
         """Bring it up, in steps; see [`Engine`][rayvisor._engine.engine.Engine]."""
         began = time.monotonic()
-        try:
+        async with up_or_ended(self.stop, self._failed_start):
             launch.check_arguments(self._arguments)
             launch.prepare_environment(self._tree.tag)
             report("importing", "vllm")
@@ -148,17 +150,14 @@ class VllmEngine:
             self._streams = Streams(self._llm)
             self._faults = FaultTolerance(self._llm)
             info = self._info(version, began)
-        except asyncio.CancelledError:
-            await self.stop(0.0)
-            raise
-        except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            died = await self._failed_start(error)
-            await self.stop(0.0)
-            raise EngineStartFailed(died) from None
-        self._since = os.path.getsize(self._log_file)  # noqa: ASYNC240, PTH202 - what comes later in it is news
+        self._read_up_to_here()
         self._sentinel = asyncio.create_task(self._await_end())
         report("ready", "")
         return info
+
+    def _read_up_to_here(self) -> None:
+        """What comes later in its log is news."""
+        self._since = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
 
     async def _in_thread(self, step: Callable[[], _T], progress: Callable[[str], None]) -> _T:
         """Carry out one blocking step, unless a process dies or the start is called off meanwhile."""

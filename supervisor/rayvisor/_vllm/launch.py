@@ -167,4 +167,5 @@ def start_causes(error: BaseException, from_log: Causes) -> Causes:
 
 def is_permanent(error: BaseException) -> bool:
     """Whether the cause is in the configuration: another start with the same cannot succeed."""
+    # vLLM raises NotImplementedError for what a model or a platform does not support.
     return isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
