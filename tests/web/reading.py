@@ -91,6 +91,7 @@ class Reader:
         self._rest = ""
         self.last = ""
         self.over = False
+        self.silences = 0
         self.messages: list[dict[str, Any]] = []
         self.nodes: dict[str, dict[str, Any]] = {}
         self.order: list[str] = []
@@ -108,6 +109,7 @@ class Reader:
             self._http.receive_data(await self._stream.receive())
         elif isinstance(event, h11.Data):
             *parts, self._rest = (self._rest + event.data.decode()).split("\n\n")
+            self.silences += parts.count(": still there")
             for part in parts:
                 self._take(dict(line.split(": ", 1) for line in part.splitlines()))
         elif isinstance(event, h11.EndOfMessage):

@@ -13,7 +13,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor._control import http
-from rayvisor._web import live
+from rayvisor._live import live
 from tests.web.reading import Browser, Reader, idle, tree
 
 
@@ -83,6 +83,14 @@ async def test_who_was_away_gets_what_differs_and_a_stranger_gets_everything() -
             async with browser.reading(odd) as lost:
                 await lost.until(lambda r: r.messages)
                 assert lost.messages[0]["full"] is True
+
+
+async def test_a_tree_to_which_nothing_happens_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(live, "PACE_SECONDS", 0.01)
+    monkeypatch.setattr(live, "SILENCE_SECONDS", 0.3)
+    async with tree(rv.coroutine("a", idle)) as (_, browser), browser.reading() as reader:
+        await reader.until(lambda r: r.silences >= 2)
 
 
 async def test_buttons_pause_resume_and_restart() -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +15,7 @@ from urllib.parse import urlencode
 from rayvisor._control.sockets import answers, default_folder, living
 from rayvisor.errors import ControlSocketError, RayvisorError
 
-__all__ = ["ControlClient", "ControlRefusedError", "find"]
+__all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 900.0
@@ -39,6 +40,15 @@ class ControlRefusedError(RayvisorError):
         self.kind = kind
         self.message = message
         super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveMessage:
+    """One message of ``/live``: ``state``, with what has changed, or ``over``."""
+
+    id: str
+    kind: str
+    data: dict[str, Any]
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -102,6 +112,35 @@ class ControlClient:
                 yield json.loads(line)
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error, None) from error
+        finally:
+            connection.close()
+
+    def live(self, last: str, silence: float) -> Iterator[LiveMessage]:
+        """What a tree tells those who look on, until it has ended; raises as ``get``.
+
+        Parameters
+        ----------
+        last
+            Id of the last message that is known; empty: everything is told anew.
+        silence
+            Seconds without a word after which the tree counts as not answering.
+        """
+        connection = _UnixConnection(self.path, silence)
+        try:
+            response = self._ask(connection, "GET", f"/v1/live?{urlencode({'last': last})}", None)
+            if response.status != http.client.OK:
+                raise _refused(response.status, response.read())
+            fields: dict[str, str] = {}
+            while line := response.readline():
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                if name:
+                    fields[name] = value
+                    continue
+                if "event" in fields:
+                    yield LiveMessage(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+                fields = {}
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error, silence) from error
         finally:
             connection.close()
 

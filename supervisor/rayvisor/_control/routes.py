@@ -4,6 +4,7 @@
 |---|---|
 | ``GET /status`` | the tree below ``?path=`` (default: all of it), and what became of instructions |
 | ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
+| ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
 | ``POST /pause`` | ``{"path": "", "mode": "wait", "deadline": 60}`` |
 | ``POST /resume``, ``/restart``, ``/stop`` | ``{"path": ""}``; the empty path is the whole tree |
 | ``POST /apply`` | ``{"instruction": "pause", "params": {...}}``: any of these, done after the answer |
@@ -49,6 +50,8 @@ log = get_logger("rayvisor.control")
 
 INSTRUCTIONS_KEPT = 32
 INSTRUCTIONS_AT_WORK = 16
+LIVE_SECONDS = 10.0
+"""How long a reader of ``/live`` may take for a message; then it is dropped, and may come again."""
 
 
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
@@ -125,9 +128,16 @@ class Routes:
         The supervisor.
     spawn
         Starts a task that the server owns.
+    live
+        Server-sent events from after the one with the id that it is given. Without it there is no ``/live``.
     """
 
-    def __init__(self, controls: Controls, spawn: Spawn) -> None:
+    def __init__(
+        self,
+        controls: Controls,
+        spawn: Spawn,
+        live: Callable[[str], AsyncIterator[bytes]] | None = None,
+    ) -> None:
         self._controls = controls
         self._spawn = spawn
         self._instructions: deque[_Instruction] = deque(maxlen=INSTRUCTIONS_KEPT)
@@ -140,6 +150,7 @@ class Routes:
         self._table: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]]] = {
             "/status": ("GET", self._status),
             "/events": ("GET", self._events),
+            **({} if live is None else {"/live": ("GET", partial(self._live, live))}),
             **{f"/{verb}": ("POST", partial(self._at_once, verb)) for verb in self._verbs},
             "/apply": ("POST", self._apply),
             "/fault_tolerance/status": ("GET", self._engines),
@@ -182,6 +193,11 @@ class Routes:
     async def _events(self, given: Mapping[str, Any]) -> Answer:
         _only(given)
         return Answer(200, lines=_lines(self._controls.watch()), kind="application/jsonl")
+
+    @staticmethod
+    async def _live(live: Callable[[str], AsyncIterator[bytes]], given: Mapping[str, Any]) -> Answer:
+        last = str(_only(given, last="")["last"])
+        return Answer(200, lines=live(last), kind="text/event-stream", patience=LIVE_SECONDS)
 
     @staticmethod
     def _told(each: _Instruction) -> dict[str, Any]:

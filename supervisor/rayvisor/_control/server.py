@@ -13,6 +13,7 @@ import h11
 from rayvisor._control.http import Answering, HttpServer
 from rayvisor._control.routes import Answer, Controls, Routes, Spawn
 from rayvisor._control.sockets import claim, free_path
+from rayvisor._live.live import Live
 from rayvisor.errors import ControlSocketError
 from rayvisor.log import get_logger
 
@@ -37,10 +38,13 @@ class ControlServer(HttpServer):
         self.path = free_path() if path is True else Path(path).absolute()
         self._controls = controls
         self._own: tuple[int, int] | None = None
+        self._live: Live | None = None
 
     def answering(self, spawn: Spawn) -> Answering:
         """Answer by the table of routes; who may open the socket may do all of it."""
-        routes = Routes(self._controls, spawn)
+        live = self._live or Live(self._controls)
+        spawn(live.follow)
+        routes = Routes(self._controls, spawn, live.events)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             return await routes.answer(
@@ -67,6 +71,7 @@ class ControlServer(HttpServer):
         finally:
             claimed.__exit__(None, None, None)
         self._own = (about.st_dev, about.st_ino)
+        self._live = Live(self._controls)
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:

@@ -4,10 +4,6 @@
     HTTP on a TCP port, on the control socket's server and routes.
 ``gate``
     who is let in: the run's token, the page's own origin, no foreign host name. Pure.
-``live``
-    what readers are told: the tree's state by versions, so that whoever missed something gets what differs.
-``story``
-    faults with what became of them, and the way each child took, from records. Pure.
 ``page.html``, ``page.css``, ``page.js``
     the page: nothing is built, and nothing comes from elsewhere.
 """

@@ -20,8 +20,8 @@ import h11
 
 from rayvisor._control.http import WRITE_SECONDS, Answering, HttpServer
 from rayvisor._control.routes import Answer, Controls, Refusal, Routes, Spawn
+from rayvisor._live.live import Live
 from rayvisor._web.gate import Gate, fields
-from rayvisor._web.live import Live
 from rayvisor.errors import ControlSocketError, SpecError
 from rayvisor.log import get_logger
 from statecharts import render

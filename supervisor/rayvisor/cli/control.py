@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +15,7 @@ import click
 
 from rayvisor._control.client import ControlClient, ControlRefusedError, find
 from rayvisor.cli._lines import record_line, tree_lines
-from rayvisor.errors import ControlSocketError
+from rayvisor.errors import ControlSocketError, UnknownChildError
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
 
@@ -25,35 +28,62 @@ _path = click.argument("path", default="", metavar="[PATH]")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def _client(command: F) -> F:
-    """Give a command the tree it talks to, and make what goes wrong one line and exit status 1."""
+_socket = click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    envvar="RAYVISOR_SOCKET",
+    help="Control socket of the tree; not needed where one tree runs.",
+)
 
-    @click.option(
-        "--socket",
-        "socket_path",
-        type=click.Path(path_type=Path),
-        envvar="RAYVISOR_SOCKET",
-        help="Control socket of the tree; not needed where one tree runs.",
-    )
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Make what goes wrong one line and exit status 1."""
+    try:
+        yield
+    except (ControlSocketError, ControlRefusedError, UnknownChildError) as error:
+        raise click.ClickException(str(error)) from error
+    except BrokenPipeError:
+        # The reader has gone, and nobody else is to notice: not Python's own flush at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _client(command: F) -> F:
+    """Give a command the tree it talks to."""
+
+    @_socket
     @functools.wraps(command)
     def run(socket_path: Path | None, **options: Any) -> Any:
-        try:
+        with _said():
             client = find() if socket_path is None else ControlClient(socket_path)
             return command(client, **options)
-        except (ControlSocketError, ControlRefusedError) as error:
-            raise click.ClickException(str(error)) from error
-        except BrokenPipeError:
-            return None
 
     return run  # type: ignore[return-value]
 
 
 @click.command()
 @_path
-@_client
+@_socket
+@click.option("--watch", is_flag=True, help="Go on showing what happens, until Ctrl-C.")
 @_json
-def status(client: ControlClient, *, path: str, as_json: bool) -> None:
-    """Show the tree, or what is below PATH."""
+def status(*, socket_path: Path | None, path: str, watch: bool, as_json: bool) -> None:
+    """Show the tree, or what is below PATH.
+
+    With --watch: as it changes, with its faults and what was decided, also when it ends and comes back. On
+    a terminal as a picture, else a line for each thing that happens; with --json what the tree tells.
+    """
+    with _said():
+        if watch:
+            # Imported here: no other command needs it.
+            from rayvisor.cli._watch.loop import watch as show
+
+            show(socket_path, path.strip("/"), as_json=as_json)
+        else:
+            _status(find() if socket_path is None else ControlClient(socket_path), path, as_json=as_json)
+
+
+def _status(client: ControlClient, path: str, *, as_json: bool) -> None:
     told = client.get("/v1/status", path=path.strip("/"))
     if as_json:
         click.echo(json.dumps(told))

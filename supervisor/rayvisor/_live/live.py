@@ -1,4 +1,4 @@
-"""What readers of the live page are told: the tree's state, by versions.
+"""What those who look on are told: the tree's state, by versions.
 
 Nothing is queued for anybody. Every node and every fault has the version at which it last changed; a reader
 says which version it knows and gets what changed since, as it is now. One that was away, or slow, has missed
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from rayvisor._control.forms import walk
-from rayvisor._web.story import FAULTS_KEPT, Story
+from rayvisor._live.story import FAULTS_KEPT, Story
 from rayvisor.errors import SupervisorStoppedError
 
 if TYPE_CHECKING:
@@ -167,19 +167,23 @@ class Live:
             yield b"retry: 1000\n\n"
             if time.monotonic() - self._looked >= PACE_SECONDS:
                 self._look()
+            said = time.monotonic()
             while True:
                 if self._board.version > version or not version:
                     told = self._board.since(version)
                     version = self._board.version
                     yield self._message(version, told)
+                    said = time.monotonic()
                     continue
                 if self._over:
                     yield b"event: over\ndata: {}\n\n"
                     return
-                with anyio.move_on_after(SILENCE_SECONDS) as silence:
+                # A tick at which nothing has changed says nothing, and ends no silence.
+                with anyio.move_on_after(said + SILENCE_SECONDS - time.monotonic()) as silence:
                     await self._ticked.wait()
                 if silence.cancelled_caught:
                     yield b": still there\n\n"
+                    said = time.monotonic()
         finally:
             self.readers -= 1
 

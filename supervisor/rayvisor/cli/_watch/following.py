@@ -1,0 +1,71 @@
+"""Follows a tree through its control socket, and waits for it where it is not, or no longer, there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+from rayvisor._control.client import ControlClient, ControlRefusedError, find
+from rayvisor._control.sockets import default_folder, living
+from rayvisor.cli._watch.known import Told
+from rayvisor.errors import ControlSocketError
+
+__all__ = ["follow"]
+
+SILENCE_SECONDS = 12.0
+"""A tree says something every five seconds; after this long without a word it does not answer."""
+AGAIN_SECONDS = 0.5
+_BUSY = 503
+
+
+def follow(socket: Path | None, ended: Event) -> Iterator[Told]:
+    """What a tree tells, for ever: it may end, and come back.
+
+    Parameters
+    ----------
+    socket
+        Of the tree; None: that of the only one that runs, whichever that is at the time.
+    ended
+        Set when nobody listens any more.
+
+    Raises
+    ------
+    ControlSocketError
+        Several trees run, and none was named.
+    ControlRefusedError
+        The tree there cannot be looked at.
+    """
+    last, lost, over, followed = "", "", False, socket
+    while not ended.is_set():
+        client = ControlClient(socket) if socket is not None else _found(followed)
+        try:
+            if client is None:
+                why = "no tree runs here"
+            else:
+                for message in client.live(last, SILENCE_SECONDS):
+                    if message.kind == "state":
+                        last, lost, over, followed = message.id, "", False, client.path
+                        yield Told("state", message.data)
+                    elif message.kind == "over" and not over:
+                        over = True
+                        yield Told("over")
+                why = "the connection was closed"
+        except ControlSocketError as error:
+            why = error.reason
+        except ControlRefusedError as error:
+            if error.status != _BUSY:
+                raise
+            why = str(error)
+        if why != lost and not over:
+            yield Told("lost", why=why)
+        lost = why
+        ended.wait(AGAIN_SECONDS)
+
+
+def _found(followed: Path | None) -> ControlClient | None:
+    """The tree that is followed already, else the only one that runs; None where none does."""
+    there = living(default_folder())
+    if followed in there:
+        return ControlClient(followed)
+    return find() if len(there) > 1 else ControlClient(there[0]) if there else None

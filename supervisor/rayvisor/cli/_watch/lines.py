@@ -1,0 +1,129 @@
+"""A line for each thing that happens in a tree, for pipes, files and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayvisor.cli._lines import age
+from rayvisor.cli._watch import words
+from rayvisor.cli._watch.known import Known
+
+__all__ = ["Lines"]
+
+FIGURE_SECONDS = 5.0
+_HEADS = ("NAME", "KIND", "STATE", "#", "UP", "RESTARTS", "REQUESTS")
+
+
+class Lines:
+    """Says what is new in what is known.
+
+    Parameters
+    ----------
+    known
+        Of the tree.
+    """
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._link = ""
+        self._steps: dict[str, float] = {}
+        self._faults: dict[int, tuple[Any, str]] = {}
+        self._figures: dict[str, float] | None = None
+        self._figures_at = 0.0
+        self._missed = 0
+        self._begun = 0
+
+    def news(self) -> Iterator[str]:
+        """What has happened since the last call."""
+        known = self._known
+        if known.link != self._link:
+            yield from self._linked()
+        if known.link != "live" or known.is_empty:
+            return
+        if known.begun > self._begun:
+            self._begun, self._missed = known.begun, 0
+            self._faults = {}
+            yield from self._table()
+            self._steps = {node["path"]: node["steps"][-1][3] for node in known.nodes if node["steps"]}
+        if known.missed > self._missed:
+            self._missed = known.missed
+            yield self._line("tree", f"{known.missed} records came too fast to be kept")
+        events = [*self._moves(), *self._told_faults()]
+        yield from (line for _, line in sorted(events, key=lambda event: event[0]))
+        yield from self._new_figures()
+
+    def _linked(self) -> Iterator[str]:
+        known, before, self._link = self._known, self._link, self._known.link
+        if known.link == "over":
+            yield self._line("tree", "the tree has ended; waiting for it to come back (Ctrl-C ends this)")
+        elif known.link == "lost":
+            yield self._line("tree", f"cannot be seen: {known.why}; trying again (Ctrl-C ends this)")
+        elif known.link == "live" and before in {"over", "lost"}:
+            yield self._line("tree", "is there again" if self._begun else "is there")
+
+    def _table(self) -> Iterator[str]:
+        """All there is, once: later lines say what changes."""
+        known = self._known
+        rows = [_HEADS, *(_cells(node, known.now) for node in known.nodes)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
+        for row in rows:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    def _moves(self) -> Iterator[tuple[float, str]]:
+        for node in self._known.nodes:
+            path = node["path"]
+            for place, event, incarnation, at in node["steps"]:
+                if at > self._steps.get(path, 0.0):
+                    self._steps[path] = at
+                    wait = (
+                        f", starts again {words.until(node, at)}"
+                        if node["due"] and place.endswith("BACKOFF")
+                        else ""
+                    )
+                    yield at, self._line(f"{path} #{incarnation}", f"{place} ({event}{wait})", at)
+
+    def _told_faults(self) -> Iterator[tuple[float, str]]:
+        for fault in self._known.faults:
+            said, became = self._faults.get(fault["id"], (None, ""))
+            who, at = f"{fault['child']} #{fault['incarnation']}", fault["at"]
+            if fault["id"] not in self._faults:
+                yield at, self._line(who, f"FAULT {_cause(fault)}", at)
+            if fault["decision"] != said:
+                yield at, self._line(who, words.decision(fault), at)
+            if words.outcome(fault) not in {"", became}:
+                later = at + (fault["recovered"] or 0.0)
+                yield later, self._line(who, words.outcome(fault), later)
+            self._faults[fault["id"]] = (fault["decision"], words.outcome(fault))
+        for number in list(self._faults)[:-200]:
+            del self._faults[number]
+
+    def _new_figures(self) -> Iterator[str]:
+        """Figures change all the time: they are said every few seconds."""
+        known = self._known
+        sums = known.figures()
+        if sums is None or sums == self._figures or known.now - self._figures_at < FIGURE_SECONDS:
+            return
+        self._figures, self._figures_at = sums, known.now
+        yield self._line("requests", ", ".join(f"{value} {name}" for name, value, _ in words.figures(sums)))
+
+    def _line(self, who: str, text: str, at: float | None = None) -> str:
+        return f"{words.clock(self._known.now if at is None else at)}  {who:<14} {text}"
+
+
+def _cause(fault: Mapping[str, Any]) -> str:
+    log = f"; log: {fault['log']}" if fault["log"] else ""
+    return f"{fault['root']} ({fault['class']}, while {fault['doing']}{log})"
+
+
+def _cells(node: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    used = node.get("restarts")
+    return (
+        node["path"] or "tree",
+        node["kind"],
+        " ".join(part for part in (words.state(node), words.until(node, now)) if part),
+        str(node["incarnation"] or ""),
+        "" if node["since"] is None else age(max(0.0, now - node["since"])),
+        f"{used[0]} of {used[1]}" if used else "",
+        words.requests(node),
+    )

@@ -1,0 +1,178 @@
+"""The picture of a tree on a terminal: figures, the tree, the last faults. It always fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rayvisor.cli._lines import age
+from rayvisor.cli._watch import words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+    from rayvisor.cli._watch.known import Known
+
+__all__ = ["picture", "tree_table"]
+
+FAULTS_SHOWN = 4
+FRESH_SECONDS = 30.0
+"""For so long after a step a child is shown before those to which nothing happened."""
+LEAST_ROWS = 4
+NARROW = 90
+"""Columns below which a terminal gets no kinds and no requests of children."""
+_NAME = 10
+"""Columns that a child's name always gets."""
+_WELL = frozenset({"ALIVE.SERVING", "ALIVE.STANDBY", "RUNNING"})
+_MUCH = 0.6
+_HEADS = 2
+"""Rows that the table takes beside its children, and that the terminal keeps for its cursor."""
+
+
+def picture(known: Known, width: int, height: int, *, last: bool = False) -> RenderableType:
+    """All of it, for a terminal of this size; the last one stays there when nobody follows any more."""
+    parts: list[RenderableType] = [_head(known, last=last)]
+    sums = known.figures()
+    if sums is not None:
+        parts.append(_figures(sums))
+    if known.has_lost_path():
+        there = ", ".join(known.children[:8])
+        parts.append(Text(f"{known.path} is not in the tree now; there are: {there}", style="yellow"))
+    faults = known.faults[::-1][:FAULTS_SHOWN]
+    above = 2 + (sums is not None) + known.has_lost_path()
+    below = 2 + 2 * len(faults) if faults else 0
+    rows = max(LEAST_ROWS, height - above - _HEADS - below)
+    if not known.is_empty:
+        parts += [Text(""), tree_table(known, rows, wide=width >= NARROW)]
+    if faults:
+        more = len(known.faults) - len(faults)
+        parts += [
+            Text(""),
+            Text(
+                "Faults" + (f" (the last {len(faults)} of {len(known.faults)})" if more else ""), style="bold"
+            ),
+        ]
+        parts += [line for fault in faults for line in _fault(fault)]
+    return Group(*parts)
+
+
+def _head(known: Known, *, last: bool) -> Text:
+    root = known.root
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append("rayvisor  ", style="bold")
+    if root is not None:
+        place = "ENDED" if known.link == "over" else words.state(root)
+        text.append(place, style=f"bold {'' if known.link == 'over' else words.state_colour(place)}".strip())
+        if root["since"] is not None and known.link == "live":
+            text.append(f"  up {age(max(0.0, known.now - root['since']))}")
+        text.append("  ")
+    link, style = {
+        "connecting": ("connecting", ""),
+        "live": ("live", "green"),
+        "over": (f"the tree has ended, {words.clock(known.since)}; waiting for it to come back", "yellow"),
+        "lost": (f"cannot be seen since {words.clock(known.since)}: {known.why}; trying again", "bold red"),
+    }[known.link]
+    if last:
+        text.append(f"as it was at {words.clock(known.now)}")
+    else:
+        text.append(link, style=style)
+        text.append("  (Ctrl-C ends this, not the tree)", style="dim")
+    if known.missed:
+        text.append(f"  {known.missed} records came too fast to be kept", style="yellow")
+    return text
+
+
+def _figures(sums: Mapping[str, float]) -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, value, key in words.figures(sums):
+        bad = key == "failed" and sums[key] > 0
+        text.append(f"{name} ", style="dim")
+        text.append(f"{value}   ", style="bold red" if bad else "bold")
+    return text
+
+
+def tree_table(known: Known, rows: int, *, wide: bool = True) -> RenderableType:
+    """The tree, a row each; of more children than there are rows those that need a look are shown."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
+    table.add_column("CHILD", no_wrap=True, overflow="ellipsis", min_width=_NAME)
+    for name in (*(("KIND",) if wide else ()), "STATE", "#", "UP", "RESTARTS"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    if wide:
+        table.add_column("REQUESTS", no_wrap=True, overflow="ellipsis")
+    nodes = known.nodes
+    shown = _chosen(known, nodes, rows)
+    hidden = [node for node in nodes if node["path"] not in shown]
+    for node in nodes:
+        if node["path"] in shown:
+            table.add_row(*_cells(node, known, wide=wide))
+    if not hidden:
+        return table
+    ill = sum(words.state(node) not in _WELL for node in hidden)
+    rest = f"{ill} of them not serving" if ill else "all of them serving"
+    return Group(table, Text(f"and {len(hidden)} more, {rest}", style="dim"))
+
+
+def _chosen(known: Known, nodes: list[Mapping[str, Any]], rows: int) -> set[str]:
+    if len(nodes) <= rows:
+        return {node["path"] for node in nodes}
+
+    def urgency(node: Mapping[str, Any]) -> tuple[bool, bool]:
+        fresh = bool(node["steps"]) and known.now - node["steps"][-1][3] < FRESH_SECONDS
+        return words.state(node) in _WELL, not fresh
+
+    chosen: set[str] = set()
+    for node in sorted(nodes, key=urgency):  # of equals the first in the tree
+        needed = {node["path"], *known.above(node["path"])} & {each["path"] for each in nodes}
+        if len(chosen | needed) < rows:
+            chosen |= needed
+    return chosen
+
+
+def _cells(node: Mapping[str, Any], known: Known, *, wide: bool) -> Iterable[Text]:
+    path, now = node["path"], known.now
+    depth = path.count("/") + 1 if path else 0
+    name = Text("  " * depth + (path.rpartition("/")[2] or "tree"), style="bold")
+    place = words.state(node)
+    # As on the live page: in a narrow place the leaf says enough.
+    state = Text(place if wide else place.partition(".")[2] or place, style=words.state_colour(place))
+    if node["due"] is not None:
+        state.append(f" {words.until(node, now)}", style="bold cyan")
+    up = "" if node["since"] is None else age(max(0.0, now - node["since"]))
+    yield name
+    if wide:
+        yield Text(node["kind"], style="dim")
+    yield state
+    yield Text(str(node["incarnation"] or ""))
+    yield Text(up)
+    yield _restarts(node.get("restarts"), wide=wide)
+    if wide:
+        yield Text(words.requests(node))
+
+
+def _restarts(window: list[float] | None, *, wide: bool) -> Text:
+    if not window:
+        return Text("")
+    used, intensity, period = window
+    style = "red" if used >= intensity > 0 else "yellow" if used >= _MUCH * intensity > 0 else ""
+    within = f" in {age(period).removesuffix(' 0 s').removesuffix(' 0 min')}" if wide else ""
+    return Text(f"{used} of {intensity}{within}", style=style)
+
+
+def _fault(fault: Mapping[str, Any]) -> Iterable[Text]:
+    first = Text(f"{words.clock(fault['at'])}  ", no_wrap=True, overflow="ellipsis")
+    first.append(f"{fault['class']} ", style="bold red")
+    first.append(f"{fault['child']} #{fault['incarnation']} ", style="bold")
+    first.append(fault["root"])
+    yield first
+    second = Text(" " * 10, no_wrap=True, overflow="ellipsis")
+    became = words.outcome(fault)
+    if became:
+        second.append(f"{became}  ", style="green" if fault["recovered"] is not None else "red")
+    second.append(words.decision(fault), style="dim")
+    yield second
