@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-NAMES = ("core", "detect", "faults", "lag", "recover", "throughput")
+NAMES = ("core", "detect", "faults", "lag", "recover", "takeover", "throughput")
 
 
 class _Benchmarks(click.Group):

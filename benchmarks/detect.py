@@ -64,7 +64,7 @@ async def _once(tree: Tree, victim: str) -> float:
         await anext(stream)
         killed = tree.kill(CHILD, victim)
         decided = await tree.decided(CHILD, killed)
-    await tree.serving(CHILD, decided)
+    await tree.reached(CHILD, "ALIVE.SERVING", decided)
     return taken(f"{victim} killed", (decided - killed) * 1000.0, "ms")
 
 

@@ -6,21 +6,18 @@ the same run; and with a second engine in the pool, to which the streams move at
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import anyio
 import click
 
 from benchmarks.figures import Report, Target, taken
-from benchmarks.tree import PROMPTS, Tree, engine_arguments, pool_tree, stream_params
+from benchmarks.kills import kill_mid_stream
+from benchmarks.tree import engine_arguments, pool_tree
 
 __all__ = ["main", "measure"]
 
 COLD_STARTS, MOVE_MS = 1.1, 150.0
-TOKENS = 300
-_ENOUGH = 10
-"""So many tokens a stream has got before its engine is killed."""
 
 
 async def measure(engine: str, runs: int, move_runs: int, streams: int = 8, model: str = "") -> Report:
@@ -35,15 +32,15 @@ async def measure(engine: str, runs: int, move_runs: int, streams: int = 8, mode
         async with pool_tree(engine, arguments) as tree:
             cold.append(tree.cold_start("llm/1"))
             for _ in range(runs):
-                first, _, _ = await _once(tree, streams)
-                alone.append(first)
+                kill = await kill_mid_stream(tree, "llm/1", streams)
+                alone.append(taken("first new token", kill.first, "s"))
     if move_runs:
         async with pool_tree(engine, arguments, size=2) as tree:
             for _ in range(move_runs):
-                first, slowest, decided = await _once(tree, streams)
-                moved.append(first * 1000.0)
-                last.append(slowest * 1000.0)
-                await tree.serving("llm/1", decided)
+                kill = await kill_mid_stream(tree, "llm/1", streams)
+                moved.append(taken("first new token", kill.first * 1000.0, "ms"))
+                last.append(kill.last * 1000.0)
+                await tree.reached("llm/1", "ALIVE.SERVING", kill.decided)
     started = report.add("cold start of the engine itself", cold, "s", peer=True)
     restarted = report.add("one engine: kill to first new token", alone, "s")
     if started is not None and restarted is not None and engine == "vllm":
@@ -55,44 +52,6 @@ async def measure(engine: str, runs: int, move_runs: int, streams: int = 8, mode
         report.targets.append(Target("with a second engine, median, ms", row.median, MOVE_MS))
     report.add(f"second engine: all of its streams go on ({streams} in all)", last, "ms")
     return report
-
-
-async def _once(tree: Tree, streams: int) -> tuple[float, float, float]:
-    """Kill once; seconds to the first and to the last of its streams' new tokens, when it was decided."""
-    ready: list[str] = []
-    enough = anyio.Event()
-    killed = 0.0
-    went_on: list[float] = []
-
-    async def read(prompt: str) -> None:
-        async with tree.pool.generate(prompt, stream_params(TOKENS)) as stream:
-            got, engine = 0, ("", 0)
-            async for chunk in stream:
-                now = time.monotonic()
-                origin = (chunk.child, chunk.incarnation)
-                if not got:
-                    engine = origin
-                elif origin != engine and chunk.token_ids:
-                    went_on.append(now - killed)
-                    return
-                elif killed and engine[0] != "llm/1":
-                    return  # on the other engine: nothing happens to it
-                if got < _ENOUGH <= got + len(chunk.token_ids):
-                    ready.append(chunk.child)
-                    if len(ready) == streams:
-                        enough.set()
-                got += len(chunk.token_ids)
-
-    async with anyio.create_task_group() as readers:
-        for number in range(streams):
-            readers.start_soon(read, f"{PROMPTS[number % len(PROMPTS)]}{number}")
-        with anyio.fail_after(60):
-            await enough.wait()
-        killed = tree.kill("llm/1", "EngineCore")
-        decided = await tree.decided("llm/1", killed)
-    if not went_on:
-        raise RuntimeError("no stream was on the engine that was killed")
-    return taken("first new token", min(went_on), "s"), max(went_on), decided
 
 
 @click.command("recover", help=__doc__)

@@ -119,13 +119,13 @@ class Tree:
         decision = await self.until(r.DecisionMade, lambda record: record.child == child, since)
         return decision.at
 
-    async def serving(self, child: str, since: float) -> float:
-        """When a child served (again)."""
+    async def reached(self, child: str, leaf: str, since: float) -> float:
+        """When a child reached (again) a state, for example ``"ALIVE.SERVING"``."""
 
-        def came_up(record: r.StateChanged) -> bool:
-            return record.child == child and record.after == "ALIVE.SERVING"
+        def has(record: r.StateChanged) -> bool:
+            return record.child == child and record.after == leaf
 
-        return (await self.until(r.StateChanged, came_up, since)).at
+        return (await self.until(r.StateChanged, has, since)).at
 
     def kill(self, child: str, victim: str) -> float:
         """SIGKILL to a process: ``host``, or a part of its title. When: on the monotonic clock."""
@@ -147,7 +147,9 @@ class Tree:
 
 
 @asynccontextmanager
-async def pool_tree(engine: str, arguments: Mapping[str, Any], *, size: int = 1) -> AsyncIterator[Tree]:
+async def pool_tree(
+    engine: str, arguments: Mapping[str, Any], *, size: int = 1, standby: int = 0
+) -> AsyncIterator[Tree]:
     """Run a pool that is restarted at once, and as often as it is killed."""
     spec = rv.SupervisorSpec(
         children=[
@@ -156,6 +158,7 @@ async def pool_tree(engine: str, arguments: Mapping[str, Any], *, size: int = 1)
                 engine=engine,
                 engine_args=arguments,
                 size=size,
+                standby=standby,
                 num_cpus=1,
                 intensity=1000,
                 period=1e6,
@@ -166,7 +169,7 @@ async def pool_tree(engine: str, arguments: Mapping[str, Any], *, size: int = 1)
             )
         ]
     )
-    supervisor = rv.Supervisor(spec, seed=0, ray_options={"num_cpus": size + 4})
+    supervisor = rv.Supervisor(spec, seed=0, ray_options={"num_cpus": size + standby + 4})
     tree = Tree(supervisor)
     async with anyio.create_task_group() as listening:
         listening.start_soon(tree.listen, supervisor.watch())
