@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rayvisor._engine.wire import Chunk
 from rayvisor._requests.effects import Abort, Deliver, Fail, Finish, SendOrders
 from rayvisor._requests.errors import InvalidRequestError, WeightsChangedError
 from tests.requests.test_front import SAMPLED, A, B, Bench
@@ -30,15 +31,35 @@ def one(bench: Bench, how: str, **more: Any) -> Bench:
     return bench.up(A).submit("r", on_weights_changed=how, **more).chunk("r", 65, 66)
 
 
-def test_spliced_it_stays_where_it_is_and_its_chunks_say_which_weights_they_are_of() -> None:
-    bench = changed(one(Bench(), "splice"), A)
-    assert not bench.of(Abort, ever=True)
+@pytest.mark.parametrize("params", [None, SAMPLED], ids=["greedy", "sampled"])
+def test_spliced_it_goes_on_behind_its_tokens_and_no_chunk_is_of_two_versions(params: Any) -> None:
+    bench = stale(one(Bench(), "splice", params=params), A)
+    assert bench.of(Abort)
+    # What the engine had under way with the old weights comes too late.
+    assert not bench.note(bench.front.items(A, 1, [Chunk("r.0", 1, (66,), "B")], 0.0)).of(Deliver)
+    bench.front.weights(A, 1, NEW)
+    bench.note(bench.front.gate(A, is_open=True, now=0.0))
+    assert (bench.at["r.0"][2].delivered, bench.at["r.0"][2].attempt) == ((65, 66), 2)
     bench.chunk("r", 67, finish_reason="length")
     versions = [effect.chunk.weight_version for effect in bench.of(Deliver, ever=True)]
     assert versions == [OLD, NEW]
     (finish,) = bench.of(Finish)
     assert finish.completion.token_ids == (65, 66, 67)
     assert finish.completion.weight_versions == (OLD, NEW)
+    assert finish.completion.samples[0].attempts == 1
+
+
+def test_what_cannot_go_on_behind_its_tokens_stays_where_it_is() -> None:
+    bench = changed(one(Bench(), "splice", params={"stop": ["x"]}), A)
+    assert not bench.of(Abort, ever=True)
+    bench.chunk("r", 67)
+    assert bench.of(Deliver)[0].chunk.weight_version == NEW
+
+
+def test_where_nobody_says_which_weights_there_are_it_stays_where_it_is() -> None:
+    bench = one(Bench(), "splice")
+    bench.front.routing.engines[A].versioned = False
+    assert not changed(bench, A, None).of(Abort, ever=True)
 
 
 def test_restarted_it_leaves_at_once_begins_anew_and_nothing_old_is_in_its_completion() -> None:
@@ -124,6 +145,6 @@ def test_each_request_may_choose_and_a_choice_that_is_none_is_refused() -> None:
     bench = Bench(on_weights_changed="restart").up(A)
     bench.submit("a").submit("b", on_weights_changed="splice").chunk("a", 65).chunk("b", 65)
     changed(bench, A)
-    assert (bench.at["a.0"][2].attempt, bench.at["b.0"][2].attempt) == (2, 1)
+    assert [len(bench.at[key][2].delivered) for key in ("a.0", "b.0")] == [0, 1]
     with pytest.raises(InvalidRequestError, match=r"on_weights_changed='stop': must be one of 'splice'"):
         bench.submit("c", on_weights_changed="stop")

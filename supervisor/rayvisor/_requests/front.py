@@ -105,16 +105,23 @@ class Front:
         return self._done(now, route=True)
 
     def stale(self, child: str, now: float) -> list[Effect]:
-        """Take back what must not go on while weights change. The engine's gate has been closed before."""
-        return self._take_back(
-            child, f"{child} is to have other weights", now, lambda it: it.on_weights_changed != "splice"
-        )
+        """Take back what must not go on while weights change. The engine's gate has been closed before.
+
+        What is spliced leaves too: what comes of it afterwards is of one version, from its first token on.
+        """
+        engine = self.routing.engines.get(child)
+        versioned = engine is not None and engine.versioned
+
+        def leaves(request: Request) -> bool:
+            return request.on_weights_changed != "splice" or (versioned and request.plan.spliceable)
+
+        return self._take_back(child, f"{child} is to have other weights", now, leaves)
 
     def weights(self, child: str, incarnation: int, version: int) -> None:
         """Note which weights an engine has from now on."""
         engine = self.routing.live(child, incarnation)
         if engine is not None:
-            engine.version = version
+            engine.version, engine.versioned = version, True
 
     def withdraw(self, child: str, reason: str, now: float) -> list[Effect]:
         """Take back what an engine has in flight, without a strike, and without an attempt spent.

@@ -30,8 +30,8 @@ class RequestLimits:
     on_weights_changed
         What becomes of a request whose engine's weights change under it, or that goes on in an engine with
         other weights: ``"splice"`` goes on behind the delivered tokens, ``"restart"`` begins it anew,
-        ``"fail"`` fails it if anything had been delivered. With the last two it leaves an engine that is
-        declared stale at once.
+        ``"fail"`` fails it if anything had been delivered. It leaves an engine that is declared stale at
+        once; spliced ones that could not go on behind their tokens stay.
     seeds
         Whether sampled requests without a seed are given one; without it they cannot be generated again.
     slow_at, fast_at

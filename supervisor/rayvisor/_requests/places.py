@@ -126,6 +126,8 @@ class EnginePlace:
     in_flight: dict[str, Part] = field(default_factory=dict)
     version: int = 0
     """Of its weights."""
+    versioned: bool = False
+    """Whether anybody has said which that is."""
     reserved: Part | None = None
     """The suspect that runs here alone, or will once the others here are done."""
     useful: bool = False
