@@ -33,6 +33,13 @@ def test_a_spare_takes_over_at_once_and_the_dead_one_comes_back_as_the_spare() -
     assert leaves(t) == ["SERVING", "STARTING", "SERVING"]
 
 
+def test_the_spare_serves_before_the_dead_ones_requests_look_for_another_engine() -> None:
+    t = tree()
+    t.crash("b", gone=False)
+    moves = [(x.child, x.event) for x in t.of(m.Changed) if x.event in {"promote", "fault", "standby"}]
+    assert moves == [("c", "promote"), ("b", "fault"), ("b", "standby")]
+
+
 def test_who_comes_back_is_on_standby() -> None:
     t = tree()
     t.crash("b")

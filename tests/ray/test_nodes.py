@@ -45,6 +45,12 @@ nodes.wait_for_nodes()
 async def value(task):
     return await task
 
+async def apart(place, child, *siblings):
+    options = ActorOptions(num_cpus=0.1, apart_from=siblings)
+    host = await place.create(child=child, epoch=1, engine="sim", options=options)
+    await host.ready(60)
+    return host.node_id
+
 async def main():
     async with await RayCluster.connect(nodes.address) as cluster, RayPlace(cluster) as place:
         near = await place.create(
@@ -56,6 +62,8 @@ async def main():
         info = await host.ensure_started(1, {}, 60)
         node = host.node_id
         await near.ready(60)
+        pool = await asyncio.gather(apart(place, "pool/1", "2"), apart(place, "pool/2", "1"))
+        one_more = await apart(place, "pool/3", "1", "2")
         processes = [(await host.ready(30)).process, *info.processes]
         runs = os.path.join(os.environ["RAY_TMPDIR"], "runs")
         there = {"scheduling_strategy": NodeAffinitySchedulingStrategy(far.node_id, soft=True)}
@@ -76,6 +84,7 @@ async def main():
             await asyncio.sleep(0.05)
         print(json.dumps({
             "other": node != near.node_id,
+            "apart": [len(set(pool)), one_more in pool],
             "verified": report.verified,
             "known": known,
             "root": [end.root.type for end in ends],
@@ -90,7 +99,7 @@ nodes.shutdown()
 """
 
 
-async def test_a_dead_nodes_word_is_enough_and_the_other_node_goes_on() -> None:
+async def test_spares_are_apart_a_dead_nodes_word_is_enough_and_the_other_node_goes_on() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # Ray notes the address of such a cluster in its folder, for whoever looks for one: not in the user's.
     # A short path, since sockets go there too.
@@ -103,6 +112,7 @@ async def test_a_dead_nodes_word_is_enough_and_the_other_node_goes_on() -> None:
     (line,) = [line for line in output.decode().splitlines() if line.startswith("{")]
     answer = json.loads(line)
     assert answer["other"]
+    assert answer["apart"] == [2, True]  # a spare is on another node, if there is one
     assert answer["verified"]
     assert answer["root"]
     assert answer["left"] == []

@@ -36,6 +36,14 @@ def test_a_pin_names_the_node() -> None:
     assert pin.soft is True
 
 
+def test_nodes_are_avoided_unless_a_scheduling_was_asked_for() -> None:
+    strategy = ray_options(ActorOptions(), name="x", avoid=["ab" * 28])["scheduling_strategy"]
+    assert not strategy.hard
+    assert [(each.key, each.operator.values) for each in strategy.soft] == [("ray.io/node-id", ["ab" * 28])]
+    own = ray_options(ActorOptions(scheduling="SPREAD"), name="x", avoid=["ab" * 28])
+    assert own["scheduling_strategy"] == "SPREAD"
+
+
 def test_the_users_environment_is_not_changed_by_merging() -> None:
     given = {"env_vars": {"A": "1"}}
     runtime_env(ActorOptions(runtime_env=given, env_vars={"A": "2"}))

@@ -85,8 +85,7 @@ class Boots(Spares):
         supervisor = child.parent
         child.exit = exit
         self._count_barren(child)
-        self._move(child, "fault", str(exit))
-        self._take_over(child)
+        self._goes_down(child, "fault", str(exit))
         if supervisor.phase is Phase.STOPPING or child.starter is not None:
             child.after = After.REST
         elif supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:

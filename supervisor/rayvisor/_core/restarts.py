@@ -26,8 +26,7 @@ class Restarts(Groups):
         child.exit = exit
         self._count_barren(child)
         self._reset_if_served(child)
-        self._move(child, "fault" if exit.abnormal else "exit", str(exit))
-        self._take_over(child)
+        self._goes_down(child, "fault" if exit.abnormal else "exit", str(exit))
         child.after = After.REST
         if supervisor.phase is Phase.STOPPING:
             pass

@@ -187,6 +187,8 @@ class ActorOptions:
     scheduling: str | NodePin | None = None
     """``"DEFAULT"``, ``"SPREAD"`` or a `NodePin`; not together with ``placement``."""
     placement: PlacementOptions | None = None
+    apart_from: tuple[str, ...] = ()
+    """Siblings on whose nodes it is to be only if there is no room on any other."""
 
 
 class HostLink(Protocol):

@@ -33,6 +33,7 @@ from rayvisor._ray import package
 from rayvisor._ray.agents import NodeAgents
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._ray.neighbours import Neighbours
 from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.resident import Failure, Greeting
@@ -120,6 +121,7 @@ class RayHost:
                 package.check(*answer)
                 raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
             known, self._greeting = self._greeting, answer
+            self._place.neighbours.is_on(self.child, answer.node_id)
             if known is None:
                 await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
         return answer.description
@@ -361,6 +363,7 @@ class RayPlace:
     def __init__(self, cluster: RayCluster) -> None:
         self.cluster = cluster
         self.agents = NodeAgents(cluster)
+        self.neighbours = Neighbours(cluster)
         self._placements = Placements(cluster)
         self._token = secrets.token_hex(4)
         self._hosts: dict[str, RayHost] = {}
@@ -382,8 +385,10 @@ class RayPlace:
             self._warming = asyncio.create_task(
                 self.agents.prepare(self.cluster.node_id, _package_env(options))
             )
+        self.neighbours.begin(child)
+        avoid = await self.neighbours.nodes(child, options.apart_from)
         group = await self._placements.get(child, options.placement)
-        asked = ray_options(options, name=f"rayvisor-{key}", group=group)
+        asked = ray_options(options, name=f"rayvisor-{key}", group=group, avoid=avoid)
         wanted = package.local_version()
 
         def make() -> Any:
@@ -427,6 +432,7 @@ class RayPlace:
 
     def forget(self, host: RayHost, *, verified: bool) -> None:
         """Drop a host that has been ended. One that may have left something stays on the list."""
+        self.neighbours.is_on(host.child, "")
         if verified:
             self._hosts.pop(host.key, None)
 

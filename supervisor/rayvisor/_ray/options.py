@@ -10,6 +10,9 @@ from rayvisor._engine.link import ActorOptions, NodePin
 
 __all__ = ["engine_gpus", "explain_pending", "ray_options", "runtime_env"]
 
+NODE_LABEL = "ray.io/node-id"
+"""Ray labels every node with its id."""
+
 
 def engine_gpus(arguments: Mapping[str, Any], device: str | None = None) -> int:
     """How many GPUs an engine needs: tensor x pipeline parallel size, none on the CPU.
@@ -51,7 +54,9 @@ def runtime_env(options: ActorOptions) -> dict[str, Any]:
     return environment
 
 
-def ray_options(options: ActorOptions, *, name: str, group: Any = None, bundle: int = 0) -> dict[str, Any]:
+def ray_options(
+    options: ActorOptions, *, name: str, group: Any = None, bundle: int = 0, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
     """Arguments for an actor class's ``options``.
 
     Parameters
@@ -64,6 +69,8 @@ def ray_options(options: ActorOptions, *, name: str, group: Any = None, bundle: 
         The placement group it goes into, if any.
     bundle
         Which bundle of it.
+    avoid
+        Ids of nodes that it is to be on only if no other has room; a scheduling that was asked for wins.
     """
     found: dict[str, Any] = {"name": name, "max_restarts": 0, "max_task_retries": 0}
     plain = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "memory": options.memory}
@@ -86,6 +93,12 @@ def ray_options(options: ActorOptions, *, name: str, group: Any = None, bundle: 
         found["scheduling_strategy"] = NodeAffinitySchedulingStrategy(pin.node_id, soft=pin.soft)
     elif options.scheduling is not None:
         found["scheduling_strategy"] = options.scheduling
+    elif avoid:
+        from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
+
+        not_in: Any = NotIn  # it has no types
+        elsewhere = {NODE_LABEL: not_in(*avoid)}
+        found["scheduling_strategy"] = NodeLabelSchedulingStrategy({}, soft=elsewhere)
     return found
 
 
