@@ -9,6 +9,7 @@ A plain UDF is the control: once its engine has died, that actor fails every bat
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -72,8 +73,8 @@ class VllmEngine:
             max_model_len=256,
             kv_cache_memory_bytes=1 << 28,
         )
-        below = psutil.Process().children(recursive=True)
-        self.core = next(process.pid for process in below if "EngineCore" in process.name())
+        children = multiprocessing.active_children()
+        self.core = next(child.pid or 0 for child in children if child.name.startswith("EngineCore"))
 
     def generate(self, prompts: list[str]) -> list[str]:
         """Continue each prompt."""

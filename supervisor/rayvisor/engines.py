@@ -88,6 +88,7 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     on_weights_changed: Literal["splice", "restart", "fail"] = "splice",
     recoveries: int = 3,
     recovery_deadline: float = 10.0,
+    instructed_by: Literal["supervisor", "operator"] = "supervisor",
     num_cpus: float | None = None,
     num_gpus: float | None = None,
     resources: Mapping[str, float] | None = None,
@@ -108,7 +109,8 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         How many engines serve.
     standby
         How many more are kept up and warm as spares: one takes over at once when an engine ends, and that
-        one comes back as the new spare.
+        one comes back as the new spare. Spares are placed on other nodes than the rest where those have
+        room, unless ``scheduling`` or ``placement`` says something else.
     engine
         ``"vllm"``, or ``"sim"`` for a simulated engine.
     strategy
@@ -158,12 +160,16 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         What becomes of a request when the version moves under it, unless it says otherwise: ``"splice"``
         goes on behind the delivered tokens, ``"restart"`` begins it anew (its next chunk says
         ``restarted``), ``"fail"`` fails it with ``WeightsChangedError`` if anything had been delivered.
-        With these two it leaves an engine as soon as that is declared stale.
+        It leaves an engine as soon as that is declared stale, so that each token is of one known version.
     recoveries
         How often within ``period`` an engine that reports a fault by vLLM's fault tolerance may recover in
         place before it is restarted instead.
     recovery_deadline
         Seconds that may take.
+    instructed_by
+        Who gives the instruction to recover. ``"supervisor"``: at once, to every rank. ``"operator"``:
+        somebody outside, by ``supervisor.instruct`` or the control socket; until then the engines are
+        PAUSED.FAULTED. What has not recovered within ``recovery_deadline`` is restarted.
     num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
         What each engine's host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline
         parallel size, and none on the CPU.
@@ -195,10 +201,17 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         probes=probes,
         start_longest=start_longest,
     )
+    serving, spares = _names(1, size), _names(size + 1, size + standby)
+    free = scheduling is None and placement is None  # of a wish of the user's own
     children = [
         ChildSpec(
             id=str(number),
-            start=EngineStart(engine=engine, arguments=dict(engine_args), options=options, limits=limits),
+            start=EngineStart(
+                engine=engine,
+                arguments=dict(engine_args),
+                options=replace(options, apart_from=(spares if number <= size else serving) if free else ()),
+                limits=limits,
+            ),
             shutdown=shutdown,
             backoff=Backoff() if backoff is None else backoff,
             start_deadline=start_deadline,
@@ -208,6 +221,7 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
             gate=gate,
             recoveries=recoveries,
             recovery_deadline=recovery_deadline,
+            instructed_by=instructed_by,
         )
         for number in range(1, size + standby + 1)
     ]
@@ -303,3 +317,7 @@ def engine_group(
         for child, own in zip(spec.children, each or [{}] * ranks, strict=True)
     ]
     return replace(pool, start=replace(spec, children=children, together=True))
+
+
+def _names(first: int, last: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(first, last + 1))

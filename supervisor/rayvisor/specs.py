@@ -262,6 +262,9 @@ class ChildSpec:
         its own means before it is restarted instead; this does not count as a restart. 0: never. Beyond OTP.
     recovery_deadline
         Seconds a recovery in place may take; choose less than the engine's own patience.
+    instructed_by
+        Who tells an engine that reports a fault to recover: ``"supervisor"``, or ``"operator"``, somebody
+        outside, who has ``recovery_deadline`` for it.
     gate
         An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, or is
         declared stale: it serves only once that has succeeded, for example has brought its weights up to
@@ -285,6 +288,7 @@ class ChildSpec:
     standby: bool = False
     recoveries: int = 0
     recovery_deadline: float = 10.0
+    instructed_by: str = "supervisor"
     gate: Callable[[Any], Awaitable[object]] | None = None
 
     def __post_init__(self) -> None:
@@ -311,6 +315,8 @@ class ChildSpec:
             whole("no_progress", self.no_progress, "incarnations", least=1, term="invalid_no_progress")
         whole("recoveries", self.recoveries, "recoveries in place", least=0, term="invalid_recoveries")
         seconds("recovery_deadline", self.recovery_deadline, least=0.001)
+        if self.instructed_by not in {"supervisor", "operator"}:
+            raise SpecError("instructed_by", self.instructed_by, "must be 'supervisor' or 'operator'")
         gate: object = self.gate
         if gate is not None and not (self._is_engine and callable(gate)):
             raise SpecError("gate", self.gate, "must be an async function, and is for engines only")

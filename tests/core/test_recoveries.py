@@ -24,12 +24,25 @@ async def sync(_: object) -> None: ...
 
 
 def tree(
-    ids: str = "01", *, gate: Any = None, recoveries: int = 2, standby: str = "", **options: Any
+    ids: str = "01",
+    *,
+    gate: Any = None,
+    recoveries: int = 2,
+    standby: str = "",
+    instructed_by: str = "supervisor",
+    **options: Any,
 ) -> VirtualTree:
     options.setdefault("strategy", "one_for_all")
     options.setdefault("together", True)
     children = [
-        ChildSpec(id=each, start=ENGINE, recoveries=recoveries, gate=gate, standby=each in standby)
+        ChildSpec(
+            id=each,
+            start=ENGINE,
+            recoveries=recoveries,
+            gate=gate,
+            standby=each in standby,
+            instructed_by=instructed_by,
+        )
         for each in ids
     ]
     made = VirtualTree(SupervisorSpec(children=children, intensity=3, **options))
@@ -100,6 +113,31 @@ def test_a_fault_that_is_reported_again_while_the_retry_is_under_way_changes_not
     sick(t, "1")
     sick(t, "0")
     assert t.take() == []
+
+
+def test_an_operator_is_waited_for_and_the_group_serves_when_all_are_well() -> None:
+    t = tree(instructed_by="operator")
+    sick(t, "1")
+    assert t.take() == ["act 0 await", "act 1 await"]
+    assert leaves(t) == ["FAULTED", "FAULTED"]
+    t.acted("1")
+    assert leaves(t) == ["FAULTED", "FAULTED"]
+    t.acted("0")
+    assert leaves(t) == ["SERVING", "SERVING"]
+    assert t.live == {"0": 1, "1": 1}
+
+
+@pytest.mark.parametrize("ends", ["nobody instructs", "it dies", "another one dies"])
+def test_an_operator_who_does_nothing_in_time_or_comes_too_late_has_the_group_restarted(ends: str) -> None:
+    t = tree(instructed_by="operator")
+    sick(t, "1")
+    if ends == "nobody instructs":
+        t.acted("0", ok=False, exit=fault_of(rv.FaultClass.FATAL, "no instruction came"))
+        t.prove("1")
+    else:
+        t.crash("1" if ends == "it dies" else "0")
+    assert leaves(t) == ["SERVING", "SERVING"]
+    assert t.live == {"0": 2, "1": 2}
 
 
 def test_recoveries_have_a_budget_of_their_own() -> None:

@@ -33,7 +33,8 @@ SIMULATED: Mapping[str, str] = {
 EXAMPLES = {
     "blocking.py": ["Usage(prompt_tokens=5, "],
     "hooks.py": ["llm/1 incarnation 2: RESTARTING.STARTING -> ALIVE.SERVING", "4 tokens after the kill"],
-    "rl_rollouts.py": ["in the middle of the step", "step 3: 6 samples, all from weights 3"],
+    "recovery.py": ["PAUSED.FAULTED       in place", "all texts are those without a fault"],
+    "rl_rollouts.py": ["in the middle of the step", "step 3: 6 samples, all from weights 3, in "],
     "server.py": ["at the same place: True", "because of: ProcessKilled: EngineCore"],
     "actor_and_pool.py": ["supervisor for: ", "supervisor of supervisors for: "],
 }

@@ -41,7 +41,7 @@ class Armoury:
 def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
     pool = rv.engine_group(
         "llm",
-        engine_args={"model": str(model), **ARGUMENTS, "worker_cls": "tests.real.armed.ArmedWorker"},
+        engine_args={"model": str(model), **ARGUMENTS},
         ranks=1,
         gate=gate,
         recoveries=1,
@@ -94,7 +94,7 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
         await wait_for_state(sup, "llm/1", SERVING, within=600)
         info = sup.engine_info("llm/1")
         assert info is not None
-        assert (info.instructions, info.recovery_timeout) == (("retry",), 60.0)
+        assert (info.instructions, info.recovery_timeout) == (("retry",), 120.0)
         expected = await read_all(sup)
 
         assert await read_over_a_fault(sup, armoury, "the first") == expected
@@ -120,7 +120,7 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
         ("RuntimeError: the second", rv.FaultClass.RECOVERABLE),
         ("RuntimeError: the third", rv.FaultClass.FATAL),
     ]
-    assert all("armed.py, line " in fault.place for fault in faults)
+    assert all("rehearsal_worker.py, line " in fault.place for fault in faults)
     decisions = [x.decision for x in seen if isinstance(x, r.DecisionMade)]
     assert decisions[:2] == ["in_place", "restart"]
     moves = [x for x in seen if isinstance(x, r.StateChanged) and x.child == "llm/1"]

@@ -49,7 +49,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
         "dtype": "float32",
         "enforce_eager": True,
         "enable_fault_tolerance": True,
-        "worker_cls": "tests.real.armed.ArmedWorker",
+        "worker_cls": "rayvisor._vllm.rehearsal_worker.RehearsalWorker",
     }
     env = {**install(tmp_path / "plugin"), "VLLM_SERVER_DEV_MODE": "1"}
     return Kind("vllm", str(request.getfixturevalue("random_model")), arguments, env, _call)

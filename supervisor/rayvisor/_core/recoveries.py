@@ -18,10 +18,12 @@ from rayvisor._core.window import Window
 if TYPE_CHECKING:
     from rayvisor.faults import Fault
 
-__all__ = ["RETRY", "Recoveries"]
+__all__ = ["AWAIT", "RETRY", "Recoveries"]
 
 RETRY = "retry"
 """The one instruction that vLLM's engines know today."""
+AWAIT = "await"
+"""Not an instruction: an operator gives it, and is waited for."""
 
 
 class Recoveries(Restarts):
@@ -44,15 +46,18 @@ class Recoveries(Restarts):
             self._died(child, exit_, gone=False)
             return
         child.exit = exit_
-        self._decided(child, "in_place", f"{RETRY} on {len(members)} of {len(supervisor.children)}")
+        within = child.spec.recovery_deadline
+        told = child.spec.instructed_by == "operator"
+        what = f"an operator has {within:g} s to instruct" if told else f"{RETRY} on"
+        self._decided(child, "in_place", f"{what} {len(members)} of {len(supervisor.children)}")
         supervisor.recovery = Recovery(child, exit_, members, {member.path for member in members})
         for member in members:
             if member is not child:
                 self._move(member, "unhealthy", f"{child.spec.id} of its group is faulted")
         for member in members:
-            self._move(member, RETRY)
-            within = child.spec.recovery_deadline
-            self._out.append(m.Act(member.path, member.incarnation, RETRY, within))
+            if not told:
+                self._move(member, RETRY)
+            self._out.append(m.Act(member.path, member.incarnation, AWAIT if told else RETRY, within))
 
     def _may_recover(self, child: Child) -> bool:
         limit = child.spec.recoveries
@@ -71,6 +76,8 @@ class Recoveries(Restarts):
             if not recovery.waiting:
                 child.parent.recovery = None
                 for member in recovery.members:
+                    if member.configuration.leaf != "RETRYING":
+                        self._move(member, RETRY, "an operator has told it to")
                     self._move(member, "recovered")
         else:
             failed = recovery.failed
@@ -89,7 +96,11 @@ class Recoveries(Restarts):
         super()._died(child, exit, gone=gone)
         for member in recovery.members:
             # Whom the strategy leaves running is neither faulted nor healthy: it ends as well.
-            if member.configuration.leaf == "RETRYING" and not member.forgotten and supervisor.active:
+            if (
+                member.configuration.leaf in {"FAULTED", "RETRYING"}
+                and not member.forgotten
+                and supervisor.active
+            ):
                 lost = Exit(ExitKind.FAULT, "unrecovered", exit.fault)
                 if supervisor.group is None or member not in supervisor.group.members:
                     super()._died(member, lost, gone=False)

@@ -46,6 +46,7 @@ ENGINES: Mapping[str, str] = {
     "server": "rayvisor._server.engine:ServerEngine",
     "sim": "rayvisor._sim.engine:SimEngine",
     "vllm": "rayvisor._vllm.engine:VllmEngine",
+    "vllm-rehearsal": "rayvisor._vllm.rehearsal:RehearsalEngine",
 }
 
 
@@ -200,7 +201,8 @@ def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_f
     Parameters
     ----------
     kind
-        ``"vllm"``, ``"sim"``, or ``"server"`` for a process that is talked to over HTTP.
+        ``"vllm"``, ``"sim"``, ``"server"`` for a process that is talked to over HTTP, or
+        ``"vllm-rehearsal"``, see ``rayvisor.testing.rehearse``.
     incarnation
         Which start this is: chunks and deaths are told apart by it.
     arguments

@@ -7,6 +7,9 @@ are pretended, and a test says how they turn out and moves the clock.
 [`Puppets`][rayvisor.testing.Puppets] are children of a real tree that do what a test tells them, and
 [`wait_for_state`][rayvisor.testing.wait_for_state] waits until a child is where it should be.
 
+[`rehearse`][rayvisor.testing.rehearse] has engines on the CPU wait for an instruction after a fault, as with
+vLLM's fault tolerance, and [`fail_next_step`][rayvisor.testing.fail_next_step] gives them a fault.
+
 ``python -m rayvisor.testing.otp PATH...`` runs recorded scenarios of Erlang/OTP's supervisor through the
 product's own core, and says where the two differ.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from rayvisor.testing.faults import Crash, FailedStart, FaultPlan
 from rayvisor.testing.puppets import PuppetCrashed, Puppets, wait_for_state
+from rayvisor.testing.rehearsal import fail_next_step, rehearse
 from rayvisor.testing.virtual import (
     BOOM,
     HANGS,
@@ -40,7 +44,9 @@ __all__ = [
     "PuppetCrashed",
     "Puppets",
     "VirtualTree",
+    "fail_next_step",
     "fails",
     "fault_of",
+    "rehearse",
     "wait_for_state",
 ]

@@ -29,7 +29,7 @@ from rayvisor._engine.wire import (
 )
 from rayvisor._runtime.carriers import StartRefused
 from rayvisor._runtime.carriers.heartbeat import attend_to
-from rayvisor._runtime.carriers.recovery import recover
+from rayvisor._runtime.carriers.recovery import await_instruction, recover
 from rayvisor._runtime.carriers.seats import Seat, ending_of_engine, ending_of_host
 from rayvisor.classify import Ending
 from rayvisor.errors import ChildUnavailableError, RayvisorError
@@ -396,15 +396,13 @@ class EngineCarrier:
             self._backend.was_at(seat.child, answer.url)
 
     async def act(self, action: str) -> None:
-        """Have the engine recover in place."""
-        seat = self._seat
-        await recover(
-            seat,
-            self._incarnation,
-            action,
-            self._recovery_deadline,
-            lambda: self._backend.others_ail(seat.child),
-        )
+        """Have the engine recover in place, or (``await``) wait until an operator has had it recover."""
+        seat, within = self._seat, self._recovery_deadline
+        others_ail = partial(self._backend.others_ail, seat.child)
+        if action == "await":
+            await await_instruction(seat, self._incarnation, within, others_ail)
+        else:
+            await recover(seat, self._incarnation, action, within, others_ail)
 
     async def ended(self) -> Ending:
         """Wait until the engine, or its host, has ended."""

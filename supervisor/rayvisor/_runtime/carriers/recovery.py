@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rayvisor._engine.wire import EngineInfo
     from rayvisor._runtime.carriers.seats import Seat
 
-__all__ = ["recover", "recovery_seconds"]
+__all__ = ["await_instruction", "recover", "recovery_seconds"]
 
 POLL_SECONDS = 0.01
 LAG_SECONDS = 0.5
@@ -85,6 +85,39 @@ async def recover(
         await _its_end(seat)
         root = failed.causes[-1] if failed.causes else failed
         raise RecoveryFailed(f"the instruction {instruction!r} failed: {root}") from None
+
+
+async def await_instruction(
+    seat: Seat, incarnation: int, within: float, others_ail: Callable[[], bool]
+) -> None:
+    """Wait until an operator has had an engine, and the others of its group, recover.
+
+    Parameters
+    ----------
+    seat, incarnation
+        Which engine.
+    within
+        Seconds it may take.
+    others_ail
+        Whether another rank of its group has a fault still.
+
+    Raises
+    ------
+    RecoveryFailed
+        Nobody has, or it was of no use.
+    """
+    info = seat.info
+    if info is None or seat.incarnation != incarnation:
+        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
+    seconds = recovery_seconds(within, info)
+    with anyio.move_on_after(seconds):
+        while seat.ails or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
+            await anyio.sleep(POLL_SECONDS)
+        return
+    who = "it has" if seat.ails else "another of its group has"
+    raise RecoveryFailed(
+        f"{who} not recovered within {seconds:.3g} s: no instruction came, or it did not help"
+    )
 
 
 async def _its_end(seat: Seat) -> None:

@@ -1,4 +1,4 @@
-"""A worker of vLLM's whose next step can be made to fail. Runs in the worker's process, and imports vLLM."""
+"""A worker of vLLM's whose next step can be made to fail. Loaded by name, in the worker's own process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-__all__ = ["ArmedWorker"]
+__all__ = ["RehearsalWorker"]
 
 
-class ArmedWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed here
+class RehearsalWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
     """One exception in the model's step, when it has been asked for."""
 
     def arm(self, message: str) -> None:

@@ -1,0 +1,130 @@
+"""Two ranks that live and recover together, and an orchestrator that instructs them, or does not.
+
+    python examples/recovery.py                 # simulated engines: seconds
+    python examples/recovery.py --engine vllm   # two real vLLM engines with its fault tolerance, on the CPU
+
+It knows two addresses, those of the published events and of the control socket: it could be another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import anyio
+import zmq.asyncio
+
+import rayvisor as rv
+from rayvisor.testing import fail_next_step, rehearse, wait_for_state
+
+REAL = "--engine vllm" in " ".join(sys.argv)
+DEADLINE = 8.0 if REAL else 1.0
+PROMPTS = [f"Once upon a time, {number}" for number in range(4)]
+LINE = "{:30} {:12} {:20} {:16} {:>10}"
+ACTS = {"an exception, told to retry": "", "an exception, no instruction": "", "a worker killed": "Worker"}
+PARAMS = {"max_tokens": 150, "temperature": 0.0, "ignore_eos": True}
+
+
+class Orchestrator:
+    """Reads what is published, and answers a fault with an instruction: unless it is to be silent."""
+
+    def __init__(self, events: str, control: str) -> None:
+        self.control, self.silent, self.seen = control, False, list[dict[str, Any]]()
+        self.socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
+        self.socket.connect(events)
+        self.socket.subscribe("rayvisor.llm/")
+
+    async def run(self) -> None:
+        """Do so for good."""
+        while True:
+            _, body = await self.socket.recv_multipart()
+            self.seen.append(json.loads(body))
+            fault = self.seen[-1].get("fault", {})
+            if fault.get("fault_class") == "RECOVERABLE" and not self.silent:
+                await self.instruct({"instruction": "retry", "params": {"path": "llm"}})
+
+    async def instruct(self, instruction: dict[str, Any]) -> None:
+        """Send an instruction to the control socket."""
+        body = json.dumps(instruction)
+        head = (
+            f"POST /fault_tolerance/apply HTTP/1.1\r\nHost: rayvisor\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        async with await anyio.connect_unix(self.control) as stream:
+            await stream.send((head + body).encode())
+            await stream.receive()
+
+    def first(self, record: str, **fields: str) -> dict[str, Any]:
+        """The first such record of this act."""
+        wanted = {"record": record, **fields}
+        return next(each for each in self.seen if all(each.get(key) == wanted[key] for key in wanted))
+
+
+async def act(sup: rv.Supervisor, orchestrator: Orchestrator, name: str, kill: str = "") -> list[str]:
+    """Have a fault in the middle of four streams; what was published, how long it took, and the texts."""
+    orchestrator.silent, orchestrator.seen = "no instruction" in name, []
+    before, tokens = sup.status("llm/1").incarnation, sup["llm"].stats().tokens
+    texts: dict[str, str] = {}
+
+    async def read(prompt: str) -> None:
+        texts[prompt] = (await sup["llm"].generate(prompt, PARAMS).result()).text
+
+    async with anyio.create_task_group() as streams:
+        for prompt in PROMPTS:
+            streams.start_soon(read, prompt)
+        while name and sup["llm"].stats().tokens < tokens + 40:  # noqa: ASYNC110 - a pool has no event for it
+            await anyio.sleep(0.002)
+        if kill:
+            worker = next(process for _, process in sup.processes("llm/1") if kill in process.name)
+            os.kill(worker.pid, signal.SIGKILL)
+        elif name:
+            await fail_next_step(sup, "llm/1")
+    if not name:
+        return [texts[prompt] for prompt in PROMPTS]
+    for rank in ("llm/1", "llm/2"):
+        await wait_for_state(sup, rank, "SERVING", within=300)
+    await anyio.sleep(0.2)  # what is published last is under way
+    fault = orchestrator.first("FaultSeen")["fault"]
+    served = max(each["at"] for each in orchestrator.seen if each.get("after") == "ALIVE.SERVING")
+    healthy = orchestrator.first("StateChanged", child="llm/2")["after"]
+    how = "restart of both" if sup.status("llm/1").incarnation > before else "in place"
+    print(LINE.format(name, fault["fault_class"], healthy, how, f"{served - fault['at']:.2f} s"), flush=True)
+    print(f"    {fault['root']}", flush=True)
+    return [texts[prompt] for prompt in PROMPTS]
+
+
+async def main() -> None:
+    """Play three acts; compare the texts with those without a fault."""
+    engine: dict[str, Any] = {"engine": "sim", "engine_args": {}}
+    if REAL:
+        from rayvisor.demo.model import ensure_model
+
+        model = {
+            "model": str(ensure_model()),
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 256,
+        }
+        engine = {"engine_args": {**model, "kv_cache_memory_bytes": 1 << 28}, "num_cpus": 0.5}
+    engine |= {"recovery_deadline": DEADLINE, "backoff": rv.Backoff(initial=0.0, maximum=0.0)}
+    ranks = rv.engine_group("llm", ranks=2, instructed_by="operator", **engine)
+    spec = rv.SupervisorSpec(children=[rehearse(ranks)])
+    async with (
+        rv.Supervisor(spec, local=not REAL, control=True, publish=True) as sup,
+        anyio.create_task_group() as tasks,
+    ):
+        orchestrator = Orchestrator(str(sup.publish_address), str(sup.control))
+        tasks.start_soon(orchestrator.run)
+        expected = await act(sup, orchestrator, "")
+        print(LINE.format("", "fault", "the healthy rank", "recovery", "both serve"))
+        for name, kill in ACTS.items():
+            if await act(sup, orchestrator, name, kill) != expected:
+                raise SystemExit("a text is not the one without a fault")
+        print("all texts are those without a fault")
+        tasks.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    anyio.run(main)
