@@ -10,6 +10,7 @@ import re
 from importlib import import_module
 from typing import Any
 
+import docs_reference
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
@@ -36,8 +37,9 @@ def _links(
     lines[:] = _LINK.sub(lambda found: f":py:obj:`{found[2]} <{found[3] or found[2]}>`", text).split("\n")
 
 
-def _charts(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001 - Sphinx gives them
-    """Draw, where a repository's viewer is given Mermaid: this site has the product's own pictures."""
+def _made(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001 - Sphinx gives them
+    """Put in what is made here, and draw where a repository's viewer is given Mermaid."""
+    source[0] = docs_reference.made(source[0])
     source[0] = _MERMAID.sub(lambda found: f"```{{statechart}} {found[1]}\n```", source[0])
 
 
@@ -73,5 +75,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it; Sphinx calls it."""
     app.connect("autodoc-process-docstring", _links, priority=400)
     app.connect("missing-reference", _missing)
-    app.connect("source-read", _charts)
+    app.connect("source-read", _made)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

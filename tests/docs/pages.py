@@ -21,7 +21,9 @@ from statecharts import render
 from statecharts.lifecycles import CHARTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md")))
+TRANSLATIONS = tuple(page for page in PAGES if page.name.endswith(".zh-CN.md"))
+"""They have the code of their originals."""
 PICTURES = {
     ROOT / "docs" / "engine.svg": "rayvisor chart engine --format svg",
     ROOT / "docs" / "tree.svg": f"rayvisor chart --tree {ROOT / 'examples' / 'tree.toml'} --format svg",

@@ -19,7 +19,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor.demo.text import continuation
-from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.docs.pages import PAGES, ROOT, TRANSLATIONS, Block, blocks
 
 SIMULATED: Mapping[str, str] = {
     "from rayvisor.demo.model import ensure_model": "ensure_model = str",
@@ -54,7 +54,7 @@ ATTACHED = {
 ELSEWHERE = ["exit_types.py", "ray_data.py"]
 """Those that tests/fatal runs."""
 
-PYTHON = [block for page in PAGES for block in blocks(page, "python")]
+PYTHON = [block for page in PAGES if page not in TRANSLATIONS for block in blocks(page, "python")]
 
 
 def _is_fragment(block: Block) -> bool:

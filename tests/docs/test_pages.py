@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +16,9 @@ import rayvisor
 import rayvisor.errors
 import rayvisor.pool
 from rayvisor.cli import main
+from rayvisor.config import KINDS
 from rayvisor.errors import RayvisorError
+from statecharts.lifecycles import CHARTS
 from tests.docs.pages import PAGES, PICTURES, ROOT, documented, draw, links, made_parts, make, navigation
 
 PUBLIC = (
@@ -55,12 +58,12 @@ def test_a_picture_is_what_its_command_draws_now(picture: Path) -> None:
     assert f"({picture.name})" in _text("docs/charts.md")
 
 
-def test_the_design_shows_the_charts_that_the_command_writes() -> None:
-    charts = [maker for page, maker in MADE if page.name == "design.md"]
-    assert len(charts) == 3
+def test_the_reference_shows_the_charts_that_the_command_writes() -> None:
+    charts = [maker for page, maker in MADE if page.name == "charts.md"]
+    assert len(charts) == len(CHARTS)
     for maker in charts:
         written = CliRunner().invoke(main, maker.split()[1:]).stdout
-        assert f"```mermaid\n{written}```" in _text("docs/design.md")
+        assert f"```mermaid\n{written}```" in _text("docs/reference/charts.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
@@ -79,13 +82,19 @@ def _anchors(page: Path) -> set[str]:
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
-    named = set(links(ROOT / "README.md"))
-    for page in PAGES[1:]:
-        assert page.parent.name == "reference" or f"docs/{page.name}" in named
+    seen: set[Path] = set()
+    ahead = [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        if page not in seen:
+            seen.add(page)
+            paths = (link.partition("#")[0] for link in links(page) if "://" not in link)
+            ahead += [(page.parent / path).resolve() for path in paths if path.endswith(".md")]
+    assert seen == set(PAGES)
 
 
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
-    pages = [page for page in PAGES[1:] if page.name != "index.md"]
+    pages = [page for page in PAGES if page.parent != ROOT and page.name != "index.md"]
     assert sorted(navigation()) == sorted(pages)
 
 
@@ -101,6 +110,26 @@ def test_every_public_name_has_one_entry_in_the_reference() -> None:
         if not any(each is getattr(import_module(module), name) for each in known)
     ]
     assert missing == []
+
+
+def test_the_reference_has_every_command_and_every_key_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    reference = import_module("docs_reference")
+    made = reference.made("<!-- made here: commands -->\n<!-- made here: keys -->")
+    for name in main.list_commands(click.Context(main)):
+        assert f"## rayvisor {name}\n" in made
+    for kind, maker in KINDS.items():
+        table = made.partition(f'`kind = "{kind}"`')[2].partition("\n### ")[0]
+        keys = set(re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE))
+        names = {
+            name
+            for name, each in inspect.signature(maker).parameters.items()
+            if each.kind.name != "VAR_KEYWORD"
+        }
+        assert names - keys <= {"cls", "actor", "spec", "start_deadline", "args"}, (
+            "a key without a type, or without a line"
+        )
+    assert "\n\n\n\n" not in made
 
 
 def _object(path: str) -> object:

@@ -1,0 +1,186 @@
+"""Reference pages that are made of the program itself: its commands, and what a file of a tree can say.
+
+On a page of the site ``<!-- made here: commands -->`` becomes the first, ``<!-- made here: keys -->`` the
+second.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from rayvisor.cli import main
+from rayvisor.config import KINDS
+from rayvisor.engines import SETTLED
+from rayvisor.specs import Shutdown, SupervisorSpec
+from rayvisor.supervisor import Supervisor
+
+__all__ = ["commands", "keys", "made"]
+
+FLAGS = ("strategy", "intensity", "period", "auto_shutdown", "start_limit")
+RUN = ("local", "address", "ray_options", "seed", "call_limit", "control", "publish")
+_SPELT = {"cls": "class"}
+_NOT_IN_FILES = {"adopt": {"actor"}, "supervisor": {"spec", "args", "start_deadline"}}
+_MADE = re.compile(r"<!-- made here: (commands|keys) -->")
+_WORDS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    type: '`"module:Class"`',
+    Shutdown: '`"infinity"`, `"brutal_kill"`',
+}
+
+
+def made(text: str) -> str:
+    """A page with what is made here put in its places."""
+    return _MADE.sub(lambda found: {"commands": commands, "keys": keys}[found[1]](), text)
+
+
+def commands() -> str:
+    """Every command of ``rayvisor``, with its options, as Markdown."""
+    return "\n".join(_command(name, command) for name, command in _commands())
+
+
+def _commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(main, info_name="rayvisor")
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        if command is not None and not command.hidden:
+            yield name, command
+
+
+def _command(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=f"rayvisor {name}")
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    lines = [f"## rayvisor {name}", "", f"    {usage}", "", inspect.cleandoc(command.help or ""), ""]
+    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    lines += ["| option | | default |", "|---|---|---|"] if options else []
+    lines += [_option(option) for option in options]
+    return "\n".join([*lines, ""])
+
+
+def _option(option: click.Option) -> str:
+    shown = ", ".join(f"`{spelling}`" for spelling in [*option.opts, *option.secondary_opts])
+    value = ""
+    if not option.is_flag:
+        kind = option.type
+        choices = list(kind.choices) if isinstance(kind, click.Choice) else []
+        value = ", ".join(f"`{choice}`" for choice in choices) or f"`{option.metavar or kind.name.upper()}`"
+    default = f"`{option.default}`" if option.show_default and option.default is not None else ""
+    return f"| {shown} {value} | {_cell(option.help or '')} | {default} |"
+
+
+def keys() -> str:
+    """Every key of a tree's file, by the table it stands in, as Markdown."""
+    parts = [
+        _table("The root supervisor", _rows(SupervisorSpec, only=FLAGS)),
+        _table("`[run]`", _rows(Supervisor, only=RUN)),
+    ]
+    for kind, maker in sorted(KINDS.items()):
+        rows = list(_rows(maker, without=_NOT_IN_FILES.get(kind, set())))
+        parts.append(_table(f'`kind = "{kind}"`', rows, after=_AFTER.get(kind, "")))
+    return "\n".join(parts)
+
+
+_AFTER = {
+    "engine_group": "All other keys of an engine pool, but for those that a group settles itself: "
+    f"{', '.join(f'`{name}`' for name in sorted(SETTLED))}.\n",
+    "supervisor": "The flags of the root supervisor, and `[[children.children]]`.\n",
+}
+
+
+def _table(title: str, rows: Any, after: str = "") -> str:
+    head = [f"### {title}", "", "| key | is | default | |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, "", after])
+
+
+def _rows(
+    maker: Callable[..., Any], *, only: Sequence[str] = (), without: Sequence[str] | set[str] = ()
+) -> Iterator[str]:
+    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    meanings = parameters(maker)
+    above = ""
+    for name, each in inspect.signature(maker).parameters.items():
+        if name in without or (only and name not in only) or each.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if not meanings.get(name):
+            raise LookupError(f"the docstring of {maker.__qualname__} says nothing of {name!r}")
+        meaning = "as above" if meanings[name] == above else _cell(meanings[name])
+        above = meanings[name]
+        yield f"| `{_SPELT.get(name, name)}` | {_kind(hints[name])} | {_default(each.default)} | {meaning} |"
+
+
+def parameters(maker: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring of numpy's style says of each parameter."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    section = re.search(
+        r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+$|\Z)", inspect.getdoc(maker) or "", re.DOTALL | re.MULTILINE
+    )
+    for line in section[1].splitlines() if section else ():
+        if line and not line.startswith(" "):
+            names = [name.strip() for name in line.partition(" : ")[0].split(",")]
+        else:
+            for name in names:
+                found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+def _kind(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        kinds = [_kind(each) for each in get_args(hint) if each is not types.NoneType]
+        return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
+    if origin is Literal:
+        return ", ".join(f'`"{value}"`' for value in get_args(hint))
+    base = origin or hint
+    if base is Callable or str(base).endswith("Callable"):
+        return '`"module:function"`'
+    return _of_class(base)
+
+
+def _of_class(base: Any) -> str:
+    """What to write for a type; nothing where a file cannot."""
+    if not isinstance(base, type):
+        return ""
+    if base in _WORDS:
+        return _WORDS[base]
+    if issubclass(base, Enum):
+        return ", ".join(f'`"{member.value}"`' for member in base)
+    if is_dataclass(base):
+        return f"table: {', '.join(f'`{each.name}`' for each in fields(base) if each.init)}"
+    if issubclass(base, Mapping):
+        return "table"
+    return "array" if issubclass(base, Sequence) else ""
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "needed"
+    if value is None or value in ({}, ()) or callable(value):
+        return ""
+    shown = value.value if isinstance(value, Enum) else value
+    if isinstance(shown, tuple):
+        shown = list(shown)
+    text = (
+        str(shown).lower()
+        if isinstance(shown, bool)
+        else f'"{shown}"'
+        if isinstance(shown, str)
+        else str(shown)
+    )
+    return f"`{text}`"
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a table: links as the docstrings spell them lead into the reference."""
+    text = re.sub(r"\[(`{0,2})([^\]`]+)\1\]\[(rayvisor[\w.]*)\]", r"[`\2`](#\3)", text)
+    return text.replace("``", "`").replace("|", "\\|")
