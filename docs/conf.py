@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 project = "rayvisor"
 author = "the rayvisor developers"
@@ -17,7 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "statecharts.sphinx",
-    "docs_site",  # tools/docs_site.py
+    "tools.docs_site",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True  # a name that leads nowhere is a warning, and so an error

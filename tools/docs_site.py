@@ -10,10 +10,11 @@ import re
 from importlib import import_module
 from typing import Any
 
-import docs_reference
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
+
+from tools import docs_reference
 
 _LINK = re.compile(r"\[(`{0,2})([^\]`]+)\1\]\[([\w.]*)\]")
 _MERMAID = re.compile(r"<!-- made of: rayvisor chart (\w+) --format mermaid -->\n.*?<!-- end -->", re.DOTALL)

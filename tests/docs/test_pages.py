@@ -20,6 +20,7 @@ from rayvisor.config import KINDS
 from rayvisor.errors import RayvisorError
 from statecharts.lifecycles import CHARTS
 from tests.docs.pages import PAGES, PICTURES, ROOT, documented, draw, links, made_parts, make, navigation
+from tools import docs_reference
 
 PUBLIC = (
     "rayvisor",
@@ -112,10 +113,8 @@ def test_every_public_name_has_one_entry_in_the_reference() -> None:
     assert missing == []
 
 
-def test_the_reference_has_every_command_and_every_key_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    reference = import_module("docs_reference")
-    made = reference.made("<!-- made here: commands -->\n<!-- made here: keys -->")
+def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
+    made = docs_reference.made("<!-- made here: commands -->\n<!-- made here: keys -->")
     for name in main.list_commands(click.Context(main)):
         assert f"## rayvisor {name}\n" in made
     for kind, maker in KINDS.items():
