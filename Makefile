@@ -6,13 +6,15 @@ ARGS ?=
 JOBS ?= 3
 BIN := .venv/bin
 
-.PHONY: help setup demo check test faults docs clean
+.PHONY: help setup demo check test test-web faults docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the main job: a real vLLM engine is killed mid-stream, nothing is lost"
 	@echo "             (ARGS='--fault kill-host --requests 8', see .venv/bin/rayvisor demo --help)"
 	@echo "make test    all checks and tests (JOBS=2 test processes instead of 3, ARGS='-k name' for some of them)"
+	@echo "make test-web  tests with a real browser, Mermaid, Graphviz and SCXML tools: installs what it can, names the"
+	@echo "             rest, and leaves pictures of the live page in build/web (CHROMIUM=... names a browser)"
 	@echo "make faults  injects every fault of the matrix into the real thing and prints what came of it"
 	@echo "             (ARGS='--engine sim' is quicker; ARGS='--only host' plays some)"
 	@echo "make docs    the documentation site, in build/docs; every warning is an error"
@@ -34,6 +36,9 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
+
+test-web: setup
+	@$(BIN)/python tools/web_tests.py $(ARGS)
 
 faults: setup
 	@$(BIN)/python -m benchmarks faults --engine vllm $(ARGS)

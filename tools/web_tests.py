@@ -1,0 +1,233 @@
+"""Runs the tests that need tools which a Python package cannot bring: what ``make test-web`` calls.
+
+What can be installed is installed: Python packages into this environment, Mermaid below ``.cache/web``. What
+cannot is named, and its tests do not run; the exit status is that of those that did.
+
+    python tools/web_tests.py [--seconds 60] [pytest's own options]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+__all__ = ["chromium", "modules", "schema"]
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests" / "outside"
+WEB = ROOT / ".cache" / "web"
+PACKAGES = ("mermaid@11", "jsdom@26")
+SCHEMA_URL = "https://www.w3.org/2011/04/SCXML/"
+SCHEMA_FILES = (
+    "scxml.xsd",
+    "scxml-attribs.xsd",
+    "scxml-contentmodels.xsd",
+    "scxml-copyright.xsd",
+    "scxml-datatypes.xsd",
+    "scxml-module-core.xsd",
+    "scxml-module-data.xsd",
+    "scxml-module-external.xsd",
+)
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+class NotHere(Exception):  # noqa: N818 - no fault: its tests do not run
+    """What is missing, and how to get it."""
+
+
+def chromium() -> str:
+    """Path of a Chromium, or of a browser built from it."""
+    named = os.environ.get("CHROMIUM")
+    found = named or next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        raise NotHere(
+            "no Chromium; on Debian and Ubuntu: apt install chromium, or name one: CHROMIUM=/path/to/it"
+        )
+    return found
+
+
+def modules() -> Path:
+    """The folder with Mermaid in it."""
+    return WEB / "node_modules"
+
+
+def schema() -> Path:
+    """The W3C's schema of SCXML."""
+    return WEB / "scxml" / SCHEMA_FILES[0]
+
+
+def _run(command: Sequence[str], seconds: float) -> str:
+    """Run a tool to its end; what it says is what is wrong."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=max(1.0, seconds),
+            check=False,
+            cwd=ROOT,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotHere(f"{command[0]} did not come to an end within {seconds:.0f} s") from None
+    except OSError as error:
+        raise NotHere(f"{command[0]} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        raise NotHere(f"{Path(command[0]).name} failed: {(lines or ['it said nothing'])[-1][:300]}")
+    return str(done.stdout)
+
+
+_pip = Lock()
+
+
+def _python(module: str) -> Callable[[float], str]:
+    """Have a package of the extra ``test-web`` in this environment; all of them are installed together."""
+
+    def get(seconds: float) -> str:
+        late = time.monotonic() + seconds
+        with _pip:
+            if importlib.util.find_spec(module) is None:
+                pip = [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-input",
+                    "--disable-pip-version-check",
+                ]
+                _run([*pip, "--retries", "1", "--timeout", "10", *_extra()], late - time.monotonic())
+                importlib.invalidate_caches()
+        _run([sys.executable, "-c", f"import {module}"], late - time.monotonic())
+        return ""
+
+    return get
+
+
+def _extra() -> list[str]:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return list(project["optional-dependencies"]["test-web"])
+
+
+def _browser(seconds: float) -> str:
+    path = chromium()
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    # It is there; does it start? In some containers it does not.
+    page = _run(
+        [path, "--headless", "--disable-gpu", *sandbox, "--dump-dom", "data:text/html,<p>up</p>"], seconds
+    )
+    if "<p>up</p>" not in page:
+        raise NotHere(f"{path} starts, and shows nothing")
+    return _run([path, "--version"], seconds).strip().splitlines()[-1]
+
+
+def _node(seconds: float) -> str:
+    if shutil.which("node") is None:
+        raise NotHere("no Node.js (https://nodejs.org; on Debian and Ubuntu: apt install nodejs npm)")
+    if not all((modules() / name.partition("@")[0] / "package.json").exists() for name in PACKAGES):
+        WEB.mkdir(parents=True, exist_ok=True)
+        npm = ["npm", "install", "--prefix", str(WEB), "--no-audit", "--no-fund", "--ignore-scripts"]
+        npm += ["--loglevel=error", "--fetch-retries=1", "--fetch-timeout=10000"]
+        _run([*npm, *PACKAGES], seconds)
+    return f"Node.js {_run(['node', '--version'], seconds).strip()}"
+
+
+def _dot(seconds: float) -> str:
+    if shutil.which("dot") is None:
+        raise NotHere("no Graphviz (https://graphviz.org; on Debian and Ubuntu: apt install graphviz)")
+    return _run(["dot", "-V"], seconds).strip()
+
+
+def _schema(seconds: float) -> str:
+    """Get the W3C's files, all or none."""
+    import urllib.request
+
+    folder = schema().parent
+    if not schema().exists():
+        parts = folder.with_name("scxml.part")
+        parts.mkdir(parents=True, exist_ok=True)
+        late = time.monotonic() + seconds
+        for name in SCHEMA_FILES:
+            try:
+                with urllib.request.urlopen(f"{SCHEMA_URL}{name}", timeout=5.0) as answer:  # noqa: S310 - https
+                    (parts / name).write_bytes(answer.read(1 << 20))
+            except OSError as error:
+                raise NotHere(
+                    f"{SCHEMA_URL}{name} cannot be had: {getattr(error, 'reason', error)}"
+                ) from None
+            if time.monotonic() > late:
+                raise NotHere(f"{SCHEMA_URL} is too slow")
+        parts.rename(folder)
+    return "of the W3C"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Some tests, and what they need."""
+
+    name: str
+    file: str
+    needs: tuple[Callable[[float], str], ...]
+
+
+CHECKS = (
+    Check("live page in Chromium", "test_browser.py", (_browser, _python("playwright"))),
+    Check("Mermaid's own parser", "test_mermaid.py", (_node,)),
+    Check("Graphviz", "test_graphviz.py", (_dot,)),
+    Check("an SCXML interpreter", "test_scxml_interpreter.py", (_python("statemachine"),)),
+    Check("the W3C's SCXML schema", "test_scxml_schema.py", (_schema, _python("xmlschema"))),
+)
+
+
+def _prepare(check: Check, seconds: float) -> tuple[Check, str, str]:
+    """The check, with what it runs on, or with what is missing."""
+    late = time.monotonic() + seconds
+    try:
+        found = [need(late - time.monotonic()) for need in check.needs]
+    except NotHere as missing:
+        return check, "", str(missing)
+    return check, ", ".join(part for part in found if part), ""
+
+
+def main() -> int:
+    """Prepare, run, and say what ran."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=120.0, help="for installing all that is missing")
+    arguments, rest = parser.parse_known_args()
+    with ThreadPoolExecutor(len(CHECKS)) as pool:
+        prepared = list(pool.map(lambda check: _prepare(check, arguments.seconds), CHECKS))
+    files = [str(TESTS / check.file) for check, _, missing in prepared if not missing]
+    status = 0
+    if files:
+        # A process for each file: most of the time is spent in the browser.
+        spread = ["--numprocesses", str(min(3, len(files))), "--dist", "loadfile"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *files, *rest]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    print("web tests:")
+    for check, found, missing in prepared:
+        said = f"DID NOT RUN: {missing}" if missing else f"ran{f' ({found})' if found else ''}"
+        print(f"  {check.name:<24} {said}")
+    if (ROOT / "build" / "web").is_dir():
+        print(f"  pictures of the live page: {ROOT / 'build' / 'web'}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
