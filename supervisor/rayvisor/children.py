@@ -349,6 +349,19 @@ def coroutine(
         What it is called with.
     restart, shutdown, significant, backoff, start_deadline
         As in [`ChildSpec`][rayvisor.ChildSpec].
+
+    Raises
+    ------
+    SpecError
+        When it is no function, or a value cannot work.
+
+    Examples
+    --------
+    >>> async def listen(port: int, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    ...     async with await anyio.create_tcp_listener(local_port=port) as listener:
+    ...         task_status.started()  # up from here on
+    ...         await listener.serve(answer)
+    >>> child = coroutine("listener", listen, args=[8080], restart=Restart.TRANSIENT)
     """
     if not callable(function):
         raise SpecError("function", function, "must be an async function")

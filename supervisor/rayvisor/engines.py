@@ -178,6 +178,12 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     ------
     SpecError
         When a value cannot work.
+
+    Examples
+    --------
+    >>> pool = engine_pool("llm", engine_args={"model": "/models/small"}, size=2, standby=1)
+    >>> [(child.id, child.standby) for child in pool.start.children]
+    [('1', False), ('2', False), ('3', True)]
     """
     whole("size", size, "engines")
     whole("standby", standby, "spares", least=0)

@@ -129,6 +129,15 @@ class EnginePool:
         Seconds, monotonic.
     send_deadline
         Seconds that a call on the line may take; an order not given to its engine by then is routed anew.
+
+    Examples
+    --------
+    Inside ``async with rv.Supervisor(spec) as sup``::
+
+        async for chunk in sup["llm"].generate("Once upon a time", {"max_tokens": 64}):
+            print(chunk.text, end="")
+        completion = await sup["llm"].generate("Once", {"temperature": 0}).result()
+        print(completion.text, completion.usage)
     """
 
     def __init__(

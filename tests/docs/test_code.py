@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import anyio
 import pytest
 
 import rayvisor as rv
+from rayvisor.config import load_tree
 from rayvisor.demo.text import continuation
 from tests.docs.pages import PAGES, ROOT, TRANSLATIONS, Block, blocks
 
@@ -64,6 +65,7 @@ def _is_fragment(block: Block) -> bool:
 
 PROGRAMS = [block for block in PYTHON if not _is_fragment(block) and "import ray\n" not in block.text]
 ON_RAY = [block for block in PYTHON if "import ray\n" in block.text]
+TREES = [block for page in PAGES for block in blocks(page, "toml") if "[[children]]" in block.text]
 FRAGMENTS = [block for block in PYTHON if _is_fragment(block)]
 
 
@@ -126,6 +128,18 @@ def test_a_program_of_the_documentation_runs_on_a_ray_that_is_there(
     program = tmp_path / "program.py"
     program.write_text(block.text, encoding="utf-8")
     assert _run([str(program)], attach=True)
+
+
+@pytest.mark.parametrize("block", TREES, ids=lambda block: block.name)
+def test_a_tree_in_the_documentation_can_be_read(
+    block: Block, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    search = ModuleType("search")  # the module of the reader's own that a page names
+    search.Index = type("Index", (), dict.fromkeys(("ping", "hold", "go_on", "flush"), len))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "search", search)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "tree.toml").write_text(block.text, encoding="utf-8")
+    assert load_tree(tmp_path / "tree.toml").spec.children
 
 
 @pytest.mark.parametrize("block", FRAGMENTS, ids=lambda block: block.name)

@@ -96,7 +96,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
     pages = [page for page in PAGES if page.parent != ROOT and page.name != "index.md"]
-    assert sorted(navigation()) == sorted(pages)
+    assert sorted(navigation()) == sorted(pages), "name the page in a toctree of docs/index.md"
 
 
 def test_every_public_name_has_one_entry_in_the_reference() -> None:
@@ -110,7 +110,7 @@ def test_every_public_name_has_one_entry_in_the_reference() -> None:
         for name in import_module(module).__all__
         if not any(each is getattr(import_module(module), name) for each in known)
     ]
-    assert missing == []
+    assert missing == [], "add an entry to a page in docs/reference"
 
 
 def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
