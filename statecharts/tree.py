@@ -33,7 +33,8 @@ class Tree:
     children
         Below it, in their order.
     state
-        The leaf that it is in, where it runs: empty if not.
+        The state that it is in, as ``"ALIVE.SERVING"``, where it runs: empty if not. Pictures have the
+        colours of the states of ``statecharts.lifecycles``.
 
     Examples
     --------
@@ -101,8 +102,8 @@ def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - the word that t
     tree
         Its root.
     format
-        One of [`tree_formats`][statecharts.tree_formats]; ``"mermaid"``, ``"dot"``, ``"svg"`` and
-        ``"json"`` are always there.
+        One of [`tree_formats`][statecharts.tree_formats]; ``"mermaid"``, ``"dot"``, ``"svg"``,
+        ``"scxml"``, ``"table"`` (Markdown) and ``"json"`` are always there.
 
     Raises
     ------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from statecharts.renderers._text import columns, xml
 
-__all__ = ["COLORS", "LETTER", "LINE", "number", "scheme", "sheet", "text_line", "text_width"]
+__all__ = ["COLORS", "LETTER", "LIGHT", "LINE", "number", "scheme", "sheet", "text_line", "text_width"]
 
 LINE = 18
 """Pixels from one line of text to the next; everything stands on this grid."""
@@ -16,7 +17,8 @@ LETTER = 7.25
 COLORS = 6
 """How many colours there are for arrows."""
 
-_LIGHT = ("#0b7a3b", "#a15c00", "#0a5fc2", "#b3261e", "#7a3db8", "#00757a")
+LIGHT: Final = ("#0b7a3b", "#a15c00", "#0a5fc2", "#b3261e", "#7a3db8", "#00757a")
+"""They can be read on white, and seen on black."""
 _DARK = ("#5fd38d", "#f0b45a", "#7ab4ff", "#ff8f86", "#cf9cff", "#5fd0d6")
 
 _LIGHT_PAGE = """--ink:#1f2328;--soft:#57606a;--line:#8c959f;--card:#ffffff;--frame:#f6f8fa;--page:#ffffff;
@@ -47,7 +49,7 @@ fill:var(--ink);white-space:pre}
 
 def scheme(*, dark: bool) -> str:
     """Give the colours of a picture on a light or a dark page, as properties of CSS."""
-    page, colors = (_DARK_PAGE, _DARK) if dark else (_LIGHT_PAGE, _LIGHT)
+    page, colors = (_DARK_PAGE, _DARK) if dark else (_LIGHT_PAGE, LIGHT)
     return page + ";".join(f"--c{index}:{color}" for index, color in enumerate(colors))
 
 

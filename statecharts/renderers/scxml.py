@@ -17,7 +17,7 @@ from statecharts.chart import Choice, Leaf, State, Transition
 from statecharts.drawing import Drawing
 from statecharts.renderers._text import unique_names, xml
 
-__all__ = ["NAMESPACE", "render_scxml"]
+__all__ = ["NAMESPACE", "render_scxml", "xml_word"]
 
 NAMESPACE = "urn:statecharts:1"
 """Of the attributes that are not SCXML's own."""
@@ -37,7 +37,7 @@ class _Document:
         self._chart = chart
         places = [state.name for state in chart.states if not state.is_simple]
         places += [leaf.name for leaf in chart.leaves] + [choice.name for choice in chart.choices]
-        self._places = unique_names([(name, _word(name)) for name in places])
+        self._places = unique_names([(name, xml_word(name)) for name in places])
         self._flags = unique_names([(name, f"flag_{name}") for name in chart.flags])
         self._events = unique_names([(name, name) for name in chart.events], "A-Za-z0-9_-")
 
@@ -47,7 +47,7 @@ class _Document:
         yield '<?xml version="1.0" encoding="UTF-8"?>'
         yield '<scxml xmlns="http://www.w3.org/2005/07/scxml"'
         yield f'       xmlns:chart="{NAMESPACE}"'
-        name = _word(chart.name)
+        name = xml_word(chart.name)
         yield f'       version="1.0" datamodel="ecmascript" name="{name}"'
         yield f'       initial="{self._places[chart.initial]}"{self._own(chart.name, name, chart.doc)}>'
         if chart.flags:
@@ -128,7 +128,7 @@ class _Document:
         return named + (f' chart:doc="{xml(doc)}"' if doc else "")
 
 
-def _word(name: str) -> str:
+def xml_word(name: str) -> str:
     """An identifier of XML: it begins with a letter."""
     word = next(iter(unique_names([("", name)]).values()))
     return word if word[:1].isalpha() else f"_{word}"

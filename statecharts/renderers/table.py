@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statecharts.chart import Transition
 from statecharts.drawing import Drawing, change_in_words, guard_in_words
 
-__all__ = ["render_table"]
+__all__ = ["render_table", "table_lines"]
 
 
 def render_table(drawing: Drawing) -> str:
@@ -29,7 +29,7 @@ def _lines(drawing: Drawing) -> Iterator[str]:
     if chart.flags:
         yield from ("", f"Flags: {_escape(', '.join(chart.flags))}.")
     yield ""
-    yield from _table(
+    yield from table_lines(
         ("State", "Leaf", "Final", "Meaning"),
         (
             (state.name, leaf.name, "yes" if leaf.final else "", leaf.doc)
@@ -42,9 +42,11 @@ def _lines(drawing: Drawing) -> Iterator[str]:
         if choice.doc:
             yield from (_escape(choice.doc), "")
         branches = [(branch.flag, branch.target) for branch in choice.branches]
-        yield from _table(("First flag set", "Leads to"), [*branches, ("none of them", choice.otherwise)])
+        yield from table_lines(
+            ("First flag set", "Leads to"), [*branches, ("none of them", choice.otherwise)]
+        )
     yield from ("", "## Transitions", "")
-    yield from _table(
+    yield from table_lines(
         ("From", "Event", "When", "To", "Flags", "Why"),
         (_row(transition) for transition in chart.transitions),
     )
@@ -61,7 +63,8 @@ def _row(transition: Transition) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Write a Markdown table."""
     # Padded, so that it reads as a table in a terminal as well.
     cells = [[_escape(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]

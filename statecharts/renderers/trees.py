@@ -1,4 +1,7 @@
-"""Trees as Mermaid flowcharts, DOT, SVG and JSON; from left to right, children in their order."""
+"""Trees in the formats of charts: as pictures from left to right, children in their order.
+
+A node that says in which state it is has that state's colour, the one that it has in pictures of charts.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from statecharts.renderers._sheet import LINE, number, sheet, text_line, text_width
-from statecharts.renderers._text import quoted, wrapped, xml
+from statecharts.renderers._sheet import LIGHT, LINE, number, sheet, text_line, text_width
+from statecharts.renderers._text import quoted, unique_names, wrapped, xml
 from statecharts.renderers.mermaid import escape_for_mermaid
+from statecharts.renderers.scxml import NAMESPACE, xml_word
+from statecharts.renderers.table import table_lines
 from statecharts.tree import Tree, TreeRenderer
 
 __all__ = ["BUILT_IN"]
@@ -19,6 +24,13 @@ _COLUMNS = 40
 _PAD = 12
 _GAP = 14
 _ACROSS = 48
+_COLORS: Final[Mapping[str, int]] = MappingProxyType(
+    dict.fromkeys(("ALIVE", "RUNNING", "SUCCEEDED"), 0)
+    | dict.fromkeys(("PAUSED", "PENDING"), 1)
+    | dict.fromkeys(("RESTARTING", "RETRYING", "STARTING", "STOPPING"), 2)
+    | dict.fromkeys(("DEAD", "DOWN", "FAILED", "CANCELLED"), 3)
+)
+"""The colours of the states of ``statecharts.lifecycles``; a state of others has none."""
 
 
 def _lines(node: Tree) -> list[str]:
@@ -28,6 +40,10 @@ def _lines(node: Tree) -> list[str]:
         *([node.state] if node.state else []),
         *(f"{name}: {said}" for name, said in node.facts),
     ]
+
+
+def _color(node: Tree) -> int | None:
+    return _COLORS.get(node.state.partition(".")[0].partition(" ")[0])
 
 
 def _edges(tree: Tree) -> Iterator[tuple[int, int]]:
@@ -48,6 +64,10 @@ def _mermaid(tree: Tree) -> str:
         text = "<br/>".join(escape_for_mermaid(line) for line in _lines(node))
         lines.append(f'    n{index}["{text}"]')
     lines += [f"    n{above} --> n{below}" for above, below in _edges(tree)]
+    for index, node in enumerate(tree.nodes()):
+        color = _color(node)
+        if color is not None:
+            lines.append(f"    style n{index} stroke:{LIGHT[color]},stroke-width:3px")
     return "\n".join(lines) + "\n"
 
 
@@ -56,9 +76,50 @@ def _dot(tree: Tree) -> str:
     lines.append('    node [shape=box, style=rounded, fontname="Helvetica", fontsize=11];')
     for index, node in enumerate(tree.nodes()):
         text = "\\l".join(quoted(line) for line in _lines(node))
-        lines.append(f'    n{index} [label="{text}\\l"];')
+        color = _color(node)
+        lit = "" if color is None else f', color="{LIGHT[color]}", penwidth=3'
+        lines.append(f'    n{index} [label="{text}\\l"{lit}];')
     lines += [f"    n{above} -> n{below};" for above, below in _edges(tree)]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _scxml(tree: Tree) -> str:
+    """A state for each node; one with others below it has them in parallel."""
+    names = unique_names([(str(index), xml_word(node.name)) for index, node in enumerate(tree.nodes())])
+    numbers = iter(names.values())
+
+    def written(node: Tree, indent: str) -> Iterator[str]:
+        word = "parallel" if node.children else "state"
+        facts = "; ".join(f"{name}: {said}" for name, said in node.facts)
+        attributes = f' id="{next(numbers)}" chart:name="{xml(node.name)}"'
+        attributes += f' chart:live="{xml(node.state)}"' if node.state else ""
+        attributes += f' chart:doc="{xml(facts)}"' if facts else ""
+        if not node.children:
+            yield f"{indent}<{word}{attributes}/>"
+            return
+        yield f"{indent}<{word}{attributes}>"
+        for child in node.children:
+            yield from written(child, f"{indent}  ")
+        yield f"{indent}</{word}>"
+
+    head = f'<scxml xmlns="http://www.w3.org/2005/07/scxml" xmlns:chart="{NAMESPACE}" version="1.0"'
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', head]
+    lines.append(f'       datamodel="null" name="{xml_word(tree.name)}" initial="{names["0"]}">')
+    return "\n".join([*lines, *written(tree, "  "), "</scxml>"]) + "\n"
+
+
+def _table(tree: Tree) -> str:
+    """A row for each node in start order, a column for each fact that any of them has."""
+    facts = list(dict.fromkeys(name for node in tree.nodes() for name, _ in node.facts))
+    depths = {0: 0}
+    for above, below in _edges(tree):
+        depths[below] = depths[above] + 1
+    rows = []
+    for index, node in enumerate(tree.nodes()):
+        said = dict(node.facts)
+        name = f"{chr(0x2192) * depths[index]} {node.name}".strip()
+        rows.append((name, node.state, *(said.get(fact, "") for fact in facts)))
+    return "\n".join(table_lines(("Name", "State", *facts), rows)) + "\n"
 
 
 def _json(tree: Tree) -> str:
@@ -123,8 +184,13 @@ def _box(node: Tree, depth: int) -> _Box:
     first, *rest = _lines(node)
     lines = [*(wrapped([(first, "name")], _COLUMNS) or [[("", "")]])]
     for text in rest:
-        lines += wrapped([(text, "" if text == node.state else "soft")], _COLUMNS)
+        lines += wrapped([(text, _state_style(node) if text == node.state else "soft")], _COLUMNS)
     return _Box(node, lines, depth, [_box(child, depth + 1) for child in node.children])
+
+
+def _state_style(node: Tree) -> str:
+    color = _color(node)
+    return "name" if color is None else f"name t{color}"
 
 
 def _stack(box: _Box, top: float) -> float:
@@ -160,9 +226,11 @@ def _body(boxes: list[_Box], xs: list[float], widths: list[float]) -> Iterator[s
     for box in boxes:
         x, width = xs[box.depth], widths[box.depth]
         yield f"<g><title>{xml(box.node.name)}</title>"
+        color = _color(box.node)
+        look, thick = ("", "") if color is None else (f" c{color}", ' stroke-width="2.5"')
         yield (
-            f'<rect class="{"frame" if box.below else "card"}" x="{number(x)}" y="{number(box.y)}" '
-            f'width="{number(width)}" height="{number(box.height)}" rx="8"/>'
+            f'<rect class="{"frame" if box.below else "card"}{look}" x="{number(x)}" y="{number(box.y)}" '
+            f'width="{number(width)}" height="{number(box.height)}" rx="8"{thick}/>'
         )
         for index, words in enumerate(box.lines):
             yield text_line(x + _PAD, box.y + (index + 1.05) * LINE, words)
@@ -170,6 +238,6 @@ def _body(boxes: list[_Box], xs: list[float], widths: list[float]) -> Iterator[s
 
 
 BUILT_IN: Final[Mapping[str, TreeRenderer]] = MappingProxyType(
-    {"mermaid": _mermaid, "dot": _dot, "svg": _svg, "json": _json}
+    {"mermaid": _mermaid, "dot": _dot, "svg": _svg, "scxml": _scxml, "table": _table, "json": _json}
 )
 """What there is without registering anything."""

@@ -3,11 +3,15 @@
 node = sup.status()
 for child in node.children:
     print(child.path, child.state, child.leaf, child.fault)
+
+In a notebook a node shows itself as a picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from statecharts import Tree, render_tree
 
 __all__ = ["LastFault", "Node", "Requests", "Restarts"]
 
@@ -73,3 +77,45 @@ class Node:
     url: str = ""
     """Where a server is while it is up."""
     children: tuple[Node, ...] = ()
+
+    def tree(self, name: str = "tree") -> Tree:
+        """Make the tree that ``statecharts`` draws, each node with its state.
+
+        Parameters
+        ----------
+        name
+            What the root is called, whose path is empty.
+
+        Returns
+        -------
+        Tree
+            For [`render_tree`][statecharts.render_tree]; a notebook shows it.
+
+        Examples
+        --------
+        >>> node = Node(path="", kind="supervisor", state="RUNNING", leaf="")
+        >>> node.tree().state
+        'RUNNING'
+        """
+        facts = [("kind", self.kind)]
+        if self.incarnation:
+            facts.append(("incarnation", str(self.incarnation)))
+        hidden = [hold for hold in self.holds if hold != self.leaf]
+        if hidden:
+            facts.append(("holds", ", ".join(hidden)))
+        if self.restarts is not None:
+            used = f"{self.restarts.used} of {self.restarts.intensity} in {self.restarts.period:g} s"
+            facts.append(("restarts", used))
+        if self.requests is not None:
+            facts.append(("in flight", str(self.requests.in_flight)))
+        if self.fault is not None:
+            facts.append(("last fault", self.fault.root))
+        place = f"{self.state}.{self.leaf}" if self.leaf else self.state
+        children = tuple(child.tree() for child in self.children)
+        return Tree(self.path or name, tuple(facts), children, place)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
+        return {"image/svg+xml": self._repr_svg_(), "text/plain": repr(self)}
+
+    def _repr_svg_(self) -> str:
+        return render_tree(self.tree(), "svg")

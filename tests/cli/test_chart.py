@@ -100,7 +100,7 @@ auto_shutdown = "any_significant"
         (["chart", "--tree", "gone.toml"], ["gone.toml", "cannot be read"]),
         (["chart", "engine", "--tree", "gone.toml"], ["--tree", "NAME"]),
         (["chart", "--tree", "gone.toml", "--state", "SERVING"], ["--tree", "--state"]),
-        (["chart", "--tree", str(EXAMPLE), "--format", "scxml"], ["--format", "mermaid, dot, svg, json"]),
+        (["chart", "engine", "--live"], ["--live", "NAME"]),
         (["chart", "motor"], ["'motor'", "'actor'", "'engine'", "'task'", "'supervisor'"]),
         (["chart", "engine", "--format", "pdf"], ["--format", "'pdf'", "'mermaid'", "'table'"]),
         (["chart"], ["Missing argument", "actor", "engine", "task", "supervisor"]),

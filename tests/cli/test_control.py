@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import rayvisor as rv
 from rayvisor.cli import main
 from rayvisor.cli._lines import age, record_line, tree_lines
+from statecharts import render_tree, tree_formats
 
 
 async def idle() -> None:
@@ -61,6 +62,16 @@ def test_status_as_json_is_what_the_socket_answers() -> None:
     assert [child["path"] for child in told["tree"]["children"]] == ["side", "idler"]
 
 
+@pytest.mark.parametrize("form", tree_formats())
+def test_the_running_tree_is_drawn_with_the_state_of_each_child(form: str, running: Any) -> None:
+    running.pause("side/a")
+    text = call("chart", "--live", "--format", form).output
+    for words in ("side/a", "idler", "RUNNING", "ALIVE.SERVING", "PAUSED.REQUESTED"):
+        assert words in text.replace("#47;", "/"), words
+    assert text == render_tree(running.status().tree(), form)
+    assert "ALIVE.SERVING" in running.status()._repr_svg_()
+
+
 def test_a_child_is_paused_resumed_restarted_and_stopped(running: Any) -> None:
     assert call("pause", "side", "--mode", "abort").output == "paused side (abort): nothing in flight\n"
     assert running.status("side/b").leaf == "REQUESTED"
@@ -103,11 +114,13 @@ def test_an_unknown_child_is_one_line_and_exit_status_1(arguments: list[str], wo
     assert len(result.output.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["status", "events", "pause", "resume", "restart", "stop"])
+@pytest.mark.parametrize(
+    "command", ["status", "events", "pause", "resume", "restart", "stop", "chart --live"]
+)
 def test_a_socket_that_cannot_be_reached_is_one_line_and_exit_status_1(command: str, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.sock")
     for arguments, words in (((), "no tree runs here"), (("--socket", gone), "there is no such socket")):
-        result = call(command, *arguments)
+        result = call(*command.split(), *arguments)
         assert result.exit_code == 1
         assert words in result.output
         assert len(result.output.splitlines()) == 1

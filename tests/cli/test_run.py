@@ -212,6 +212,25 @@ def test_a_wrong_file_is_one_line_and_exit_status_2(tmp_path: Path, text: str, w
     assert len(result.output.splitlines()) == 1
 
 
+@pytest.mark.parametrize("order", [["--web", "{}"], ["{}", "--web"], ["--web", "0", "{}"], ["--web=0", "{}"]])
+def test_a_port_for_the_page_may_be_left_out_wherever_the_file_stands(
+    order: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "gone.toml"
+    result = CliRunner().invoke(main, ["run", *(word.format(file) for word in order)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {file}: ")
+
+
+@pytest.mark.parametrize("port", ["80a", "70000"])
+def test_a_port_that_is_none_is_said_to_be_none(port: str) -> None:
+    result = CliRunner().invoke(main, ["run", "--web", port, "tree.toml"])
+    assert result.exit_code == 2
+    assert (
+        f"Invalid value for '--web': '{port}'" in result.stderr or f"'--web': {port} is not" in result.stderr
+    )
+
+
 def test_a_missing_file_exits_2() -> None:
     result = CliRunner().invoke(main, ["run", "/none/tree.toml"])
     assert result.exit_code == 2

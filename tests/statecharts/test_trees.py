@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import statecharts.tree
-from statecharts import ChartError, Tree, register_tree_renderer, render_tree, tree_formats
+from statecharts import ChartError, Tree, formats, register_tree_renderer, render_tree, tree_formats
+from statecharts.renderers.scxml import NAMESPACE
 from tests.statecharts.odd import parsed
 from tests.statecharts.test_pictures import SVG, boxes, texts
 
@@ -29,7 +30,7 @@ TREE = Tree(
 )
 
 
-@pytest.mark.parametrize("form", ["mermaid", "dot", "svg", "json"])
+@pytest.mark.parametrize("form", tree_formats())
 def test_a_tree_is_drawn_as_it_was_looked_at(form: str) -> None:
     assert render_tree(TREE, form) == (GOLDEN / f"tree.{form}").read_text(encoding="utf-8")
 
@@ -73,18 +74,39 @@ def test_no_box_lies_on_another_and_every_text_is_in_one(tree: Tree) -> None:
     assert root.find(f"{SVG}desc") is not None
 
 
+@pytest.mark.parametrize("form", tree_formats())
+def test_each_state_of_a_child_shows_in_every_format(form: str) -> None:
+    states = ("", "ALIVE.SERVING", "PAUSED.STALE", "RESTARTING.BACKOFF", "DEAD.FAILED", "ELSEWHERE")
+    texts = [render_tree(Tree("root", children=(Tree("child", state=state),)), form) for state in states]
+    assert len(set(texts)) == len(states)
+    for state, text in zip(states, texts, strict=True):
+        assert state in text
+
+
+def test_a_tree_in_scxml_has_every_node_below_its_parent() -> None:
+    root = parsed(render_tree(TREE, "scxml"))
+    below = {
+        (above.get(f"{{{NAMESPACE}}}name"), child.get(f"{{{NAMESPACE}}}name"))
+        for above in root.iter()
+        for child in above
+    }
+    assert below - {(None, "root")} == {
+        (node.name, child.name) for node in TREE.nodes() for child in node.children
+    }
+
+
 def test_a_tree_shows_itself_in_notebooks() -> None:
     assert TREE._repr_svg_() == render_tree(TREE, "svg")
     assert TREE._repr_mimebundle_()["image/svg+xml"] == TREE._repr_svg_()
 
 
 def test_an_unknown_format_names_those_for_trees() -> None:
-    with pytest.raises(ChartError, match="use one of mermaid, dot, svg, json"):
-        render_tree(TREE, "scxml")
+    with pytest.raises(ChartError, match="use one of mermaid, dot, svg, scxml, table, json"):
+        render_tree(TREE, "pdf")
 
 
 def test_a_new_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tree_formats() == ("mermaid", "dot", "svg", "json")
+    assert tree_formats() == formats() == ("mermaid", "dot", "svg", "scxml", "table", "json")
     monkeypatch.setattr(statecharts.tree, "_RENDERERS", dict(statecharts.tree._RENDERERS))
     register_tree_renderer("name", lambda tree: f"{tree.name}\n")
     assert render_tree(TREE, "name") == "root\n"

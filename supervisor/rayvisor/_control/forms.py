@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
+
+from rayvisor.status import LastFault, Node, Requests, Restarts
 
 if TYPE_CHECKING:
     from rayvisor.records import Record
-    from rayvisor.status import Node
 
-__all__ = ["fault_tolerance_status", "plain", "record_form", "tree_form", "walk"]
+__all__ = ["fault_tolerance_status", "node_from", "plain", "record_form", "tree_form", "walk"]
 
 _ENGINES = frozenset({"engine", "server"})
 _UNHEALTHY = frozenset({"FAULTED", "RETRYING", "SUSPECT"})
@@ -21,6 +22,18 @@ def tree_form(node: Node) -> dict[str, Any]:
     """A node with all below it."""
     form: dict[str, Any] = plain(asdict(node))
     return form
+
+
+def node_from(form: Mapping[str, Any]) -> Node:
+    """The node that `tree_form` wrote; what it does not know is left out."""
+    known = {each.name: form[each.name] for each in fields(Node) if each.name in form}
+    for name, kind in (("restarts", Restarts), ("fault", LastFault), ("requests", Requests)):
+        if known.get(name) is not None:
+            known[name] = kind(**{each.name: known[name][each.name] for each in fields(kind)})
+    known["holds"] = tuple(known.get("holds", ()))
+    known["processes"] = tuple((role, pid, name) for role, pid, name in known.get("processes", ()))
+    known["children"] = tuple(node_from(child) for child in form["children"])
+    return Node(**known)
 
 
 def record_form(record: Record, wall: float) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-__all__ = ["web_option"]
+__all__ = ["WebCommand", "web_option"]
 
 web_option = click.option(
     "--web",
@@ -16,3 +18,18 @@ web_option = click.option(
     metavar="[PORT]",
     help="Serve the live page on this machine, at PORT or a free one, and print its URL.",
 )
+
+
+class WebCommand(click.Command):
+    """A command with ``--web [PORT]`` and a file: ``--web tree.toml`` names the file, not the port."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give ``--web`` a value of its own where what follows it is the file."""
+        given = list(args)
+        for at, word in enumerate(args[:-1]):
+            after = args[at + 1]
+            if word == "--":
+                break
+            if word == "--web" and (after.endswith(".toml") or Path(after).is_file()):
+                given[at] = "--web=0"
+        return super().parse_args(ctx, given)

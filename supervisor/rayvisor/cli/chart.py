@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from statecharts import ChartError, formats, render, render_tree, tree_formats
+from rayvisor.cli._socket import socket_option
+from statecharts import ChartError, Tree, formats, render, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
 __all__ = ["chart"]
@@ -30,15 +31,29 @@ __all__ = ["chart"]
     type=click.Path(path_type=Path),
     help=f"Render the supervision tree of this file instead ({', '.join(tree_formats())}).",
 )
+@click.option("--live", is_flag=True, help="Render the tree that runs, each child with its state.")
+@socket_option
 @click.pass_context
 def chart(
-    context: click.Context, name: str | None, format_name: str, state: str | None, tree_file: Path | None
+    context: click.Context,
+    *,
+    name: str | None,
+    format_name: str,
+    state: str | None,
+    tree_file: Path | None,
+    live: bool,
+    socket_path: Path | None,
 ) -> None:
     """Render a lifecycle: its states, and what each event leads to.
 
     With --tree: the supervisors and children of a file that `rayvisor run` takes, with their strategies,
-    intensities and restart types.
+    intensities and restart types. With --live: those of a running tree, with their states.
     """
+    if live:
+        if name is not None or state is not None or tree_file is not None:
+            raise click.UsageError("--live renders the tree that runs: leave out NAME, --state and --tree")
+        click.echo(_live(socket_path, format_name), nl=False)
+        return
     if tree_file is not None:
         if name is not None or state is not None:
             raise click.UsageError("--tree SPEC.toml renders a tree: leave out NAME and --state")
@@ -53,14 +68,31 @@ def chart(
         raise click.BadParameter(str(error), ctx=context, param_hint="--state") from None
 
 
+def _live(socket_path: Path | None, format_name: str) -> str:
+    from rayvisor._control.client import ControlClient, ControlRefusedError, find
+    from rayvisor._control.forms import node_from
+    from rayvisor.errors import ControlSocketError
+
+    try:
+        client = find() if socket_path is None else ControlClient(socket_path)
+        return _drawn(node_from(client.get("/v1/status")["tree"]).tree(), format_name)
+    except (ControlSocketError, ControlRefusedError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _drawn(tree: Tree, format_name: str) -> str:
+    try:
+        return render_tree(tree, format_name)
+    except ChartError as error:
+        raise click.BadParameter(str(error), param_hint="--format") from None
+
+
 def _tree(file: Path, format_name: str) -> str:
     from rayvisor.cli._picture import tree_of
     from rayvisor.config import load_tree
     from rayvisor.errors import SpecError
 
     try:
-        return render_tree(tree_of(load_tree(file).spec, file.stem), format_name)
+        return _drawn(tree_of(load_tree(file).spec, file.stem), format_name)
     except SpecError as error:
         raise click.UsageError(str(error)) from None
-    except ChartError as error:
-        raise click.BadParameter(str(error), param_hint="--format") from None

@@ -15,6 +15,7 @@ import click
 
 from rayvisor._control.client import ControlClient, ControlRefusedError, find
 from rayvisor.cli._lines import record_line, tree_lines
+from rayvisor.cli._socket import socket_option
 from rayvisor.errors import ControlSocketError, UnknownChildError
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
@@ -26,15 +27,6 @@ STOP_SECONDS = 3600.0
 
 _path = click.argument("path", default="", metavar="[PATH]")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-_socket = click.option(
-    "--socket",
-    "socket_path",
-    type=click.Path(path_type=Path),
-    envvar="RAYVISOR_SOCKET",
-    help="Control socket of the tree; not needed where one tree runs.",
-)
 
 
 @contextmanager
@@ -52,7 +44,7 @@ def _said() -> Iterator[None]:
 def _client(command: F) -> F:
     """Give a command the tree it talks to."""
 
-    @_socket
+    @socket_option
     @functools.wraps(command)
     def run(socket_path: Path | None, **options: Any) -> Any:
         with _said():
@@ -64,7 +56,7 @@ def _client(command: F) -> F:
 
 @click.command()
 @_path
-@_socket
+@socket_option
 @click.option("--watch", is_flag=True, help="Go on showing what happens, until Ctrl-C.")
 @_json
 def status(*, socket_path: Path | None, path: str, watch: bool, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import anyio
 import click
 
 from rayvisor.cli._lines import record_line
-from rayvisor.cli._web import web_option
+from rayvisor.cli._web import WebCommand, web_option
 from rayvisor.config import TreeFile, load_tree
 from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
 
@@ -27,7 +27,7 @@ __all__ = ["run"]
 LAST_LINES_SECONDS = 5.0
 
 
-@click.command()
+@click.command(cls=WebCommand)
 @click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC.toml")
 @click.option("--socket", "socket_path", help="Path of the control socket; default: one the commands find.")
 @click.option("--publish", metavar="ADDR", help="Publish events there: tcp://127.0.0.1:5570, ipc://PATH.")
