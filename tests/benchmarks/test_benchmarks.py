@@ -72,6 +72,19 @@ def test_recovery_is_timed_beside_the_engines_cold_start(cluster_address: str) -
 
 
 @pytest.mark.ray
+def test_a_spares_takeover_is_timed_with_one_stream_and_with_several(cluster_address: str) -> None:
+    result = _run(cluster_address, "takeover", "--runs", "1", "--streams", "2")
+    rows = {
+        "kill to decision": False,
+        "one stream: kill to next token": False,
+        "2 streams: kill to next token": False,
+        "2 streams: kill until all go on": False,
+    }
+    _check(result, "takeover", rows)
+    assert [target["at_most"] for target in result["targets"]] == [120, 200]
+
+
+@pytest.mark.ray
 def test_throughput_is_measured_beside_the_engine_alone_and_rays_streams(cluster_address: str) -> None:
     result = _run(cluster_address, "throughput", "--runs", "1", "--streams", "2", "--tokens", "50")
     rows = {

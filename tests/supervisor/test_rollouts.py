@@ -65,21 +65,29 @@ async def test_weights_that_move_under_a_request_are_what_the_whole_of_its_compl
     assert moved.token_ids == fresh.token_ids != old.token_ids
 
 
-@pytest.mark.parametrize("how", ["splice", "fail"])
-async def test_a_request_may_go_on_with_other_weights_or_fail(how: str) -> None:
+async def test_a_request_may_go_on_with_other_weights_or_fail() -> None:
     weights = Weights()
     async with rollouts(weights, on_weights_changed="splice") as sup:
-        stream = sup["llm"].generate("Once", GREEDY, on_weights_changed=how)
-        await anext(stream)
+        pool = sup["llm"]
+        old = await pool.generate("Once", GREEDY).result()
+        spliced = pool.generate("Once", GREEDY)
+        fails = pool.generate("Once", GREEDY, on_weights_changed="fail")
+        chunks = [await anext(spliced)]
+        await anext(fails)
         weights.version = 2
         await sup.stale("llm")
-        if how == "fail":
-            with pytest.raises(WeightsChangedError, match="from version 1 to 2"):
-                await stream.result()
-        else:
-            completion = await stream.result()
-            assert completion.weight_versions == (1, 2)
-            assert len(completion.token_ids) == 100
+        with pytest.raises(WeightsChangedError, match="from version 1 to 2"):
+            await fails.result()
+        chunks += [chunk async for chunk in spliced]
+        completion = await spliced.result()
+        assert completion.weight_versions == (1, 2)
+        assert len(completion.token_ids) == 100
+        # Each token is the one that the weights of its chunk give at that place: none is off by one.
+        first = tuple(token for chunk in chunks if chunk.weight_version == 1 for token in chunk.token_ids)
+        assert first == old.token_ids[: len(first)]
+        again = [*(completion.prompt_token_ids or ()), *first]
+        rest = await pool.generate(again, {**GREEDY, "max_tokens": 100 - len(first)}).result()
+        assert first + rest.token_ids == completion.token_ids != old.token_ids
 
 
 async def test_a_step_that_loses_an_engine_ends_with_every_sample_from_its_weights_and_no_stale_spare() -> (
