@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,14 @@ class VllmEngine:
             kv_cache_memory_bytes=1 << 28,
         )
         children = multiprocessing.active_children()
-        self.core = next(child.pid or 0 for child in children if child.name.startswith("EngineCore"))
+        core = next(child for child in children if child.name.startswith("EngineCore"))
+        self.core = core.pid or 0
+        threading.Thread(target=self._tell_of_its_end, args=(core,), daemon=True).start()
+
+    def _tell_of_its_end(self, core: Any) -> None:
+        """Wake a ``generate`` that waits: vLLM's synchronous client does not, when its core is killed."""
+        multiprocessing.connection.wait([core.sentinel])
+        self.llm.llm_engine.engine_core.outputs_queue.put(EngineDeadError("EngineCore has ended"))
 
     def generate(self, prompts: list[str]) -> list[str]:
         """Continue each prompt."""
