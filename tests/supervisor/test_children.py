@@ -26,6 +26,18 @@ def test_a_pool_is_a_supervisor_of_engines_that_start_side_by_side() -> None:
     assert engine.ending.endless
 
 
+def test_spares_and_engines_that_serve_are_to_be_apart_unless_their_place_was_chosen() -> None:
+    def apart(**options: Any) -> list[tuple[str, ...]]:
+        pool = rv.engine_pool("llm", engine_args={}, size=2, **options)
+        assert isinstance(pool.start, EnginePoolSpec)
+        starts = [child.start for child in pool.start.children]
+        return [start.options.apart_from for start in starts if isinstance(start, EngineStart)]
+
+    assert apart(standby=1) == [("3",), ("3",), ("1", "2")]
+    assert apart() == [(), ()]
+    assert apart(standby=1, scheduling="SPREAD") == [(), (), ()]
+
+
 @pytest.mark.parametrize(
     ("options", "field", "value"),
     [
