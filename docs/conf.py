@@ -22,6 +22,7 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True  # a name that leads nowhere is a warning, and so an error
 default_role = "code"
+smartquotes = False  # an option's two dashes are to stay two
 suppress_warnings = ["myst.strikethrough"]
 
 myst_heading_anchors = 4

@@ -144,7 +144,7 @@ def figure(shown: Embedding, *, number: int = 1) -> str:
     >>> html.count("<svg"), "A task that is tried again</figcaption>" in html
     (1, True)
     """
-    svg = _scalable(shown.text("svg"))
+    svg = _apart(_scalable(shown.text("svg")))
     for part in ("title", "desc"):
         svg = re.sub(rf'(?<=[" ])([\w-]+)-{part}(?=[" ])', rf"\1-{number}-{part}", svg, count=2)
     label = xml(shown.caption or shown.name)
@@ -153,6 +153,18 @@ def figure(shown: Embedding, *, number: int = 1) -> str:
         f'<figure class="statechart-figure"><style>{_STYLED}</style>'
         f'<div tabindex="0" role="group" aria-label="{label}">{svg}</div>{caption}</figure>'
     )
+
+
+def _apart(svg: str) -> str:
+    """Give the picture's classes names that no page has: a theme's ``.card`` is not meant for it."""
+
+    def rename(found: re.Match[str]) -> str:
+        names = [name if name == "statechart" else f"statechart-{name}" for name in found[2].split()]
+        return f'{found[1]}class="{" ".join(names)}"'
+
+    start, style, rest = re.split(r"(<style>.*?</style>)", svg, maxsplit=1, flags=re.DOTALL)
+    style = re.sub(r"(?<=[ }\n,])\.(?!statechart\b)([a-z])", r".statechart-\1", style)
+    return start + style + re.sub(r'(<[a-z][^<>]*? )class="([^"]*)"', rename, rest)
 
 
 def _scalable(svg: str) -> str:

@@ -73,9 +73,18 @@ def _option(option: click.Option) -> str:
     if not option.is_flag:
         kind = option.type
         choices = list(kind.choices) if isinstance(kind, click.Choice) else []
-        value = ", ".join(f"`{choice}`" for choice in choices) or f"`{option.metavar or kind.name.upper()}`"
+        value = ", ".join(f"`{choice}`" for choice in choices) or f"`{option.metavar or _kind_of(kind)}`"
     default = f"`{option.default}`" if option.show_default and option.default is not None else ""
     return f"| {shown} {value} | {_cell(option.help or '')} | {default} |"
+
+
+def _kind_of(kind: click.ParamType[Any]) -> str:
+    """A placeholder for a value: ``N``, with its bounds where it has some."""
+    if not isinstance(kind, (click.IntRange, click.FloatRange)):
+        return kind.name.upper()
+    if kind.max is None:
+        return f"N, at least {kind.min:g}" if kind.min is not None else "N"
+    return f"N, {kind.min:g} to {kind.max:g}" if kind.min is not None else f"N, at most {kind.max:g}"
 
 
 def keys() -> str:

@@ -175,3 +175,4 @@ Record = (
     | LoopStoodStill
     | RecordsMissed
 )
+"""What a watcher is given: one of these, told apart by ``match``."""

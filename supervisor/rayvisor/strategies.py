@@ -104,6 +104,7 @@ class Escalate(NamedTuple):
 
 
 Step = Stop | Start | WaitServing | InPlace | Escalate
+"""What a plan is made of."""
 
 
 def stop(ids: str | Iterable[str]) -> Stop:

@@ -72,7 +72,7 @@ def _shows(html: str) -> None:
     assert len(ids) == len(set(ids)) == 4
     assert 'data-leaf="AJAR"' in html
     assert "A door that is not shut</figcaption>" in html
-    assert re.search(r'class="lit" data-leaf="RETRYING"', html)
+    assert re.search(r'class="statechart-lit" data-leaf="RETRYING"', html)
 
 
 def test_the_directive_puts_charts_on_a_page_of_sphinx(tmp_path: Path) -> None:
