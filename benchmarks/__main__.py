@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-NAMES = ("core", "detect", "faults", "lag", "recover", "takeover", "throughput")
+NAMES = ("core", "detect", "faults", "lag", "recover", "takeover", "throughput", "web")
 
 
 class _Benchmarks(click.Group):

@@ -14,7 +14,7 @@ A chart says what can happen to a thing; a table says what one event makes of wh
 from __future__ import annotations
 
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
-from statecharts.drawing import Arrow, Drawing
+from statecharts.drawing import Arrow, Drawing, Pass
 from statecharts.errors import ChartError
 from statecharts.renderers import Renderer, formats, register_renderer, render
 from statecharts.table import Configuration, Table, compile_chart
@@ -29,6 +29,7 @@ __all__ = [
     "Configuration",
     "Drawing",
     "Leaf",
+    "Pass",
     "Renderer",
     "State",
     "Table",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from statecharts.chart import Chart, Choice, Transition
 
-__all__ = ["Arrow", "Drawing", "change_in_words", "guard_in_words", "transition_in_words"]
+__all__ = ["Arrow", "Drawing", "Pass", "change_in_words", "guard_in_words", "transition_in_words"]
 
 
 def guard_in_words(transition: Transition) -> str:
@@ -66,14 +66,42 @@ class Arrow:
     guard: str = ""
     change: str = ""
     doc: str = ""
+    taken: str = ""
+    """How often it was taken, and after how long on average, in words; empty where that is not known."""
 
     @property
     def label(self) -> str:
-        """Events, guard and change in one line: ``"fault [not CANCELLING] / clear STALE"``."""
-        return _label(", ".join(self.events), self.guard, self.change)
+        """All but where it leads: ``"fault [not CANCELLING] / clear STALE (3 times, after 12 s)"``."""
+        label = _label(", ".join(self.events), self.guard, self.change)
+        return f"{label} ({self.taken})" if self.taken else label
 
     def __str__(self) -> str:
         return f"{self.label} -> {self.target or 'stay'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A way that something took, and how often.
+
+    Parameters
+    ----------
+    source
+        The leaf that it was in, alone or behind its state.
+    event
+        What happened.
+    target
+        The leaf that it led to; the same one where only flags changed.
+    times
+        How often.
+    seconds
+        How long it had been in ``source`` before, all times together.
+    """
+
+    source: str
+    event: str
+    target: str
+    times: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +120,9 @@ class Drawing:
         lit.
     path
         The leaves it was in before, in the same words.
+    passes
+        How often it took which way: pictures say so where the way is written. A way that the chart does not
+        have is left out.
 
     Raises
     ------
@@ -108,11 +139,17 @@ class Drawing:
     chart: Chart
     at: str | None = None
     path: tuple[str, ...] = field(default=())
+    passes: tuple[Pass, ...] = field(default=())
+    _took: tuple[tuple[Transition | None, Pass], ...] = field(
+        default=(), init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.at is not None:
             object.__setattr__(self, "at", self._leaf_of(self.at))
         object.__setattr__(self, "path", tuple(self._leaf_of(place) for place in self.path))
+        object.__setattr__(self, "passes", tuple(self.passes))
+        object.__setattr__(self, "_took", tuple((self._way(one), one) for one in self.passes))
 
     def _leaf_of(self, place: str) -> str:
         flagless = place.partition(" {")[0] if place.endswith("}") else place
@@ -133,7 +170,56 @@ class Drawing:
         choice = next((one for one in self.chart.choices if one.name == source), None)
         if choice is not None:
             return _ways_out(choice)
-        return _merged(one for one in self.chart.transitions if one.source == source)
+        return self._merged(one for one in self.chart.transitions if one.source == source)
+
+    def tally(self, *transitions: Transition) -> tuple[int, float]:
+        """How often these were taken, and how many seconds the leaf before had lasted then, on average."""
+        passes = [one for way, one in self._took if way is not None and way in transitions]
+        times = sum(one.times for one in passes)
+        return times, sum(one.seconds for one in passes) / times if times else 0.0
+
+    def taken(self, *transitions: Transition) -> str:
+        """Say the tally in words: ``"3 times, after 12 s"``, or nothing."""
+        times, seconds = self.tally(*transitions)
+        if not times:
+            return ""
+        return f"{'once' if times == 1 else f'{times} times'}, after {_span(seconds)}"
+
+    def _way(self, one: Pass) -> Transition | None:
+        """The transition that was taken; flags are not known, so it is told by where it led."""
+        source, target = self._leaf_of(one.source), self._leaf_of(one.target)
+        choices = {choice.name: choice for choice in self.chart.choices}
+
+        def leads(transition: Transition) -> bool:
+            choice = choices.get(transition.target or "")
+            if choice is not None:
+                return target in {choice.otherwise, *(branch.target for branch in choice.branches)}
+            return target == (source if transition.target is None else transition.target)
+
+        fits = [
+            each
+            for each in self.chart.transitions
+            if each.event == one.event and source in self.chart.leaves_of(each.source) and leads(each)
+        ]
+        return next((each for each in fits if each.source == source), fits[0] if fits else None)
+
+    def _merged(self, transitions: Iterable[Transition]) -> tuple[Arrow, ...]:
+        found: dict[tuple[str, str | None, str, str], list[Transition]] = {}
+        for one in transitions:
+            key = (one.source, one.target, guard_in_words(one), change_in_words(one))
+            found.setdefault(key, []).append(one)
+        return tuple(
+            Arrow(
+                source,
+                target,
+                tuple(one.event for one in same),
+                guard,
+                change,
+                "; ".join(dict.fromkeys(f"{one.event}: {one.doc}" for one in same if one.doc)),
+                self.taken(*same) if self.passes else "",
+            )
+            for (source, target, guard, change), same in found.items()
+        )
 
     def stays(self, leaf: str) -> tuple[Transition, ...]:
         """What only changes flags in a leaf, that of the state around it included."""
@@ -182,19 +268,11 @@ def _ways_out(choice: Choice) -> tuple[Arrow, ...]:
     return (*branches, Arrow(choice.name, choice.otherwise, guard="else"))
 
 
-def _merged(transitions: Iterable[Transition]) -> tuple[Arrow, ...]:
-    found: dict[tuple[str, str | None, str, str], list[Transition]] = {}
-    for one in transitions:
-        key = (one.source, one.target, guard_in_words(one), change_in_words(one))
-        found.setdefault(key, []).append(one)
-    return tuple(
-        Arrow(
-            source,
-            target,
-            tuple(one.event for one in same),
-            guard,
-            change,
-            "; ".join(dict.fromkeys(f"{one.event}: {one.doc}" for one in same if one.doc)),
-        )
-        for (source, target, guard, change), same in found.items()
-    )
+def _span(seconds: float) -> str:
+    """A time in few letters."""
+    if seconds < 1.0:
+        return f"{seconds * 1000:.0f} ms"
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"  # noqa: PLR2004 - tenths tell nothing then

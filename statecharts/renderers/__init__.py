@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from statecharts.chart import Chart
-from statecharts.drawing import Drawing
+from statecharts.drawing import Drawing, Pass
 from statecharts.errors import ChartError
 from statecharts.renderers.dot import render_dot
 from statecharts.renderers.mermaid import render_mermaid
@@ -68,6 +68,7 @@ def render(
     *,
     at: str | None = None,
     path: Sequence[str] = (),
+    passes: Sequence[Pass] = (),
 ) -> str:
     """Render a chart.
 
@@ -82,6 +83,8 @@ def render(
         Where the thing is now, which is lit: a leaf, or ``"STATE.LEAF"``.
     path
         Where it was before, which is lit a little.
+    passes
+        How often it took which way, which is said beside it.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def render(
     >>> print(render(TASK, "table", at="RUNNING").splitlines()[6])
     Now in RUNNING.
     """
-    return render_drawing(Drawing(chart, at, tuple(path)), format)
+    return render_drawing(Drawing(chart, at, tuple(path), tuple(passes)), format)
 
 
 def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as above

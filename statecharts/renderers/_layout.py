@@ -10,7 +10,7 @@ meet: so no two texts and no two wires can ever lie on each other, whatever the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from statecharts.drawing import Arrow, Drawing
 from statecharts.renderers._sheet import COLORS, LETTER, LINE
@@ -203,12 +203,14 @@ def _box(
 
 
 def _words(arrow: Arrow, colors: dict[str, int]) -> list[tuple[str, str]]:
+    taken = (f"({arrow.taken})" if arrow.taken else "", "name")
     if arrow.target is None:
-        return [("\u21ba", "soft"), (arrow.label, "")]
+        return [("\u21ba", "soft"), (replace(arrow, taken="").label, ""), taken]
     return [
         (", ".join(arrow.events), ""),
         (f"[{arrow.guard}]" if arrow.guard else "", ""),
         (f"/ {arrow.change}" if arrow.change else "", "soft"),
+        taken,
         (f"\u2192 {arrow.target}", f"t{colors[arrow.target] % COLORS}"),
     ]
 

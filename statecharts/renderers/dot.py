@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from statecharts.chart import Leaf, State
+from statecharts.chart import Leaf, State, Transition
 from statecharts.drawing import Arrow, Drawing, transition_in_words
 from statecharts.renderers._text import quoted, wrapped
 
@@ -86,12 +86,17 @@ def _leaf(drawing: Drawing, leaf: Leaf) -> str:
     stays = drawing.stays(leaf.name)
     lines = [
         quoted(leaf.name),
-        *(f"{line}\\l" for one in stays for line in _wrapped(transition_in_words(one))),
+        *(f"{line}\\l" for one in stays for line in _wrapped(_stay(drawing, one))),
     ]
     text = lines[0] + ("\\n" + "".join(lines[1:]) if stays else "")
     ends = ", peripheries=2" if leaf.final else ""
     lit = _LIT[drawing.lit(leaf.name)]
     return f'{_node(drawing, leaf.name)} [label="{text}", tooltip="{quoted(leaf.doc)}"{ends}{lit}];'
+
+
+def _stay(drawing: Drawing, one: Transition) -> str:
+    taken = drawing.taken(one)
+    return f"{transition_in_words(one)} ({taken})" if taken else transition_in_words(one)
 
 
 def _label(arrows: list[Arrow]) -> str:

@@ -42,7 +42,7 @@ def _lines(drawing: Drawing) -> Iterator[str]:
     for transition in chart.transitions:
         if transition.target is not None:
             source, target = identifiers[transition.source], identifiers[transition.target]
-            yield f"    {source} --> {target} : {_label(transition)}"
+            yield f"    {source} --> {target} : {_label(drawing, transition)}"
     for choice in chart.choices:
         here = identifiers[choice.name]
         for branch in choice.branches:
@@ -81,18 +81,21 @@ def _leaf(drawing: Drawing, leaf: Leaf, identifiers: dict[str, str], indent: str
         yield f"{indent}note right of {identifiers[leaf.name]}"
         for transition in stays:
             # Mermaid ends a note at these two words, wherever they stand.
-            label = re.sub(r"(?i)(end) (note)", r"\1#32;\2", _label(transition))
+            label = re.sub(r"(?i)(end) (note)", r"\1#32;\2", _label(drawing, transition))
             yield f"{indent}    {label}"
         yield f"{indent}end note"
 
 
-def _label(transition: Transition) -> str:
+def _label(drawing: Drawing, transition: Transition) -> str:
     guard, change = guard_in_words(transition), change_in_words(transition)
     label = escape_for_mermaid(transition.event)
     if guard:
         label += f" [{escape_for_mermaid(guard)}]"
     if change:
         label += f" / {escape_for_mermaid(change)}"
+    taken = drawing.taken(transition)
+    if taken:
+        label += f" ({escape_for_mermaid(taken)})"
     return label
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from statecharts.chart import Transition
@@ -49,10 +50,13 @@ def _model(drawing: Drawing) -> dict[str, Any]:
             for choice in chart.choices
         ],
         "transitions": [_transition(one) for one in chart.transitions],
-        "live": None
-        if drawing.at is None and not drawing.path
-        else {"at": drawing.at, "path": list(drawing.path)},
+        "live": None if drawing.at is None and not drawing.path and not drawing.passes else _live(drawing),
     }
+
+
+def _live(drawing: Drawing) -> dict[str, Any]:
+    passes = {"passes": [asdict(one) for one in drawing.passes]} if drawing.passes else {}
+    return {"at": drawing.at, "path": list(drawing.path), **passes}
 
 
 def _transition(one: Transition) -> dict[str, Any]:

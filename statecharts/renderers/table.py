@@ -47,8 +47,11 @@ def _lines(drawing: Drawing) -> Iterator[str]:
         )
     yield from ("", "## Transitions", "")
     yield from table_lines(
-        ("From", "Event", "When", "To", "Flags", "Why"),
-        (_row(transition) for transition in chart.transitions),
+        ("From", "Event", "When", "To", "Flags", "Why", *(("Taken",) if drawing.passes else ())),
+        (
+            (*_row(transition), *((drawing.taken(transition),) if drawing.passes else ()))
+            for transition in chart.transitions
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,19 @@ def test_the_running_tree_is_drawn_with_the_state_of_each_child(form: str, runni
         assert words in text.replace("#47;", "/"), words
     assert text == render_tree(running.status().tree(), form)
     assert "ALIVE.SERVING" in running.status()._repr_svg_()
+
+
+def test_the_chart_of_a_child_says_where_it_is_and_what_it_did(running: Any) -> None:
+    for _ in range(2):
+        running.pause("side/a")
+        running.resume("side/a")
+    text = call("chart", "--of", "side/a", "--format", "table").output
+    assert "Now in SERVING." in text
+    assert re.search(r"ALIVE +\| pause +\|.*2 times, after", text)
+    result = call("chart", "--of", "nobody")
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert "no child has the id 'nobody'" in result.output
+    assert call("chart", "engine", "--of", "side/a").exit_code == 2
 
 
 def test_a_child_is_paused_resumed_restarted_and_stopped(running: Any) -> None:

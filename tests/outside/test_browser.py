@@ -103,6 +103,11 @@ async def test_a_fault_is_shown_with_cause_decision_and_recovery_and_the_chart_m
         await expect(page.locator("#chart g[data-leaf=SERVING] rect.card")).to_have_class("card live")
         await expect(page.locator("#chart g[data-leaf=STARTING] rect.card")).to_have_class("card passed")
         await expect(row(page, "llm")).to_contain_text("1 of 5")
+        await page.get_by_text("Every way it took, counted").click()
+        await expect(
+            page.locator("#counts li").filter(has_text="SERVING to STOPPING (fault)")
+        ).to_contain_text("once")
+        await page.get_by_text("Every way it took, counted").click()
         await expect(row(page, "1").locator("td").nth(2)).to_have_text("2")
         await expect(page.locator("#figures dd[data-key=failed]")).to_have_text("0")
         await picture(page, "fault")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -12,7 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statecharts import Chart, Drawing, Leaf, State, Transition, Tree, formats, render, render_tree
+from statecharts import (
+    Chart,
+    ChartError,
+    Drawing,
+    Leaf,
+    Pass,
+    State,
+    Transition,
+    Tree,
+    formats,
+    render,
+    render_tree,
+)
 from statecharts.lifecycles import CHARTS, ENGINE
 from statecharts.renderers._sheet import LETTER
 from statecharts.renderers._text import columns
@@ -164,11 +177,53 @@ def test_a_lit_state_shows_in_every_format(form: str) -> None:
     assert len({plain, *lit}) == len(ENGINE.leaves) + 1
 
 
+TAKEN = (
+    Pass("ALIVE.SERVING", "fault", "RESTARTING.STOPPING", 3, 36.0),
+    Pass("SERVING", "pause", "REQUESTED", 1, 0.25),
+    Pass("STARTING", "pause", "STARTING", 2, 8.0),
+    Pass("STARTING", "nothing of the chart's", "STARTING", 9, 9.0),
+)
+
+
+@pytest.mark.parametrize("form", formats())
+def test_how_often_a_way_was_taken_stands_beside_it_in_every_format(form: str) -> None:
+    text = render(ENGINE, form, passes=TAKEN)
+    assert text != render(ENGINE, form)
+    if form == "scxml":
+        assert 'chart:taken="3" chart:after="12.000"' in text
+    elif form == "json":
+        assert json.loads(text)["live"]["passes"][0]["seconds"] == 36.0
+    else:
+        if form == "svg":
+            text = " ".join("".join(each.itertext()) for each in parsed(text).iter(f"{SVG}text"))
+        words = " ".join(text.replace("\\n", " ").replace("\\l", " ").split())
+        for said in ("3 times, after 12 s", "once, after 250 ms", "2 times, after 4.0 s"):
+            assert said in words
+        assert "9 times" not in text
+
+
+def test_what_was_taken_is_told_by_where_it_led() -> None:
+    drawing = Drawing(ENGINE, passes=TAKEN)
+    (fault,) = [arrow for arrow in drawing.arrows("ALIVE") if "fault" in arrow.events]
+    assert fault.taken == "3 times, after 12 s"
+    (pause,) = [arrow for arrow in drawing.arrows("ALIVE") if "pause" in arrow.events]
+    assert (pause.target, pause.taken) == ("READY", "once, after 250 ms")
+    assert all(not arrow.taken for arrow in drawing.arrows("PAUSED"))
+    with pytest.raises(ChartError, match="GONE"):
+        Drawing(ENGINE, passes=(Pass("GONE", "fault", "STOPPING"),))
+
+
+def test_a_chart_with_what_was_taken_can_be_read_as_well() -> None:
+    root = parsed(render(ENGINE, "svg", passes=TAKEN))
+    for one, other in combinations(texts(root), 2):
+        assert not one.meets(other), (one, other)
+
+
 @pytest.mark.parametrize("form", formats())
 def test_a_chart_renders_in_20_ms(form: str) -> None:
     def once() -> float:
         began = time.perf_counter()
-        render(ENGINE, form)
+        render(ENGINE, form, at="SERVING", path=["STARTING"], passes=TAKEN)
         return time.perf_counter() - began
 
     # The best of some: what other programs take of the machine is not what it costs.

@@ -27,6 +27,8 @@ __all__ = ["Board", "Live"]
 
 PACE_SECONDS = 0.2
 """The shortest time between two messages: five a second."""
+GATHER_SECONDS = 0.02
+"""What happens within this time of the first thing is told with it: a fault with its decision."""
 LOOK_SECONDS = 1.0
 """How often figures that no record announces are looked at, while somebody reads."""
 SILENCE_SECONDS = 5.0
@@ -142,6 +144,9 @@ class Live:
                 await self._wanted.wait()
             with anyio.move_on_after(LOOK_SECONDS):
                 await self._dirty.wait()
+                if not self._board.last():
+                    self._look()  # a tree may end before anything of it was seen
+                await anyio.sleep(GATHER_SECONDS)
             self._dirty = anyio.Event()
             self._tick()
             await anyio.sleep(PACE_SECONDS)
@@ -231,6 +236,7 @@ class Live:
             "url": node.url,
             "processes": [f"{name} (pid {pid})" for _, pid, name in node.processes],
             "steps": list(self._story.steps.get(node.path, ())),
+            "passes": self._story.passes(node.path),
         }
         if node.restarts is not None:
             form["restarts"] = [node.restarts.used, node.restarts.intensity, node.restarts.period]

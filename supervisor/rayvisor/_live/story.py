@@ -35,6 +35,8 @@ class Story:
         self._numbers = 0
         self._delays: dict[str, float] = {}
         self._waits: dict[str, float] = {}
+        self._passes: dict[str, dict[tuple[str, str, str], list[float]]] = {}
+        self._since: dict[str, float] = {}
         self.steps: dict[str, deque[tuple[str, str, int, float]]] = {}
         """Of each child: place, event, incarnation and time, oldest first."""
         self.faults: deque[dict[str, Any]] = deque(maxlen=FAULTS_KEPT)
@@ -61,13 +63,21 @@ class Story:
         began, delay = self._waits.get(child), self._delays.get(child)
         return None if began is None or not delay else round(began + delay + self._wall, 3)
 
+    def passes(self, child: str) -> list[tuple[str, str, str, int, float]]:
+        """How often a child took which way: from, event, to, how often, and seconds it was there before."""
+        return [
+            (*way, int(times), round(seconds, 3))
+            for way, (times, seconds) in self._passes.get(child, {}).items()
+        ]
+
     def keep(self, children: Collection[str]) -> None:
         """Forget the ways of children that are there no more."""
-        for known in (self.steps, self._delays, self._waits):
+        for known in (self.steps, self._delays, self._waits, self._passes, self._since):
             for child in [each for each in known if each not in children]:
                 del known[child]
 
     def _changed(self, record: r.StateChanged) -> None:
+        self._passed(record)
         if record.before == record.after:
             return
         child, leaf = record.child, record.after.rpartition(".")[2]
@@ -80,6 +90,16 @@ class Story:
         up = record.after.startswith(("ALIVE", "PAUSED")) and leaf not in _NOT_WELL
         if up or record.after.startswith("DEAD"):
             self._closed(child, record.at, came_back=up)
+
+    def _passed(self, record: r.StateChanged) -> None:
+        """Count a way; the time is that since the child came where it begins."""
+        ways = self._passes.setdefault(record.child, {})
+        way = (record.before, record.event, record.after)
+        tally = ways.setdefault(way, [0.0, 0.0])
+        tally[0] += 1
+        tally[1] += record.at - self._since.get(record.child, record.at)
+        if record.before != record.after:
+            self._since[record.child] = record.at
 
     def _fault(self, fault: Fault, at: float) -> None:
         self._numbers += 1

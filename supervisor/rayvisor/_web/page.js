@@ -255,7 +255,17 @@ function drawDetail() {
     }));
   }
   show($("steps-title"), node.steps.length > 0);
+  drawCounts(node);
   drawChart(node);
+}
+
+function drawCounts(node) {
+  const moves = node.passes.filter(([from, , to]) => from !== to), key = chosen + JSON.stringify(moves);
+  show($("counts"), moves.length > 0);
+  if ($("counts").dataset.key === key) return;
+  $("counts").dataset.key = key;
+  $("counts").lastElementChild.replaceChildren(...moves.map(([from, event, to, times, seconds]) => element("li", "",
+    `${from.split(".").pop()} to ${to.split(".").pop()} (${event}): ${times === 1 ? "once" : `${times} times`}, after ${brief(seconds / times)}`)));
 }
 
 async function drawChart(node) {

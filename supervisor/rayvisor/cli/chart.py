@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from rayvisor.cli._socket import socket_option
-from statecharts import ChartError, Tree, formats, render, render_tree, tree_formats
+from statecharts import ChartError, Pass, Tree, formats, render, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
 __all__ = ["chart"]
+
+ANSWER_SECONDS = 30.0
 
 
 @click.command()
@@ -31,6 +33,9 @@ __all__ = ["chart"]
     type=click.Path(path_type=Path),
     help=f"Render the supervision tree of this file instead ({', '.join(tree_formats())}).",
 )
+@click.option(
+    "--of", "child", metavar="PATH", help="Render the chart of a child of the tree that runs, as it is now."
+)
 @click.option("--live", is_flag=True, help="Render the tree that runs, each child with its state.")
 @socket_option
 @click.pass_context
@@ -41,6 +46,7 @@ def chart(
     format_name: str,
     state: str | None,
     tree_file: Path | None,
+    child: str | None,
     live: bool,
     socket_path: Path | None,
 ) -> None:
@@ -48,7 +54,16 @@ def chart(
 
     With --tree: the supervisors and children of a file that `rayvisor run` takes, with their strategies,
     intensities and restart types. With --live: those of a running tree, with their states.
+    With --of: the chart of one of its children, with its state, the way it took, and how often and after how
+    long it took which.
     """
+    if child is not None:
+        if name is not None or state is not None or tree_file is not None or live:
+            raise click.UsageError(
+                "--of PATH renders a child's chart: leave out NAME, --state, --tree and --live"
+            )
+        click.echo(_of(socket_path, child.strip("/"), format_name), nl=False)
+        return
     if live:
         if name is not None or state is not None or tree_file is not None:
             raise click.UsageError("--live renders the tree that runs: leave out NAME, --state and --tree")
@@ -66,6 +81,27 @@ def chart(
         click.echo(render(CHARTS[name], format_name, at=state), nl=False)
     except ChartError as error:
         raise click.BadParameter(str(error), ctx=context, param_hint="--state") from None
+
+
+def _of(socket_path: Path | None, path: str, format_name: str) -> str:
+    from rayvisor._control.client import ControlClient, ControlRefusedError, find
+    from rayvisor.errors import ControlSocketError, UnknownChildError
+
+    try:
+        client = find() if socket_path is None else ControlClient(socket_path)
+        told = next(client.live("", ANSWER_SECONDS)).data
+    except (ControlSocketError, ControlRefusedError) as error:
+        raise click.ClickException(str(error)) from None
+    nodes = {node["path"]: node for node in told["nodes"] if node["chart"]}
+    node = nodes.get(path)
+    if node is None:
+        raise click.ClickException(str(UnknownChildError(path, tuple(nodes))))
+    passes = [Pass(*each) for each in node["passes"]]
+    # The last step is where it is.
+    way = [place for place, *_ in node["steps"][:-1]]
+    return render(
+        CHARTS[node["chart"]], format_name, at=node["leaf"] or node["state"], path=way, passes=passes
+    )
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
