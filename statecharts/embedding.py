@@ -115,9 +115,11 @@ def find(name: str) -> Chart | Tree:
         raise ChartError(name, "name", "is no chart", f"use one of {', '.join(CHARTS)}, or 'module:NAME'")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's own can raise anything
         remedy = "correct it, or put its folder on Python's path"
-        raise ChartError(name, "name", f"cannot be imported: {error}", remedy) from error
+        raise ChartError(
+            name, "name", f"cannot be imported: {type(error).__name__}: {error}", remedy
+        ) from error
     if not isinstance(found, (Chart, Tree)):
         raise ChartError(name, "name", f"is no Chart and no Tree, but {type(found).__name__}", "name another")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from importlib import import_module
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 import rayvisor
 import rayvisor.errors
 import rayvisor.pool
+from rayvisor import records
 from rayvisor.cli import main
 from rayvisor.config import KINDS
 from rayvisor.errors import RayvisorError
@@ -129,6 +131,14 @@ def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
             "a key without a type, or without a line"
         )
     assert "\n\n\n\n" not in made
+
+
+def test_the_table_of_messages_has_every_record_and_all_its_fields() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+` ?)+)\|", _text("docs/events.md"), re.MULTILINE))
+    for name in set(records.__all__) - {"Record"}:
+        fields = {each.name for each in dataclasses.fields(getattr(records, name))} - {"at"}
+        assert set(re.findall(r"\w+", rows[name])) == fields, name
+    assert set(rows) == set(records.__all__) - {"Record"}
 
 
 def _object(path: str) -> object:

@@ -69,6 +69,7 @@ def test_the_theme_of_the_page_wins_over_the_system() -> None:
     [
         (Embedding("tusk"), "use one of actor, engine, task, supervisor, or 'module:NAME'"),
         (Embedding("no_such_module:DOOR"), "No module named 'no_such_module'"),
+        (Embedding("../doors:DOOR"), "cannot be imported: TypeError"),
         (Embedding("statecharts.lifecycles:DOOR"), "has no attribute 'DOOR'"),
         (Embedding("statecharts.lifecycles:CHARTS"), "is no Chart and no Tree"),
         (Embedding("task", state="ASLEEP"), "ASLEEP"),
