@@ -40,12 +40,13 @@ class Orchestrator:
 
     async def run(self) -> None:
         """Do so for good."""
-        while True:
-            _, body = await self.socket.recv_multipart()
-            self.seen.append(json.loads(body))
-            fault = self.seen[-1].get("fault", {})
-            if fault.get("fault_class") == "RECOVERABLE" and not self.silent:
-                await self.instruct({"instruction": "retry", "params": {"path": "llm"}})
+        with self.socket:
+            while True:
+                _, body = await self.socket.recv_multipart()
+                self.seen.append(json.loads(body))
+                fault = self.seen[-1].get("fault", {})
+                if fault.get("fault_class") == "RECOVERABLE" and not self.silent:
+                    await self.instruct({"instruction": "retry", "params": {"path": "llm"}})
 
     async def instruct(self, instruction: dict[str, Any]) -> None:
         """Send an instruction to the control socket."""
