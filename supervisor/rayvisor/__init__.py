@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SupervisorStoppedError,
         TaskTimeoutError,
         TemplateError,
+        UnguardedMainError,
         UnknownChildError,
     )
     from rayvisor.fatality import LastWords, fatal, last_words
@@ -104,6 +105,7 @@ _HOMES = {
     "PlacementOptions": "_engine.link",
     "PoisonRequestError": "pool",
     "PublishError": "errors",
+    "UnguardedMainError": "errors",
     "RayvisorError": "errors",
     "RefWait": "retrying",
     "RequestError": "pool",
@@ -198,6 +200,7 @@ __all__ = [
     "TaskPolicy",
     "TaskTimeoutError",
     "TemplateError",
+    "UnguardedMainError",
     "UnknownChildError",
     "WebPage",
     "actor",

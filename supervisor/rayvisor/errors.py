@@ -7,6 +7,7 @@
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
     ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
+    ├── UnguardedMainError        a process that an engine starts would start the tree again
     ├── PublishError              events cannot be published at an address
     ├── TaskTimeoutError          a task under a policy took too long, and was ended
     ├── SupervisorGaveUp          the tree ended because it could not be kept up
@@ -56,6 +57,7 @@ __all__ = [
     "SupervisorStoppedError",
     "TaskTimeoutError",
     "TemplateError",
+    "UnguardedMainError",
     "UnknownChildError",
 ]
 
@@ -192,6 +194,30 @@ class ControlSocketError(RayvisorError):
         self.path = path
         self.reason = reason
         super().__init__(f"control socket {path}: {reason}")
+
+
+class UnguardedMainError(RayvisorError, RuntimeError):
+    """The program starts its tree whenever it is imported, so each process of an engine would start another.
+
+    Engines make their processes as multiprocessing's ``spawn`` does: a new one imports the program first.
+
+    Parameters
+    ----------
+    program
+        The file.
+
+    Examples
+    --------
+    >>> print(UnguardedMainError("driver.py"))  # doctest: +ELLIPSIS
+    driver.py starts the tree as soon as it is imported, ... under `if __name__ == "__main__":`
+    """
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        super().__init__(
+            f"{program} starts the tree as soon as it is imported, and each process of an engine imports it: "
+            'put what starts the tree under `if __name__ == "__main__":`'
+        )
 
 
 class PublishError(RayvisorError):

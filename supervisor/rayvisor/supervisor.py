@@ -23,8 +23,10 @@ A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test that w
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,6 +54,7 @@ from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, Superv
 from rayvisor.errors import (
     SpecError,
     SupervisorStoppedError,
+    UnguardedMainError,
     UnknownChildError,
 )
 from rayvisor.log import get_logger
@@ -110,6 +113,8 @@ class Supervisor(OperatorVerbs, WebVerbs):
         When the spec is no SupervisorSpec, or ``publish`` no address.
     ControlSocketError
         On entering, before anything is started: the control socket cannot be opened.
+    UnguardedMainError
+        On entering: the program starts the tree when a process of an engine imports it.
     PublishError
         On entering, before anything is started: nothing can be published at that address.
     StartFailed
@@ -170,6 +175,9 @@ class Supervisor(OperatorVerbs, WebVerbs):
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise SupervisorStoppedError("")
+        # What multiprocessing itself looks at when such a process starts another one.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise UnguardedMainError(sys.argv[0])
         await self._open_outside()
         self._session = session = Session(
             self.spec,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -141,3 +144,34 @@ async def test_nothing_is_kept_of_a_child_that_is_refused() -> None:
         assert await sup.count_children("pool") == (1, 0, 0, 0)
         assert started == ["a"]
         assert await sup.start_child(rv.coroutine("b", note, args=["b"])) == "b"
+
+
+UNGUARDED = """
+import asyncio
+import multiprocessing
+import rayvisor as rv
+
+async def main():
+    async with rv.Supervisor(rv.SupervisorSpec(), local=True):
+        engine = multiprocessing.get_context("spawn").Process(target=print)
+        engine.start()
+        await asyncio.to_thread(engine.join)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_imports_a_program_without_a_guard_does_not_start_its_tree_again(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "driver.py"
+    program.write_text(UNGUARDED)
+    ended = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last == str(
+        f"rayvisor.errors.UnguardedMainError: {program} starts the tree as soon as it is imported, and each "
+        'process of an engine imports it: put what starts the tree under `if __name__ == "__main__":`'
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 from rayvisor._engine.engine import Causes, plain_causes
 from rayvisor._engine.processes import TAG
+from rayvisor._vllm.plugin import METHOD, OWN_METHOD
 
 __all__ = [
     "Redirection",
@@ -57,11 +58,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 def prepare_environment(tag: str) -> None:
     """Set what the engine's processes inherit. What the user has set stays."""
     os.environ[TAG] = tag
+    os.environ.setdefault(OWN_METHOD, "" if METHOD in os.environ else "fork")
     for name, value in {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # A host has threads: a forked child could wait for ever for a lock that one of them held.
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        METHOD: "spawn",
+        # A title takes the place of the arguments only: the tag stays to be seen, also in forked workers.
+        "SPT_NOENV": "1",
     }.items():
         os.environ.setdefault(name, value)
 
