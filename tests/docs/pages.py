@@ -30,7 +30,7 @@ PICTURES = {
 }
 """The pictures on the pages, and the commands that write them."""
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _MADE = re.compile(r"(?<=<!-- made of: )(.+?)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CHART = re.compile(r"rayvisor chart (\w+) --format (\w+)")
