@@ -74,7 +74,7 @@ async def pool() -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
     """Two simulated engines with requests all the time, and a supervisor beside them."""
     arguments = {"tokens_per_second": 60.0}
     engines = rv.engine_pool("llm", engine="sim", size=2, engine_args=arguments, start_deadline=120.0)
-    side = rv.subtree("side", rv.SupervisorSpec(children=[rv.coroutine("metrics", idle)]))
+    side = rv.subtree("side", rv.SupervisorSpec(children=[rv.coroutine("checkpoints", idle)]))
     async with tree(engines, side) as (sup, reader), anyio.create_task_group() as tasks:
 
         async def ask() -> None:
@@ -113,8 +113,15 @@ async def test_a_fault_is_shown_with_cause_decision_and_recovery_and_the_chart_m
         await picture(page, "fault")
         await page.emulate_media(color_scheme="dark")
         await picture(page, "fault-dark")
-        await page.set_viewport_size({"width": 390, "height": 844})
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        for width in (1180, 920, 390):
+            await page.set_viewport_size({"width": width, "height": 844})
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            heights = await page.locator("#rows .name").evaluate_all(
+                "all => all.map(each => each.offsetHeight)"
+            )
+            assert max(heights) < 40, (width, heights)  # no name is broken letter by letter
+            hidden = await page.locator(".tree").evaluate("tree => tree.scrollWidth - tree.clientWidth")
+            assert hidden == 0, (width, hidden)
         await picture(page, "fault-phone")
         assert TOLD == []
 
