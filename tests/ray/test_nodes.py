@@ -19,6 +19,7 @@ from rayvisor._engine.link import ActorOptions
 from rayvisor._process.tree import alive
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.nodes import NodeWatch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayvisor as rv
 
@@ -71,6 +72,10 @@ async def main():
         while not task.done():
             await asyncio.sleep(0.02)
         task_ran = [task.state, os.path.getsize(runs)]
+        ways = [NodeWatch(cluster), NodeWatch(cluster, push=False)]
+        waits = [asyncio.create_task(way.lost(far.node_id)) for way in ways]
+        while not ways[0].pushing:
+            await asyncio.sleep(0.02)
         raylet = far.all_processes["raylet"][0].process
         raylet.kill()
         began = time.monotonic()
@@ -82,7 +87,13 @@ async def main():
         report = await host.end(10)
         while any(alive(process) for process in processes) and time.monotonic() - began < 30:
             await asyncio.sleep(0.05)
+        told = await asyncio.wait_for(asyncio.gather(*waits), 60)
+        pushing = [way.pushing for way in ways]
+        for way in ways:
+            await way.close()
         print(json.dumps({
+            "told": told,
+            "pushing": pushing,
             "other": node != near.node_id,
             "apart": [len(set(pool)), one_more in pool],
             "verified": report.verified,
@@ -115,6 +126,8 @@ async def test_spares_are_apart_a_dead_nodes_word_is_enough_and_the_other_node_g
     assert answer["apart"] == [2, True]  # a spare is on another node, if there is one
     assert answer["verified"]
     assert answer["root"]
+    assert answer["pushing"] == [True, False]
+    assert all(answer["told"])  # why it has gone, pushed or asked for
     assert answer["left"] == []
     assert answer["near"] == "llm/1"
     assert answer["lost"] == ["SUCCEEDED", 1, 4 << 20, 2]  # a task's lost result is made again

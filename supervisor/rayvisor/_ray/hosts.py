@@ -34,6 +34,7 @@ from rayvisor._ray.agents import NodeAgents
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._ray.neighbours import Neighbours
+from rayvisor._ray.nodes import NodeWatch
 from rayvisor._ray.options import explain_pending, ray_options
 from rayvisor._ray.placement import Placements
 from rayvisor._ray.resident import Failure, Greeting
@@ -87,6 +88,7 @@ class RayHost:
         self._let_go: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
+        self._missing: asyncio.Task[None] | None = None
 
     @property
     def reaper(self) -> int:
@@ -123,6 +125,9 @@ class RayHost:
             known, self._greeting = self._greeting, answer
             self._place.neighbours.is_on(self.child, answer.node_id)
             if known is None:
+                self._missing = asyncio.create_task(
+                    self._miss(answer), name=f"node of {self.child}, epoch {self.epoch}"
+                )
                 await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
         return answer.description
 
@@ -243,8 +248,9 @@ class RayHost:
 
     def release(self) -> None:
         """Stop watching the host: it has been ended. Who still waits for that is told so now."""
-        if self._hearing is not None:
-            self._hearing.cancel()
+        for waiting in (self._hearing, self._missing):
+            if waiting is not None:
+                waiting.cancel()
         if self._sentinel.done() or self._let_go.done():
             return
         cause = Cause("HostEnded", "the host was ended; Ray has not said yet how")
@@ -336,6 +342,22 @@ class RayHost:
                 )
             )
 
+    async def _miss(self, greeting: Greeting) -> None:
+        """Wait for the cluster's word that the host's node has gone: no actor can be asked there any more."""
+        why = await self._place.nodes.lost(greeting.node_id)
+        if not self._told.done():
+            node = greeting.description.node
+            cause = Cause("NodeDiedError", f"node {greeting.node_id[:12]} ({node}) has gone: {why}")
+            self._told.set_result(
+                HostEnd(
+                    causes=(cause,),
+                    intended=self._ending,
+                    node_died=True,
+                    node=node,
+                    log_file=greeting.log_file,
+                )
+            )
+
     def _account(self, error: BaseException) -> HostEnd:
         greeting = self._greeting
         end = end_of(
@@ -364,6 +386,7 @@ class RayPlace:
         self.cluster = cluster
         self.agents = NodeAgents(cluster)
         self.neighbours = Neighbours(cluster)
+        self.nodes = NodeWatch(cluster)
         self._placements = Placements(cluster)
         self._token = secrets.token_hex(4)
         self._hosts: dict[str, RayHost] = {}
@@ -420,6 +443,7 @@ class RayPlace:
             self._warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._warming
+        await self.nodes.close()
         await self.agents.close()
         await self._placements.close()
 

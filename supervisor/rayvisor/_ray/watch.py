@@ -13,7 +13,6 @@ asked again until it answers, or Ray rules.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ import anyio
 from rayvisor._engine.link import HostEnd
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._ray.push import PushChannel
 from rayvisor._ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
@@ -31,7 +31,6 @@ __all__ = ["ActorState", "ActorWatch", "Sight", "Watched"]
 
 log = get_logger("rayvisor.ray")
 
-_SUBSCRIBE_SECONDS = 10.0
 _ASK_SECONDS = 0.5
 """Between two questions to an actor while nothing is pushed."""
 _SNAPSHOT_SECONDS = 10.0
@@ -39,9 +38,7 @@ _ROW_SECONDS = 5.0
 _WORKER_SECONDS = 2.0
 _DOUBT_SECONDS = (0.1, 2.0)
 """The first pause, and the longest, before an actor that could not be reached is asked again."""
-_CLOSE_SECONDS = 1.0
 _PAUSES = (0.05, 0.2, 0.5, 0.0)
-_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,27 +140,29 @@ class ActorWatch:
 
     def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
         self._cluster = cluster
-        self.push = push
+        self._channel = PushChannel(cluster, "Actor", hear=self._hear, catch_up=self._ask_for_all)
+        self._channel.missing = not push
         self._watched: dict[bytes, Watched] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
         self._explaining: set[asyncio.Task[None]] = set()
-        self._subscriber: asyncio.Task[None] | None = None
-        self._subscribed = asyncio.Event()
-        self._subscription: _Subscription | None = None
-        self._closed = False
+
+    @property
+    def push(self) -> bool:
+        """Whether Ray's push API is there, and wanted."""
+        return not self._channel.missing
 
     @property
     def pushing(self) -> bool:
         """Whether news come by push now."""
-        return self.push and self._subscribed.is_set()
+        return self._channel.telling
 
     def add(self, actor: Any) -> Watched:
         """Watch an actor; each `add` asks for a `remove`."""
         key = _key(actor)
         if key not in self._watched:
             watched = self._watched[key] = Watched(actor)
-            if self.push and self._subscriber is None:
-                self._subscriber = asyncio.create_task(self._subscribe(), name="actor subscription")
+            if not self._channel.missing:
+                self._channel.start()
             self._tasks[key] = asyncio.create_task(self._attend(watched), name="watch of an actor")
         self._watched[key].watchers += 1
         return self._watched[key]
@@ -186,13 +185,8 @@ class ActorWatch:
 
     async def close(self) -> None:
         """Watch nothing any more."""
-        self._closed = True
-        if self._subscription is not None:
-            # Cancelled instead, Ray's would leave a task behind that complains when Ray is gone.
-            await self._subscription.close()
+        await self._channel.close()
         tasks = [*self._tasks.values(), *self._explaining]
-        if self._subscriber is not None:
-            tasks.append(self._subscriber)
         for key in list(self._watched):
             self._drop(key)
         for task in tasks:
@@ -218,48 +212,6 @@ class ActorWatch:
         return None
 
     # --- push -----------------------------------------------------------------------------------
-
-    async def _subscribe(self) -> None:
-        """Read the push channel; while that fails, asking alone carries on."""
-        pause = 0.5
-        while True:
-            try:
-                subscriber = self._subscription = await self._cluster.call("the push API", self._push_api)
-                with anyio.fail_after(_SUBSCRIBE_SECONDS):
-                    await subscriber.subscribe()
-                self._subscribed.set()
-                pause = 0.5
-                # What happened before: a subscription brings only what comes after it.
-                self._ask_for_all()
-                try:
-                    while True:
-                        news = await subscriber.poll(batch_size=_BATCH)
-                        if self._closed:
-                            return
-                        if not news:
-                            raise ConnectionError("the subscription has ended")
-                        for key, record in news:
-                            self._hear(key, record)
-                finally:
-                    self._subscribed.clear()
-                    await subscriber.close()
-            except (ImportError, AttributeError, TypeError) as error:
-                self.push = False  # this Ray's is another one
-                log.warning("ray.push.missing", error=str(error)[:500])
-                return
-            except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
-                log.warning("ray.push.broke", error=f"{type(error).__name__}: {error}"[:500], again=pause)
-            self._ask_for_all()
-            await anyio.sleep(pause)
-            pause = min(2 * pause, _SNAPSHOT_SECONDS)
-
-    def _push_api(self) -> _Subscription:
-        # Imported in a thread: it takes its time, and the loop has none.
-        import ray.core.generated.gcs_pb2  # noqa: F401 - the table's records
-        from ray._private import gcs_pubsub
-
-        address = self._cluster.gcs_address
-        return _Subscription(lambda: gcs_pubsub.GcsAioActorSubscriber(address=address))
 
     def _hear(self, key: bytes, record: Any) -> None:
         watched = self._watched.get(key)
@@ -386,32 +338,6 @@ class ActorWatch:
         else:
             end = HostEnd(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
             watched.show(replace(here, restarts=sight.restarts + 1, end=end))
-
-
-class _Subscription:
-    """A subscriber of Ray's: made on the event loop that reads it."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-        self._made: Any = None
-
-    async def subscribe(self) -> None:
-        self._made = self._make()
-        await self._made.subscribe()
-
-    async def poll(self, batch_size: int) -> Any:
-        return [] if self._made is None else await self._made.poll(batch_size=batch_size)
-
-    async def close(self) -> None:
-        made, self._made = self._made, None
-        if made is not None:
-            # Whatever it raises, it is of no use any more.
-            with (
-                anyio.CancelScope(shield=True),
-                anyio.move_on_after(_CLOSE_SECONDS),
-                contextlib.suppress(Exception),
-            ):
-                await made.close()
 
 
 def _seat() -> Any:
