@@ -128,6 +128,8 @@ def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
     of.take(Told("lost", why="nobody listens there any more"))
     assert "cannot be seen since" in drawn(of)[0]
     assert "nobody listens there any more" in drawn(of)[0]
+    of.take(Told("there"))
+    assert "RUNNING  up 1 min 1 s  live" in drawn(of)[0]
     of.take(Told("over"))
     of.take(Told("lost", why="no tree runs here"))
     assert "the tree has ended" in drawn(of)[0]
@@ -135,6 +137,17 @@ def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
     of.take(tree(node("b")))
     assert "RUNNING  up 1 min 1 s  live" in drawn(of)[0]
     assert "as it was at" in drawn(of, last=True)[0]
+
+
+def test_of_a_tree_that_is_not_seen_the_times_stand_still() -> None:
+    clock = [NOW]
+    of = Known("", lambda: clock[0])
+    of.take(tree(node("a")))
+    of.take(Told("lost", why="no answer within 12 s"))
+    clock[0] += 60.0
+    assert any("1 min 1 s" in line for line in drawn(of))
+    of.take(Told("there"))
+    assert any("2 min 1 s" in line for line in drawn(of))
 
 
 def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:

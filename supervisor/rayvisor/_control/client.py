@@ -44,7 +44,7 @@ class ControlRefusedError(RayvisorError):
 
 @dataclass(frozen=True, slots=True)
 class LiveMessage:
-    """One message of ``/live``: ``state``, with what has changed, or ``over``."""
+    """One message of ``/live``: ``state``, with what has changed, ``over``, or ``there``: a sign of life."""
 
     id: str
     kind: str
@@ -136,8 +136,8 @@ class ControlClient:
                 if name:
                     fields[name] = value
                     continue
-                if "event" in fields:
-                    yield LiveMessage(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+                data = json.loads(fields.get("data", "{}"))
+                yield LiveMessage(fields.get("id", ""), fields.get("event", "there"), data)
                 fields = {}
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error, silence) from error

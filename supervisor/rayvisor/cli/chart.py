@@ -89,7 +89,7 @@ def _of(socket_path: Path | None, path: str, format_name: str) -> str:
 
     try:
         client = find() if socket_path is None else ControlClient(socket_path)
-        told = next(client.live("", ANSWER_SECONDS)).data
+        told = next(each.data for each in client.live("", ANSWER_SECONDS) if each.kind == "state")
     except (ControlSocketError, ControlRefusedError) as error:
         raise click.ClickException(str(error)) from None
     nodes = {node["path"]: node for node in told["nodes"] if node["chart"]}

@@ -50,17 +50,25 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Told]:
                     elif message.kind == "over" and not over:
                         over = True
                         yield Told("over")
+                    elif lost and not over:
+                        lost = ""
+                        yield Told("there")
                 why = "the connection was closed"
-        except ControlSocketError as error:
-            why = error.reason
-        except ControlRefusedError as error:
-            if error.status != _BUSY:
-                raise
-            why = str(error)
+        except (ControlSocketError, ControlRefusedError) as error:
+            why = _why(error)
         if why != lost and not over:
             yield Told("lost", why=why)
         lost = why
         ended.wait(AGAIN_SECONDS)
+
+
+def _why(error: ControlSocketError | ControlRefusedError) -> str:
+    """Why the tree cannot be seen for now; a refusal that will not pass is raised."""
+    if isinstance(error, ControlSocketError):
+        return error.reason
+    if error.status != _BUSY:
+        raise error
+    return str(error)
 
 
 def _found(followed: Path | None) -> ControlClient | None:

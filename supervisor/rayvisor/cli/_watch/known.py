@@ -22,7 +22,8 @@ class Told:
     Parameters
     ----------
     kind
-        ``state``: what has changed; ``over``: the tree has ended; ``lost``: nobody answers.
+        ``state``: what has changed; ``over``: the tree has ended; ``lost``: nobody answers; ``there``: it
+        answers again, and nothing has changed.
     data
         Of the message.
     why
@@ -65,8 +66,9 @@ class Known:
 
     @property
     def now(self) -> float:
-        """The time on the tree's own clock."""
-        return self._clock() + self._ahead
+        """The time on the tree's own clock; while it is not seen, that at which it was seen last."""
+        stands = self.link in {"lost", "over"}
+        return (self.since if stands else self._clock()) + self._ahead
 
     @property
     def root(self) -> Node | None:
@@ -111,6 +113,8 @@ class Known:
         if told.kind == "state":
             self._state(told.data)
             self._become("live")
+        elif told.kind == "there":
+            self._become("live" if self._order else self.link)
         else:
             self.why = told.why
             # A tree that has said that it ends is over, also when nobody answers then.
