@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from statecharts import Chart, Leaf, State, Transition, render, render_tree
+from statecharts import Chart, Leaf, State, Transition, Tree, render, render_tree
 from statecharts.lifecycles import CHARTS
 from tests.statecharts.odd import ODD, large
+from tests.statecharts.test_pictures import TAKEN
 from tests.statecharts.test_trees import TREE
 from tools.web_tests import modules
 
@@ -74,6 +75,17 @@ def test_no_name_is_one_of_mermaids_own_words() -> None:
         texts.append(render(Chart(word, states, word, transitions, flags=(word,)), "mermaid"))
     for word, found in zip(words, parsed(*texts), strict=True):
         assert found.get("kind") == "stateDiagram", (word, found)
+
+
+def test_counts_and_states_are_read_as_text() -> None:
+    counted, running = parsed(
+        render(CHARTS["engine"], "mermaid", passes=TAKEN),
+        render_tree(
+            Tree("root", children=(Tree("a", state="DEAD.FAILED"), Tree("b", state="ELSE"))), "mermaid"
+        ),
+    )
+    assert counted["kind"] == "stateDiagram"
+    assert running == {"kind": "flowchart-v2", "nodes": 3, "edges": 2}
 
 
 def test_what_is_wrong_is_noticed() -> None:
