@@ -114,6 +114,10 @@ class LiveView(Lines):
         self._state = "RESTARTING.STARTING"
         self._incarnation = 1
         self._phase = ""
+        self._up: float | None = None
+        self._due: float | None = None
+        self._window = ""
+        self._rate = _Rate()
         self._stage = ""
         self._live: Live | None = None
         super().__init__(self._keep, label)
@@ -139,6 +143,15 @@ class LiveView(Lines):
         """Follow the engine's state, and keep the line."""
         if isinstance(record, r.StateChanged) and record.child == "llm/1":
             self._state, self._incarnation, self._phase = record.after, record.incarnation, ""
+            if record.event == "started":
+                self._up = record.at
+            elif record.after.startswith(("RESTARTING", "DEAD")):
+                self._up = None
+            if not record.after.endswith("BACKOFF"):
+                self._due = None
+        if isinstance(record, r.DecisionMade) and record.child == "llm/1":
+            self._window = f"{record.restarts} of {record.intensity} restarts"
+            self._due = record.at + record.delay if record.delay else None
         if isinstance(record, r.StartProgressed):
             self._phase = f"{record.phase} {record.detail}, {record.elapsed:.0f} s"
         super().record(record)
@@ -152,12 +165,25 @@ class LiveView(Lines):
             self._live.stop()
             self._live = None
 
+    def _facts(self) -> str:
+        """Uptime, countdown, restarts in the window, and tokens a second."""
+        now = time.monotonic()
+        rate = self._rate.of(sum(len(reading.tokens) for reading in self._readings), now)
+        facts = (
+            f"up {now - self._up:.0f} s" if self._up is not None else "",
+            f"starts again in {max(0.0, self._due - now):.1f} s" if self._due is not None else "",
+            self._window,
+            f"{rate:.0f} tokens/s" if self._readings else "",
+        )
+        return "  ".join(fact for fact in facts if fact)
+
     def _render(self) -> RenderableType:
         style = _STATE_STYLES.get(self._state.partition(".")[0], "")
         head = Text.assemble(
             ("llm/1 ", "bold"),
             (f"incarnation {self._incarnation}  ", ""),
             (self._state, f"bold {style}"),
+            (f"  {self._facts()}", ""),
             (f"  {self._phase}" if self._phase else "", "dim"),
         )
         streams = Table.grid(padding=(0, 1), expand=True)
@@ -176,6 +202,20 @@ class LiveView(Lines):
             Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left")
         )
         return Group(*parts)
+
+
+class _Rate:
+    """Tokens a second, over the last second or more."""
+
+    def __init__(self) -> None:
+        self._at, self._count, self._value = 0.0, 0, 0.0
+
+    def of(self, count: int, now: float) -> float:
+        """Take how many there are now."""
+        if now - self._at >= 1.0:
+            self._value = (count - self._count) / (now - self._at) if self._at else 0.0
+            self._at, self._count = now, count
+        return self._value
 
 
 def _coloured(reading: Reading, width: int = 200) -> Text:
