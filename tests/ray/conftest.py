@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rayvisor._engine.link import ActorOptions
 from rayvisor._engine.wire import EngineInfo
 from rayvisor._process.tree import alive
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 
 pytestmark = pytest.mark.ray
 

@@ -21,7 +21,7 @@ DRIVER = """
 import asyncio, json, os
 from rayvisor._engine.link import ActorOptions
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 
 async def main():
     async with await RayCluster.connect() as cluster, RayPlace(cluster) as place:
@@ -36,7 +36,7 @@ CHECKOUT = """
 import asyncio, json
 from rayvisor._engine.link import ActorOptions
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 from rayvisor._ray.package import package_folders
 
 async def main():
@@ -59,7 +59,7 @@ LOCAL = """
 import asyncio, json, os, sys
 from rayvisor._engine.link import ActorOptions
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 
 async def main():
     assert "ray" not in sys.modules

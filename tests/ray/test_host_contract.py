@@ -15,7 +15,7 @@ from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Phas
 from rayvisor._process.local import LocalPlace
 from rayvisor._process.tree import alive
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 
 pytestmark = pytest.mark.ray
 

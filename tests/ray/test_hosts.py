@@ -17,7 +17,8 @@ from rayvisor._engine.wire import EngineInfo, ProcessId
 from rayvisor._process.tree import alive, marked
 from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError
-from rayvisor._ray.hosts import RayHost, RayPlace
+from rayvisor._ray.hosts import RayHost
+from rayvisor._ray.place import RayPlace
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from rayvisor._engine.link import ActorOptions
 from rayvisor._process.tree import alive
 from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.hosts import RayPlace
+from rayvisor._ray.place import RayPlace
 from rayvisor._ray.nodes import NodeWatch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayvisor as rv

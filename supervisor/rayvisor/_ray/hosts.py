@@ -1,4 +1,4 @@
-"""Engine hosts as Ray actors: `RayPlace` makes them, `RayHost` is the link to one.
+"""Engine hosts as Ray actors: `RayHost` is the link to one.
 
 A host is an actor with ``max_restarts=0``: its death is known some ten milliseconds later, with its cause,
 by a call that never returns while it lives (the sentinel), and nothing competes with the supervisor over
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -30,25 +29,20 @@ from rayvisor._engine.link import (
 from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order
 from rayvisor._ray import package
-from rayvisor._ray.agents import NodeAgents
-from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.errors import RayCallTimeout, end_of, is_ray_error
-from rayvisor._ray.neighbours import Neighbours
-from rayvisor._ray.nodes import NodeWatch
-from rayvisor._ray.options import explain_pending, ray_options
-from rayvisor._ray.placement import Placements
 from rayvisor._ray.resident import Failure, Greeting
-from rayvisor._ray.shell import host_class
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
 from rayvisor.retrying import retry
 from rayvisor.specs import Backoff
 
-__all__ = ["RayHost", "RayPlace"]
+if TYPE_CHECKING:
+    from rayvisor._ray.place import RayPlace
+
+__all__ = ["RayHost", "package_env"]
 
 log = get_logger("rayvisor.ray")
 
-_CREATE_SECONDS = 20.0
 _KILL_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 _SLACK_SECONDS = 5.0
@@ -271,7 +265,7 @@ class RayHost:
                 greeting.node_id,
                 self.key,
                 process,
-                _package_env(self._options),
+                package_env(self._options),
                 min(deadline, _AGENT_SECONDS),
             )
         except Exception as error:
@@ -373,106 +367,7 @@ class RayHost:
         ray.kill(self._actor)
 
 
-class RayPlace:
-    """Makes host actors on a cluster, and ends them. Use as a context manager, or call `close`.
-
-    Parameters
-    ----------
-    cluster
-        The connection; it is the caller's, and stays open.
-    """
-
-    def __init__(self, cluster: RayCluster) -> None:
-        self.cluster = cluster
-        self.agents = NodeAgents(cluster)
-        self.neighbours = Neighbours(cluster)
-        self.nodes = NodeWatch(cluster)
-        self._placements = Placements(cluster)
-        self._token = secrets.token_hex(4)
-        self._hosts: dict[str, RayHost] = {}
-        self._warming: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> RayHost:
-        """Make a host, see `HostPlace.create`. An epoch of a child is made once."""
-        key = f"{self._token}/{child}/{epoch}"
-        if key in self._hosts:
-            raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
-        if self.cluster.started and self._warming is None:
-            # On a local Ray it is known where the first host will be: have the agent there in the meantime.
-            self._warming = asyncio.create_task(
-                self.agents.prepare(self.cluster.node_id, _package_env(options))
-            )
-        self.neighbours.begin(child)
-        avoid = await self.neighbours.nodes(child, options.apart_from)
-        group = await self._placements.get(child, options.placement)
-        asked = ray_options(options, name=f"rayvisor-{key}", group=group, avoid=avoid)
-        wanted = package.local_version()
-
-        def make() -> Any:
-            return host_class().options(**asked).remote(key, child, epoch, engine, wanted)
-
-        def undo(actor: Any) -> None:
-            import ray
-
-            ray.kill(actor)
-
-        actor = await self.cluster.call(
-            f"the host actor of {child}", make, deadline=_CREATE_SECONDS, undo=undo
-        )
-        host = self._hosts[key] = RayHost(self, actor, key, child, epoch, options)
-        log.info("host.created", child=child, epoch=epoch, name=asked["name"])
-        return host
-
-    async def end_child(self, child: str, deadline: float) -> GoneReport:
-        """End every host of a child that is left, and remove its placement group."""
-        hosts = [host for host in self._hosts.values() if host.child == child]
-        report = await self._end_all(hosts, deadline)
-        await self._placements.remove(child)
-        return report
-
-    async def close(self, deadline: float = 30.0) -> None:
-        """End every host that is left, the agents, and the placement groups."""
-        await self._end_all(list(self._hosts.values()), deadline)
-        if self._warming is not None:
-            self._warming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._warming
-        await self.nodes.close()
-        await self.agents.close()
-        await self._placements.close()
-
-    async def why_pending(self, options: ActorOptions) -> str:
-        """Why an actor with these options does not come up, if the cluster's resources tell."""
-        try:
-            return explain_pending(options, await self.cluster.node_resources())
-        except RayCallTimeout as timeout:
-            return str(timeout)
-
-    def forget(self, host: RayHost, *, verified: bool) -> None:
-        """Drop a host that has been ended. One that may have left something stays on the list."""
-        self.neighbours.is_on(host.child, "")
-        if verified:
-            self._hosts.pop(host.key, None)
-
-    async def _end_all(self, hosts: Sequence[RayHost], deadline: float) -> GoneReport:
-        reports = await asyncio.gather(*(host.end(deadline) for host in hosts))
-        for host in hosts:
-            host.release()
-            self._hosts.pop(host.key, None)
-        return GoneReport(
-            tuple(process for report in reports for process in report.killed),
-            tuple(process for report in reports for process in report.left),
-            verified=all(report.verified for report in reports),
-        )
-
-
-def _package_env(options: ActorOptions) -> dict[str, Any]:
+def package_env(options: ActorOptions) -> dict[str, Any]:
     """What a node agent needs to find rayvisor where the host does."""
     return {key: value for key, value in options.runtime_env.items() if key != "env_vars"}
 

@@ -56,7 +56,7 @@ class Places:
         if self._local:
             return LocalPlace()
         # Imported here: a tree without engines or actors does not need Ray, nor wait for its import.
-        from rayvisor._ray.hosts import RayPlace
+        from rayvisor._ray.place import RayPlace
 
         return RayPlace(await self._connect())
 
