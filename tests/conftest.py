@@ -34,9 +34,7 @@ settings.register_profile(
 settings.load_profile("suite")
 
 # What computes only, or runs in virtual time: once wrong is wrong.
-_EXACT = frozenset(
-    {"architecture", "benchmarks", "core", "docs", "packaging", "requests", "site", "statecharts"}
-)
+_EXACT = frozenset({"architecture", "core", "requests", "statecharts"})
 
 
 def _group(item: pytest.Item) -> str | None:

@@ -235,3 +235,42 @@ def test_what_cannot_be_guarded_is_refused() -> None:
     for wrong in (Empty, 3):
         with pytest.raises(rv.SpecError, match="target="):
             rv.fatal(KeyError)(wrong)  # type: ignore[type-var]
+
+
+STOPPED_FIRST = """
+import os, subprocess, sys
+from rayvisor._fatal import ending
+from rayvisor._process.reaper import read_stat
+from rayvisor._process.tree import identify, tree
+
+forking = '''
+import os, time
+print("up", flush=True)
+for _ in range(3):
+    os.fork()
+    time.sleep(0.02)
+time.sleep(60)
+'''
+child = subprocess.Popen([sys.executable, "-c", forking], stdout=subprocess.PIPE)
+child.stdout.readline()
+states, kill = [], ending.kill
+
+def seen(process):
+    if not states:
+        states.extend(read_stat(each.pid).state for each in tree(identify(os.getpid())))
+    return kill(process)
+
+ending.kill = seen
+killed = ending.end_children(20.0)
+print(len(killed), "".join(sorted(set(states))), len(tree(identify(os.getpid()))))
+"""
+
+
+def test_children_stand_still_before_any_is_killed_so_that_none_forks_meanwhile() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_FIRST], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    killed, states, left = done.stdout.split()
+    assert int(killed) >= 1
+    assert (states, left) == ("T", "0")

@@ -12,7 +12,9 @@ somebody else is never mistaken for ours.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterable
 
@@ -24,7 +26,7 @@ from rayvisor._engine.link import GoneReport
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process import reaper
 
-__all__ = ["MARKER", "alive", "end_processes", "identify", "kill", "marked", "start_ticks", "tree"]
+__all__ = ["MARKER", "alive", "end_processes", "hold", "identify", "kill", "marked", "start_ticks", "tree"]
 
 MARKER = reaper.MARKER
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -79,6 +81,16 @@ def kill(process: ProcessId) -> bool:
     """SIGKILL this very process; it works on a stopped one too. Whether a signal was sent."""
     stat = _find(process)
     return stat is not None and reaper.kill_process(stat.pid, stat.ticks)
+
+
+def hold(process: ProcessId) -> bool:
+    """SIGSTOP to this very process; whether it stands still, or is gone: then it forks no more."""
+    stat = _find(process)
+    if stat is None or stat.state in "Tt":
+        return True
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(stat.pid, signal.SIGSTOP)
+    return False
 
 
 def _round(known: dict[int, ProcessId], key: str | None) -> tuple[list[ProcessId], list[ProcessId]]:
