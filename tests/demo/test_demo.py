@@ -52,9 +52,7 @@ def demo(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "fault", ["kill-core", "kill-worker", "kill-host", "stop-core", "stop-host", "endless-step", "none"]
-)
+@pytest.mark.parametrize("fault", ["kill-core", "stop-host", "none"])  # all of them are rows of tests/faults
 def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(cluster_address: str, fault: str) -> None:
     done, outcome = demo(
         "--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5", ray=cluster_address
@@ -75,9 +73,7 @@ def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(cluster_addr
     assert "SIMULATED" in done.stderr
     assert (outcome["fault_class"], outcome["as_expected"]) == ("" if fault == "none" else "FATAL", True)
     assert "FAULT" in done.stderr or fault == "none"
-    assert ("ALIVE.SERVING -> ALIVE.SUSPECT" in done.stderr) == (
-        fault in {"stop-core", "stop-host", "endless-step"}
-    )
+    assert ("ALIVE.SERVING -> ALIVE.SUSPECT" in done.stderr) == (fault == "stop-host")
 
 
 @pytest.mark.ray
