@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "outside"
 WEB = ROOT / ".cache" / "web"
 PACKAGES = ("mermaid@11", "jsdom@26")
-# The W3C's schema of SCXML in one file, as a package in npm's registry carries it: its 138 components are those of
-# the W3C's own files below, word for word. What npm has published is never changed, and the digest would tell.
+# The W3C's schema of SCXML in one file, as a package in npm's registry carries it: its 138 components are
+# those of the W3C's own files below, word for word. What npm has published is never changed.
 SCHEMA_PACKAGE = "fsm-core@1.0.28"
 SCHEMA_PARTS = (
     ("scxml.xsd", "scxml.xsd", "8814aa5e1c1105358716349d46a3bd87858f6ec86c85472719b06124f1390a69"),
