@@ -10,7 +10,8 @@ import pytest
 
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process import reaper
-from rayvisor._process.tree import MARKER, alive, end_processes, identify, kill, marked, start_ticks, tree
+from rayvisor._process.killing import end_processes
+from rayvisor._process.tree import MARKER, alive, identify, kill, marked, start_ticks, tree
 from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -97,7 +98,7 @@ async def test_what_cannot_be_ended_in_time_is_reported_and_not_verified(
 ) -> None:
     child = spawn(stubborn)
     process = known(child.pid)
-    monkeypatch.setattr(reaper, "kill_process", lambda *_: False)
+    monkeypatch.setattr(reaper, "send", lambda *_: False)
     report = await end_processes([process], key=None, deadline=0.1)
     assert not report.verified
     assert report.left == (process,)

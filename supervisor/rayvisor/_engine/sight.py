@@ -22,6 +22,7 @@ __all__ = ["Sampler", "Sight", "in_words", "look_twice", "stopped_cause"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOAD_SECONDS = 0.2
+"""Over so long it is measured what a process takes of a core."""
 _STATE, _UTIME, _STIME = 0, 11, 12  # places in /proc/PID/stat, counted from the state on
 
 _WORDS = {"D": "waits for a device", "Z": "has ended", "X": "has ended", "": "has ended"}

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 
 from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import alive, hold, identify, kill, tree
+from rayvisor._process.killing import Killing
+from rayvisor._process.tree import identify
 
 __all__ = ["arm", "end_children", "end_process"]
 
-_PAUSE_SECONDS = 0.01
+_PAUSE_SECONDS = 0.005
 
 
 def arm(code: int, deadline: float) -> threading.Timer:
@@ -42,26 +43,12 @@ def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
 def end_children(deadline: float) -> tuple[ProcessId, ...]:
     """Kill everything below this process, and wait until it is gone; what was killed."""
     until = time.monotonic() + deadline
-    held_until = time.monotonic() + deadline / 4
     me = identify(os.getpid())
-    known: dict[int, ProcessId] = {}
-    killed: dict[int, ProcessId] = {}
-    still, quiet = False, 0
-    while me is not None and quiet < 2 and time.monotonic() < until:  # noqa: PLR2004 - one may just be forking
-        # What was found keeps being looked below: its children lose their parent when it dies.
-        known |= {process.pid: process for process in tree(me, *known.values())}
-        living = [process for process in known.values() if alive(process)]
-        # Killed while it forks, a process leaves a child whose parent nobody knows: so all are stopped first,
-        # and looked below once more when they stand still.
-        standing = [hold(process) for process in living]
-        were_still, still = still, all(standing)
-        if not (were_still and still) and time.monotonic() < held_until:
-            time.sleep(_PAUSE_SECONDS / 10)
-            continue
-        killed |= {process.pid: process for process in living if kill(process)}
-        quiet = 0 if living else quiet + 1
-        time.sleep(_PAUSE_SECONDS if living else 0.0)
-    return tuple(killed.values())
+    killing = Killing(() if me is None else (me,), hold=deadline / 4)
+    while not killing.proven and time.monotonic() < until:
+        if killing.round():
+            time.sleep(_PAUSE_SECONDS)
+    return tuple(killing.killed.values())
 
 
 def _flush() -> None:

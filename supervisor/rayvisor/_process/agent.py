@@ -21,7 +21,8 @@ from rayvisor._engine.processes import process_id
 from rayvisor._engine.sight import look_twice
 from rayvisor._engine.stack import stack_of
 from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import alive, end_processes, tree
+from rayvisor._process.killing import end_processes
+from rayvisor._process.tree import alive, tree
 from rayvisor.log import get_logger
 
 __all__ = ["NodeAgent"]
@@ -29,7 +30,6 @@ __all__ = ["NodeAgent"]
 log = get_logger("rayvisor.process")
 
 _SWEEP_SECONDS = 5.0
-"""Over so long it is measured what a process takes of a core."""
 
 HowEnded = tuple[int | None, int | None]
 """Exit code and signal, as far as the system tells."""

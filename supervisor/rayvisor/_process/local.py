@@ -28,7 +28,7 @@ from rayvisor._engine.link import (
 from rayvisor._engine.sight import look_twice
 from rayvisor._engine.stall import StallLimits
 from rayvisor._engine.wire import Died, EngineInfo, HostDescription, HostItem, Order, ProcessId
-from rayvisor._process.tree import end_processes
+from rayvisor._process.killing import end_processes
 from rayvisor.faults import Cause
 from rayvisor.log import get_logger
 

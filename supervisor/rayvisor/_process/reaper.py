@@ -137,8 +137,8 @@ def marked_with(key: str) -> dict[int, Stat]:
     return found
 
 
-def kill_process(pid: int, ticks: int) -> bool:
-    """SIGKILL this very process, never one that got its pid later. Whether the signal was sent."""
+def send(number: int, pid: int, ticks: int) -> bool:
+    """Send a signal to this very process, never to one that got its pid later. Whether it was sent."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -147,7 +147,7 @@ def kill_process(pid: int, ticks: int) -> bool:
         # The pidfd holds whatever has the pid now: only once it is ours does the start time tell who it is.
         if not is_alive(pid, ticks):
             return False
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, number)
     except OSError:
         return False
     else:
@@ -203,7 +203,7 @@ class _Watch:
             self.noted.pop(os.getpid(), None)
             alive = [stat for stat in self.noted.values() if is_alive(stat.pid, stat.ticks)]
             for stat in alive:
-                if kill_process(stat.pid, stat.ticks):
+                if send(signal.SIGKILL, stat.pid, stat.ticks):
                     killed[stat.pid] = stat
             quiet = 0 if alive else quiet + 1
             time.sleep(0.02)

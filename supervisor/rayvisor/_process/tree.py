@@ -1,4 +1,4 @@
-"""Process trees: who is in them, ending them, and the proof that they are gone.
+"""Process trees: who is in them, and signals to the very processes that are meant.
 
 A process is named by pid *and* start time (`ProcessId`), so that a number that the system has given to
 somebody else is never mistaken for ours.
@@ -12,21 +12,15 @@ somebody else is never mistaken for ours.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import time
-from collections.abc import Iterable
 
-import anyio
-import anyio.to_thread
 import psutil
 
-from rayvisor._engine.link import GoneReport
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process import reaper
 
-__all__ = ["MARKER", "alive", "end_processes", "hold", "identify", "kill", "marked", "start_ticks", "tree"]
+__all__ = ["MARKER", "alive", "hold", "identify", "kill", "marked", "start_ticks", "tree"]
 
 MARKER = reaper.MARKER
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -80,7 +74,7 @@ def marked(key: str) -> tuple[ProcessId, ...]:
 def kill(process: ProcessId) -> bool:
     """SIGKILL this very process; it works on a stopped one too. Whether a signal was sent."""
     stat = _find(process)
-    return stat is not None and reaper.kill_process(stat.pid, stat.ticks)
+    return stat is not None and reaper.send(signal.SIGKILL, stat.pid, stat.ticks)
 
 
 def hold(process: ProcessId) -> bool:
@@ -88,55 +82,5 @@ def hold(process: ProcessId) -> bool:
     stat = _find(process)
     if stat is None or stat.state in "Tt":
         return True
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(stat.pid, signal.SIGSTOP)
+    reaper.send(signal.SIGSTOP, stat.pid, stat.ticks)
     return False
-
-
-def _round(known: dict[int, ProcessId], key: str | None) -> tuple[list[ProcessId], list[ProcessId]]:
-    """Find once more, kill once more: (killed, alive before the kill)."""
-    for found in tree(*known.values()):
-        known.setdefault(found.pid, found)
-    for found in marked(key) if key else ():
-        known.setdefault(found.pid, found)
-    known.pop(os.getpid(), None)
-    living = [process for process in known.values() if alive(process)]
-    return [process for process in living if kill(process)], living
-
-
-async def end_processes(
-    processes: Iterable[ProcessId],
-    *,
-    key: str | None,
-    deadline: float,
-    killed: dict[int, ProcessId] | None = None,
-) -> GoneReport:
-    """Kill these processes and everything below them, and wait for the proof that all are gone.
-
-    Parameters
-    ----------
-    processes
-        What is known of the tree; roots are enough while they live.
-    key
-        The host's key: processes that carry it are found even when nothing of their ancestry is left.
-    deadline
-        Seconds to wait for the proof.
-    killed
-        Where to note what was killed, as it happens; the report names everything that is in it at the end.
-    """
-    until = time.monotonic() + deadline
-    known = {process.pid: process for process in processes}
-    killed = {} if killed is None else killed
-    pause = 0.005
-    quiet = 0
-    while True:
-        hit, living = await anyio.to_thread.run_sync(_round, known, key)
-        killed.update((process.pid, process) for process in hit)
-        quiet = 0 if living else quiet + 1
-        if quiet == 2:  # noqa: PLR2004 - two rounds: a child may just have been forking in the first
-            return GoneReport(tuple(killed.values()), (), verified=True)
-        if time.monotonic() >= until:
-            left = tuple(process for process in living if alive(process))
-            return GoneReport(tuple(killed.values()), left, verified=False)
-        await anyio.sleep(pause)
-        pause = min(pause * 1.5, 0.1)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import end_processes, identify, tree
+from rayvisor._process.killing import end_processes
+from rayvisor._process.tree import identify, tree
 from rayvisor._ray.calls import CallThreads
 from rayvisor.errors import ClusterUnavailableError
 from rayvisor.log import get_logger
