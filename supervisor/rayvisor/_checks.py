@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rayvisor.errors import SpecError
 
 __all__ = ["is_whole", "seconds", "whole"]
@@ -49,4 +51,6 @@ def seconds(
     good = good and (value > least if exclusive else value >= least)  # type: ignore[operator]
     if not good or (below is not None and not value < below):  # type: ignore[operator]
         bound = f"more than {least:g}" if exclusive else f"{least:g} or more"
+        if below is not None:
+            bound += ", and finite" if math.isinf(below) else f", and less than {below:g}"
         raise SpecError(name, value, f"must be a number of seconds, {bound}{why and f' ({why})'}", term=term)
