@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import rayvisor as rv
+from rayvisor._live.words import age
 from rayvisor.cli import main
-from rayvisor.cli._lines import age, record_line, tree_lines
+from rayvisor.cli._lines import record_line, tree_lines
 from statecharts import render_tree, tree_formats
 
 

@@ -146,7 +146,7 @@ def test_a_tree_that_gives_up_exits_1_and_says_the_root_cause_first(tmp_path: Pa
         assert status == 1
         assert errors.startswith("Error: OSError: the disk is full (worker, incarnation 2")
         command.saw("FAULT OSError: the disk is full (FATAL, while serving")
-        command.saw("decided: give_up")
+        command.saw("decided: give up")
 
 
 def test_a_tree_that_cannot_be_started_exits_1(tmp_path: Path) -> None:

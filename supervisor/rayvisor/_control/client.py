@@ -198,15 +198,17 @@ def _refused(status: int, content: bytes) -> ControlRefusedError:
         )
 
 
-def find(folder: Path | None = None) -> ControlClient:
-    """The one tree of this user that runs.
+def find(socket: Path | None = None) -> ControlClient:
+    """The tree at this socket; without one, the one tree of this user that runs.
 
     Raises
     ------
     ControlSocketError
         None does, or several do: the message lists them.
     """
-    folder = default_folder() if folder is None else folder
+    if socket is not None:
+        return ControlClient(socket)
+    folder = default_folder()
     found = living(folder)
     if len(found) == 1:
         return ControlClient(found[0])

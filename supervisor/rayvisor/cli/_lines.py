@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
-__all__ = ["age", "record_line", "tree_lines"]
+from rayvisor._live import words
 
-_COLOURS = {"ALIVE": "green", "PAUSED": "yellow", "RESTARTING": "cyan", "DEAD": "red"}
+__all__ = ["record_line", "tree_lines"]
+
 _HEADS = ("NAME", "KIND", "STATE", "#", "HOST", "UP", "RESTARTS", "REQUESTS")
 
 
 def record_line(form: Mapping[str, Any]) -> str:
     """One record: the time of day, who it is about, and what happened."""
     moment = float(form["time"])
-    clock = f"{time.strftime('%H:%M:%S', time.localtime(moment))}.{int(moment % 1 * 1000):03d}"
+    clock = f"{words.clock(moment)}.{int(moment % 1 * 1000):03d}"
     who = _who(form)
     return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _anything)(form)}"
 
@@ -44,9 +44,7 @@ def _fault(form: Mapping[str, Any]) -> str:
 
 
 def _decided(form: Mapping[str, Any]) -> str:
-    when = f" in {form['delay']:.2f} s" if form["delay"] else ""
-    used = f"{form['restarts']} of {form['intensity']} restarts used"
-    return f"decided: {form['decision']}{when} ({form['why']}; {used})"
+    return f"decided: {words.decided(form['decision'], form)}"
 
 
 def _progress(form: Mapping[str, Any]) -> str:
@@ -107,44 +105,23 @@ def _rows(
 
 
 def _cells(node: Mapping[str, Any]) -> tuple[str, ...]:
-    state = f"{node['state']}.{node['leaf']}" if node["leaf"] else node["state"]
-    more = [hold for hold in node["holds"] if hold != node["leaf"]]
-    restarts, requests = node["restarts"], node["requests"]
+    restarts = node["restarts"]
     return (
         node["kind"],
-        " +".join((state, *more)),
+        words.state(node),
         str(node["incarnation"] or ""),
         "" if node["epoch"] is None else str(node["epoch"]),
-        "" if node["uptime"] is None else age(node["uptime"]),
+        "" if node["uptime"] is None else words.age(node["uptime"]),
         "" if restarts is None else f"{restarts['used']} of {restarts['intensity']}",
-        "" if requests is None else _requests(node["kind"], requests),
+        words.requests(node),
     )
-
-
-def _requests(kind: str, requests: Mapping[str, Any]) -> str:
-    if kind == "engine":
-        return f"{requests['in_flight']} in flight"
-    return f"{requests['in_flight']} in flight, {requests['waiting']} waiting"
 
 
 def _last(fault: Mapping[str, Any]) -> str:
     log = f"; log: {fault['log_file']}" if fault["log_file"] else ""
-    about = f"{fault['fault_class']}, incarnation {fault['incarnation']}, {age(fault['age'])} ago{log}"
+    about = f"{fault['fault_class']}, incarnation {fault['incarnation']}, {words.age(fault['age'])} ago{log}"
     return click.style(fault["root"], fg="red") + f" ({about})"
 
 
-def age(seconds: float) -> str:
-    """A time span in its two largest units."""
-    whole = int(seconds)
-    for size, unit, small_size, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // small_size} {small}"
-    return f"{whole} s"
-
-
 def _coloured(state: str) -> str:
-    return click.style(state, fg=_COLOURS.get(state.partition(".")[0]))
+    return click.style(state, fg=words.state_colour(state) or None)

@@ -1,12 +1,16 @@
-"""The option ``--socket PATH`` of the commands that talk to a running tree."""
+"""What the commands that talk to a running tree share: the option ``--socket PATH``, and how they fail."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-__all__ = ["socket_option"]
+__all__ = ["errors_in_a_line", "socket_option"]
 
 socket_option = click.option(
     "--socket",
@@ -15,3 +19,18 @@ socket_option = click.option(
     envvar="RAYVISOR_SOCKET",
     help="Control socket of the tree; not needed where one tree runs.",
 )
+
+
+@contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """Make what goes wrong one line and exit status 1."""
+    from rayvisor._control.client import ControlRefusedError
+    from rayvisor.errors import ControlSocketError, UnknownChildError
+
+    try:
+        yield
+    except (ControlSocketError, ControlRefusedError, UnknownChildError) as error:
+        raise click.ClickException(str(error)) from error
+    except BrokenPipeError:
+        # The reader has gone, and nobody else is to notice: not Python's own flush at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rayvisor.cli._socket import socket_option
+from rayvisor.cli._socket import errors_in_a_line, socket_option
 from statecharts import ChartError, Pass, Tree, formats, render, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
@@ -84,18 +84,16 @@ def chart(
 
 
 def _of(socket_path: Path | None, path: str, format_name: str) -> str:
-    from rayvisor._control.client import ControlClient, ControlRefusedError, find
-    from rayvisor.errors import ControlSocketError, UnknownChildError
+    from rayvisor._control.client import find
+    from rayvisor.errors import UnknownChildError
 
-    try:
-        client = find() if socket_path is None else ControlClient(socket_path)
+    with errors_in_a_line():
+        client = find(socket_path)
         told = next(each.data for each in client.live("", ANSWER_SECONDS) if each.kind == "state")
-    except (ControlSocketError, ControlRefusedError) as error:
-        raise click.ClickException(str(error)) from None
-    nodes = {node["path"]: node for node in told["nodes"] if node["chart"]}
-    node = nodes.get(path)
-    if node is None:
-        raise click.ClickException(str(UnknownChildError(path, tuple(nodes))))
+        nodes = {node["path"]: node for node in told["nodes"] if node["chart"]}
+        node = nodes.get(path)
+        if node is None:
+            raise UnknownChildError(path, tuple(nodes))
     passes = [Pass(*each) for each in node["passes"]]
     # The last step is where it is.
     way = [place for place, *_ in node["steps"][:-1]]
@@ -105,15 +103,12 @@ def _of(socket_path: Path | None, path: str, format_name: str) -> str:
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
-    from rayvisor._control.client import ControlClient, ControlRefusedError, find
+    from rayvisor._control.client import find
     from rayvisor._control.forms import node_from
-    from rayvisor.errors import ControlSocketError
 
-    try:
-        client = find() if socket_path is None else ControlClient(socket_path)
-        return _drawn(node_from(client.get("/v1/status")["tree"]).tree(), format_name)
-    except (ControlSocketError, ControlRefusedError) as error:
-        raise click.ClickException(str(error)) from None
+    with errors_in_a_line():
+        told = find(socket_path).get("/v1/status")
+    return _drawn(node_from(told["tree"]).tree(), format_name)
 
 
 def _drawn(tree: Tree, format_name: str) -> str:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from rayvisor._control.client import ControlClient, ControlRefusedError, find
+from rayvisor._control.client import ControlClient, find
 from rayvisor.cli._lines import record_line, tree_lines
-from rayvisor.cli._socket import socket_option
-from rayvisor.errors import ControlSocketError, UnknownChildError
+from rayvisor.cli._socket import errors_in_a_line, socket_option
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
 
@@ -29,27 +25,14 @@ _path = click.argument("path", default="", metavar="[PATH]")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@contextmanager
-def _said() -> Iterator[None]:
-    """Make what goes wrong one line and exit status 1."""
-    try:
-        yield
-    except (ControlSocketError, ControlRefusedError, UnknownChildError) as error:
-        raise click.ClickException(str(error)) from error
-    except BrokenPipeError:
-        # The reader has gone, and nobody else is to notice: not Python's own flush at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _client(command: F) -> F:
     """Give a command the tree it talks to."""
 
     @socket_option
     @functools.wraps(command)
     def run(socket_path: Path | None, **options: Any) -> Any:
-        with _said():
-            client = find() if socket_path is None else ControlClient(socket_path)
-            return command(client, **options)
+        with errors_in_a_line():
+            return command(find(socket_path), **options)
 
     return run  # type: ignore[return-value]
 
@@ -65,14 +48,14 @@ def status(*, socket_path: Path | None, path: str, watch: bool, as_json: bool) -
     With --watch: as it changes, with its faults and what was decided, also when it ends and comes back. On
     a terminal as a picture, else a line for each thing that happens; with --json what the tree tells.
     """
-    with _said():
+    with errors_in_a_line():
         if watch:
             # Imported here: no other command needs it.
             from rayvisor.cli._watch.loop import watch as show
 
             show(socket_path, path.strip("/"), as_json=as_json)
         else:
-            _status(find() if socket_path is None else ControlClient(socket_path), path, as_json=as_json)
+            _status(find(socket_path), path, as_json=as_json)
 
 
 def _status(client: ControlClient, path: str, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayvisor import records as r
+from rayvisor._live import words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Lines", "LiveView", "summary"]
 
-_STATE_STYLES = {"ALIVE": "green", "PAUSED": "yellow", "RESTARTING": "cyan", "DEAD": "red"}
 _KEPT_LINES = 14
 _REFRESHES = 10
 _PHASE_SECONDS = 2.0
@@ -61,12 +62,7 @@ class Lines:
             case r.FaultSeen(fault=fault):
                 self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
             case r.DecisionMade():
-                delay = f"after {record.delay:.2f} s" if record.delay else "at once"
-                self.line(
-                    "decided",
-                    f"{record.child}: {record.decision} {delay}: {record.why}, "
-                    f"{record.restarts} of {record.intensity} restarts used",
-                )
+                self.line("decided", f"{record.child}: {words.decided(record.decision, asdict(record))}")
             case r.StateChanged():
                 who = f"{record.child} #{record.incarnation}"
                 why = f": {record.why}" if record.event == "suspect" and record.why else ""
@@ -178,7 +174,7 @@ class LiveView(Lines):
         return "  ".join(fact for fact in facts if fact)
 
     def _render(self) -> RenderableType:
-        style = _STATE_STYLES.get(self._state.partition(".")[0], "")
+        style = words.state_colour(self._state)
         head = Text.assemble(
             ("llm/1 ", "bold"),
             (f"incarnation {self._incarnation}  ", ""),

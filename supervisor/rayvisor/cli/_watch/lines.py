@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rayvisor.cli._lines import age
-from rayvisor.cli._watch import words
+from rayvisor._live import words
+from rayvisor._live.words import age
 from rayvisor.cli._watch.known import Known
 
 __all__ = ["Lines"]

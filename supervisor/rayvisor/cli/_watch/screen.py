@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rayvisor.cli._lines import age
-from rayvisor.cli._watch import words
+from rayvisor._live import words
+from rayvisor._live.words import age
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

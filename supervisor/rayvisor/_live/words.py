@@ -1,4 +1,4 @@
-"""Nodes, faults and figures in words, as the live page has them. Pure."""
+"""Nodes, faults, decisions and figures in words, wherever they are shown on a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rayvisor.cli._lines import age
-
 __all__ = [
+    "age",
     "brief",
     "clock",
+    "decided",
     "decision",
     "figures",
     "outcome",
@@ -76,11 +76,14 @@ def figures(sums: Mapping[str, float]) -> list[tuple[str, str, str]]:
 def decision(fault: Form) -> str:
     """What was decided, and why."""
     said = fault["decision"]
-    if said is None:
-        return "no decision yet"
+    return "no decision yet" if said is None else f"decided: {decided(said['what'], said)}"
+
+
+def decided(what: str, said: Form) -> str:
+    """Say what was decided, when it is done, and why."""
     when = f"after {said['delay']:.2f} s" if said["delay"] else "at once"
     used = f"{said['restarts']} of {said['intensity']} restarts used"
-    return f"decided: {said['what'].replace('_', ' ')} {when} ({said['why']}; {used})"
+    return f"{what.replace('_', ' ')} {when} ({said['why']}; {used})"
 
 
 def outcome(fault: Form) -> str:
@@ -100,3 +103,16 @@ def brief(seconds: float) -> str:
 def clock(at: float) -> str:
     """The time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def age(seconds: float) -> str:
+    """A time span in its two largest units."""
+    whole = int(seconds)
+    for size, unit, small_size, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {small}"
+    return f"{whole} s"
