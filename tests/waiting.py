@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 
@@ -13,9 +14,15 @@ INTERVAL_SECONDS = 0.005
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Let everything else go on until a condition holds; TimeoutError when it does not in time."""
+    """Let everything else go on until a condition holds; TimeoutError when it does not in time.
+
+    The condition is a plain function, or an async one: also what has to be asked for can be waited for.
+    """
     with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition at all, also other processes' doings
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
             await anyio.sleep(INTERVAL_SECONDS)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
@@ -105,6 +107,11 @@ async def test_an_actor_that_ray_restarts_is_observed_recorded_and_not_counted(m
     assert (decided.decision, decided.restarts) == ("observe", 0)
 
 
+def _serves(sup: rv.Supervisor, incarnation: int) -> bool:
+    node = sup.status("trainer")
+    return (node.incarnation, node.leaf) == (incarnation, "SERVING")
+
+
 async def test_when_ray_has_given_up_the_next_one_is_made(make: Make) -> None:
     first = make(max_restarts=1)
     told: list[rv.Exit | None] = []
@@ -116,7 +123,7 @@ async def test_when_ray_has_given_up_the_next_one_is_made(make: Make) -> None:
     async with tree(rv.adopt("trainer", first, make=another), intensity=1) as sup:
         for incarnation in (1, 2, 3):
             if incarnation > 1:
-                await within(60, _up(sup, incarnation))
+                await until(partial(_serves, sup, incarnation))
             assert (sup["trainer"].handle() == first) == (incarnation < 3)
             if incarnation < 3:
                 os.kill(await sup["trainer"].call("pid", idempotent=True), signal.SIGKILL)
@@ -124,14 +131,6 @@ async def test_when_ray_has_given_up_the_next_one_is_made(make: Make) -> None:
     assert why is not None
     assert why.fault is not None
     assert why.fault.root.type == "SYSTEM_ERROR"
-
-
-async def _up(sup: rv.Supervisor, incarnation: int) -> None:
-    while True:
-        node = sup.status("trainer")
-        if node.incarnation == incarnation and node.leaf == "SERVING":
-            return
-        await anyio.sleep(0.02)
 
 
 async def test_one_that_nobody_can_make_again_is_a_permanent_fault_root_cause_first(make: Make) -> None:

@@ -52,7 +52,9 @@ def demo(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("fault", ["kill-core", "stop-host", "none"])  # all of them are rows of tests/faults
+@pytest.mark.parametrize(
+    "fault", ["kill-core", "kill-worker", "kill-host", "stop-core", "stop-host", "endless-step", "none"]
+)
 def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(cluster_address: str, fault: str) -> None:
     done, outcome = demo(
         "--engine", "sim", "--fault", fault, "--requests", "6", "--seed", "5", ray=cluster_address
@@ -73,7 +75,9 @@ def test_nothing_is_lost_doubled_or_changed_on_the_simulated_engine(cluster_addr
     assert "SIMULATED" in done.stderr
     assert (outcome["fault_class"], outcome["as_expected"]) == ("" if fault == "none" else "FATAL", True)
     assert "FAULT" in done.stderr or fault == "none"
-    assert ("ALIVE.SERVING -> ALIVE.SUSPECT" in done.stderr) == (fault == "stop-host")
+    assert ("ALIVE.SERVING -> ALIVE.SUSPECT" in done.stderr) == (
+        fault in {"stop-core", "stop-host", "endless-step"}
+    )
 
 
 @pytest.mark.ray

@@ -9,9 +9,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Build = Callable[[Path, str], subprocess.CompletedProcess[str]]
 
 DOOR = """\
 from statecharts import Chart, Leaf, State, Transition
@@ -75,13 +78,23 @@ def _shows(html: str) -> None:
     assert re.search(r'class="statechart-lit" data-leaf="RETRYING"', html)
 
 
-def test_the_directive_puts_charts_on_a_page_of_sphinx(tmp_path: Path) -> None:
-    page = (
-        "Doors\n=====\n\n"
-        ".. statechart:: doors:DOOR\n   :caption: A door that is not shut\n\n"
-        ".. statechart:: task\n   :state: RETRYING\n   :path: PENDING, RUNNING\n"
-    )
-    built = _sphinx(tmp_path, page)
+DIRECTIVES = (
+    "Doors\n=====\n\n"
+    ".. statechart:: doors:DOOR\n   :caption: A door that is not shut\n\n"
+    ".. statechart:: task\n   :state: RETRYING\n   :path: PENDING, RUNNING\n"
+)
+FENCES = (
+    "# Doors\n\n"
+    "```statechart\ndoors:DOOR\ncaption: A door that is not shut\n```\n\n"
+    "```statechart\ntask\nstate: RETRYING\npath: PENDING RUNNING\n```\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "page"), [(_sphinx, DIRECTIVES), (_mkdocs, FENCES)], ids=["sphinx", "mkdocs"]
+)
+def test_a_page_shows_the_charts_that_are_put_on_it(tmp_path: Path, build: Build, page: str) -> None:
+    built = build(tmp_path, page)
     assert built.returncode == 0, built.stderr
     _shows((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
@@ -90,17 +103,6 @@ def test_a_builder_without_pictures_gets_the_chart_as_a_table(tmp_path: Path) ->
     built = _sphinx(tmp_path, "Doors\n=====\n\n.. statechart:: doors:DOOR\n", builder="text")
     assert built.returncode == 0, built.stderr
     assert "| AJAR " in (tmp_path / "out" / "index.txt").read_text(encoding="utf-8")
-
-
-def test_the_fence_puts_charts_on_a_page_of_mkdocs(tmp_path: Path) -> None:
-    page = (
-        "# Doors\n\n"
-        "```statechart\ndoors:DOOR\ncaption: A door that is not shut\n```\n\n"
-        "```statechart\ntask\nstate: RETRYING\npath: PENDING RUNNING\n```\n"
-    )
-    built = _mkdocs(tmp_path, page)
-    assert built.returncode == 0, built.stderr
-    _shows((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
