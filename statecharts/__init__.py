@@ -16,7 +16,7 @@ from __future__ import annotations
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
 from statecharts.drawing import Arrow, Drawing, Pass
 from statecharts.errors import ChartError
-from statecharts.renderers import Renderer, formats, register_renderer, render
+from statecharts.renderers import Renderer, formats, register_renderer, render, render_drawing
 from statecharts.table import Configuration, Table, compile_chart
 from statecharts.tree import Tree, TreeRenderer, register_tree_renderer, render_tree, tree_formats
 
@@ -42,6 +42,7 @@ __all__ = [
     "register_renderer",
     "register_tree_renderer",
     "render",
+    "render_drawing",
     "render_tree",
     "tree_formats",
 ]

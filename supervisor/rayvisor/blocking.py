@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from rayvisor.reference import ChildRef
     from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
     from rayvisor.status import Node
+    from statecharts import Drawing
 
 __all__ = ["BlockingGeneration", "BlockingPool", "BlockingRef", "BlockingSupervisor", "run_in_thread"]
 
@@ -246,6 +247,10 @@ class BlockingSupervisor:
     def status(self, path: str = "") -> Node:
         """As `Supervisor.status`."""
         return self._running.call(self._supervisor.status, path)
+
+    def chart(self, path: str) -> Drawing:
+        """As `Supervisor.chart`."""
+        return self._running.call(self._supervisor.chart, path)
 
     def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """As `Supervisor.pause`."""

@@ -39,6 +39,7 @@ import anyio
 
 from rayvisor._control.server import ControlServer
 from rayvisor._core import messages as m
+from rayvisor._live.story import Story
 from rayvisor._publish.publisher import Publisher
 from rayvisor._runtime import signals
 from rayvisor._runtime.bounded import outlast
@@ -65,7 +66,6 @@ from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
     from rayvisor._core.calls import ChildCounts, ChildStatus
-    from rayvisor._engine.wire import EngineInfo, ProcessId
     from rayvisor._runtime.machine import Hook
 
 __all__ = ["Supervisor"]
@@ -159,6 +159,8 @@ class Supervisor(OperatorVerbs, WebVerbs):
         self._handle_signals = handle_signals
         # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
         self._watchers = Watchers(time.monotonic)
+        self._story = Story(time.time() - time.monotonic(), self._children)
+        self._watchers.attach(self._story.take)
         self._teller = Teller(self._watchers)
         self._machines = {
             name: LifecycleMachine(CHARTS[name], self._teller.hook_failed) for name in ("actor", "engine")
@@ -167,7 +169,7 @@ class Supervisor(OperatorVerbs, WebVerbs):
         self._task: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
-        self._control = ControlServer(self, control) if control else None
+        self._control = ControlServer(self, control, self._story) if control else None
         self._publisher = None if publish in (None, False) else Publisher(publish)
 
     # --- the block ----------------------------------------------------------------------------
@@ -295,16 +297,6 @@ class Supervisor(OperatorVerbs, WebVerbs):
         if isinstance(children[path].spec.start, ServerStart):
             return ServerRef(path, self)
         return ChildRef(path, session.actors)
-
-    def engine_info(self, path: str) -> EngineInfo | None:
-        """What the engine at ``path`` said of itself when it came up; None while none is up there."""
-        session = self._running
-        child = session.runtime.core.children.get(path)
-        return None if child is None else session.engines.info(path, child.incarnation)
-
-    def processes(self, path: str) -> list[tuple[str, ProcessId]]:
-        """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
-        return self._running.engines.processes(path)
 
     def watch(self) -> Watch:
         """Return an async iterator of records: of all that happens from now on, until the tree has ended.

@@ -17,6 +17,7 @@ import rayvisor as rv
 from rayvisor._control.client import find
 from rayvisor._control.server import ControlServer
 from rayvisor._control.sockets import answers, default_folder, living
+from rayvisor._live.story import Story
 from tests.control.talking import get, idle, tree
 from tests.waiting import until_now
 
@@ -55,6 +56,10 @@ def stale(path: Path) -> None:
         left.listen()
 
 
+def served(path: Path) -> ControlServer:
+    return ControlServer(rv.Supervisor(SPEC), path, Story(0.0, tuple))
+
+
 async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
     answered: list[bool] = []
 
@@ -64,7 +69,7 @@ async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
 
     for turn in range(20):
         path = folder / f"{turn}.sock"
-        server = ControlServer(rv.Supervisor(SPEC), path)
+        server = served(path)
         looking = threading.Thread(target=look, args=(path,))
         looking.start()
         await server.start()
@@ -154,7 +159,7 @@ async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> N
     got: list[bool] = []
 
     async def open_it() -> None:
-        server = ControlServer(rv.Supervisor(SPEC), path)
+        server = served(path)
         begin.wait()
         try:
             await server.start()

@@ -3,6 +3,7 @@
 | route | does |
 |---|---|
 | ``GET /status`` | the tree below ``?path=`` (default: all of it), and what became of instructions |
+| ``GET /chart`` | the chart of the child at ``?path=``, with its state, its way and what was counted |
 | ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
 | ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
 | ``POST /pause`` | ``{"path": "", "mode": "wait", "deadline": 60}`` |
@@ -30,6 +31,7 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 from rayvisor._control.forms import fault_tolerance_status, plain, record_form, tree_form
+from rayvisor._live.drawn import drawing_form
 from rayvisor.errors import (
     CallError,
     RayvisorError,
@@ -43,6 +45,7 @@ from rayvisor.log import get_logger
 if TYPE_CHECKING:
     from rayvisor.records import Record
     from rayvisor.status import Node
+    from statecharts import Drawing
 
 __all__ = ["Answer", "Controls", "Refusal", "Routes", "Spawn"]
 
@@ -62,6 +65,8 @@ class Controls(Protocol):
     """What is controlled: the public verbs of a supervisor."""
 
     def status(self, path: str = "") -> Node: ...
+
+    def chart(self, path: str) -> Drawing: ...
 
     def watch(self) -> AsyncIterator[Record]: ...
 
@@ -149,6 +154,7 @@ class Routes:
         }
         self._table: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]]] = {
             "/status": ("GET", self._status),
+            "/chart": ("GET", self._chart),
             "/events": ("GET", self._events),
             **({} if live is None else {"/live": ("GET", partial(self._live, live))}),
             **{f"/{verb}": ("POST", partial(self._at_once, verb)) for verb in self._verbs},
@@ -185,6 +191,10 @@ class Routes:
         path = _only(given, path="")["path"]
         tree = tree_form(self._controls.status(path))
         return Answer(200, {"tree": tree, "instructions": [self._told(each) for each in self._instructions]})
+
+    async def _chart(self, given: Mapping[str, Any]) -> Answer:
+        path = _only(given, path="")["path"]
+        return Answer(200, drawing_form(self._controls.chart(path)))
 
     async def _engines(self, given: Mapping[str, Any]) -> Answer:
         _only(given)

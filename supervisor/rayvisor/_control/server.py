@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import anyio.to_thread
@@ -16,6 +16,9 @@ from rayvisor._control.sockets import claim, free_path
 from rayvisor._live.live import Live
 from rayvisor.errors import ControlSocketError
 from rayvisor.log import get_logger
+
+if TYPE_CHECKING:
+    from rayvisor._live.story import Story
 
 __all__ = ["ControlServer"]
 
@@ -31,18 +34,23 @@ class ControlServer(HttpServer):
         The supervisor.
     path
         Of the socket; True: one that `find` finds.
+    story
+        What has happened in the tree.
     """
 
-    def __init__(self, controls: Controls, path: str | os.PathLike[str] | Literal[True]) -> None:
+    def __init__(
+        self, controls: Controls, path: str | os.PathLike[str] | Literal[True], story: Story
+    ) -> None:
         super().__init__("rayvisor control")
         self.path = free_path() if path is True else Path(path).absolute()
         self._controls = controls
+        self._story = story
         self._own: tuple[int, int] | None = None
         self._live: Live | None = None
 
     def answering(self, spawn: Spawn) -> Answering:
         """Answer by the table of routes; who may open the socket may do all of it."""
-        live = self._live or Live(self._controls)
+        live = self._live or Live(self._controls, self._story)
         spawn(live.follow)
         routes = Routes(self._controls, spawn, live.events)
 
@@ -71,7 +79,7 @@ class ControlServer(HttpServer):
         finally:
             claimed.__exit__(None, None, None)
         self._own = (about.st_dev, about.st_ino)
-        self._live = Live(self._controls)
+        self._live = Live(self._controls, self._story)
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:

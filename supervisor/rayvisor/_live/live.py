@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from rayvisor._control.forms import walk
-from rayvisor._live.story import FAULTS_KEPT, Story
+from rayvisor._live.drawn import chart_of
+from rayvisor._live.story import FAULTS_KEPT
 from rayvisor.errors import SupervisorStoppedError
 
 if TYPE_CHECKING:
     from rayvisor._control.routes import Controls
+    from rayvisor._live.story import Story
     from rayvisor.status import Node
 
 __all__ = ["Board", "Live"]
@@ -36,7 +38,6 @@ SILENCE_SECONDS = 5.0
 JITTER_SECONDS = 0.5
 """A time that is computed from an age again and again moves a little: less than this is no change."""
 RATE_SECONDS = 1.0
-_ENGINES = frozenset({"engine", "server"})
 
 
 class Board:
@@ -105,14 +106,16 @@ class Live:
     Parameters
     ----------
     controls
-        The supervisor. Its records are followed from here on.
+        The supervisor.
+    story
+        What has happened in it.
     """
 
-    def __init__(self, controls: Controls) -> None:
+    def __init__(self, controls: Controls, story: Story) -> None:
         self._controls = controls
         self._watch = controls.watch()
-        self._wall = time.time() - time.monotonic()
-        self._story = Story(self._wall)
+        self._story = story
+        self._wall = story.wall
         self._board = Board()
         self._name = secrets.token_hex(4)
         self._rates: dict[str, tuple[float, int, float]] = {}
@@ -130,8 +133,7 @@ class Live:
         """Follow the tree until it has ended."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_pace)
-            async for record in self._watch:
-                self._story.take(record)
+            async for _ in self._watch:
                 self._dirty.set()
             self._over = True
             self._tick()
@@ -207,7 +209,7 @@ class Live:
 
     def _look(self) -> None:
         self._looked = now = time.monotonic()
-        run: dict[str, Any] = {"over": self._over, "missed": self._story.missed}
+        run: dict[str, Any] = {"over": self._over}
         try:
             root = None if self._over else self._controls.status()
         except SupervisorStoppedError:  # not begun, or over
@@ -217,7 +219,6 @@ class Live:
             self._board.put(self._board.last(), self._story.faults, run)
             return
         nodes = [self._form(node, now) for node in walk(root)]
-        self._story.keep({node["path"] for node in nodes})
         self._board.put(nodes, self._story.faults, run)
 
     def _form(self, node: Node, now: float) -> dict[str, Any]:
@@ -225,7 +226,7 @@ class Live:
         form: dict[str, Any] = {
             "path": node.path,
             "kind": node.kind,
-            "chart": "engine" if node.kind in _ENGINES else "actor" if node.path else "",
+            "chart": chart_of(node),
             "state": node.state,
             "leaf": node.leaf,
             "holds": list(node.holds),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from rayvisor import records as r
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from rayvisor.faults import Fault
     from rayvisor.records import Record
 
-__all__ = ["FAULTS_KEPT", "Story"]
+__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "Story"]
 
 FAULTS_KEPT = 100
 STEPS_KEPT = 10
 LONGEST_TEXT = 2000
+CHILDREN_KEPT = 1000
+"""Of so many children the ways are kept without a look at which of them are still there."""
 _NOT_WELL = frozenset({"SUSPECT", "FAULTED", "RETRYING"})
 _LOOKS_ON = frozenset({"in_place", "observe"})
 
@@ -28,10 +30,15 @@ class Story:
     ----------
     wall
         What to add to the records' clock for seconds since the epoch.
+    present
+        The children that there are: of others nothing is kept for long.
     """
 
-    def __init__(self, wall: float) -> None:
-        self._wall = wall
+    def __init__(self, wall: float, present: Callable[[], Collection[str]]) -> None:
+        self.wall = wall
+        self._present = present
+        self._look_at = CHILDREN_KEPT
+        self._open: Counter[str] = Counter()
         self._numbers = 0
         self._delays: dict[str, float] = {}
         self._waits: dict[str, float] = {}
@@ -41,8 +48,6 @@ class Story:
         """Of each child: place, event, incarnation and time, oldest first."""
         self.faults: deque[dict[str, Any]] = deque(maxlen=FAULTS_KEPT)
         """Oldest first; one that is replaced by a newer form keeps its ``id``."""
-        self.missed = 0
-        """Records that were dropped because nobody took them in time."""
 
     def take(self, record: Record) -> None:
         """Take the next record."""
@@ -53,15 +58,13 @@ class Story:
                 self._fault(fault, record.at)
             case r.DecisionMade():
                 self._decided(record)
-            case r.RecordsMissed(count=count):
-                self.missed += count
             case _:
                 pass
 
     def due(self, child: str) -> float | None:
         """When a child that waits will be started again, in seconds since the epoch."""
         began, delay = self._waits.get(child), self._delays.get(child)
-        return None if began is None or not delay else round(began + delay + self._wall, 3)
+        return None if began is None or not delay else round(began + delay + self.wall, 3)
 
     def passes(self, child: str) -> list[tuple[str, str, str, int, float]]:
         """How often a child took which way: from, event, to, how often, and seconds it was there before."""
@@ -70,14 +73,19 @@ class Story:
             for way, (times, seconds) in self._passes.get(child, {}).items()
         ]
 
-    def keep(self, children: Collection[str]) -> None:
-        """Forget the ways of children that are there no more."""
+    def _tidy(self) -> None:
+        """Forget the ways of children that are there no more, now and then."""
+        if len(self._passes) <= self._look_at:
+            return
+        children = self._present()
+        self._look_at = max(CHILDREN_KEPT, 2 * len(children))
         for known in (self.steps, self._delays, self._waits, self._passes, self._since):
             for child in [each for each in known if each not in children]:
                 del known[child]
 
     def _changed(self, record: r.StateChanged) -> None:
         self._passed(record)
+        self._tidy()
         if record.before == record.after:
             return
         child, leaf = record.child, record.after.rpartition(".")[2]
@@ -103,6 +111,7 @@ class Story:
 
     def _fault(self, fault: Fault, at: float) -> None:
         self._numbers += 1
+        self._open[fault.child] += 1
         self.faults.append(
             {
                 "id": self._numbers,
@@ -139,10 +148,12 @@ class Story:
 
     def _closed(self, child: str, at: float, *, came_back: bool) -> None:
         """Note for every open fault of a child how long it took, or that the child has come to rest."""
+        if not self._open.pop(child, 0):
+            return
         for number, fault in enumerate(self.faults):
             if fault["child"] == child and fault["recovered"] is None and not fault["ended"]:
                 taken = round(max(0.0, self._time(at) - fault["at"]), 3)
                 self.faults[number] = {**fault, "recovered": taken} if came_back else {**fault, "ended": True}
 
     def _time(self, at: float) -> float:
-        return round(at + self._wall, 3)
+        return round(at + self.wall, 3)

@@ -1,12 +1,11 @@
-"""What an operator, or the program, does to a running tree: look, pause, resume, restart, stop.
+"""What an operator, or the program, does to a running tree: pause, resume, restart, stop.
 
 Each is made of the core's own verbs, and of what the pools' fronts can do with requests in flight.
 """
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +15,12 @@ from rayvisor._checks import seconds
 from rayvisor._core import messages as m
 from rayvisor._engine.link import HostCallFailed
 from rayvisor._runtime.hooks import HOOK_SECONDS
-from rayvisor._runtime.snapshot import Facts, node_of
+from rayvisor._runtime.looking import LookingVerbs
 from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
 from rayvisor.log import get_logger
-from rayvisor.status import Node
 
 if TYPE_CHECKING:
     from rayvisor._pool.pausing import Pausing
-    from rayvisor._runtime.session import Session
     from rayvisor.pool import EnginePool
 
 __all__ = ["OperatorVerbs", "PauseMode", "split"]
@@ -37,42 +34,8 @@ _KEEP = {"mode": "keep", "clear_cache": False}
 log = get_logger("rayvisor.supervisor")
 
 
-class OperatorVerbs(ABC):
+class OperatorVerbs(LookingVerbs, ABC):
     """The part of a supervisor that an operator uses, over its control socket as well."""
-
-    @property
-    @abstractmethod
-    def _running(self) -> Session: ...
-
-    @property
-    @abstractmethod
-    def _begun(self) -> Session: ...
-
-    def status(self, path: str = "") -> Node:
-        """The tree below ``path`` as it is now, as plain data; the empty path is all of it.
-
-        Raises
-        ------
-        UnknownChildError
-            There is no such child.
-        """
-        now = time.monotonic()
-        session = self._begun
-        if not session.begun and not path:
-            return Node(path="", kind="supervisor", state="STARTING", leaf="")
-        session = self._running
-
-        def stats(pool: str) -> Any:
-            front = session.pools.get(pool)
-            return None if front is None else front.stats()
-
-        engines = session.engines
-        facts = Facts(epoch=engines.epoch, processes=engines.processes, stats=stats, url=engines.url)
-        core = session.runtime.core
-        node = node_of(core, facts, path, now, session.began)
-        if node is None:
-            raise UnknownChildError(path, tuple(core.children))
-        return node
 
     async def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """Give a child, or everything under a supervisor, no new work until it is resumed.

@@ -106,7 +106,6 @@ function take(message) {
   }
   for (const fault of told.faults) faults.set(fault.id, fault);
   while (faults.size > 100) faults.delete(Math.min(...faults.keys()));
-  if (told.run && told.run.missed) notice(`${told.run.missed} records came too fast to be kept: faults below may be missing.`);
   lastId = id;
   draw({ changed: told.full ? order : told.nodes.map((node) => node.path), structure: Boolean(told.order) || told.full, faults: told.faults });
 }

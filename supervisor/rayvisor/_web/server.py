@@ -30,6 +30,8 @@ from statecharts.lifecycles import CHARTS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rayvisor._live.story import Story
+
 __all__ = ["WebPage"]
 
 log = get_logger("rayvisor.web")
@@ -64,6 +66,8 @@ class WebPage(HttpServer):
     ----------
     controls
         The supervisor.
+    story
+        What has happened in it.
     port
         To listen on; 0: a free one.
     host
@@ -75,7 +79,7 @@ class WebPage(HttpServer):
         For a port that is none, or an empty host.
     """
 
-    def __init__(self, controls: Controls, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(self, controls: Controls, story: Story, port: int = 0, host: str = "127.0.0.1") -> None:
         given: tuple[object, object] = (port, host)
         if type(given[0]) is not int or not 0 <= port < 1 << 16:
             raise SpecError("port", port, "must be a whole number from 0 (a free one) to 65535")
@@ -86,7 +90,7 @@ class WebPage(HttpServer):
         self.port = port
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
-        self._live = Live(controls)
+        self._live = Live(controls, story)
 
     def __str__(self) -> str:
         return self.url

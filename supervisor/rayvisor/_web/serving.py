@@ -10,6 +10,7 @@ from rayvisor.errors import SupervisorStoppedError
 
 if TYPE_CHECKING:
     from rayvisor._control.routes import Controls
+    from rayvisor._live.story import Story
 
 __all__ = ["WebVerbs"]
 
@@ -18,6 +19,7 @@ class WebVerbs(ABC):
     """Serves live pages of a tree, which end with it."""
 
     _pages: tuple[WebPage, ...] = ()
+    _story: Story
 
     @property
     @abstractmethod
@@ -59,7 +61,7 @@ class WebVerbs(ABC):
         """
         if self._has_ended:
             raise SupervisorStoppedError("")
-        page = WebPage(cast("Controls", self), port, host)
+        page = WebPage(cast("Controls", self), self._story, port, host)
         await page.start()
         self._pages = (*self._pages, page)
         return page

@@ -7,12 +7,10 @@ from pathlib import Path
 import click
 
 from rayvisor.cli._socket import errors_in_a_line, socket_option
-from statecharts import ChartError, Pass, Tree, formats, render, render_tree, tree_formats
+from statecharts import ChartError, Tree, formats, render, render_drawing, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
 __all__ = ["chart"]
-
-ANSWER_SECONDS = 30.0
 
 
 @click.command()
@@ -85,21 +83,11 @@ def chart(
 
 def _of(socket_path: Path | None, path: str, format_name: str) -> str:
     from rayvisor._control.client import find
-    from rayvisor.errors import UnknownChildError
+    from rayvisor._live.drawn import drawing_from
 
     with errors_in_a_line():
-        client = find(socket_path)
-        told = next(each.data for each in client.live("", ANSWER_SECONDS) if each.kind == "state")
-        nodes = {node["path"]: node for node in told["nodes"] if node["chart"]}
-        node = nodes.get(path)
-        if node is None:
-            raise UnknownChildError(path, tuple(nodes))
-    passes = [Pass(*each) for each in node["passes"]]
-    # The last step is where it is.
-    way = [place for place, *_ in node["steps"][:-1]]
-    return render(
-        CHARTS[node["chart"]], format_name, at=node["leaf"] or node["state"], path=way, passes=passes
-    )
+        told = find(socket_path).get("/v1/chart", path=path)
+    return render_drawing(drawing_from(told), format_name)
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
