@@ -252,6 +252,10 @@ class BlockingSupervisor:
         """As `Supervisor.chart`."""
         return self._running.call(self._supervisor.chart, path)
 
+    def metrics(self) -> str:
+        """As `Supervisor.metrics`."""
+        return self._running.call(self._supervisor.metrics)
+
     def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
         """As `Supervisor.pause`."""
         return self._call(lambda: self._supervisor.pause(path, mode=mode, deadline=deadline))
@@ -272,9 +276,9 @@ class BlockingSupervisor:
         """As `Supervisor.instruct`."""
         return self._call(lambda: self._supervisor.instruct(instruction, path, **given))
 
-    def serve_web(self, port: int = 0, *, host: str = "127.0.0.1") -> str:
+    def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> str:
         """As `Supervisor.serve_web`; returns the URL."""
-        return self._call(lambda: self._supervisor.serve_web(port, host=host)).url
+        return self._call(lambda: self._supervisor.serve_web(port, host=host, metrics=metrics)).url
 
     def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
         return self._running.call(function, *arguments)

@@ -40,6 +40,7 @@ import anyio
 from rayvisor._control.server import ControlServer
 from rayvisor._core import messages as m
 from rayvisor._live.story import Story
+from rayvisor._live.tallies import Tallies
 from rayvisor._publish.publisher import Publisher
 from rayvisor._runtime import signals
 from rayvisor._runtime.bounded import outlast
@@ -160,7 +161,9 @@ class Supervisor(OperatorVerbs, WebVerbs):
         # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
         self._watchers = Watchers(time.monotonic)
         self._story = Story(time.time() - time.monotonic(), self._children)
+        self._tallies = Tallies(self._named)
         self._watchers.attach(self._story.take)
+        self._watchers.attach(self._tallies.take)
         self._teller = Teller(self._watchers)
         self._machines = {
             name: LifecycleMachine(CHARTS[name], self._teller.hook_failed) for name in ("actor", "engine")

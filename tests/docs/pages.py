@@ -15,6 +15,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from rayvisor._live.metrics import FAMILIES
 from rayvisor.classify import RULES
 from rayvisor.cli import main
 from statecharts import render
@@ -101,6 +102,8 @@ def make(maker: str) -> str:
         return f"```{chart[2]}\n{render(CHARTS[chart[1]], chart[2])}```\n"
     if maker == "rayvisor.classify.RULES":
         return _classes()
+    if maker == "rayvisor._live.metrics.FAMILIES":
+        return _metrics()
     raise ValueError(f"nothing makes {maker!r}")
 
 
@@ -108,6 +111,14 @@ def _classes() -> str:
     rows = [f"| {number} | {name} | {answer} |" for number, (name, _, answer) in enumerate(RULES, 1)]
     head = ["", "| | row | class |", "|---|---|---|"]
     return "\n".join([*head, *rows, f"| {len(rows) + 1} | anything else | FATAL |", "", ""])
+
+
+def _metrics() -> str:
+    rows = [
+        f"| `{name}` | {kind} | {' '.join(f'`{label}`' for label in labels)} | {tells} |"
+        for name, kind, labels, tells in FAMILIES
+    ]
+    return "\n".join(["", "| metric | type | labels | |", "|---|---|---|---|", *rows, "", ""])
 
 
 def draw(command: str) -> str:

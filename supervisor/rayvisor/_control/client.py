@@ -158,13 +158,14 @@ class ControlClient:
         try:
             response = self._ask(connection, method, target, body)
             content = response.read()
+            kind = response.getheader("Content-Type", "")
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error, seconds) from error
         finally:
             connection.close()
         if response.status >= http.client.BAD_REQUEST:
             raise _refused(response.status, content)
-        return json.loads(content)
+        return json.loads(content) if kind == "application/json" else content.decode()
 
     @staticmethod
     def _ask(

@@ -4,6 +4,7 @@
 |---|---|
 | ``GET /status`` | the tree below ``?path=`` (default: all of it), and what became of instructions |
 | ``GET /chart`` | the chart of the child at ``?path=``, with its state, its way and what was counted |
+| ``GET /metrics`` | the tree in numbers, in Prometheus' text format |
 | ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
 | ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
 | ``POST /pause`` | ``{"path": "", "mode": "wait", "deadline": 60}`` |
@@ -32,6 +33,7 @@ from uuid import uuid4
 
 from rayvisor._control.forms import fault_tolerance_status, plain, record_form, tree_form
 from rayvisor._live.drawn import drawing_form
+from rayvisor._live.metrics import CONTENT_TYPE
 from rayvisor.errors import (
     CallError,
     RayvisorError,
@@ -67,6 +69,8 @@ class Controls(Protocol):
     def status(self, path: str = "") -> Node: ...
 
     def chart(self, path: str) -> Drawing: ...
+
+    def metrics(self) -> str: ...
 
     def watch(self) -> AsyncIterator[Record]: ...
 
@@ -155,6 +159,7 @@ class Routes:
         self._table: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]]] = {
             "/status": ("GET", self._status),
             "/chart": ("GET", self._chart),
+            "/metrics": ("GET", self._metrics),
             "/events": ("GET", self._events),
             **({} if live is None else {"/live": ("GET", partial(self._live, live))}),
             **{f"/{verb}": ("POST", partial(self._at_once, verb)) for verb in self._verbs},
@@ -195,6 +200,10 @@ class Routes:
     async def _chart(self, given: Mapping[str, Any]) -> Answer:
         path = _only(given, path="")["path"]
         return Answer(200, drawing_form(self._controls.chart(path)))
+
+    async def _metrics(self, given: Mapping[str, Any]) -> Answer:
+        _only(given)
+        return Answer(200, content=self._controls.metrics().encode(), kind=CONTENT_TYPE)
 
     async def _engines(self, given: Mapping[str, Any]) -> Answer:
         _only(given)

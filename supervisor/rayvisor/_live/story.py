@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rayvisor.faults import Fault
     from rayvisor.records import Record
 
-__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "Story"]
+__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "Story", "is_well"]
 
 FAULTS_KEPT = 100
 STEPS_KEPT = 10
@@ -95,7 +95,7 @@ class Story:
             self._waits[child] = record.at
         else:
             self._waits.pop(child, None)
-        up = record.after.startswith(("ALIVE", "PAUSED")) and leaf not in _NOT_WELL
+        up = is_well(record.after)
         if up or record.after.startswith("DEAD"):
             self._closed(child, record.at, came_back=up)
 
@@ -157,3 +157,8 @@ class Story:
 
     def _time(self, at: float) -> float:
         return round(at + self.wall, 3)
+
+
+def is_well(place: str) -> bool:
+    """Whether a child there is up and has no fault; it may be paused."""
+    return place.startswith(("ALIVE", "PAUSED")) and place.rpartition(".")[2] not in _NOT_WELL

@@ -100,6 +100,7 @@ class Runtime:
         """Set when the tree is up, or has ended."""
         self.over = anyio.Event()
         """Set when the tree has ended."""
+        self.watchdog = Watchdog(lambda: self.core.asking, teller.stood_still)
         self._tasks = tasks
         self._teller = teller
         self._mailbox = Mailbox(call_limit)
@@ -172,9 +173,8 @@ class Runtime:
     async def run(self) -> None:
         """Decide and carry out, until the tree has ended."""
         self._mailbox.post(m.Boot())
-        watchdog = Watchdog(lambda: self.core.asking, self._teller.stood_still)
         try:
-            with watchdog.watching():
+            with self.watchdog.watching():
                 while self.ended is None:
                     self._decide(await self._mailbox.next())
         finally:

@@ -60,6 +60,8 @@ class Watchdog:
         self._told = told
         self._limit = limit
         self._over = threading.Event()
+        self.lag: tuple[float, int] = (0.0, 0)
+        """How many seconds late the loop was in all, and how often it was looked at."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -87,6 +89,7 @@ class Watchdog:
             except RuntimeError:  # the loop is closed
                 return
             if self._answered(alive, began + self._limit):
+                self._late(began)
                 continue
             asking = self._asking()
             doing = f"strategy {asking}" if asking else ""
@@ -94,11 +97,16 @@ class Watchdog:
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
             log.error("loop.stands_still", doing=doing, seconds=self._limit, stack=stack)
             self._answered(alive, math.inf)
+            self._late(began)
             if self._over.is_set():
                 return
             standstill = Standstill(time.monotonic() - began, doing, stack)
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._told, standstill)
+
+    def _late(self, began: float) -> None:
+        seconds, times = self.lag
+        self.lag = (seconds + time.monotonic() - began, times + 1)
 
     def _answered(self, alive: threading.Event, until: float) -> bool:
         """Wait for the loop's answer; also over when the watch is."""

@@ -27,12 +27,13 @@ class Watch(AsyncIterator[Record]):
         self._missed = 0
         self._over = False
 
-    def put(self, record: Record) -> None:
-        """Add a record; of a full queue the oldest one goes, and is counted."""
-        if len(self._records) == self._records.maxlen:
-            self._missed += 1
+    def put(self, record: Record) -> bool:
+        """Add a record; of a full queue the oldest one goes, and is counted. Tells whether one went."""
+        full = len(self._records) == self._records.maxlen
+        self._missed += full
         self._records.append(record)
         self._tell()
+        return full
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -72,11 +73,13 @@ class Watchers:
         self._watches: WeakSet[Watch] = WeakSet()
         self._over = False
         self._sinks: list[Callable[[Record], None]] = []
+        self.missed = 0
+        """How many records watchers did not get."""
 
     def tell(self, record: Record) -> None:
         """Give a record to every watcher."""
         for watch in self._watches:
-            watch.put(record)
+            self.missed += watch.put(record)
         for sink in self._sinks:
             sink(record)
 

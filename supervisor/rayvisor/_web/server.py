@@ -2,6 +2,7 @@
 
 The page itself holds no data and is anybody's who can reach the port; what it shows, and what its buttons do,
 goes to who has the run's token. Nothing is done that the control socket does not do: it is the same table.
+Metrics go to anybody who can reach the port, by its address: what collects them knows no token of a run.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class WebPage(HttpServer):
         To listen on; 0: a free one.
     host
         Address or name to listen on.
+    metrics
+        Whether ``/metrics`` is answered, to whoever reaches the port.
 
     Raises
     ------
@@ -79,7 +82,15 @@ class WebPage(HttpServer):
         For a port that is none, or an empty host.
     """
 
-    def __init__(self, controls: Controls, story: Story, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        controls: Controls,
+        story: Story,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        metrics: bool = True,
+    ) -> None:
         given: tuple[object, object] = (port, host)
         if type(given[0]) is not int or not 0 <= port < 1 << 16:
             raise SpecError("port", port, "must be a whole number from 0 (a free one) to 65535")
@@ -90,6 +101,7 @@ class WebPage(HttpServer):
         self.port = port
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
+        self._metrics = metrics
         self._live = Live(controls, story)
 
     def __str__(self) -> str:
@@ -174,6 +186,8 @@ class WebPage(HttpServer):
             gate.admit(headers, acts=False)
             return self._read_by(headers)
         gate.look(headers)
+        if path == "/metrics" and self._metrics:
+            return await routes.answer(method, path, b"")
         return _file(path)
 
     def _read_by(self, headers: Mapping[str, str]) -> Answer:

@@ -25,7 +25,7 @@ class WebVerbs(ABC):
     @abstractmethod
     def _has_ended(self) -> bool: ...
 
-    async def serve_web(self, port: int = 0, *, host: str = "127.0.0.1") -> WebPage:
+    async def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> WebPage:
         """Serve the live page of this tree until it has ended: see [the how-to](docs/web.md).
 
         It shows the tree, charts, faults and figures, and has buttons that pause, resume and restart. May be
@@ -38,6 +38,9 @@ class WebVerbs(ABC):
         host
             Address to listen on. Any but loopback opens the page to others: what is in it goes, unencrypted,
             to who has the token, which is part of the URL.
+        metrics
+            Whether ``/metrics`` is answered too. It needs no token: names of children and numbers, nothing
+            that acts, for who can reach the port ([metrics](docs/metrics.md)).
 
         Returns
         -------
@@ -61,7 +64,7 @@ class WebVerbs(ABC):
         """
         if self._has_ended:
             raise SupervisorStoppedError("")
-        page = WebPage(cast("Controls", self), self._story, port, host)
+        page = WebPage(cast("Controls", self), self._story, port, host, metrics=metrics)
         await page.start()
         self._pages = (*self._pages, page)
         return page

@@ -41,15 +41,21 @@ def _client(command: F) -> F:
 @_path
 @socket_option
 @click.option("--watch", is_flag=True, help="Go on showing what happens, until Ctrl-C.")
+@click.option("--metrics", is_flag=True, help="Print the tree in numbers, as Prometheus reads them.")
 @_json
-def status(*, socket_path: Path | None, path: str, watch: bool, as_json: bool) -> None:
+def status(*, socket_path: Path | None, path: str, watch: bool, metrics: bool, as_json: bool) -> None:
     """Show the tree, or what is below PATH.
 
     With --watch: as it changes, with its faults and what was decided, also when it ends and comes back. On
     a terminal as a picture, else a line for each thing that happens; with --json what the tree tells.
+    With --metrics: all of it as Prometheus' text, for a textfile collector for example.
     """
+    if metrics and (watch or as_json or path):
+        raise click.UsageError("--metrics prints the whole tree once: leave out PATH, --watch and --json")
     with errors_in_a_line():
-        if watch:
+        if metrics:
+            click.echo(find(socket_path).get("/v1/metrics"), nl=False)
+        elif watch:
             # Imported here: no other command needs it.
             from rayvisor.cli._watch.loop import watch as show
 
