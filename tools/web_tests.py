@@ -1,7 +1,8 @@
-"""Runs the tests that need tools which a Python package cannot bring: what ``make test-web`` calls.
+"""Runs the tests that need what is not installed for ``make test``: what ``make test-web`` calls.
 
 What can be installed is installed: Python packages into this environment, Mermaid below ``.cache/web``. What
-cannot is named, and its tests do not run; the exit status is that of those that did.
+cannot is named, and its tests do not run; the exit status is that of those that did. Beside the tests the
+documentation's site is built, as by ``make docs``; there, too, a warning is an error.
 
     python tools/web_tests.py [--seconds 60] [pytest's own options]
 """
@@ -9,6 +10,7 @@ cannot is named, and its tests do not run; the exit status is that of those that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -49,6 +51,8 @@ SCHEMA_FILES = (
     "scxml-module-data.xsd",
     "scxml-module-external.xsd",
 )
+BUILD_SECONDS = 240.0
+"""How long the documentation's site, and then its tests, may take."""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -104,8 +108,8 @@ def _run(command: Sequence[str], seconds: float) -> str:
 _pip = Lock()
 
 
-def _python(module: str) -> Callable[[float], str]:
-    """Have a package of the extra ``test-web`` in this environment; all of them are installed together."""
+def _python(module: str, extra: str = "test-web") -> Callable[[float], str]:
+    """Have a package of an extra in this environment; all of the extra are installed together."""
 
     def get(seconds: float) -> str:
         late = time.monotonic() + seconds
@@ -120,7 +124,7 @@ def _python(module: str) -> Callable[[float], str]:
                     "--no-input",
                     "--disable-pip-version-check",
                 ]
-                _run([*pip, "--retries", "1", "--timeout", "10", *_extra()], late - time.monotonic())
+                _run([*pip, "--retries", "1", "--timeout", "10", *_extra(extra)], late - time.monotonic())
                 importlib.invalidate_caches()
         _run([sys.executable, "-c", f"import {module}"], late - time.monotonic())
         return ""
@@ -128,11 +132,11 @@ def _python(module: str) -> Callable[[float], str]:
     return get
 
 
-def _extra() -> list[str]:
+def _extra(name: str) -> list[str]:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return list(project["optional-dependencies"]["test-web"])
+    return list(project["optional-dependencies"][name])
 
 
 def _browser(seconds: float) -> str:
@@ -246,6 +250,43 @@ def _prepare(check: Check, seconds: float) -> tuple[Check, str, str]:
     return check, ", ".join(part for part in found if part), ""
 
 
+def _sphinx(seconds: float) -> str:
+    late = time.monotonic() + seconds
+    with contextlib.suppress(NotHere):
+        _python("xmlschema")(seconds)  # what the tests need goes first
+    return _python("sphinx", "docs")(late - time.monotonic())
+
+
+DOCUMENTATION = Check("the documentation's site", "", (_sphinx,))
+SITE = ROOT / "build" / "docs"
+
+
+def _document() -> tuple[int, str]:
+    """Build the site, and test what is for pages elsewhere; the exit status, and what was said."""
+    said, status = "", 0
+    for command in (
+        ["sphinx", "--fail-on-warning", "--keep-going", "--quiet", "--builder", "html", "docs", str(SITE)],
+        ["pytest", "-q", "-p", "no:cacheprovider", "tests/site"],
+    ):
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=BUILD_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return 1, f"{said}{command[0]} did not come to an end within {BUILD_SECONDS:.0f} s\n"
+        said += done.stdout
+        status = status or done.returncode
+    return status, said
+
+
 def main() -> int:
     """Prepare, run, and say what ran."""
     parser = argparse.ArgumentParser(
@@ -253,15 +294,17 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=120.0, help="for installing all that is missing")
     arguments, rest = parser.parse_known_args()
-    with ThreadPoolExecutor(len(CHECKS)) as pool:
-        prepared = list(pool.map(lambda check: _prepare(check, arguments.seconds), CHECKS))
-    files = [str(TESTS / check.file) for check, _, missing in prepared if not missing]
-    status = 0
-    if files:
-        # A process for each file: most of the time is spent in the browser.
-        spread = ["--numprocesses", str(min(3, len(files))), "--dist", "loadfile"]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *files, *rest]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    with ThreadPoolExecutor(len(CHECKS) + 1) as pool:
+        # Nothing is installed any more once a test runs. Who asks for certain tests asks for no site.
+        checks = CHECKS if rest else (*CHECKS, DOCUMENTATION)
+        prepared = list(pool.map(lambda check: _prepare(check, arguments.seconds), checks))
+        documented = None if rest or prepared[-1][2] else pool.submit(_document)
+        files = [str(TESTS / check.file) for check, _, missing in prepared if check.file and not missing]
+        status = _test(files, rest) if files else 0
+        if documented is not None:
+            built, said = documented.result()
+            print(f"the documentation's site:\n{said}", end="")
+            status = status or built
     print("web tests:")
     for check, found, missing in prepared:
         said = f"DID NOT RUN: {missing}" if missing else f"ran{f' ({found})' if found else ''}"
@@ -269,6 +312,13 @@ def main() -> int:
     if (ROOT / "build" / "web").is_dir():
         print(f"  pictures of the live page: {ROOT / 'build' / 'web'}")
     return status
+
+
+def _test(files: Sequence[str], options: Sequence[str]) -> int:
+    # A process for each file: most of the time is spent in the browser.
+    spread = ["--numprocesses", str(min(3, len(files))), "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *files, *options]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
