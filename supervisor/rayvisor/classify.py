@@ -55,13 +55,18 @@ class Ending:
 
 
 _MEMORY = frozenset({"MemoryError", "OutOfMemoryError", "OOMKilled"})
+# What torch, Python and the C library say when memory is refused; the types they raise are of any kind.
+_REFUSED = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _PASSING = frozenset(
     {"ActorUnavailableError", "ConnectionResetError", "ConnectionRefusedError", "RpcError", "GetTimeoutError"}
 )
 
 
 def _memory(ending: Ending) -> bool:
-    return ending.out_of_memory or any(cause.type in _MEMORY for cause in ending.causes)
+    return ending.out_of_memory or any(
+        cause.type in _MEMORY or any(words in cause.message.lower() for words in _REFUSED)
+        for cause in ending.causes
+    )
 
 
 def _names(ending: Ending, kind: str) -> bool:

@@ -199,7 +199,7 @@ MADE_UP: dict[str, tuple[Any, str, FaultClass, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("how", MADE_UP)
-def test_what_cannot_be_produced_here_is_read_from_its_row(how: str) -> None:
+def test_how_an_actor_ended_is_read_from_its_row(how: str) -> None:
     data, root, fault_class, facts = MADE_UP[how]
     assert data.state is ActorState.DEAD
     end = died_of(data, None)

@@ -61,6 +61,33 @@ def test_preemption_and_running_out_of_memory_are_told() -> None:
     assert end.signal == 9
 
 
+LOW = (
+    "1 worker(s) were killed due to the node running low on memory. 4.55GB used / 23.54GB limit\n"
+    "Top 10 memory users: PID\tMEM(GB)\tCOMMAND\n"
+    "Refer to the documentation on how to address the out of memory issue."
+)
+BROKEN = (
+    "Failed to set up runtime environment.\nCould not create the actor.\n"
+    "[Node 192.0.2.2] Traceback (most recent call last):\n"
+    '  File "protocol.py", line 269, in open_file\n    return open(uri, mode)\n'
+    "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/place.zip'\n"
+)
+
+
+def test_what_the_memory_monitor_saw_is_said_without_its_table_and_advice() -> None:
+    end = end_of(exceptions.OutOfMemoryError(LOW))
+    assert end.causes[-1] == Cause("OutOfMemoryError", LOW.splitlines()[0])
+    assert end.traceback == LOW
+
+
+def test_an_environment_that_cannot_be_made_says_first_why_not() -> None:
+    end = end_of(exceptions.RuntimeEnvSetupError(BROKEN))
+    assert [cause.type for cause in end.causes] == ["RuntimeEnvSetupError", "FileNotFoundError"]
+    assert end.causes[-1].message == "[Errno 2] No such file or directory: '/no/such/place.zip'"
+    (told,) = end_of(exceptions.RuntimeEnvSetupError("no such package")).causes
+    assert told.type == "RuntimeEnvSetupError"
+
+
 def test_unavailable_is_no_verdict() -> None:
     end = end_of(exceptions.ActorUnavailableError("gRPC 14", None))
     assert end.unavailable

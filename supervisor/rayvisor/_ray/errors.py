@@ -20,8 +20,10 @@ __all__ = [
     "WorkerPackageError",
     "death_told",
     "end_of",
+    "environment_failure",
     "init_failure",
     "is_ray_error",
+    "out_of_memory",
     "plain_causes",
     "text_cause",
     "without_advice",
@@ -35,6 +37,7 @@ _EXIT_CODE = re.compile(r"exit code[ =:]+(-?\d+)")
 _SIGNAL = re.compile(r"(?:signal|SIG)[ =:]+(\d+)")
 _ADDRESS = re.compile(r"^\tip: (\S+)", re.MULTILINE)
 _CREATION = "raised in its creation task"
+_LOW_ON_MEMORY = re.compile(r"low on memory|memory monitor", re.IGNORECASE)
 _KILLED = re.compile(r"killed by `?ray\.kill|ray\.kill\(|RAY_KILL", re.IGNORECASE)
 _LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
@@ -176,7 +179,9 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
     if names & _UNAVAILABLE:
         return HostEnd(causes=(outer,), unavailable=True, node=node, log_file=log_file)
     if "OutOfMemoryError" in names:
-        return HostEnd(causes=(outer,), out_of_memory=True, signal=9, node=node, log_file=log_file)
+        return replace(out_of_memory(text, node=node), log_file=log_file)
+    if "RuntimeEnvSetupError" in names:
+        return replace(environment_failure(text, node=node), log_file=log_file)
     if "RayActorError" not in names:
         return HostEnd(
             causes=plain_causes(error),
@@ -197,6 +202,21 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
         node_died=bool(_NODE_DEATH.search(text)),
         log_file=log_file,
     )
+
+
+def out_of_memory(text: str, *, node: str = "") -> HostEnd:
+    """Account for a worker that Ray's memory monitor killed: what it saw, without the advice around it."""
+    said = next((line for line in text.splitlines() if _LOW_ON_MEMORY.search(line)), "")
+    cause = Cause("OutOfMemoryError", _shorten(said) or "killed by Ray's memory monitor")
+    return HostEnd(causes=(cause,), out_of_memory=True, signal=9, node=node, traceback=text)
+
+
+def environment_failure(text: str, *, node: str = "") -> HostEnd:
+    """Account for an environment that could not be made: why is in a traceback, where there is one."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    raised = text_cause(text) if "Traceback (most recent call last)" in text else None
+    why = () if raised is None or raised.type == "UnknownError" else (raised,)
+    return HostEnd(causes=(Cause("RuntimeEnvSetupError", _shorten(first)), *why), node=node, traceback=text)
 
 
 def init_failure(text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError") -> HostEnd:

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from rayvisor._engine.link import HostEnd
-from rayvisor._ray.errors import death_told, init_failure, without_advice
+from rayvisor._ray.errors import death_told, environment_failure, init_failure, out_of_memory, without_advice
 from rayvisor.faults import Cause
 
 __all__ = ["ActorState", "Row", "died_of", "look_up", "read_row", "worker_end"]
@@ -122,10 +122,9 @@ def died_of(row: Row, worker: HostEnd | None) -> HostEnd:
         if kind == "creation_task_failure_context":
             return init_failure(context.formatted_exception_string, node=row.node)
         if kind == "oom_context":
-            causes = (Cause("OutOfMemoryError", without_advice(text)),)
-            return HostEnd(causes=causes, out_of_memory=True, signal=9, node=row.node)
+            return out_of_memory(text, node=row.node)
         if kind == "runtime_env_failed_context":
-            return HostEnd(causes=(Cause("RuntimeEnvSetupError", text),), node=row.node)
+            return environment_failure(text, node=row.node)
         if kind == "actor_unschedulable_context":
             return HostEnd(causes=(Cause("ActorUnschedulableError", text),), node=row.node)
     return _died(row, text, worker)
@@ -139,8 +138,9 @@ def _died(row: Row, text: str, worker: HostEnd | None) -> HostEnd:
     if reason == "NODE_DIED":
         node = context.node_death_info
         why = node.Reason.Name(node.reason)
+        said = node.reason_message or outer.message
         return HostEnd(
-            causes=(outer, Cause("NODE_DIED", node.reason_message or outer.message)),
+            causes=(outer, Cause("NODE_DIED", f"it was preempted: {said}" if why == _PREEMPTED else said)),
             node_died=True,
             preempted=preempted or why == _PREEMPTED,
             node=row.node,
