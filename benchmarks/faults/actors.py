@@ -219,7 +219,7 @@ def actor_row(
     name: str, fault_class: FaultClass | None, root: str, rung: str, play: Callable[[Scene], Awaitable[None]]
 ) -> Row:
     """A row in which an actor is meant."""
-    return Row(name, fault_class, root, rung, play, engine=False)
+    return Row(name, fault_class, root, rung, play)
 
 
 ACTOR_ROWS: tuple[Row, ...] = (
@@ -234,6 +234,10 @@ ACTOR_ROWS: tuple[Row, ...] = (
     actor_row(
         "unschedulable resources", FATAL, "unicorn", "give up",
         lambda s: never_made(s, Worker, resources={"unicorn": 1.0}, start_deadline=3.0),
+    ),
+    actor_row(
+        "no such environment", PERMANENT, "^FileNotFoundError: .*place.zip", "give up",
+        lambda s: never_made(s, Worker, runtime_env={"working_dir": "file:///no/such/place.zip"}),
     ),
     actor_row("ActorUnavailable", TRANSIENT, "^ActorUnavailableError", "wait", unplugged),
     actor_row(

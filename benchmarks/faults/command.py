@@ -61,7 +61,7 @@ def _line(row: Row, found: Found, off: str) -> str:
 def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -> None:
     """Play the rows and print them."""
     rows = [row for row in ROWS if re.search(only, row.name)]
-    rows = [row for row in rows if row.only in {"", engine} and (engine == "sim" or row.engine)]
+    rows = [row for row in rows if row.only in {"", engine}]
     if not rows:
         raise click.BadParameter(f"no row is called like {only!r}", param_hint="--only")
     if listing:

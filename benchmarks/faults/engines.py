@@ -16,14 +16,17 @@ from benchmarks.faults.scene import Scene
 from benchmarks.tree import PROMPTS, engine_arguments
 from rayvisor import records as r
 from rayvisor.faults import FaultClass
-from rayvisor.testing import wait_for_state
+from rayvisor.testing import fail_next_step, hang_next_step, rehearse, wait_for_state
 
 __all__ = ["ENGINE_ROWS"]
 
 FATAL, PERMANENT, RECOVERABLE = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.RECOVERABLE
 REQUESTS = 4
+Fault = Callable[[rv.Supervisor, str], Awaitable[None]]
 STALL: dict[str, Any] = {"stall_after": 3.0, "probe_interval": 0.5}
 """Limits of the rows in which something hangs, in seconds."""
+MEMORY = 1 << 27
+"""Half of what the engines here keep keys and values in, in bytes."""
 
 
 def killed(who: str) -> str:
@@ -47,10 +50,23 @@ async def mid_stream(scene: Scene, victim: str, number: int = signal.SIGKILL, **
         scene.look()
 
 
+async def mid_step(scene: Scene, fault: Fault, **options: Any) -> None:
+    """A step of the model's that raises, or never returns, while requests are in flight."""
+    arguments = {"fault_tolerance": False, **options.pop("engine_args", {})}
+    async with scene.tree(scene.pool(engine_args=arguments, **options)) as tree:
+        expected = await scene.expected(tree, REQUESTS)
+        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        scene.inject()
+        await fault(tree.supervisor, "llm/1")
+        await requests.finish()
+        await scene.back(tree)
+        scene.look()
+
+
 async def raises(scene: Scene) -> None:
-    """One model step raises."""
-    args = {"raise_on_prompt": "boom"} if scene.engine == "sim" else {}
-    async with scene.tree(scene.pool(engine_args=args)) as tree:
+    """One prompt raises in the model's step."""
+    arguments = {"raise_on_prompt": "boom", "fault_tolerance": False}
+    async with scene.tree(scene.pool(engine_args=arguments)) as tree:
         expected = await scene.expected(tree, REQUESTS)
         requests = await scene.requests(tree, REQUESTS, expected=expected)
         scene.inject()
@@ -65,21 +81,20 @@ async def raises(scene: Scene) -> None:
 
 async def one_of_two_ranks(scene: Scene, **of_the_first: Any) -> None:
     """One of two ranks that live and recover together reports a fault."""
-    ranks: list[dict[str, Any]] = [of_the_first, {}]
-    arguments = {**engine_arguments("sim"), "fault_tolerance": True}
     group = rv.engine_group(
         "llm",
-        engine="sim",
-        engine_args=arguments,
+        engine=scene.engine,
+        engine_args=engine_arguments(scene.engine),
         ranks=2,
-        rank_args=ranks,
+        rank_args=[of_the_first, {}],
         recovery_deadline=2.0,
         num_cpus=0.5,
     )
-    async with scene.tree(group) as tree:
+    async with scene.tree(rehearse(group)) as tree:
         expected = await scene.expected(tree, REQUESTS)
         requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.signal(tree, "EngineCore", signal.SIGUSR1)
+        scene.inject()
+        await fail_next_step(tree.supervisor, "llm/1")
         await requests.finish()
         await scene.back(tree, "llm/1")
         await scene.back(tree, "llm/2")
@@ -88,7 +103,8 @@ async def one_of_two_ranks(scene: Scene, **of_the_first: Any) -> None:
 
 async def poison(scene: Scene) -> None:
     """One prompt kills the engine each time, among seven innocents."""
-    async with scene.tree(scene.pool(engine_args={"crash_on_prompt": "poison"}, intensity=10)) as tree:
+    arguments = {"crash_on_prompt": "poison", "fault_tolerance": False}
+    async with scene.tree(scene.pool(engine_args=arguments, intensity=10)) as tree:
         innocents = 7
         expected = await scene.expected(tree, innocents)
         requests = await scene.requests(tree, innocents, expected=expected)
@@ -244,33 +260,29 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ),
     engine_row(
         "endless step", FATAL, r"^EngineStalled: no token for", "restart engine",
-        mid_stream, "Worker", signal.SIGUSR1, only="sim", **STALL,
+        mid_step, hang_next_step, **STALL,
     ),
-    engine_row(
-        "exception in the model step", FATAL, r"RuntimeError: .*boom", "restart engine", raises, only="sim"
-    ),
+    engine_row("exception in the model step", FATAL, r"RuntimeError: .*boom", "restart engine", raises),
     engine_row(
         "model step raises, tolerance off", FATAL, r"^RuntimeError", "restart engine",
-        mid_stream, "EngineCore", signal.SIGUSR1, only="sim",
+        mid_step, fail_next_step,
     ),
     engine_row(
         "model step raises, tolerance on", RECOVERABLE, r"^RuntimeError", "in place",
-        mid_stream, "EngineCore", signal.SIGUSR1, only="sim", engine_args={"fault_tolerance": True},
+        mid_step, fail_next_step, engine_args={"fault_tolerance": True},
     ),
     engine_row(
         "second fault on the retry path", RECOVERABLE, r"^RuntimeError", "restart engine",
-        mid_stream, "EngineCore", signal.SIGUSR1, only="sim",
-        engine_args={"fault_tolerance": True, "retry": "fault_again"},
+        mid_step, fail_next_step, engine_args={"fault_tolerance": True, "retry": "fault_again"},
     ),
     engine_row(
-        "one of two ranks, both recover", RECOVERABLE, r"^RuntimeError", "in place",
-        one_of_two_ranks, only="sim",
+        "one of two ranks, both recover", RECOVERABLE, r"^RuntimeError", "in place", one_of_two_ranks
     ),
     engine_row(
         "no acknowledgement from one of two", RECOVERABLE, r"^RuntimeError", "restart engine",
-        one_of_two_ranks, only="sim", retry="ignore",
+        one_of_two_ranks, retry="ignore",
     ),
-    engine_row("poison prompt among 7", FATAL, r"was ended by SIGKILL", "restart engine", poison, only="sim"),
+    engine_row("poison prompt among 7", FATAL, r"was ended by SIGKILL", "restart engine", poison),
     engine_row("kill during start", FATAL, killed("EngineCore"), "restart engine", during_start),
     engine_row("kill during pause", FATAL, killed("EngineCore"), "restart engine", while_paused),
     engine_row("kill during stop", None, "", "nothing", while_stopping),
@@ -280,9 +292,13 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ),
     engine_row(
         "failing start, never served", PERMANENT, r"^RuntimeError: no such card", "give up",
-        gives_up, fail_start="no such card", only="sim",
+        gives_up, fail_start="no such card",
     ),
-    engine_row("slow start that is fine", None, "", "nothing", is_fine, compile_seconds=6.0, only="sim"),
-    engine_row("long prefill that is fine", None, "", "nothing", is_fine, prefill_seconds=1.0, only="sim"),
+    engine_row(
+        "engine out of memory at load", FATAL, r"(?i)memory", "give up",
+        gives_up, memory_bytes=MEMORY, only="vllm",
+    ),
+    engine_row("slow start that is fine", None, "", "nothing", is_fine, compile_seconds=6.0),
+    engine_row("long prefill that is fine", None, "", "nothing", is_fine, prefill_seconds=1.0),
     engine_row("burst of load that is fine", None, "", "nothing", is_fine, 100),
 )  # fmt: skip

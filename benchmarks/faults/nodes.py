@@ -1,9 +1,16 @@
-"""Rows in which a whole node goes: the children move to another one."""
+"""Rows in which a whole node goes, or has too little: the children move to another one, or are made again."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
@@ -14,6 +21,9 @@ __all__ = ["NODE_ROWS", "start_cluster"]
 
 HEALTH = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
 """Ray's health check, tuned: by default a lost node is noticed after 16 s."""
+
+ROOM_BYTES = 3 << 29
+"""How much more than now the machine may take before Ray's memory monitor acts on the cramped node."""
 
 
 class Resident:
@@ -48,8 +58,8 @@ def start_cluster() -> Callable[[], None]:
     return stop
 
 
-async def node_goes(scene: Scene, *, gracefully: bool) -> None:
-    """The node of an actor goes."""
+async def node_goes(scene: Scene, *, gracefully: bool, notice: Callable[[str], None] | None = None) -> None:
+    """The node of an actor goes, with or without a notice to Ray."""
     # Ray's own tools for this must be called on the main thread, and block it.
     cluster = Nodes.cluster
     nodes = {
@@ -59,6 +69,8 @@ async def node_goes(scene: Scene, *, gracefully: bool) -> None:
         child = rv.actor("worker", Resident, num_cpus=0, resources={"spot": 1}, start_deadline=60.0)
         async with scene.tree(child, period=1e4) as tree:
             before = await tree.supervisor["worker"].call("node")
+            if notice is not None:
+                notice(before)
             scene.inject()
             cluster.remove_node(nodes.pop(before), allow_graceful=gracefully)
             await scene.back(tree, "worker")
@@ -80,7 +92,54 @@ async def removed(scene: Scene) -> None:
     await node_goes(scene, gracefully=True)
 
 
+async def preempted(scene: Scene) -> None:
+    """Taken away by who lent it, who said so before."""
+    await node_goes(scene, gracefully=False, notice=say_preempted)
+
+
+def say_preempted(node: str) -> None:
+    """Tell Ray, by its command line, that a node will be taken away, and wait until its time is up."""
+    asked = f"drain-node --address {Nodes.cluster.address} --node-id {node} --deadline-remaining-seconds 1"
+    why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *asked.split(), *why.split()],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    time.sleep(1.0)
+
+
+class Glutton(Resident):
+    """An actor that takes more memory than its node has to give."""
+
+    def eat(self, amount: int) -> None:
+        """Take so many bytes, and wait for what comes of it."""
+        self.memory = bytearray(os.urandom(1 << 20)) * (amount >> 20)
+        time.sleep(60.0)
+
+
+async def out_of_memory(scene: Scene) -> None:
+    """Ray's memory monitor ends an actor."""
+    cluster = Nodes.cluster
+    memory = psutil.virtual_memory()
+    most = (memory.total - memory.available + ROOM_BYTES) / memory.total
+    env = {"RAY_memory_usage_threshold": f"{most:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    node = cluster.add_node(num_cpus=1, resources={"cramped": 1}, env_vars=env)
+    try:
+        child = rv.actor("worker", Glutton, num_cpus=0, resources={"cramped": 1}, start_deadline=60.0)
+        async with scene.tree(child, period=1e4) as tree:
+            await tree.supervisor["worker"].call("node")
+            scene.inject()
+            with contextlib.suppress(rv.RayvisorError):
+                await tree.supervisor["worker"].call("eat", 2 * ROOM_BYTES)
+            await scene.back(tree, "worker")
+            scene.look("worker")
+    finally:
+        cluster.remove_node(node, allow_graceful=True)
+
+
 NODE_ROWS: tuple[Row, ...] = (
-    Row("node killed", FaultClass.FATAL, "(?i)node", "move", killed, engine=False),
-    Row("node removed", FaultClass.FATAL, "(?i)node", "move", removed, engine=False),
+    Row("node killed", FaultClass.FATAL, "(?i)node", "move", killed),
+    Row("node removed", FaultClass.FATAL, "(?i)node", "move", removed),
+    Row("node preempted", FaultClass.FATAL, "(?i)preempted", "move", preempted),
+    Row("memory monitor", FaultClass.FATAL, "(?i)memory", "restart", out_of_memory),
 )

@@ -45,12 +45,10 @@ class Row:
     """Pattern of the root cause, type and message."""
     rung: Rung
     play: Callable[[Scene], Awaitable[None]]
-    engine: bool = True
-    """Whether an engine is meant: then ``--engine vllm`` plays it on a real one."""
     host: bool = True
     """Whether its engine must have a host process of its own; else it can be played without Ray."""
     only: str = ""
-    """It can be played on this engine only: ``sim`` or ``vllm``; empty: on both."""
+    """It can be played with this engine only: ``sim`` or ``vllm``; empty: with both, or without any."""
 
     def off(self, found: Found) -> str:
         """What is not as it should be; empty if all is."""

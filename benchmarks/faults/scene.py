@@ -17,6 +17,7 @@ import rayvisor as rv
 from benchmarks.faults.rows import Found
 from benchmarks.tree import PROMPTS, Tree, engine_arguments
 from rayvisor import records as r
+from rayvisor.testing import rehearse
 
 __all__ = ["MARK", "ROOM_SECONDS", "Scene", "left_over", "new_mark", "there"]
 
@@ -50,14 +51,16 @@ class Scene:
     # --- building -------------------------------------------------------------------------------
 
     def pool(self, size: int = 1, **options: Any) -> rv.ChildSpec:
-        """An engine pool ``llm``."""
-        arguments = {**engine_arguments(self.engine), **options.pop("engine_args", {})}
+        """An engine pool ``llm``; with faults of its own where ``engine_args`` ask for them."""
+        given = options.pop("engine_args", {})
+        arguments = {**engine_arguments(self.engine), **given}
         options.setdefault("backoff", rv.Backoff(initial=0.1, maximum=0.2))
         options.setdefault("period", 1e6)
         options.setdefault("start_deadline", 120.0)
-        return rv.engine_pool(
+        pool = rv.engine_pool(
             "llm", engine=self.engine, engine_args=arguments, size=size, num_cpus=0.5, **options
         )
+        return rehearse(pool) if self.engine == "vllm" and given.keys() - {"model"} else pool
 
     @asynccontextmanager
     async def tree(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:

@@ -8,7 +8,8 @@ are pretended, and a test says how they turn out and moves the clock.
 [`wait_for_state`][rayvisor.testing.wait_for_state] waits until a child is where it should be.
 
 [`rehearse`][rayvisor.testing.rehearse] has engines on the CPU wait for an instruction after a fault, as with
-vLLM's fault tolerance, and [`fail_next_step`][rayvisor.testing.fail_next_step] gives them a fault.
+vLLM's fault tolerance, and [`fail_next_step`][rayvisor.testing.fail_next_step] and
+[`hang_next_step`][rayvisor.testing.hang_next_step] give them a fault.
 
 ``python -m rayvisor.testing.otp PATH...`` runs recorded scenarios of Erlang/OTP's supervisor through the
 product's own core, and says where the two differ.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from rayvisor.testing.faults import Crash, FailedStart, FaultPlan
 from rayvisor.testing.puppets import PuppetCrashed, Puppets, wait_for_state
-from rayvisor.testing.rehearsal import fail_next_step, rehearse
+from rayvisor.testing.rehearsal import fail_next_step, hang_next_step, rehearse
 from rayvisor.testing.virtual import (
     BOOM,
     HANGS,
@@ -47,6 +48,7 @@ __all__ = [
     "fail_next_step",
     "fails",
     "fault_of",
+    "hang_next_step",
     "rehearse",
     "wait_for_state",
 ]
