@@ -161,7 +161,7 @@ class Supervisor(OperatorVerbs, WebVerbs):
         # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
         self._watchers = Watchers(time.monotonic)
         self._story = Story(time.time() - time.monotonic(), self._children)
-        self._tallies = Tallies(self._named)
+        self._tallies = Tallies(self._named, self._children)
         self._watchers.attach(self._story.take)
         self._watchers.attach(self._tallies.take)
         self._teller = Teller(self._watchers)

@@ -12,8 +12,11 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 import rayvisor as rv
+from rayvisor._live import tallies
 from rayvisor._live.metrics import FAMILIES
 from rayvisor.cli import main
+from rayvisor.faults import Fault, FaultClass
+from rayvisor.records import FaultSeen
 from tests.waiting import until
 from tests.web.reading import Browser, idle
 
@@ -45,7 +48,7 @@ def growing(values: Values) -> Iterable[tuple[str, frozenset[tuple[str, str]]]]:
 
 
 class Failing:
-    """A coroutine that fails when it is told to, the first time while it starts."""
+    """A coroutine that fails when it is told to."""
 
     def __init__(self) -> None:
         self.fail = anyio.Event()
@@ -146,3 +149,18 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
         told = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(main, command))
         assert value(read(told.stdout), "child_incarnation", child="idler") == 1
         assert CliRunner().invoke(main, [*command, "--watch"]).exit_code == 2
+
+
+def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tallies, "NAMES_KEPT", 10)
+    monkeypatch.setattr(tallies, "UNWELL_KEPT", 10)
+    counted = tallies.Tallies(str, lambda: {"stays", "above"})
+    for number in range(100):
+        for child in ("stays", f"above/{number}"):
+            fault = Fault(
+                child=child, incarnation=1, at=1.0, source="host", fault_class=FaultClass.FATAL, causes=()
+            )
+            counted.take(FaultSeen(at=1.0, fault=fault))
+            assert len(counted.faults) <= 12
+            assert len(counted._unwell) <= 10
+    assert counted.faults["stays", "FATAL"] == 100

@@ -79,7 +79,7 @@ class Story:
             return
         children = self._present()
         self._look_at = max(CHILDREN_KEPT, 2 * len(children))
-        for known in (self.steps, self._delays, self._waits, self._passes, self._since):
+        for known in (self.steps, self._delays, self._waits, self._passes, self._since, self._open):
             for child in [each for each in known if each not in children]:
                 del known[child]
 
