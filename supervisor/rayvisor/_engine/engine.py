@@ -32,6 +32,7 @@ __all__ = [
     "RequestLost",
     "RequestRefused",
     "ServesOutside",
+    "Shares",
     "load_engine",
     "plain_causes",
 ]
@@ -110,6 +111,15 @@ class Outside(NamedTuple):
     """What was asked of it in vain, in words."""
     worked: bool = False
     """Whether it has done useful work."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """An engine that has something costly, which those that follow it in its host use as well."""
+
+    def share(self) -> Callable[[], None]:
+        """Keep it when this engine has ended; give back what ends it too. That one may block for a moment."""
+        ...
 
 
 @runtime_checkable

@@ -16,15 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 from rayvisor._engine.condition import ConditionWatch
@@ -35,10 +31,12 @@ from rayvisor._engine.engine import (
     EngineStartFailed,
     RequestLost,
     RequestRefused,
+    Shares,
     load_engine,
     plain_causes,
 )
 from rayvisor._engine.link import PATIENT
+from rayvisor._engine.log_files import LogFiles
 from rayvisor._engine.outlet import Outlet
 from rayvisor._engine.processes import process_id
 from rayvisor._engine.stall import StallLimits
@@ -61,7 +59,6 @@ log = get_logger("rayvisor.host")
 
 _HOLDING = frozenset({"pause_generation", "sleep"})
 _GOING_ON = frozenset({"resume_generation", "wake_up"})
-_KEPT_LOGS = 3
 _KEPT_PHASES = 64
 _IN_THE_WAY_SECONDS = 10.0
 """How long the end of an older engine may take when a newer one is asked for."""
@@ -97,14 +94,9 @@ class EngineHost:
         self.child = child
         self.epoch = epoch
         self.kind = engine
-        self._log_folder = Path(
-            log_folder
-            or os.environ.get("RAYVISOR_LOG_DIR", "")
-            or Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}"
-        )
+        self._logs = LogFiles(child, log_folder)
         self._log = log.bind(child=child, epoch=epoch)
         self._log_file = ""
-        self._logs: list[Path] = []
         self._engine: Engine | None = None
         self._incarnation = 0
         self._stopped = 0
@@ -115,6 +107,7 @@ class EngineHost:
         self._conditions: ConditionWatch | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
+        self._unshare: Callable[[], None] | None = None
         self._outlet = Outlet()
         self._put = self._outlet.put
 
@@ -194,8 +187,7 @@ class EngineHost:
             self._put(item)
 
         try:
-            self._log_file = self._next_log_file(incarnation)
-            engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
+            engine = self._load(incarnation, arguments)
         except Exception as error:  # noqa: BLE001 - it comes out as plain data
             raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
         self._engine = engine
@@ -227,6 +219,13 @@ class EngineHost:
         self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
         return info
 
+    def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
+        self._log_file = self._logs.next(incarnation)
+        engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
+        if self._unshare is None and isinstance(engine, Shares):
+            self._unshare = engine.share()
+        return engine
+
     async def stop_engine(self, incarnation: int, grace: float) -> None:
         """End an incarnation's engine, with its whole process tree. A second call finds nothing to do.
 
@@ -245,6 +244,12 @@ class EngineHost:
         self._stopped = max(self._stopped, incarnation)
         if self._engine is not None and incarnation == self._incarnation:
             await self._end(self._engine, incarnation, grace)
+
+    async def close(self) -> None:
+        """End what its engines have shared: no other one will start here."""
+        unshare, self._unshare = self._unshare, None
+        if unshare is not None:
+            await asyncio.to_thread(unshare)
 
     async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
         self._serving = False
@@ -403,22 +408,6 @@ class EngineHost:
         return Died(
             incarnation, plain_causes(error), "", None, None, doing, "", self._log_file, permanent=permanent
         )
-
-    def _next_log_file(self, incarnation: int) -> str:
-        self._log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = re.sub(r"[^\w.-]+", ".", self.child)
-        path = self._log_folder / f"engine-{name}-{os.getpid()}-{incarnation}.log"
-        # A file of that name may be another tree's in this process, or left by one that had its pid: what
-        # failed there must not be taken for what fails here.
-        numbers = count(2)
-        while path.exists():
-            path = path.with_name(f"engine-{name}-{os.getpid()}-{incarnation}.{next(numbers)}.log")
-        path.touch(mode=0o600)
-        self._logs.append(path)
-        for old in self._logs[:-_KEPT_LOGS]:
-            old.unlink(missing_ok=True)
-        del self._logs[:-_KEPT_LOGS]
-        return str(path)
 
 
 def _cancel(pump: _Pump) -> None:

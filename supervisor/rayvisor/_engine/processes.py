@@ -21,10 +21,12 @@ import psutil
 from rayvisor._engine.held import SAME_START_SECONDS, Held
 from rayvisor._engine.wire import ProcessId
 
-__all__ = ["TAG", "Ended", "ProcessTree", "process_id"]
+__all__ = ["TAG", "TAG_LENGTH", "Ended", "ProcessTree", "new_tag", "process_id"]
 
 TAG = "RAYVISOR_ENGINE"
 """The environment variable by which an engine's processes are known."""
+TAG_LENGTH = 32
+"""Every tag has so many characters: one can be written over another."""
 
 _POLL_SECONDS = 0.02
 _SPAWNED = "starting::process"
@@ -202,6 +204,11 @@ class ProcessTree:
                 self._on_death(pid)
 
 
+def new_tag() -> str:
+    """Make a tag that no other engine has."""
+    return f"{os.getpid()}-{time.time_ns()}".ljust(TAG_LENGTH, "-")
+
+
 def process_id(pid: int) -> ProcessId:
     """Name a process in a way that a reuse of its pid does not fool."""
     found = psutil.Process(pid)
@@ -213,9 +220,11 @@ def _is_essential(name: str) -> bool:
     return "::" in name
 
 
-def _is_about_to_exec(process: psutil.Process, command: list[str]) -> bool:
+def _is_about_to_exec(process: psutil.Process, command: list[str], thread: str) -> bool:
     """Whether a process still goes by its parent's name: forked a moment ago, to become something else."""
-    return psutil.Process(process.ppid()).cmdline() == command
+    parent = psutil.Process(process.ppid())
+    # One that stays what it was forked as names its first thread before its title, which it may never set.
+    return parent.cmdline() == command and ("::" not in thread or parent.name() == thread)
 
 
 def _title(command: list[str], thread: str = "") -> str:
@@ -267,6 +276,7 @@ def _identify(pids: Iterable[int]) -> list[ProcessId]:
             command = process.cmdline()
             # The resource tracker of multiprocessing serves the host as long as it lives.
             if not any("resource_tracker" in word for word in command):
-                name = "" if _is_about_to_exec(process, command) else _title(command, process.name())
+                thread = process.name()
+                name = "" if _is_about_to_exec(process, command, thread) else _title(command, thread)
                 found.append(ProcessId(pid, process.create_time(), name))
     return found

@@ -151,6 +151,7 @@ class LocalHost:
         except (EngineError, TimeoutError) as error:
             log.warning("host.engine.left_over", child=self.child, epoch=self.epoch, error=str(error))
             report = report._replace(verified=False)
+        await self._host.close()
         if report.verified:
             self._place.forget(self)
         return report

@@ -32,7 +32,7 @@ from rayvisor._engine.engine import (
 )
 from rayvisor._engine.last_words import log_causes
 from rayvisor._engine.phases import phase_of
-from rayvisor._engine.processes import ProcessTree
+from rayvisor._engine.processes import ProcessTree, new_tag
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._server.arguments import check_model, has_flag, value_of
 from rayvisor._server.client import HttpClient, HttpFailed
@@ -79,7 +79,7 @@ class ServerEngine:
         self._arguments = dict(arguments)
         self._log_file = log_file or _temporary_log()
         self._since = 0
-        self._tree = ProcessTree(f"{os.getpid()}-{time.time_ns()}")
+        self._tree = ProcessTree(new_tag())
         self._tree.top_name = TITLE
         self._held: socket.socket | None = None
         self._program: ServerProgram | None = None

@@ -23,7 +23,7 @@ from rayvisor._engine.engine import (
     RequestRefused,
     plain_causes,
 )
-from rayvisor._engine.processes import TAG, ProcessTree
+from rayvisor._engine.processes import TAG, ProcessTree, new_tag
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._sim.arguments import DEFAULTS, check_arguments
 from rayvisor._sim.faults import FaultTolerance
@@ -87,7 +87,7 @@ class SimEngine:
         self._given = dict(arguments)
         self._arguments = {**DEFAULTS, **arguments}
         self._log_file = log_file or _temporary_log()
-        self._tree = ProcessTree(f"{os.getpid()}-{time.time_ns()}")
+        self._tree = ProcessTree(new_tag())
         self._core: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()

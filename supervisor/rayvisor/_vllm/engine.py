@@ -30,11 +30,13 @@ from rayvisor._engine.engine import (
 )
 from rayvisor._engine.last_words import log_causes
 from rayvisor._engine.phases import phase_of
-from rayvisor._engine.processes import ProcessTree
+from rayvisor._engine.processes import ProcessTree, new_tag
 from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._vllm import launch
 from rayvisor._vllm.fault_tolerance import FaultTolerance
+from rayvisor._vllm.lease import Lease, engine_cores_from
 from rayvisor._vllm.streams import Streams
+from rayvisor._vllm.template import Template
 
 __all__ = ["VllmEngine"]
 
@@ -91,12 +93,14 @@ class VllmEngine:
         self._arguments = dict(arguments)
         self._log_file = log_file or _temporary_log()
         self._since = 0
-        self._tree = ProcessTree(f"{os.getpid()}-{time.time_ns()}")
+        self._tree = ProcessTree(new_tag())
         self._children: dict[int, BaseProcess] = {}
         # One thread for as long as the engine lives: what ends a thread must not end its children.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
         self._step: asyncio.Future[Any] | None = None
         self._redirection = launch.Redirection(self._log_file)
+        self._lease: Lease | None = None
+        self._template: Template | None = None
         self._llm: Any = None
         self._streams: Streams | None = None
         self._faults: FaultTolerance | None = None
@@ -104,6 +108,10 @@ class VllmEngine:
         self._ending = Ending(self._end)
         self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
+
+    def share(self) -> Callable[[], None]:
+        """Keep the template for engines that follow; see [`Shares`][rayvisor._engine.engine.Shares]."""
+        return Lease().close
 
     # -- calls beside requests ------------------------------------------------------------------
 
@@ -137,7 +145,7 @@ class VllmEngine:
             launch.check_arguments(self._arguments)
             launch.prepare_environment(self._tree.tag)
             report("importing", "vllm")
-            version = await self._in_thread(launch.vllm_version, lambda _: report("importing", "vllm"))
+            version = await self._in_thread(self._import, lambda _: report("importing", "vllm"))
             report("launching", str(self._arguments["model"]))
             config = await self._in_thread(
                 self._configure,
@@ -184,13 +192,20 @@ class VllmEngine:
             if future.done() and not future.cancelled():
                 future.exception()
 
+    def _import(self) -> str:
+        self._lease = Lease()
+        self._template = self._lease.begin(self._arguments, self._log_file)  # it imports at the same time
+        return launch.vllm_version()
+
     def _configure(self) -> Any:
         return launch.engine_config(self._arguments)
 
     def _construct(self, config: Any) -> Any:
         self._redirection.on()
+        forked = engine_cores_from(self._template, self._tree.tag, self._log_file, lambda: self._ending.asked)
         try:
-            llm = launch.construct(config, self._arguments)
+            with forked:
+                llm = launch.construct(config, self._arguments)
         finally:
             self._redirection.off()
         if self._ending.asked:
@@ -284,6 +299,8 @@ class VllmEngine:
             left = await self._tree.end(_KILL_SECONDS, self._reap)
         if self._llm is not None and cleanup is not None and cleanup.done():
             await self._release(self._llm)
+        if self._lease is not None:
+            await asyncio.to_thread(self._lease.close)
         self._tree.close()
         self._thread.shutdown(wait=False)
         self._llm = None

@@ -1,0 +1,50 @@
+"""The files that the engines of a host write their output to."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from itertools import count
+from pathlib import Path
+
+__all__ = ["LogFiles"]
+
+_KEPT = 3
+
+
+class LogFiles:
+    """A log for each incarnation of a child; the oldest ones are deleted.
+
+    Parameters
+    ----------
+    child
+        Path of the child.
+    folder
+        Where they go; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+    """
+
+    def __init__(self, child: str, folder: str = "") -> None:
+        self._name = re.sub(r"[^\w.-]+", ".", child)
+        self._folder = Path(
+            folder
+            or os.environ.get("RAYVISOR_LOG_DIR", "")
+            or Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}"
+        )
+        self._paths: list[Path] = []
+
+    def next(self, incarnation: int) -> str:
+        """Make an incarnation's."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / f"engine-{self._name}-{os.getpid()}-{incarnation}.log"
+        # A file of that name may be another tree's in this process, or left by one that had its pid: what
+        # failed there must not be taken for what fails here.
+        numbers = count(2)
+        while path.exists():
+            path = path.with_name(f"engine-{self._name}-{os.getpid()}-{incarnation}.{next(numbers)}.log")
+        path.touch(mode=0o600)
+        self._paths.append(path)
+        for old in self._paths[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        del self._paths[:-_KEPT]
+        return str(path)
