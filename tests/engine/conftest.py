@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine.engine import Engine, load_engine
+from rayvisor._engine.engine import Engine, Shares, load_engine
 from tests.engine.driving import REAL, Served
 from tests.engine.tiny_model import make_tiny_model
 
@@ -55,15 +55,21 @@ async def keeper(
     """The engine of this kind, to be asked for by ``served``."""
     folder = tmp_path_factory.mktemp(f"engine-{kind}")
     started = 0
+    shared: list[Callable[[], None]] = []
 
     def make() -> Engine:
         nonlocal started
         started += 1
-        return load_engine(kind, started, arguments, str(folder / f"{started}.log"))
+        engine = load_engine(kind, started, arguments, str(folder / f"{started}.log"))
+        if not shared and isinstance(engine, Shares):
+            shared.append(engine.share())  # as a host does, whose engines come and go
+        return engine
 
     served = Served(kind, make)
     yield served
     await served.end()
+    for unshare in shared:
+        unshare()
     gc.collect()
 
 

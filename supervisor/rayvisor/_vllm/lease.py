@@ -27,7 +27,7 @@ from rayvisor._vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._vllm.template import Template, TemplateGone, TemplateUnfit
 from rayvisor.log import get_logger
 
-__all__ = ["ForkedProcess", "Lease", "engine_cores_from"]
+__all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
 
 log = get_logger("rayvisor.vllm")
 
@@ -295,6 +295,15 @@ def engine_cores_from(
             template = None
         elif not isinstance(asked, _Choice):
             utils.get_mp_context = _Choice(asked)
+    with forked_from(template, tag, log_file, called_off):
+        yield
+
+
+@contextlib.contextmanager
+def forked_from(
+    template: Template | None, tag: str, log_file: str, called_off: Callable[[], bool]
+) -> Iterator[None]:
+    """While it lasts, each `ForkedProcess` that is started in this thread comes from the template."""
     _thread.birth = None if template is None else _Birth(template, tag, log_file, called_off)
     try:
         yield

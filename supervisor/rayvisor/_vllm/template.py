@@ -25,6 +25,7 @@ __all__ = ["Template", "TemplateGone", "TemplateUnfit"]
 
 _TAG = "template".ljust(TAG_LENGTH, "-")
 """No engine's."""
+_PROGRAM = "from rayvisor._vllm.forking import serve; serve({})"
 _FORKS = "--multiprocessing-fork"
 """A word of the command line: a fork that has no title yet is known by it, like one that was spawned."""
 _LOOK_SECONDS = 0.1
@@ -54,7 +55,7 @@ class Template:
         self._asked = ours
         self._loaded_with: dict[str, str] | None = None
         self._lock = threading.Lock()
-        program = f"from rayvisor._vllm.forking import serve; serve({its.fileno()})"
+        program = _PROGRAM.format(its.fileno())
         flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
         environment = {
             **os.environ,
