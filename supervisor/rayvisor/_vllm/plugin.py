@@ -1,8 +1,9 @@
 """What vLLM loads into each of its processes, EngineCore and workers (``vllm.general_plugins``).
 
 **EngineCore forks its workers**, as vLLM does by itself on its own: an import of vLLM takes 13 s of a core,
-and a forked worker has it already. EngineCore is not forked from the host, which has threads and may be
-inside Ray; and vLLM goes on to spawn where it finds that a device is in use already.
+and a forked worker has it already. EngineCore itself is not forked from the host, which has threads and may
+be inside Ray, but from the host's template (``forking.py``); and vLLM goes on to spawn where it finds that a
+device is in use already.
 
 **Their end is quick.** An engine that is asked to end does so process after process, and at the end of each
 one Python's collector goes through everything that torch and vLLM have ever imported: 2.5 s of a core, for
