@@ -116,6 +116,10 @@ async def test_a_fault_is_shown_with_cause_decision_and_recovery_and_the_chart_m
         for width in (1180, 920, 390):
             await page.set_viewport_size({"width": width, "height": 844})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            tops = await page.locator("main > section").evaluate_all(
+                "all => all.map(each => each.getBoundingClientRect().top)"
+            )
+            assert tops == sorted(tops), (width, tops)  # it is read out, and tabbed through, as it is seen
             heights = await page.locator("#rows .name").evaluate_all(
                 "all => all.map(each => each.offsetHeight)"
             )

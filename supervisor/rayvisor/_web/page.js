@@ -134,6 +134,7 @@ function draw(what) {
   if (what.structure && faultRows.size) for (const [id, line] of faultRows) if (!faults.has(id)) { line.remove(); faultRows.delete(id); }
   what.faults.forEach(drawFault);
   show($("no-faults"), faults.size === 0);
+  $("faults").tabIndex = faults.size ? 0 : -1; // a list that scrolls is scrolled by keyboard, too
 }
 
 function makeRow(path) {
