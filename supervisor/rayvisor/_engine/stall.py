@@ -6,7 +6,8 @@ to bring tokens while requests wait for them. Who watches takes a look every ``p
 
 - A look is a **miss** when somebody waits, nothing has come for a whole interval, and the processes do
   nothing. ``k`` misses among the last ``n`` looks: SUSPECT. One sign of life: all is well again.
-- Nothing for ``stall_after`` seconds, and no sign of computing: STALLED.
+- Nothing for ``stall_after`` seconds, and no sign of computing in the latter half of them: STALLED. The first
+  half does not count: an engine whose partner hangs spins for a second before it goes to sleep.
 - Processes that **compute** are given longer, up to ``step_limit``: a long prefill is no hang. A process
   that is stopped (SIGSTOP) earns nothing by what its partners, which wait for it, burn.
 - **Idle and suspicious**: nobody waits, but a process is stopped, or those who waited have gone away
@@ -32,6 +33,9 @@ __all__ = ["BUSY_SHARE", "Look", "StallLimits", "StallWatch", "StartClock", "Ver
 BUSY_SHARE = 0.5
 """From this share of a core on a process computes. One that polls for work takes about a tenth."""
 
+_IDLE_SHARE = 0.5
+"""For so much of ``stall_after`` it must have done nothing, up to its end."""
+
 _LONGEST_START = 4.0
 
 
@@ -42,8 +46,8 @@ class StallLimits:
     Parameters
     ----------
     stall_after
-        Without a token while requests wait, and without its processes computing: then it has stalled. Also
-        how long its host may be silent.
+        Without a token while requests wait, and without its processes computing in the latter half of that
+        time: then it has stalled. Also how long its host may be silent.
     step_limit
         Without a token while requests wait, computing or not.
     probe_interval
@@ -180,7 +184,7 @@ class StallWatch:
         """When to look again: after the interval, or sooner if a limit is reached before."""
         limits = self._limits
         ends = (
-            max(self._still_since, self._quiet_since) + limits.stall_after,
+            max(self._quiet_since + limits.stall_after, self._still_since + _IDLE_SHARE * limits.stall_after),
             self._quiet_since + limits.step_limit,
         )
         return min([now + limits.probe_interval, *(end for end in ends if end > now)])
@@ -206,8 +210,9 @@ class StallWatch:
         if computes:
             self._still_since = look.now
         self._looks.append(not computes and quiet >= limits.probe_interval)
-        still = look.now - max(self._still_since, self._quiet_since)
-        if still >= limits.stall_after or quiet >= limits.step_limit:
+        still = look.now - self._still_since
+        idle = quiet >= limits.stall_after and still >= _IDLE_SHARE * limits.stall_after
+        if idle or quiet >= limits.step_limit:
             self.stalled = True
             return Verdict.STALLED
         missed = sum(self._looks) >= limits.probes[0] or quiet >= limits.step_limit / 2
