@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rayvisor._engine.engine import Engine, EngineGone, EngineStartFailed
 from rayvisor._engine.wire import Died
-from tests.engine.driving import Result, Served, alive, order
+from tests.engine.driving import REAL, Result, Served, alive, order
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -49,6 +50,10 @@ def _broken(model: Path, broken: Path) -> str:
     shutil.copytree(model, broken)
     (broken / "model.safetensors").write_bytes(b"\0" * 100)
     return str(broken)
+
+
+def _files_in(folder: Path) -> list[Path] | None:
+    return list(folder.iterdir()) if folder.exists() else None
 
 
 async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
@@ -88,6 +93,23 @@ async def test_a_killed_process_is_the_root_cause_and_all_streams_end(served: Se
     assert alive(processes) == []
     with pytest.raises(EngineGone):
         await anext(engine.generate(order("A")))
+
+
+@pytest.mark.parametrize("kind", [REAL], indirect=True)
+async def test_a_real_engine_is_a_fork_with_a_folder_for_its_sockets_that_goes_with_it(
+    served: Served,
+) -> None:
+    template = psutil.Process(served.process("EngineCore").pid).parent()
+    assert template is not None
+    assert template.ppid() == os.getpid()
+    assert template.pid not in [process.pid for process in served.live.processes()]
+    sockets = Path(os.environ["VLLM_RPC_BASE_PATH"])
+    assert _files_in(sockets)
+    await served.end()
+    assert _files_in(sockets) is None
+    assert template.is_running()
+    await served.begin()
+    assert psutil.Process(served.process("EngineCore").pid).parent() == template
 
 
 async def test_a_stopped_worker_does_not_hold_the_end_up(served: Served) -> None:

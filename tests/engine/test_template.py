@@ -104,7 +104,7 @@ def test_a_fork_is_what_a_spawned_process_would_be(
         "parent": os.getpid(),
         "name": "EngineCore",
         "colour": "green",
-        "tag": os.environ.get(TAG),
+        "tag": tag,
         "folder": str(tmp_path),
         "interrupted": False,
     }

@@ -35,6 +35,7 @@ from rayvisor._engine.wire import Chunk, Died, EngineInfo, Order, ProcessId
 from rayvisor._vllm import launch
 from rayvisor._vllm.fault_tolerance import FaultTolerance
 from rayvisor._vllm.lease import Lease, engine_cores_from
+from rayvisor._vllm.sockets import SocketFolder
 from rayvisor._vllm.streams import Streams
 from rayvisor._vllm.template import Template
 
@@ -99,6 +100,7 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
         self._step: asyncio.Future[Any] | None = None
         self._redirection = launch.Redirection(self._log_file)
+        self._sockets = SocketFolder()
         self._lease: Lease | None = None
         self._template: Template | None = None
         self._llm: Any = None
@@ -201,6 +203,7 @@ class VllmEngine:
         return launch.engine_config(self._arguments)
 
     def _construct(self, config: Any) -> Any:
+        self._sockets.use()
         self._redirection.on()
         forked = engine_cores_from(self._template, self._tree.tag, self._log_file, lambda: self._ending.asked)
         try:
@@ -299,6 +302,8 @@ class VllmEngine:
             left = await self._tree.end(_KILL_SECONDS, self._reap)
         if self._llm is not None and cleanup is not None and cleanup.done():
             await self._release(self._llm)
+        if not left:
+            await asyncio.to_thread(self._sockets.remove)
         if self._lease is not None:
             await asyncio.to_thread(self._lease.close)
         self._tree.close()

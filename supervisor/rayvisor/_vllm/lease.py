@@ -22,6 +22,7 @@ from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess, set
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
+from rayvisor._engine.processes import TAG
 from rayvisor._vllm.forking import Surroundings
 from rayvisor._vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._vllm.template import Template, TemplateGone, TemplateUnfit
@@ -67,7 +68,9 @@ class _Popen(popen_forkserver.Popen):
         set_spawning_popen(self)
         try:
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-            reduction.dump(Surroundings(dict(os.environ), birth.log_file, limits), text)
+            # The variable is the whole host's: another engine may have put its own tag there meanwhile.
+            environment = {**os.environ, TAG: birth.tag}
+            reduction.dump(Surroundings(environment, birth.log_file, limits), text)
             reduction.dump(spawn.get_preparation_data(process_obj.name), text)
             reduction.dump(process_obj, text)
         finally:
@@ -257,7 +260,7 @@ class Lease:
         apart = next((name for name in _SPAWNED_BY if arguments.get(name) in _SPAWNED_BY[name]), "")
         if not os.environ.get(OWN_METHOD):
             apart = METHOD
-        if apart or not hasattr(os, "pidfd_open"):
+        if apart or not _has_pidfds():
             log.info("vllm.template.unused", because=apart or "pidfd_open")
             return None
         return _shelf.begin(log_file)
@@ -267,6 +270,14 @@ class Lease:
         if not self._over:
             self._over = True
             _shelf.give_back()
+
+
+def _has_pidfds() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

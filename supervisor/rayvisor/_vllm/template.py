@@ -29,7 +29,8 @@ _PROGRAM = "from rayvisor._vllm.forking import serve; serve({})"
 _FORKS = "--multiprocessing-fork"
 """A word of the command line: a fork that has no title yet is known by it, like one that was spawned."""
 _LOOK_SECONDS = 0.1
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 5.0
+_IDLE_SECONDS = 15.0
 _IMPORT_SECONDS = 600.0
 
 
@@ -110,7 +111,7 @@ class Template:
                     raise TemplateGone("it is not waited for any more")
                 if (took := self._processor_seconds()) != used:
                     used, changed = took, now
-                if now - changed > _ANSWER_SECONDS or now - self._began > _IMPORT_SECONDS:
+                if now - changed > _IDLE_SECONDS or now - self._began > _IMPORT_SECONDS:
                     raise TemplateGone(f"it has not come up, and did nothing for {now - changed:.0f} s")
             text = self._receive()[0]
         if not text:
