@@ -69,11 +69,11 @@ def test_what_a_killed_host_has_left_is_removed_by_a_later_start(base: Path) -> 
     left, recent, living = (
         base / f"rayvisor-ipc-{name}" for name in (f"{gone.pid}-a", f"{gone.pid}-b", "1-c")
     )
-    for folder in (left, recent, living):
-        folder.mkdir()
-        (folder / "a-socket").touch()
-    for folder in (left, living):
-        os.utime(folder, (time.time() - 3600, time.time() - 3600))
+    for each in (left, recent, living):
+        each.mkdir()
+        (each / "a-socket").touch()
+    for each in (left, living):
+        os.utime(each, (time.time() - 3600, time.time() - 3600))
     folder = SocketFolder()
     folder.use()
     assert (left.exists(), recent.exists(), living.exists()) == (False, True, True)
