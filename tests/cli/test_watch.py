@@ -64,7 +64,7 @@ def tree(*children: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> 
     root = node("", "RUNNING", kind="supervisor", incarnation=0, restarts=[1, 3, 900.0])
     nodes = [root, *children]
     order = [each["path"] for each in nodes]
-    run = {"over": False, "missed": 0}
+    run = {"over": False}
     return Told(
         "state", {"now": NOW, "full": True, "run": run, "order": order, "nodes": nodes, "faults": faults}
     )

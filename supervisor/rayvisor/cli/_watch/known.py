@@ -61,8 +61,6 @@ class Known:
         """When the link became what it is."""
         self.begun = 0
         """How often everything was told anew: what was known before is of another tree, or too old."""
-        self.missed = 0
-        """Records that came too fast for the tree to keep them."""
 
     @property
     def now(self) -> float:
@@ -127,7 +125,7 @@ class Known:
     def _state(self, data: Mapping[str, Any]) -> None:
         self._ahead = data["now"] - self._clock()
         if data["full"]:
-            self._nodes, self._order, self._faults, self.missed = {}, [], {}, 0
+            self._nodes, self._order, self._faults = {}, [], {}
             self.begun += 1
         self._nodes |= {node["path"]: node for node in data["nodes"]}
         if "order" in data:
@@ -136,7 +134,6 @@ class Known:
         self._faults |= {fault["id"]: fault for fault in data["faults"]}
         for number in sorted(self._faults)[:-FAULTS_KEPT]:
             del self._faults[number]
-        self.missed = data.get("run", {}).get("missed", self.missed)
 
     def _is_below(self, path: str) -> bool:
         return not self.path or path == self.path or path.startswith(f"{self.path}/")

@@ -31,7 +31,6 @@ class Lines:
         self._faults: dict[int, tuple[Any, str]] = {}
         self._figures: dict[str, float] | None = None
         self._figures_at = 0.0
-        self._missed = 0
         self._begun = 0
 
     def news(self) -> Iterator[str]:
@@ -42,13 +41,10 @@ class Lines:
         if known.link != "live" or known.is_empty:
             return
         if known.begun > self._begun:
-            self._begun, self._missed = known.begun, 0
+            self._begun = known.begun
             self._faults = {}
             yield from self._table()
             self._steps = {node["path"]: node["steps"][-1][3] for node in known.nodes if node["steps"]}
-        if known.missed > self._missed:
-            self._missed = known.missed
-            yield self._line("tree", f"{known.missed} records came too fast to be kept")
         events = [*self._moves(), *self._told_faults()]
         yield from (line for _, line in sorted(events, key=lambda event: event[0]))
         yield from self._new_figures()

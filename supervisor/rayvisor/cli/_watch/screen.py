@@ -83,8 +83,6 @@ def _head(known: Known, *, last: bool) -> Text:
     else:
         text.append(link, style=style)
         text.append("  (Ctrl-C ends this, not the tree)", style="dim")
-    if known.missed:
-        text.append(f"  {known.missed} records came too fast to be kept", style="yellow")
     return text
 
 
