@@ -88,7 +88,8 @@ class Supervisor(OperatorVerbs, WebVerbs):
         Ray cluster to attach to. None: the Ray this process is connected to, ``RAY_ADDRESS``, or a local
         Ray started for the time. Only a Ray started here is ever shut down.
     ray_options
-        More arguments for ``ray.init`` where Ray is started here, for example ``{"num_cpus": 4}``.
+        More arguments for ``ray.init``, for example ``{"num_cpus": 4}``; what only a Ray that is started can
+        be told, as this, is left out where one is attached to.
     local
         Run engines without Ray, below this process: for tests. Actor children are refused then.
     seed

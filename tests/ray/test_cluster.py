@@ -24,7 +24,8 @@ from rayvisor._ray.cluster import RayCluster
 from rayvisor._ray.place import RayPlace
 
 async def main():
-    async with await RayCluster.connect() as cluster, RayPlace(cluster) as place:
+    # What only a Ray can be told that is started is no hindrance to attach to one.
+    async with await RayCluster.connect(options={"num_cpus": 2}) as cluster, RayPlace(cluster) as place:
         host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         description = await host.ready(90)
         print(json.dumps({"started": cluster.started, "host": description.process.pid}), flush=True)

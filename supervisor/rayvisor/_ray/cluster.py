@@ -26,6 +26,19 @@ __all__ = ["RayCluster"]
 T = TypeVar("T")
 log = get_logger("rayvisor.ray")
 
+_OF_A_NEW_ONE = frozenset(
+    {
+        "num_cpus",
+        "num_gpus",
+        "resources",
+        "labels",
+        "object_store_memory",
+        "include_dashboard",
+        "_system_config",
+    }
+)
+"""What ``ray.init`` refuses, or leaves aside, where it attaches to a cluster."""
+
 
 def _init(arguments: Mapping[str, Any]) -> Any:
     """Start or join a Ray; a local one that did not come up in the 30 s Ray gives it is tried once more."""
@@ -85,7 +98,8 @@ class RayCluster:
         namespace
             For named actors. None: a fresh one.
         options
-            More arguments for ``ray.init``; these win.
+            More arguments for ``ray.init``; these win. What only a Ray can be told that is started,
+            ``num_cpus`` for example, is left out where one is attached to.
         deadline
             Seconds to wait.
         threads
@@ -126,8 +140,11 @@ class RayCluster:
                     "num_gpus": num_gpus,
                     "include_dashboard": False,
                 }
+            given = options or {}
+            if where != "local":
+                given = {name: value for name, value in given.items() if name not in _OF_A_NEW_ONE}
             try:
-                context = _init(arguments | (options or {}))
+                context = _init(arguments | given)
             except Exception as error:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
