@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
+import time
 from itertools import count
 from pathlib import Path
+
+import psutil
 
 __all__ = ["LogFiles"]
 
 _KEPT = 3
+_KEPT_SECONDS = 7 * 86400.0
+"""For so long the logs of hosts that are gone are kept."""
+_OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
 
 
 class LogFiles:
-    """A log for each incarnation of a child; the oldest ones are deleted.
+    """A log for each incarnation of a child; old ones are deleted, those of hosts that are gone after a week.
 
     Parameters
     ----------
@@ -36,6 +43,8 @@ class LogFiles:
     def next(self, incarnation: int) -> str:
         """Make an incarnation's."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._paths:
+            self._delete_old()
         path = self._folder / f"engine-{self._name}-{os.getpid()}-{incarnation}.log"
         # A file of that name may be another tree's in this process, or left by one that had its pid: what
         # failed there must not be taken for what fails here.
@@ -48,3 +57,12 @@ class LogFiles:
             old.unlink(missing_ok=True)
         del self._paths[:-_KEPT]
         return str(path)
+
+    def _delete_old(self) -> None:
+        """Delete what hosts have left that nobody was there for any more to do it."""
+        late = time.time() - _KEPT_SECONDS
+        for path in self._folder.glob("engine-*.log"):
+            named = _OURS.fullmatch(path.name)
+            with contextlib.suppress(FileNotFoundError):  # another host does the same
+                if named and not psutil.pid_exists(int(named["pid"])) and path.stat().st_mtime < late:
+                    path.unlink()

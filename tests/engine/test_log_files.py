@@ -1,0 +1,53 @@
+"""Logs of engines do not pile up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rayvisor._engine.log_files import LogFiles
+
+WEEKS = 2 * 7 * 86400.0
+
+
+@pytest.fixture
+def gone() -> int:
+    """The pid of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def made(folder: Path, name: str, age: float) -> Path:
+    path = folder / name
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_logs_of_hosts_that_are_gone_are_deleted_after_a_week_and_nothing_else(
+    tmp_path: Path, gone: int
+) -> None:
+    old = made(tmp_path, f"engine-llm.1-{gone}-1.log", WEEKS)
+    second = made(tmp_path, f"engine-a-b-{gone}-3.2.log", WEEKS)
+    kept = {
+        made(tmp_path, f"engine-llm.1-{gone}-2.log", 3600.0),
+        made(tmp_path, f"engine-llm.1-{os.getpid()}-1.log", WEEKS),  # its host lives
+        made(tmp_path, f"engine-{gone}.log", WEEKS),  # not ours
+        made(tmp_path, "notes.txt", WEEKS),
+    }
+    new = Path(LogFiles("llm/2", str(tmp_path)).next(1))
+    assert set(tmp_path.iterdir()) == {*kept, new}
+    assert not old.exists()
+    assert not second.exists()
+
+
+def test_a_child_keeps_its_last_three_logs(tmp_path: Path) -> None:
+    files = LogFiles("llm/1", str(tmp_path))
+    paths = [Path(files.next(incarnation)) for incarnation in range(1, 6)]
+    assert [path.exists() for path in paths] == [False, False, True, True, True]
