@@ -7,7 +7,7 @@ JOBS ?= 3
 BIN := .venv/bin
 
 # Hundreds of processes import rayvisor in the tests: where Python is told not to keep what it has compiled, each
-# compiles it anew, half a second of a core.
+# compiles it anew, a quarter of a second of a core.
 test test-web demo faults: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo check test test-web faults docs clean
