@@ -56,6 +56,14 @@ class Row(NamedTuple):
         """Whether Ray would restart it once more."""
         return self.max_restarts < 0 or self.restarts < self.max_restarts
 
+    @property
+    def lost_its_node(self) -> bool:
+        """Whether it ended with its node: then nobody is left to note how its worker ended."""
+        cause = self.data.death_cause
+        context = cause.actor_died_error_context
+        told: bool = cause.WhichOneof("context") == "actor_died_error_context"
+        return told and bool(context.Reason.Name(context.reason) == "NODE_DIED")
+
 
 def read_row(data: Any) -> Row:
     """Read a record of the table."""

@@ -249,7 +249,7 @@ class ActorWatch:
             ended = ended or row.last_worker or (watched.worker if watched.worker != row.worker else b"")
             if not ended and row.restarts:
                 ended = await self._last_worker(watched)
-            worker = await self._worker(ended, node)
+            worker = None if row.lost_its_node else await self._worker(ended, node)
             if row.state is ActorState.DEAD:
                 end = died_of(row, worker)
             else:
