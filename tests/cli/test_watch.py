@@ -150,6 +150,17 @@ def test_of_a_tree_that_is_not_seen_the_times_stand_still() -> None:
     assert any("2 min 1 s" in line for line in drawn(of))
 
 
+def test_what_happens_while_the_table_is_written_is_said_after_it() -> None:
+    up = ["ALIVE.SERVING", "started", 1, NOW - 9.0]
+    of = known(tree(node("a", steps=[up])))
+    written = Lines(of).news()
+    while "a " not in next(written):
+        pass
+    of.take(change(node("a", incarnation=2, steps=[up, ["ALIVE.SERVING", "started", 2, NOW - 1.0]])))
+    (rest,) = written
+    assert "a #2 " in rest
+
+
 def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
     of = known()
     lines = Lines(of)

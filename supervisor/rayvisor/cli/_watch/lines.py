@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rayvisor._live import words
@@ -43,8 +43,10 @@ class Lines:
         if known.begun > self._begun:
             self._begun = known.begun
             self._faults = {}
-            yield from self._table()
-            self._steps = {node["path"]: node["steps"][-1][3] for node in known.nodes if node["steps"]}
+            # Whoever reads the table may be slow: what has happened when it is written is news.
+            nodes = known.nodes
+            self._steps = {node["path"]: node["steps"][-1][3] for node in nodes if node["steps"]}
+            yield from self._table(nodes)
         events = [*self._moves(), *self._told_faults()]
         yield from (line for _, line in sorted(events, key=lambda event: event[0]))
         yield from self._new_figures()
@@ -58,10 +60,9 @@ class Lines:
         elif known.link == "live" and before in {"over", "lost"}:
             yield self._line("tree", "is there again" if self._begun else "is there")
 
-    def _table(self) -> Iterator[str]:
+    def _table(self, nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """All there is, once: later lines say what changes."""
-        known = self._known
-        rows = [_HEADS, *(_cells(node, known.now) for node in known.nodes)]
+        rows = [_HEADS, *(_cells(node, self._known.now) for node in nodes)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
