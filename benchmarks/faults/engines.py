@@ -169,12 +169,16 @@ def slow(scene: Scene) -> dict[str, Any]:
 async def kill_starting(scene: Scene, tree: Any) -> None:
     """Kill the EngineCore that the starting incarnation has brought up, in the midst of its work."""
     host = next(p.pid for role, p in tree.supervisor.processes("llm/1") if role == "host")
+    seen: dict[int, float] = {}
     with anyio.fail_after(60):
         while True:
             for each in psutil.Process(host).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     named = "EngineCore" in " ".join((each.name(), *each.cmdline()))
-                    if named and time.time() - each.create_time() > YOUNG_SECONDS:
+                    if (
+                        named
+                        and time.monotonic() - seen.setdefault(each.pid, time.monotonic()) > YOUNG_SECONDS
+                    ):
                         scene.inject()
                         os.kill(each.pid, signal.SIGKILL)
                         return
