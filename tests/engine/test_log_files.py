@@ -47,6 +47,13 @@ def test_logs_of_hosts_that_are_gone_are_deleted_after_a_week_and_nothing_else(
     assert not second.exists()
 
 
+def test_of_logs_of_hosts_that_are_gone_the_thousand_newest_are_kept(tmp_path: Path, gone: int) -> None:
+    logs = [made(tmp_path, f"engine-llm.1-{gone}-{n}.log", 60.0 + n) for n in range(1003)]
+    alive = made(tmp_path, f"engine-llm.1-{os.getpid()}-1.log", 3600.0)
+    new = Path(LogFiles("llm/2", str(tmp_path)).next(1))
+    assert set(tmp_path.iterdir()) == {*logs[:1000], alive, new}
+
+
 def test_a_child_keeps_its_last_three_logs(tmp_path: Path) -> None:
     files = LogFiles("llm/1", str(tmp_path))
     paths = [Path(files.next(incarnation)) for incarnation in range(1, 6)]

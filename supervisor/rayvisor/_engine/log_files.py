@@ -17,11 +17,15 @@ __all__ = ["LogFiles"]
 _KEPT = 3
 _KEPT_SECONDS = 7 * 86400.0
 """For so long the logs of hosts that are gone are kept."""
+_KEPT_IN_ALL = 1000
+"""So many logs are kept for that long: every host looks through them when it starts its first engine."""
 _OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
 
 
 class LogFiles:
-    """A log for each incarnation of a child; old ones are deleted, those of hosts that are gone after a week.
+    """A log for each incarnation of a child; old ones are deleted.
+
+    A child keeps its last three. The thousand newest of hosts that are gone are kept for a week.
 
     Parameters
     ----------
@@ -61,8 +65,15 @@ class LogFiles:
     def _delete_old(self) -> None:
         """Delete what hosts have left that nobody was there for any more to do it."""
         late = time.time() - _KEPT_SECONDS
-        for path in self._folder.glob("engine-*.log"):
-            named = _OURS.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another host does the same
-                if named and not psutil.pid_exists(int(named["pid"])) and path.stat().st_mtime < late:
-                    path.unlink()
+        left: list[tuple[float, int, str]] = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                named = _OURS.fullmatch(entry.name)
+                with contextlib.suppress(FileNotFoundError):  # another host does the same
+                    if named:
+                        left.append((entry.stat().st_mtime, int(named["pid"]), entry.path))
+        left.sort(reverse=True)
+        for rank, (written, pid, path) in enumerate(left):
+            if (written < late or rank >= _KEPT_IN_ALL) and not psutil.pid_exists(pid):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # noqa: PTH108 - there may be thousands
