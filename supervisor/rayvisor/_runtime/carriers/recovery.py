@@ -59,9 +59,7 @@ async def recover(
     RecoveryFailed
         It has not recovered, or has not said so; the message says which.
     """
-    link, info = seat.link, seat.info
-    if link is None or info is None or seat.incarnation != incarnation:
-        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
+    link, info = _who_serves(seat, incarnation)
     if instruction not in info.instructions:
         known = ", ".join(info.instructions) or "none"
         raise RecoveryFailed(f"the engine does not know the instruction {instruction!r}; it knows {known}")
@@ -106,9 +104,7 @@ async def await_instruction(
     RecoveryFailed
         Nobody has, or it was of no use.
     """
-    info = seat.info
-    if info is None or seat.incarnation != incarnation:
-        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
+    _, info = _who_serves(seat, incarnation)
     seconds = recovery_seconds(within, info)
     with anyio.move_on_after(seconds):
         while seat.ails or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
@@ -118,6 +114,12 @@ async def await_instruction(
     raise RecoveryFailed(
         f"{who} not recovered within {seconds:.3g} s: no instruction came, or it did not help"
     )
+
+
+def _who_serves(seat: Seat, incarnation: int) -> tuple[HostLink, EngineInfo]:
+    if seat.link is None or seat.info is None or seat.incarnation != incarnation:
+        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
+    return seat.link, seat.info
 
 
 async def _its_end(seat: Seat) -> None:
