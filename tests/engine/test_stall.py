@@ -69,20 +69,19 @@ def test_who_computes_is_given_until_the_step_limit_and_is_suspect_at_half_of_it
     assert scene.now == 60.0
 
 
-def test_who_stops_computing_late_has_half_of_the_usual_time_from_then_on() -> None:
+@pytest.mark.parametrize(
+    ("computing", "stalled_at"),
+    [
+        pytest.param(20, 25.0, id="late: half of the usual time from then on"),
+        pytest.param(4, 10.0, id="after a spin before it goes to sleep: no time is earned"),
+    ],
+)
+def test_who_stops_computing_is_stalled(computing: int, stalled_at: float) -> None:
     scene = Scene()
-    for _ in range(20):
+    for _ in range(computing):
         assert scene.look(load=0.9) is Verdict.NOTHING
     assert scene.until(Verdict.STALLED, load=0.1) == [Verdict.SUSPECT, Verdict.STALLED]
-    assert scene.now == 25.0
-
-
-def test_who_spins_before_it_goes_to_sleep_earns_no_time() -> None:
-    scene = Scene()
-    for _ in range(4):
-        assert scene.look(load=1.0) is Verdict.NOTHING
-    assert scene.until(Verdict.STALLED, load=0.1) == [Verdict.SUSPECT, Verdict.STALLED]
-    assert scene.now == 10.0
+    assert scene.now == stalled_at
 
 
 def test_what_partners_of_a_stopped_process_burn_earns_no_time() -> None:

@@ -12,19 +12,8 @@ from rayvisor._live import story
 from rayvisor._live.drawn import drawing_form, drawing_from
 from rayvisor.records import StateChanged
 from statecharts import Pass, formats, render_drawing
+from tests.failing import Failing
 from tests.waiting import until
-
-
-class Worker:
-    """A coroutine that fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.fail = anyio.Event()
-
-    async def run(self) -> None:
-        await self.fail.wait()
-        self.fail = anyio.Event()
-        raise OSError("the disk is full")
 
 
 async def idle() -> None:
@@ -45,7 +34,7 @@ async def up(sup: rv.Supervisor, child: str, incarnation: int) -> None:
 
 
 async def test_a_chart_has_the_state_the_way_there_and_what_was_counted() -> None:
-    worker = Worker()
+    worker = Failing()
     async with supervisor(rv.coroutine("worker", worker.run), rv.coroutine("other", idle)) as sup:
         for incarnation in (2, 3):
             worker.fail.set()

@@ -17,6 +17,7 @@ from rayvisor._live.metrics import FAMILIES
 from rayvisor.cli import main
 from rayvisor.faults import Fault, FaultClass
 from rayvisor.records import FaultSeen
+from tests.failing import Failing
 from tests.waiting import until
 from tests.web.reading import Browser, idle
 
@@ -45,18 +46,6 @@ def value(values: Values, name: str, **labels: str) -> float:
 
 def growing(values: Values) -> Iterable[tuple[str, frozenset[tuple[str, str]]]]:
     return (key for key in values if re.search(r"_(total|bucket|sum|count)$", key[0]))
-
-
-class Failing:
-    """A coroutine that fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.fail = anyio.Event()
-
-    async def run(self) -> None:
-        await self.fail.wait()
-        self.fail = anyio.Event()
-        raise OSError("the disk is full")
 
 
 async def test_a_fault_shows_and_no_counter_falls_when_the_child_comes_back() -> None:
