@@ -19,7 +19,7 @@ from rayvisor._control.server import ControlServer
 from rayvisor._control.sockets import answers, default_folder, living
 from rayvisor._live.story import Story
 from tests.control.talking import get, idle, tree
-from tests.waiting import until_now
+from tests.waiting import until, until_now
 
 SPEC = rv.SupervisorSpec(children=[rv.coroutine("idler", idle)])
 
@@ -172,9 +172,7 @@ async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> N
     threads = [threading.Thread(target=anyio.run, args=(open_it,)) for _ in range(6)]
     for thread in threads:
         thread.start()
-    with anyio.fail_after(60.0):
-        while len(got) < 6:  # noqa: ASYNC110 - threads have no event of this loop
-            await anyio.sleep(0.01)
+    await until(lambda: len(got) == 6)
     assert answers(path)
     over.set()
     for thread in threads:
