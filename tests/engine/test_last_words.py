@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 from rayvisor._engine.last_words import exit_code_of_worker, find_tracebacks, log_causes
+from rayvisor._vllm.launch import killed_at_birth
 
 LOG = """\
 Triton is installed, but doesn't include CPU backend. Disabling Triton.
@@ -71,6 +74,16 @@ def test_the_exit_code_of_a_worker_is_read_where_vllm_knows_it() -> None:
     assert exit_code_of_worker(line.format(-9)) == -9
     assert exit_code_of_worker(line.format(None)) is None
     assert exit_code_of_worker("") is None
+
+
+def test_a_core_that_vllm_saw_killed_before_it_was_seen_here_is_the_root_cause() -> None:
+    said = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+    assert killed_at_birth(RuntimeError(said.format({"EngineCore_DP1": -9}))) == (
+        ("ProcessKilled", "EngineCore_DP1 was ended by SIGKILL"),
+        signal.SIGKILL,
+    )
+    assert killed_at_birth(RuntimeError(said.format({"EngineCore": 1}))) is None
+    assert killed_at_birth(RuntimeError(said.format({}))) is None
 
 
 def test_a_validation_error_says_what_is_wrong_in_its_second_line() -> None:

@@ -19,7 +19,7 @@ import pytest
 from rayvisor._engine.engine import Engine, EngineGone, EngineStartFailed
 from rayvisor._engine.wire import Died
 from tests.engine.driving import REAL, Result, Served, alive, order
-from tests.waiting import until
+from tests.waiting import until, until_now
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -234,10 +234,32 @@ async def test_a_process_killed_while_starting_fails_the_start_with_it_as_root_c
     starting = asyncio.create_task(engine.start(_ignore))
     await until(lambda: any("EngineCore" in process.name for process in engine.processes()), 120)
     os.kill(next(each.pid for each in engine.processes() if "EngineCore" in each.name), signal.SIGKILL)
-    with pytest.raises(EngineStartFailed, match=r"EngineCore .* was ended by SIGKILL") as failed:
+    with pytest.raises(EngineStartFailed, match=r"EngineCore .*was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, 2 * SOON)
     assert failed.value.died.signal == signal.SIGKILL
     assert failed.value.died.doing == "starting"
+    assert alive(engine.processes()) == []
+
+
+@ONLY_SIMULATED
+async def test_a_process_killed_at_its_birth_is_the_root_cause(
+    keeper: Served, arguments: dict[str, Any], make_engine: MakeEngine
+) -> None:
+    await keeper.end()
+    engine = make_engine(arguments)
+    before = set(psutil.Process().children())
+
+    def kill_the_first() -> None:
+        until_now(lambda: set(psutil.Process().children()) - before, interval=0.0)
+        for born in set(psutil.Process().children()) - before:
+            born.kill()  # it may not even have a name
+
+    killing = asyncio.create_task(asyncio.to_thread(kill_the_first))
+    starting = asyncio.create_task(engine.start(_ignore))
+    await killing
+    with pytest.raises(EngineStartFailed, match=r"EngineCore .*was ended by SIGKILL") as failed:
+        await asyncio.wait_for(starting, SOON)
+    assert failed.value.died.signal == signal.SIGKILL
     assert alive(engine.processes()) == []
 
 

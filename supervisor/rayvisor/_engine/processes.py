@@ -52,14 +52,8 @@ class ProcessTree:
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self.top: int | None = None
-        """The process that all others of the engine descend from, where there is such a one.
-
-        Where it is not said, what descends from this process without a tag is the engine's as well: a process
-        that has set its title may have lost its tag. That is wrong where this process hosts several engines.
-        """
-        self.top_name = ""
-        """What that process is called where it has no title; then the engine cannot live without it."""
+        self._top: int | None = None
+        self._top_name = ""
         self._held: dict[int, Held] = {}
         self._watched: set[int] = set()
         self._before = frozenset(_descendants(os.getpid()))
@@ -83,10 +77,26 @@ class ProcessTree:
         held = self._held.get(pid)
         return (None, None) if held is None else held.how_it_ended()
 
+    def descend_from(self, pid: int, name: str) -> None:
+        """Record and watch the one process that all others of the engine descend from.
+
+        Where there is none, what descends from this process without a tag is the engine's as well: a process
+        that has set its title may have lost its tag. That is wrong where this process hosts several engines.
+
+        Parameters
+        ----------
+        pid
+            A child of this process that has just been started: it may have died at its birth already.
+        name
+            What it is called for as long as it has no title. The engine cannot live without it.
+        """
+        self._top, self._top_name = pid, name
+        self._record((ProcessId(pid, psutil.Process(pid).create_time(), name),))
+
     async def scan(self) -> None:
         """Record and watch the processes that have come up since; forget compilers that have gone."""
         known = self.processes
-        self._record(await asyncio.to_thread(_find_below, self.top, self._before, self.tag, known))
+        self._record(await asyncio.to_thread(_find_below, self._top, self._before, self.tag, known))
         for pid, held in list(self._held.items()):
             if not _is_essential(held.process.name) and not held.alive():
                 held.close()
@@ -170,8 +180,8 @@ class ProcessTree:
 
     def _record(self, found: Iterable[ProcessId]) -> None:
         for seen in found:
-            named = seen.pid == self.top and self.top_name and not _is_essential(seen.name)
-            process = seen._replace(name=self.top_name) if named else seen
+            named = seen.pid == self._top and not _is_essential(seen.name)
+            process = seen._replace(name=self._top_name) if named else seen
             held = self._held.get(process.pid)
             if held is not None and abs(held.process.start_time - process.start_time) < SAME_START_SECONDS:
                 if process.name:  # it may have set its title since; a zombie has none

@@ -80,7 +80,6 @@ class ServerEngine:
         self._log_file = log_file or _temporary_log()
         self._since = 0
         self._tree = ProcessTree(new_tag())
-        self._tree.top_name = TITLE
         self._held: socket.socket | None = None
         self._program: ServerProgram | None = None
         self._offers: Offers | None = None
@@ -138,7 +137,7 @@ class ServerEngine:
         program = self._program = ServerProgram(
             command_of(given, port), environment, self._tree.tag, self._log_file
         )
-        self._tree.top = program.pid
+        self._tree.descend_from(program.pid, TITLE)
         await self._tree.scan()
         await asyncio.to_thread(program.be_guarded)
         host = str(given["host"])

@@ -283,7 +283,7 @@ class SimEngine:
     async def _launch(self) -> None:
         environment = {**os.environ, TAG: self._tree.tag}
         self._core, here = launch(CORE, self._arguments, self._log_file, environment)
-        self._tree.top = self._core.pid  # several engines may live in one process
+        self._tree.descend_from(self._core.pid, CORE)  # several engines may live in one process
         here.setblocking(False)  # noqa: FBT003 - the socket's own method
         await self._tree.scan()
         loop = asyncio.get_running_loop()

@@ -259,12 +259,18 @@ class VllmEngine:
             return await self._describe("starting", outer)
         text = await asyncio.to_thread(read_log, self._log_file)
         from_log, traceback = log_causes(text)
+        number = None
+        if self._ending.asked:
+            from_log = ()
+        elif killed := launch.killed_at_birth(error):
+            cause, number = killed
+            from_log = (cause,)
         return Died(
             self._incarnation,
-            launch.start_causes(error, () if self._ending.asked else from_log),
+            launch.start_causes(error, from_log),
             traceback,
             None,
-            None,
+            number,
             "starting",
             log_tail(self._log_file),
             self._log_file,

@@ -7,6 +7,8 @@ called off between them.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -24,6 +26,7 @@ __all__ = [
     "engine_config",
     "eos_token_ids",
     "is_permanent",
+    "killed_at_birth",
     "prepare_environment",
     "release",
     "start_causes",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _PATHS = ("model", "tokenizer")
+_CORES_ENDED = re.compile(r"Failed core proc\(s\): \{'(?P<name>\w+)': -(?P<signal>\d+)")
+"""What vLLM says when an engine core ends before it has said a word; of several, the first one counts."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -167,6 +172,16 @@ def start_causes(error: BaseException, from_log: Causes) -> Causes:
     """Join what the host saw with what the engine's processes wrote: the root cause is last."""
     seen = plain_causes(error)
     return (*seen, *(cause for cause in from_log if cause not in seen))
+
+
+def killed_at_birth(error: BaseException) -> tuple[tuple[str, str], int] | None:
+    """Which core was ended by a signal, and which, where vLLM saw it before it was seen here."""
+    said = _CORES_ENDED.search(str(error))
+    if said is None:
+        return None
+    number = int(said["signal"])
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return ("ProcessKilled", f"{said['name']} was ended by {name}"), number
 
 
 def is_permanent(error: BaseException) -> bool:
