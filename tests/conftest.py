@@ -6,6 +6,7 @@ each process that needs it, so the tests that need it are a group: they run in o
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rayvisor._ray.cluster import start_or_join
 from rayvisor.demo.model import ensure_model, ensure_random_model
 
 # Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.
@@ -73,11 +75,11 @@ def cluster_address() -> Iterator[str]:
     """Address of the one Ray of this process, which all tests share that need no Ray of their own."""
     import ray
 
+    local = {"address": "local", "num_cpus": 4, "resources": {"slot": 4}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, about its future defaults
-        context = ray.init(
-            address="local", num_cpus=4, resources={"slot": 4}, include_dashboard=False, log_to_driver=False
-        )
+        context = start_or_join({**local, "include_dashboard": False, "log_to_driver": False})
+        gc.collect()  # of a start that was tried again processes are left that nobody has waited for
     yield str(context.address_info["address"])  # type: ignore[attr-defined]
     ray.shutdown()
 

@@ -21,7 +21,7 @@ from rayvisor._ray.calls import CallThreads
 from rayvisor.errors import ClusterUnavailableError
 from rayvisor.log import get_logger
 
-__all__ = ["RayCluster"]
+__all__ = ["RayCluster", "start_or_join"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.ray")
@@ -40,7 +40,7 @@ _OF_A_NEW_ONE = frozenset(
 """What ``ray.init`` refuses, or leaves aside, where it attaches to a cluster."""
 
 
-def _init(arguments: Mapping[str, Any]) -> Any:
+def start_or_join(arguments: Mapping[str, Any]) -> Any:
     """Start or join a Ray; a local one that did not come up in the 30 s Ray gives it is tried once more."""
     import ray
 
@@ -144,7 +144,7 @@ class RayCluster:
             if where != "local":
                 given = {name: value for name, value in given.items() if name not in _OF_A_NEW_ONE}
             try:
-                context = _init(arguments | given)
+                context = start_or_join(arguments | given)
             except Exception as error:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
