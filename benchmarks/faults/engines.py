@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import anyio
+import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
@@ -22,6 +25,8 @@ __all__ = ["ENGINE_ROWS"]
 
 FATAL, PERMANENT, RECOVERABLE = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.RECOVERABLE
 REQUESTS = 4
+YOUNG_SECONDS = 0.5
+"""A process of an engine is found by then."""
 Fault = Callable[[rv.Supervisor, str], Awaitable[None]]
 STALL: dict[str, Any] = {"stall_after": 3.0, "probe_interval": 0.5}
 """Limits of the rows in which something hangs, in seconds."""
@@ -121,34 +126,65 @@ async def poison(scene: Scene) -> None:
 
 
 async def during_start(scene: Scene) -> None:
-    """The core is killed while the next incarnation comes up."""
-    slow = {"compile_seconds": 0.5, "start_delay": 1.0} if scene.engine == "sim" else {}
-    async with scene.tree(scene.pool(engine_args=slow)) as tree:
+    """The core is killed while the first incarnation comes up."""
+
+    async def kill() -> None:
+        tree = await scene.first_tree()
+        await tree.until(r.StartProgressed, lambda x: x.child == "llm/1")
+        await kill_starting(scene, tree)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kill)
+        async with scene.tree(scene.pool(engine_args=slow(scene))) as tree:
+            scene.look()
+            expected = await scene.expected(tree, REQUESTS)
+            requests = await scene.requests(tree, REQUESTS, expected=expected)
+            await requests.finish()
+            await scene.back(tree)
+
+
+async def during_recovery(scene: Scene) -> None:
+    """The core is killed, and again while the next incarnation comes up."""
+    async with scene.tree(scene.pool(engine_args=slow(scene))) as tree:
         expected = await scene.expected(tree, REQUESTS)
         requests = await scene.requests(tree, REQUESTS, expected=expected)
         scene.signal(tree, "EngineCore")
-        await tree.until(r.StateChanged, lambda x: x.child == "llm/1" and x.event == "start", scene.at or 0.0)
-        await kill_starting(tree)
+        at = scene.at
+        await tree.until(r.StateChanged, lambda x: x.child == "llm/1" and x.event == "start", at or 0.0)
+        await kill_starting(scene, tree)
+        scene.at = at
         await requests.finish()
         await scene.back(tree)
         scene.look()
+        faults = [x.fault for x in tree.records if isinstance(x, r.FaultSeen) and x.fault.child == "llm/1"]
+        if [fault.incarnation for fault in faults] != [1, 2]:
+            scene.found.problem = "not one fault of each incarnation: " + "; ".join(
+                f"{fault.incarnation}: {fault.root}" for fault in faults
+            )
 
 
-async def kill_starting(tree: Any) -> None:
-    """Kill the engine process that the starting incarnation has brought up so far."""
-    import os
+def slow(scene: Scene) -> dict[str, Any]:
+    """Arguments of an engine whose start leaves time to hit it."""
+    return {"compile_seconds": 0.5, "start_delay": 1.0} if scene.engine == "sim" else {}
 
-    import psutil
 
+async def kill_starting(scene: Scene, tree: Any) -> None:
+    """Kill the EngineCore that the starting incarnation has brought up, in the midst of its work."""
     host = next(p.pid for role, p in tree.supervisor.processes("llm/1") if role == "host")
+    seen: dict[int, float] = {}
     with anyio.fail_after(60):
         while True:
-            children = psutil.Process(host).children(recursive=True)
-            cores = [p for p in children if "reaper" not in " ".join(p.cmdline())]
-            if cores:
-                break
-            await anyio.sleep(0.02)
-    os.kill(cores[0].pid, signal.SIGKILL)
+            for each in psutil.Process(host).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    named = "EngineCore" in " ".join((each.name(), *each.cmdline()))
+                    if (
+                        named
+                        and time.monotonic() - seen.setdefault(each.pid, time.monotonic()) > YOUNG_SECONDS
+                    ):
+                        scene.inject()
+                        os.kill(each.pid, signal.SIGKILL)
+                        return
+            await anyio.sleep(0.005)
 
 
 async def while_paused(scene: Scene) -> None:
@@ -231,7 +267,7 @@ def engine_row(
     *args: Any, only: str = "", **options: Any,
 ) -> Row:  # fmt: skip
     """A row in which an engine is meant."""
-    host = play is during_start or "host" in args
+    host = play in {during_start, during_recovery} or "host" in args
     return Row(name, fault_class, root, rung, _bind(play, args, options), host=host, only=only)
 
 
@@ -284,6 +320,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ),
     engine_row("poison prompt among 7", FATAL, r"was ended by SIGKILL", "restart engine", poison),
     engine_row("kill during start", FATAL, killed("EngineCore"), "restart engine", during_start),
+    engine_row("kill during recovery", FATAL, killed("EngineCore"), "restart engine", during_recovery),
     engine_row("kill during pause", FATAL, killed("EngineCore"), "restart engine", while_paused),
     engine_row("kill during stop", None, "", "nothing", while_stopping),
     engine_row("crash loop", FATAL, killed("EngineCore"), "give up", crash_loop),

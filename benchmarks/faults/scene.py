@@ -87,6 +87,13 @@ class Scene:
         except* rv.SupervisorGaveUp:
             self.found.rung = "give up"
 
+    async def first_tree(self) -> Tree:
+        """Wait until there is one: it may not be up yet."""
+        with anyio.fail_after(ROOM_SECONDS):
+            while not self._trees:  # noqa: ASYNC110 - another task's doing
+                await anyio.sleep(0.005)
+        return self._trees[0]
+
     async def come_to_nothing(self, *children: rv.ChildSpec, **flags: Any) -> None:
         """Run a tree that cannot come up."""
         self.inject()
