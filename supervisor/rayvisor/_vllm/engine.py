@@ -46,6 +46,7 @@ log = structlog.get_logger("rayvisor.vllm")
 _T = TypeVar("_T")
 
 _SCAN_SECONDS = 0.1
+_WORD_SECONDS = 0.02
 _REPORT_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _CLEANUP_SECONDS = 5.0
@@ -174,15 +175,18 @@ class VllmEngine:
         self._go_on()
         future: asyncio.Future[_T] = asyncio.get_running_loop().run_in_executor(self._thread, step)
         self._step = future
+        death = asyncio.create_task(self._tree.first_death())
         reported = time.monotonic()
         try:
             while not future.done():
-                await asyncio.wait((future,), timeout=_SCAN_SECONDS)
+                await asyncio.wait(
+                    (future, death), timeout=_SCAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
                 self._go_on()
                 await self._look_around()
                 if self._tree.deaths and not future.done():
                     # vLLM sees it too, and says more; but it is not waited for.
-                    await asyncio.wait((future,), timeout=_SCAN_SECONDS)
+                    await asyncio.wait((future,), timeout=_WORD_SECONDS)
                     if not future.done():
                         raise EngineGone("a process of the engine ended while starting")
                 if time.monotonic() - reported >= _REPORT_SECONDS:
@@ -190,6 +194,7 @@ class VllmEngine:
                     progress(await asyncio.to_thread(log_tail, self._log_file))
             return future.result()
         finally:
+            death.cancel()
             self._redirection.off()
             if future.done() and not future.cancelled():
                 future.exception()
