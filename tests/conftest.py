@@ -80,7 +80,7 @@ def cluster_address() -> Iterator[str]:
         warnings.simplefilter("ignore")  # Ray's own, about its future defaults
         context = start_or_join({**local, "include_dashboard": False, "log_to_driver": False})
         gc.collect()  # of a start that was tried again processes are left that nobody has waited for
-    yield str(context.address_info["address"])  # type: ignore[attr-defined]
+    yield str(context.address_info["address"])
     ray.shutdown()
 
 
