@@ -285,9 +285,10 @@ class SimEngine:
         self._core, here = launch(CORE, self._arguments, self._log_file, environment)
         self._tree.descend_from(self._core.pid, CORE)  # several engines may live in one process
         here.setblocking(False)  # noqa: FBT003 - the socket's own method
-        await self._tree.scan()
         loop = asyncio.get_running_loop()
+        # From here on the loop owns the socket, also when the start is called off.
         self._transport, _ = await loop.create_connection(lambda: _FromCore(self), sock=here)
+        await self._tree.scan()
 
     async def _look_around(self) -> None:
         """While it starts, find the processes that come up: what they do is how far it is."""
