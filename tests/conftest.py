@@ -21,6 +21,8 @@ from rayvisor.demo.model import ensure_model, ensure_random_model
 
 # Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Every Ray looks every 5 s whether it has to grow: for nothing, and a sixteenth of the machine.
+os.environ.setdefault("AUTOSCALER_UPDATE_INTERVAL_S", "3600")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs this in the background has it ignored, and so would every program under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,6 +17,7 @@ import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._engine.wire import ProcessId
 from rayvisor._process.tree import alive, identify
+from rayvisor.testing import wait_for_state
 from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
@@ -62,7 +63,8 @@ class Choosy:
 
 
 def member(diary: Path, name: str, seconds: float = 0.0, **options: Any) -> rv.ChildSpec:
-    return rv.actor(name, Member, args=[str(diary), name, seconds], num_cpus=0, **options)
+    given = {"num_cpus": 0, "shutdown": 60.0, **options}
+    return rv.actor(name, Member, args=[str(diary), name, seconds], **given)
 
 
 def pool(name: str, **options: Any) -> rv.ChildSpec:
@@ -93,14 +95,15 @@ async def test_a_router_and_two_workers_restart_in_order(tmp_path: Path) -> None
         period=600.0,
         children=[member(diary, name) for name in ("router", "one", "two")],
     )
-    async with rv.Supervisor(spec):
+    async with rv.Supervisor(spec) as sup:
         up = ["up router", "up one", "up two"]
         assert [word for word in words(diary) if word.startswith("up")] == up
         first = {name: pid for _, what, name, pid in entries(diary) if what == "up"}
         processes = {name: identify(pid) for name, pid in first.items()}
 
         os.kill(first["one"], signal.SIGKILL)
-        await until(lambda: words(diary).count("up two") == 2)
+        # What has not answered yet is not asked to end, but killed.
+        await wait_for_state(sup, "two", "ALIVE.SERVING", incarnation=2, within=60)
         # The second worker was asked to end before the first one was started again; the router went on.
         after = words(diary)[len(first) * 2 :]
         assert after == ["ended two", "starting one", "up one", "starting two", "up two"]
