@@ -107,6 +107,8 @@ class PushChannel:
                 self._catch_up()
                 return
             except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
+                if self._closed:  # Ray's own poll fails where the end and an answer come together
+                    return
                 why = f"{type(error).__name__}: {error}"[:500]
                 log.warning("ray.push.broke", channel=self._kind, error=why, again=pause)
             self._catch_up()
