@@ -50,8 +50,8 @@ def _group(item: pytest.Item) -> str | None:
     if item.get_closest_marker("engine") is not None or "trained_model" in needed:
         return "engines under a supervisor, and training their model"
     if "cluster_address" in needed:
-        # A process that has a Ray keeps it for every such group that comes its way.
-        return f"Ray, {item.path.parent.name}"
+        # A process that has a Ray keeps it for every such group that comes its way: small ones end together.
+        return f"Ray, {item.path.parent.name}/{item.path.stem}"
     return None
 
 
