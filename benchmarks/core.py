@@ -17,8 +17,8 @@ from random import Random
 import click
 
 from benchmarks.figures import Report, Target
-from rayvisor._core import messages as m
-from rayvisor._core.core import Core
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.core import Core
 from rayvisor.specs import ChildSpec, Strategy, SupervisorSpec
 from rayvisor.testing import BOOM, NOTHING
 

@@ -139,7 +139,7 @@ class _Peer:
 
             self._live = await asyncio.to_thread(make)
             return
-        from rayvisor._engine.engine import load_engine
+        from rayvisor._backends.host.engine import load_engine
 
         self._live = load_engine(self._engine, 1, self._arguments)
         await self._live.start(lambda _phase, _detail: None)
@@ -173,7 +173,7 @@ class _Peer:
                 sample = output.outputs[0]
                 yield tuple(sample.token_ids), sample.text, sample.finish_reason
             return
-        from rayvisor._engine.wire import Order
+        from rayvisor._core.protocol.wire import Order
 
         async for chunk in self._live.generate(Order(name, 1, prompt, dict(params))):
             yield chunk.token_ids, chunk.text, chunk.finish_reason

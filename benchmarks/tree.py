@@ -19,7 +19,7 @@ import rayvisor as rv
 from rayvisor import records as r
 
 if TYPE_CHECKING:
-    from rayvisor.pool import EnginePool
+    from rayvisor._runtime.pool.pool import EnginePool
 
 __all__ = ["PROMPTS", "Tree", "engine_arguments", "pool_tree", "stream_params"]
 

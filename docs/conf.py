@@ -42,7 +42,7 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "rayvisor"
-html_favicon = "../supervisor/rayvisor/_web/icon.svg"
+html_favicon = "../supervisor/rayvisor/_edges/web/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

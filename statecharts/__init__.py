@@ -13,6 +13,7 @@ A chart says what can happen to a thing; a table says what one event makes of wh
 
 from __future__ import annotations
 
+import statecharts.renderers.trees  # noqa: F401 - registers the renderers of trees
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
 from statecharts.drawing import Arrow, Drawing, Pass
 from statecharts.errors import ChartError

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from statecharts._registry import NOTEBOOK
 from statecharts.errors import ChartError
 
 __all__ = ["Branch", "Chart", "Choice", "Leaf", "State", "Transition", "from_each"]
@@ -246,10 +247,8 @@ class Chart:
         """Whether ``name`` names a leaf."""
         return any(leaf.name == name for leaf in self.leaves)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from statecharts.drawing import Drawing  # it is given charts, and so imports this
-
-        return Drawing(self)._repr_mimebundle_(include, exclude)
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
+        return NOTEBOOK["chart"](self)
 
     def _repr_svg_(self) -> str:
         return self._repr_mimebundle_()["image/svg+xml"]

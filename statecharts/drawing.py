@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from statecharts._registry import CHARTS, NOTEBOOK
 from statecharts.chart import Chart, Choice, Transition
 
 __all__ = ["Arrow", "Drawing", "Pass", "change_in_words", "guard_in_words", "transition_in_words"]
@@ -251,11 +252,9 @@ class Drawing:
         return " ".join(part for part in parts if part)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
-        from statecharts.renderers import render_drawing  # they are given drawings, and so import this
-
         return {
-            "image/svg+xml": render_drawing(self, "svg"),
-            "text/markdown": render_drawing(self, "table"),
+            "image/svg+xml": CHARTS["svg"](self),
+            "text/markdown": CHARTS["table"](self),
             "text/plain": f"<Drawing of chart {self.chart.name!r}>",
         }
 
@@ -276,3 +275,6 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"  # noqa: PLR2004 - tenths tell nothing then
+
+
+NOTEBOOK["chart"] = lambda chart: Drawing(chart)._repr_mimebundle_()

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from statecharts._registry import TREES, register
 from statecharts.errors import ChartError
 
 __all__ = ["Tree", "TreeRenderer", "register_tree_renderer", "render_tree", "tree_formats"]
@@ -66,12 +67,10 @@ class Tree:
 TreeRenderer = Callable[[Tree], str]
 """Makes text of a tree: the same text for the same tree, ending with a newline."""
 
-_RENDERERS: Final[dict[str, TreeRenderer]] = {}
-
 
 def tree_formats() -> tuple[str, ...]:
     """Name the formats there are for trees, in the order in which they were registered."""
-    return tuple(_renderers())
+    return tuple(TREES)
 
 
 def register_tree_renderer(name: str, renderer: TreeRenderer) -> None:
@@ -89,9 +88,7 @@ def register_tree_renderer(name: str, renderer: TreeRenderer) -> None:
     ValueError
         When the name is empty or taken.
     """
-    if not name or name in _renderers():
-        raise ValueError(f"name={name!r}: a format needs a name that no other has; choose another one")
-    _renderers()[name] = renderer
+    register(TREES, name, renderer)
 
 
 def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - the word that the command line uses, too
@@ -110,18 +107,10 @@ def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - the word that t
     ChartError
         When there is no such format; it names those that there are.
     """
-    renderer = _renderers().get(format)
+    renderer = TREES.get(format)
     if renderer is None:
         known = ", ".join(tree_formats())
         raise ChartError(
             tree.name, f"format {format!r}", "there is no renderer of trees for it", f"use one of {known}"
         )
     return renderer(tree)
-
-
-def _renderers() -> dict[str, TreeRenderer]:
-    if not _RENDERERS:
-        from statecharts.renderers.trees import BUILT_IN  # its renderers are given trees, and so import this
-
-        _RENDERERS.update(BUILT_IN)
-    return _RENDERERS

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rayvisor._ray.cluster import start_or_join
+from rayvisor._backends.ray.cluster import start_or_join
 from rayvisor.demo.model import ensure_model, ensure_random_model
 
 # Ray has its workers run at low priority: beside other tests they would wait seconds for their turn.

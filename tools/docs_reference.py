@@ -18,8 +18,8 @@ import click
 
 from rayvisor.cli import main
 from rayvisor.config import KINDS
-from rayvisor.engines import SETTLED
-from rayvisor.specs import Shutdown, SupervisorSpec
+from rayvisor.specs.engines import SETTLED
+from rayvisor.specs.tree import Shutdown, SupervisorSpec
 from rayvisor.supervisor import Supervisor
 
 __all__ = ["commands", "keys", "made"]

@@ -20,8 +20,8 @@ import rayvisor as rv
 from benchmarks.faults.rows import Row
 from benchmarks.faults.scene import Scene
 from benchmarks.tree import Tree
-from rayvisor._engine.link import PlacementOptions
 from rayvisor.faults import FaultClass
+from rayvisor.specs import PlacementOptions
 
 __all__ = ["ACTOR_ROWS"]
 

@@ -15,8 +15,8 @@ import click
 from benchmarks.faults.actors import ACTOR_ROWS
 from benchmarks.faults.engines import ENGINE_ROWS
 from benchmarks.faults.nodes import NODE_ROWS, start_cluster
-from benchmarks.faults.rows import Found, Row
-from benchmarks.faults.scene import Scene, left_over, new_mark, there
+from benchmarks.faults.rows import Row
+from benchmarks.faults.scene import Found, Scene, left_over, new_mark, there
 from benchmarks.faults.servers import SERVER_ROWS
 
 __all__ = ["ROWS", "main", "play"]

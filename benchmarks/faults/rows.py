@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.faults.scene import Found, Rung
 from rayvisor.faults import FaultClass
 
 if TYPE_CHECKING:
     from benchmarks.faults.scene import Scene
 
-__all__ = ["Found", "Row", "Rung"]
-
-Rung = str
-"""What was done about it: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
-``give up``, ``wait`` or ``nothing``."""
-
-
-@dataclass(slots=True)
-class Found:
-    """What came of an injected fault."""
-
-    fault_class: FaultClass | None = None
-    root: str = ""
-    rung: Rung = "nothing"
-    detect_ms: float | None = None
-    recover_ms: float | None = None
-    lost: int = 0
-    left: list[str] = field(default_factory=list)
-    problem: str = ""
-    seconds: float = 0.0
+__all__ = ["Row"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,23 @@ import signal
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 import rayvisor as rv
-from benchmarks.faults.rows import Found
 from benchmarks.tree import PROMPTS, Tree, engine_arguments
 from rayvisor import records as r
+from rayvisor.faults import FaultClass
 from rayvisor.testing import rehearse
 
-__all__ = ["MARK", "ROOM_SECONDS", "Scene", "left_over", "new_mark", "there"]
+__all__ = ["MARK", "ROOM_SECONDS", "Found", "Scene", "left_over", "new_mark", "there"]
+
+Rung = str
+"""What was done about it: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
+``give up``, ``wait`` or ``nothing``."""
 
 MARK = "RAYVISOR_FAULT_MATRIX"
 """Every process started here carries it in its environment."""
@@ -334,3 +339,18 @@ def _on_ray() -> list[str]:
     table = ray.util.placement_group_table()
     groups = [f"placement group {key}" for key, group in table.items() if group["state"] != "REMOVED"]
     return actors + groups
+
+
+@dataclass(slots=True)
+class Found:
+    """What came of an injected fault."""
+
+    fault_class: FaultClass | None = None
+    root: str = ""
+    rung: Rung = "nothing"
+    detect_ms: float | None = None
+    recover_ms: float | None = None
+    lost: int = 0
+    left: list[str] = field(default_factory=list)
+    problem: str = ""
+    seconds: float = 0.0

@@ -8,8 +8,8 @@ stateDiagram-v2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
+from statecharts._registry import CHARTS, register
 from statecharts.chart import Chart
 from statecharts.drawing import Drawing, Pass
 from statecharts.errors import ChartError
@@ -25,19 +25,10 @@ __all__ = ["Renderer", "formats", "register_renderer", "render", "render_drawing
 Renderer = Callable[[Drawing], str]
 """Makes text of a drawing (``drawing.chart`` is the chart): always the same, ending with a newline."""
 
-_RENDERERS: Final[dict[str, Renderer]] = {
-    "mermaid": render_mermaid,
-    "dot": render_dot,
-    "svg": render_svg,
-    "scxml": render_scxml,
-    "table": render_table,
-    "json": render_json,
-}
-
 
 def formats() -> tuple[str, ...]:
     """Name the formats there are, in the order in which they were registered."""
-    return tuple(_RENDERERS)
+    return tuple(CHARTS)
 
 
 def register_renderer(name: str, renderer: Renderer) -> None:
@@ -55,11 +46,7 @@ def register_renderer(name: str, renderer: Renderer) -> None:
     ValueError
         When the name is empty or taken.
     """
-    if not name:
-        raise ValueError("name='': a format needs a name")
-    if name in _RENDERERS:
-        raise ValueError(f"name={name!r}: there is a renderer of this name already; choose another one")
-    _RENDERERS[name] = renderer
+    register(CHARTS, name, renderer)
 
 
 def render(
@@ -102,10 +89,21 @@ def render(
 
 def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as above
     """Render a drawing; as [`render`][statecharts.render], where chart and state are together already."""
-    renderer = _RENDERERS.get(format)
+    renderer = CHARTS.get(format)
     if renderer is None:
         known = ", ".join(formats())
         raise ChartError(
             drawing.chart.name, f"format {format!r}", "there is no renderer for it", f"use one of {known}"
         )
     return renderer(drawing)
+
+
+for _name, _renderer in (
+    ("mermaid", render_mermaid),
+    ("dot", render_dot),
+    ("svg", render_svg),
+    ("scxml", render_scxml),
+    ("table", render_table),
+    ("json", render_json),
+):
+    register_renderer(_name, _renderer)

@@ -16,9 +16,9 @@ from statecharts.renderers._text import quoted, unique_names, wrapped, xml
 from statecharts.renderers.mermaid import escape_for_mermaid
 from statecharts.renderers.scxml import NAMESPACE, xml_word
 from statecharts.renderers.table import table_lines
-from statecharts.tree import Tree, TreeRenderer
+from statecharts.tree import Tree, register_tree_renderer
 
-__all__ = ["BUILT_IN"]
+__all__: list[str] = []
 
 _COLUMNS = 40
 _PAD = 12
@@ -237,7 +237,12 @@ def _body(boxes: list[_Box], xs: list[float], widths: list[float]) -> Iterator[s
         yield "</g>"
 
 
-BUILT_IN: Final[Mapping[str, TreeRenderer]] = MappingProxyType(
-    {"mermaid": _mermaid, "dot": _dot, "svg": _svg, "scxml": _scxml, "table": _table, "json": _json}
-)
-"""What there is without registering anything."""
+for _name, _renderer in (
+    ("mermaid", _mermaid),
+    ("dot", _dot),
+    ("svg", _svg),
+    ("scxml", _scxml),
+    ("table", _table),
+    ("json", _json),
+):
+    register_tree_renderer(_name, _renderer)

@@ -5,21 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rayvisor._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from rayvisor._core.exits import Exit, ExitKind
-    from rayvisor._engine.link import NodePin, PlacementOptions
-    from rayvisor._web.server import WebPage
+    from rayvisor._core.requests.errors import NoEngineError, PoisonRequestError, RequestError
+    from rayvisor._core.requests.results import GenerationChunk
+    from rayvisor._edges.web.server import WebPage
+    from rayvisor._runtime.pool.pool import EnginePool
+    from rayvisor._runtime.pool.streams import Generation
     from rayvisor.blocking import run_in_thread
-    from rayvisor.children import (
-        IgnoreStart,
-        actor,
-        adopt,
-        coroutine,
-        engine_group,
-        engine_pool,
-        server,
-        subtree,
-    )
     from rayvisor.errors import (
         AlreadyPresentError,
         AlreadyStartedError,
@@ -45,29 +39,30 @@ if TYPE_CHECKING:
         UnknownChildError,
     )
     from rayvisor.fatality import LastWords, fatal, last_words
-    from rayvisor.faults import Cause, Fault, FaultClass
-    from rayvisor.gates import Gate
-    from rayvisor.pool import (
-        EnginePool,
-        Generation,
-        GenerationChunk,
-        NoEngineError,
-        PoisonRequestError,
-        RequestError,
-    )
-    from rayvisor.reference import ChildRef
+    from rayvisor.faults import Cause, Exit, ExitKind, Fault, FaultClass
+    from rayvisor.refs import ChildRef, ServerRef
     from rayvisor.retrying import RefWait, retry
-    from rayvisor.servers import ServerRef
     from rayvisor.specs import (
         AutoShutdown,
         Backoff,
         ChildSpec,
+        Gate,
+        IgnoreStart,
         Instance,
         Jitter,
+        NodePin,
+        PlacementOptions,
         Restart,
         Shutdown,
         Strategy,
         SupervisorSpec,
+        actor,
+        adopt,
+        coroutine,
+        engine_group,
+        engine_pool,
+        server,
+        subtree,
     )
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
@@ -80,7 +75,7 @@ _HOMES = {
     "Backoff": "specs",
     "CallError": "errors",
     "Cause": "faults",
-    "ChildRef": "reference",
+    "ChildRef": "refs",
     "ChildRestartingError": "errors",
     "ChildRunningError": "errors",
     "ChildSpec": "specs",
@@ -89,20 +84,20 @@ _HOMES = {
     "ClusterUnavailableError": "errors",
     "ControlSocketError": "errors",
     "EnginePool": "pool",
-    "Exit": "_core.exits",
-    "ExitKind": "_core.exits",
+    "Exit": "faults",
+    "ExitKind": "faults",
     "Fault": "faults",
     "FaultClass": "faults",
-    "Gate": "gates",
+    "Gate": "specs",
     "Generation": "pool",
     "GenerationChunk": "pool",
-    "IgnoreStart": "children",
+    "IgnoreStart": "specs",
     "Instance": "specs",
     "Jitter": "specs",
     "LastWords": "fatality",
     "NoEngineError": "pool",
-    "NodePin": "_engine.link",
-    "PlacementOptions": "_engine.link",
+    "NodePin": "specs",
+    "PlacementOptions": "specs",
     "PoisonRequestError": "pool",
     "PublishError": "errors",
     "UnguardedMainError": "errors",
@@ -111,7 +106,7 @@ _HOMES = {
     "RequestError": "pool",
     "Restart": "specs",
     "RestartStrategy": "strategies",
-    "ServerRef": "servers",
+    "ServerRef": "refs",
     "Shutdown": "specs",
     "SpecError": "errors",
     "SpecFileError": "errors",
@@ -129,22 +124,20 @@ _HOMES = {
     "TaskTimeoutError": "errors",
     "TemplateError": "errors",
     "UnknownChildError": "errors",
-    "WebPage": "_web.server",
-    "actor": "children",
-    "adopt": "children",
-    "coroutine": "children",
-    "engine_group": "children",
-    "engine_pool": "children",
+    "WebPage": "_edges.web.server",
+    "actor": "specs",
+    "adopt": "specs",
+    "coroutine": "specs",
+    "engine_group": "specs",
+    "engine_pool": "specs",
     "fatal": "fatality",
     "last_words": "fatality",
     "retry": "retrying",
     "run_in_thread": "blocking",
-    "server": "children",
+    "server": "specs",
     "submit": "tasks",
-    "subtree": "children",
+    "subtree": "specs",
 }
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AlreadyPresentError",

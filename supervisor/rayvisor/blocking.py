@@ -27,25 +27,35 @@ import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rayvisor._runtime import signals
-from rayvisor._runtime.verdict import only_follows
+from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor._runtime.session import only_follows
 from rayvisor.errors import SupervisorStoppedError
-from rayvisor.pool import EnginePool
-from rayvisor.servers import BlockingServer, ServerRef
+from rayvisor.refs import ServerRef
 from rayvisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from rayvisor._core.calls import ChildCounts, ChildStatus
-    from rayvisor._engine.wire import EngineInfo, ProcessId, Prompt
-    from rayvisor._runtime.operating import PauseMode
+    from rayvisor._core.protocol.wire import EngineInfo, ProcessId, Prompt
+    from rayvisor._core.requests.errors import RequestError
+    from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
+    from rayvisor._core.requests.stats import PoolStats
+    from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
+    from rayvisor._runtime.operations import PauseMode
+    from rayvisor._runtime.pool.streams import Generation
     from rayvisor._runtime.watchers import Watch
-    from rayvisor.pool import Completion, Generation, GenerationChunk, PoolStats, RequestError, Usage
     from rayvisor.records import Record
-    from rayvisor.reference import ChildRef
+    from rayvisor.refs import ChildRef
     from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
     from rayvisor.status import Node
     from statecharts import Drawing
 
-__all__ = ["BlockingGeneration", "BlockingPool", "BlockingRef", "BlockingSupervisor", "run_in_thread"]
+__all__ = [
+    "BlockingGeneration",
+    "BlockingPool",
+    "BlockingRef",
+    "BlockingServer",
+    "BlockingSupervisor",
+    "run_in_thread",
+]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -469,3 +479,21 @@ class _Handlers(AbstractContextManager[None]):
 
     def __exit__(self, *error: object) -> None:
         self._restored.__exit__(None, None, None)
+
+
+class BlockingServer:
+    """A [`ServerRef`][rayvisor.ServerRef] for a blocking program."""
+
+    def __init__(self, thread: _Thread, ref: ServerRef) -> None:
+        self._thread = thread
+        self._ref = ref
+        self.path = ref.path
+
+    @property
+    def url(self) -> str:
+        """As `ServerRef.url`."""
+        return self._thread.call(lambda: self._ref.url)
+
+    def serving(self, within: float | None = None) -> str:
+        """As `ServerRef.serving`."""
+        return self._thread.call(self._ref.serving, within)

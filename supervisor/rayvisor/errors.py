@@ -22,7 +22,7 @@
     │   ├── ChildUnavailableError the child has no live incarnation to call
     │   ├── SupervisorBusyError   too many calls are waiting
     │   └── SupervisorStoppedError the supervisor does not run (any more)
-    └── RequestError              one request to an engine pool failed (``rayvisor._requests.errors``)
+    └── RequestError              one request to an engine pool failed (``rayvisor._core.requests.errors``)
 
 Every one carries its data as attributes and builds its own message; where a fault is behind it, the
 message begins with the root cause.
@@ -33,8 +33,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rayvisor._core.exits import Exit
-    from rayvisor.faults import Fault
+    from rayvisor.faults import Exit, Fault
 
 __all__ = [
     "AlreadyPresentError",

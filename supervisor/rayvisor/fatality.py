@@ -18,13 +18,14 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rayvisor._checks import seconds, whole
-from rayvisor._fatal.ending import arm, end_children, end_process
-from rayvisor._fatal.named import find, matcher
-from rayvisor._fatal.words import LastWords, store
-from rayvisor._ray.errors import plain_causes
+from rayvisor._backends.process.crash import arm, end_children, end_process
+from rayvisor._backends.process.last_words import Folder
+from rayvisor._backends.ray.errors import plain_causes
+from rayvisor._core.protocol.last_words import LastWords, Store
+from rayvisor._core.tasks.matching import find, matcher
+from rayvisor._log import get_logger
+from rayvisor._validation import seconds, whole
 from rayvisor.errors import SpecError
-from rayvisor.log import get_logger
 
 __all__ = ["LastWords", "fatal", "last_words"]
 
@@ -241,3 +242,14 @@ def _tell_children(killed: Any) -> None:
     if killed:
         names = ", ".join(f"{process.name} ({process.pid})" for process in killed)
         sys.stderr.write(f"rayvisor: killed {names}\n")
+
+
+def store() -> Store:
+    """The store of this process: the cluster's if it is part of one."""
+    if "ray" in sys.modules:
+        from rayvisor._backends.ray.last_words import connected
+
+        found = connected()
+        if found is not None:
+            return found
+    return Folder()

@@ -16,12 +16,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import anyio
 
-from rayvisor._ray.waits import RefWaiter, Waited, is_ref
-from rayvisor._retry.attempts import Attempts, Limits
-from rayvisor._retry.wanted import RetryOn, Wanted, is_cancellation, wanted
+from rayvisor._backends.ray.retry_on import RetryOn, Wanted, is_cancellation, wanted
+from rayvisor._backends.ray.waits import RefWaiter, Waited, is_ref
+from rayvisor._core.tasks.attempts import Attempts, Limits
+from rayvisor._log import get_logger
 from rayvisor.errors import SpecError
 from rayvisor.faults import FaultClass
-from rayvisor.log import get_logger
 from rayvisor.specs import Backoff, Jitter
 
 __all__ = ["RefWait", "retry"]

@@ -9,6 +9,7 @@ In a notebook a node shows itself as a picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from statecharts import Tree, render_tree
@@ -119,3 +120,24 @@ class Node:
 
     def _repr_svg_(self) -> str:
         return render_tree(self.tree(), "svg")
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A node and all below it, in start order."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+_NOT_WELL = frozenset({"SUSPECT", "FAULTED", "RETRYING"})
+_ENGINES = frozenset({"engine", "server"})
+
+
+def is_well(place: str) -> bool:
+    """Whether a child there is up and has no fault; it may be paused."""
+    return place.startswith(("ALIVE", "PAUSED")) and place.rpartition(".")[2] not in _NOT_WELL
+
+
+def chart_of(node: Node) -> str:
+    """Name of the chart that a child follows; the root is nobody's child."""
+    return "engine" if node.kind in _ENGINES else "actor" if node.path else ""

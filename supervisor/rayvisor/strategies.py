@@ -24,18 +24,16 @@ and the failed child is restarted by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from rayvisor._checks import is_whole
+from rayvisor._validation import is_whole
 from rayvisor.errors import SpecError
 
 if TYPE_CHECKING:
-    from rayvisor._core.exits import Exit
-    from rayvisor._core.tree import Child
-    from rayvisor.faults import Fault
+    from rayvisor.faults import Exit, Fault
 
 __all__ = [
     "Escalate",
@@ -228,33 +226,16 @@ class Siblings(Mapping[str, Sibling]):
     A view of this moment: do not keep it.
     """
 
-    __slots__ = ("_children",)
-
-    def __init__(self, children: Mapping[str, Child]) -> None:
-        self._children = children
-
-    def __getitem__(self, id: str) -> Sibling:  # noqa: A002 - OTP's word
-        child = self._children[id]
-        configuration = child.configuration
-        spec = child.spec
-        return Sibling(
-            id, configuration.state, configuration.leaf, child.incarnation, spec.restart, spec.significant
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._children)
-
-    def __len__(self) -> int:
-        return len(self._children)
+    __slots__ = ()
 
     def from_(self, id: str) -> list[str]:  # noqa: A002 - OTP's word
         """Ids of a child and those that were started after it."""
-        ids = list(self._children)
+        ids = list(self)
         return ids[ids.index(id) :]
 
     def others(self, id: str) -> list[Sibling]:  # noqa: A002 - OTP's word
         """All but one."""
-        return [self[each] for each in self._children if each != id]
+        return [self[each] for each in self if each != id]
 
 
 @runtime_checkable

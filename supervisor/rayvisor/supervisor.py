@@ -28,7 +28,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -37,37 +37,49 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 
-from rayvisor._control.server import ControlServer
-from rayvisor._core import messages as m
-from rayvisor._live.story import Story
-from rayvisor._live.tallies import Tallies
-from rayvisor._publish.publisher import Publisher
-from rayvisor._runtime import signals
-from rayvisor._runtime.bounded import outlast
-from rayvisor._runtime.machine import LifecycleMachine
-from rayvisor._runtime.operating import OperatorVerbs
-from rayvisor._runtime.places import Places
-from rayvisor._runtime.session import Session
-from rayvisor._runtime.telling import Teller
-from rayvisor._runtime.verdict import only_follows, reason_of
+from rayvisor._core.supervision import messages as m
+from rayvisor._edges.control.server import ControlServer
+from rayvisor._edges.live.charts import drawing_of
+from rayvisor._edges.live.history import Story
+from rayvisor._edges.metrics.counters import Tallies
+from rayvisor._edges.metrics.exposition import Readings, exposition
+from rayvisor._edges.publish.publisher import Publisher
+from rayvisor._edges.web.server import WebPage
+from rayvisor._log import get_logger
+from rayvisor._runtime import introspection, operations, signals
+from rayvisor._runtime.deadlines import outlast
+from rayvisor._runtime.environment import Places
+from rayvisor._runtime.lifecycle import LifecycleMachine
+from rayvisor._runtime.reporting import Teller
+from rayvisor._runtime.session import Session, only_follows, reason_of
 from rayvisor._runtime.watchers import Watch, Watchers
-from rayvisor._web.serving import WebVerbs
-from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, SupervisorStart
+from rayvisor._version import __version__
 from rayvisor.errors import (
     SpecError,
     SupervisorStoppedError,
     UnguardedMainError,
     UnknownChildError,
 )
-from rayvisor.log import get_logger
-from rayvisor.reference import ChildRef
-from rayvisor.servers import ServerRef, ServerStart
-from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
+from rayvisor.refs import ChildRef, ServerRef
+from rayvisor.specs import (
+    ActorStart,
+    ChildSpec,
+    CoroutineStart,
+    EnginePoolSpec,
+    Instance,
+    ServerStart,
+    SupervisorSpec,
+    SupervisorStart,
+)
+from rayvisor.status import Node, walk
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
-    from rayvisor._core.calls import ChildCounts, ChildStatus
-    from rayvisor._runtime.machine import Hook
+    from rayvisor._core.protocol.wire import EngineInfo, ProcessId
+    from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
+    from rayvisor._runtime.lifecycle import Hook
+    from rayvisor._runtime.operations import PauseMode
+    from statecharts import Drawing
 
 __all__ = ["Supervisor"]
 
@@ -77,7 +89,7 @@ RESIST_SECONDS = 5.0
 """How long a task that ignores its cancellation is waited for at the very end."""
 
 
-class Supervisor(OperatorVerbs, WebVerbs):
+class Supervisor:
     """Runs a tree of children while its ``async with`` block lasts. It is used once.
 
     Parameters
@@ -174,6 +186,7 @@ class Supervisor(OperatorVerbs, WebVerbs):
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
         self._control = ControlServer(self, control, self._story) if control else None
+        self._pages: tuple[WebPage, ...] = ()
         self._publisher = None if publish in (None, False) else Publisher(publish)
 
     # --- the block ----------------------------------------------------------------------------
@@ -302,6 +315,101 @@ class Supervisor(OperatorVerbs, WebVerbs):
             return ServerRef(path, self)
         return ChildRef(path, session.actors)
 
+    def status(self, path: str = "") -> Node:
+        """The tree below ``path`` as it is now, as plain data; the empty path is all of it.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        """
+        session = self._begun
+        if not session.begun and not path:
+            return Node(path="", kind="supervisor", state="STARTING", leaf="")
+        return introspection.status(self._running, path)
+
+    def chart(self, path: str) -> Drawing:
+        """The chart of the child at ``path``, with the state it is in and the way it took.
+
+        What is lit is the leaf that it is in, and a little the last ones before. Each way out says how often
+        it was taken since the tree began, and after how many seconds on average. It is a snapshot, and shows
+        itself in a notebook; ``rayvisor chart --of PATH`` draws the same.
+
+        Parameters
+        ----------
+        path
+            Of the child: ``"llm/1"``. A supervisor below the root has the chart of an actor.
+
+        Returns
+        -------
+        Drawing
+            For [`render_drawing`][statecharts.render_drawing] with any format; ``passes`` has the counts.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child; the root is none.
+        SupervisorStoppedError
+            The tree has ended, or was not begun.
+
+        Examples
+        --------
+        >>> drawing = sup.chart("llm/1")
+        >>> drawing.at
+        'SERVING'
+        >>> sum(each.times for each in drawing.passes if each.event == "fault")
+        1
+        """
+        if not path:
+            raise UnknownChildError(path, tuple(self._running.runtime.core.children))
+        return drawing_of(self.status(path), self._story)
+
+    def metrics(self) -> str:
+        """The tree in numbers, as Prometheus reads them (text format, version 0.0.4).
+
+        Faults, restarts and recoveries of each child, requests and tokens of each pool, and more:
+        [all of them](docs/metrics.md). Counters begin at 0 with the tree and go on over every restart in it.
+        The live page and the control socket have the same text at ``/metrics``; this is for a program that
+        serves, or pushes, metrics of its own.
+
+        Raises
+        ------
+        SupervisorStoppedError
+            The tree has ended, or was not begun.
+
+        Examples
+        --------
+        >>> print(sup.metrics())
+        # HELP rayvisor_build_info 1; the version of rayvisor is its label
+        ...
+        """
+        session = self._begun
+        root, wall = self.status(), self._story.wall
+        fronts = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
+        publisher = self._publisher
+        return exposition(
+            Readings(
+                root,
+                {node.path: self._named(node.path) for node in walk(root)},
+                self._tallies,
+                {path: front.stats() for path, front in fronts.items() if front is not None},
+                version=__version__,
+                began=session.began + wall,
+                now=time.monotonic() + wall,
+                lag=session.runtime.watchdog.lag if session.begun else (0.0, 0),
+                dropped=self._watchers.missed,
+                overflows=None if publisher is None else publisher.overflows,
+            )
+        )
+
+    def engine_info(self, path: str) -> EngineInfo | None:
+        """What the engine at ``path`` said of itself when it came up; None while none is up there."""
+        return introspection.engine_info(self._running, path)
+
+    def processes(self, path: str) -> list[tuple[str, ProcessId]]:
+        """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
+        return self._running.engines.processes(path)
+
     def watch(self) -> Watch:
         """Return an async iterator of records: of all that happens from now on, until the tree has ended.
 
@@ -348,6 +456,177 @@ class Supervisor(OperatorVerbs, WebVerbs):
         """Where records are published, with the port that was free; None if nowhere, or before entering."""
         return None if self._publisher is None else self._publisher.address
 
+    # --- operating ----------------------------------------------------------------------------
+
+    async def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
+        """Give a child, or everything under a supervisor, no new work until it is resumed.
+
+        A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait, and so
+        do calls by [`ChildRef`][rayvisor.ChildRef]; an actor's ``pause`` hook is called, and waited for.
+
+        Parameters
+        ----------
+        path
+            Of the child; the empty path is the whole tree.
+        mode
+            What becomes of requests in flight on engines. ``"wait"``: they finish where they are, and this
+            returns when they have. ``"keep"``: they are held where they are until ``resume``, while their own
+            deadlines go on. ``"abort"``: they are taken off the engine, and go on on another one, or on this
+            one after ``resume``; none is lost, and no attempt is counted. One that cannot be moved (its
+            prompt is embeddings, and tokens of it were delivered) stays and finishes.
+        deadline
+            Seconds that ``"wait"`` waits; what is in flight then goes on, and the pause holds.
+
+        Returns
+        -------
+        int
+            How many samples are still in flight on what was paused.
+
+        Raises
+        ------
+        SpecError
+            For a mode, or a deadline, that is none.
+        UnknownChildError
+            There is no such child.
+
+        Examples
+        --------
+        >>> await sup.pause("llm/1", mode="abort")
+        0
+        >>> await sup.resume("llm/1")
+        """
+        return await operations.pause(self._running, path, mode=mode, deadline=deadline)
+
+    async def resume(self, path: str = "") -> None:
+        """Take a pause back; what was kept in flight goes on. Holds of other kinds stay.
+
+        Returns when the ``resume`` hooks of actors have been called, or have failed.
+        """
+        await operations.resume(self._running, path)
+
+    async def stale(self, path: str = "") -> None:
+        """Say that what engines with a gate serve with is out of date: each passes its gate again.
+
+        Meanwhile they get no new requests; those in flight go on. The empty path is the whole tree.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        """
+        await operations.stale(self._running, path)
+
+    async def restart(self, path: str = "") -> None:
+        """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
+
+        The empty path means all children of the root: ended in reverse order, then started in order. Requests
+        to the pools in it wait meanwhile; none is lost.
+
+        Raises
+        ------
+        UnknownChildError, ChildStartError, TemplateError
+            It could not be; a temporary child, and an instance of a template, cannot be started again.
+        """
+        await operations.restart(self._running, path)
+
+    def instructions(self, path: str = "") -> tuple[str, ...]:
+        """What the engines at or below ``path`` can be told: for vLLM with fault tolerance, ``retry``."""
+        return operations.instructions(self._running, path)
+
+    async def instruct(
+        self,
+        instruction: str,
+        path: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        request_id: str = "",
+        within: float = 60.0,
+    ) -> dict[str, dict[str, Any]]:
+        """Tell engines something that their own fault tolerance knows, for example vLLM's ``retry``.
+
+        Nobody has to: an engine that reports a fault is told to retry by its supervisor. An engine that does
+        not know the instruction is never sent it, and vLLM's refuses one while it is healthy.
+
+        Parameters
+        ----------
+        instruction
+            One of [`instructions`][rayvisor.Supervisor.instructions].
+        path
+            Of an engine, or of a supervisor: all engines below it, side by side. The empty path is the tree.
+        params
+            What goes with it.
+        request_id
+            Comes back with each acknowledgement.
+        within
+            Seconds each engine may take.
+
+        Returns
+        -------
+        dict
+            By engine: ``{"request_id", "success", "reason"}``.
+
+        Raises
+        ------
+        SpecError
+            No engine there knows the instruction.
+        UnknownChildError
+            There is no such child.
+        """
+        return await operations.instruct(
+            self._running, instruction, path, params=params, request_id=request_id, within=within
+        )
+
+    async def stop(self) -> None:
+        """End the tree in order, from wherever this is called: the ``async with`` block is cancelled.
+
+        Returns at once. The block is left without an exception, as if it had come to its end.
+        """
+        self._begun.stop()
+
+    async def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> WebPage:
+        """Serve the live page of this tree until it has ended: see [the how-to](docs/web.md).
+
+        It shows the tree, charts, faults and figures, and has buttons that pause, resume and restart. May be
+        called before the block is entered: the start is seen, too.
+
+        Parameters
+        ----------
+        port
+            TCP port; 0: a free one.
+        host
+            Address to listen on. Any but loopback opens the page to others: what is in it goes, unencrypted,
+            to who has the token, which is part of the URL.
+        metrics
+            Whether ``/metrics`` is answered too. It needs no token: names of children and numbers, nothing
+            that acts, for who can reach the port ([metrics](docs/metrics.md)).
+
+        Returns
+        -------
+        WebPage
+            Its ``url`` is what to open.
+
+        Raises
+        ------
+        SpecError
+            For a port or a host that cannot be.
+        ControlSocketError
+            It cannot listen there.
+        SupervisorStoppedError
+            The tree has ended.
+
+        Examples
+        --------
+        >>> page = await sup.serve_web()
+        >>> page.url
+        'http://127.0.0.1:40253/#9dY3...'
+        """
+        if self._has_ended:
+            raise SupervisorStoppedError("")
+        page = WebPage(self, self._story, port, host, metrics=metrics)
+        await page.start()
+        self._pages = (*self._pages, page)
+        return page
+
     # --- OTP's verbs ----------------------------------------------------------------------------
 
     async def start_child(self, spec: ChildSpec | Instance | None = None, *, under: str = "") -> str | None:
@@ -366,15 +645,15 @@ class Supervisor(OperatorVerbs, WebVerbs):
 
     async def terminate_child(self, path: str) -> None:
         """End a child by its shutdown; its spec stays (unless it is temporary)."""
-        await self._call(m.Verb.TERMINATE_CHILD, *_split(path))
+        await self._call(m.Verb.TERMINATE_CHILD, *operations.split(path))
 
     async def restart_child(self, path: str) -> None:
         """Start a child that is down."""
-        await self._call(m.Verb.RESTART_CHILD, *_split(path))
+        await self._call(m.Verb.RESTART_CHILD, *operations.split(path))
 
     async def delete_child(self, path: str) -> None:
         """Drop the spec of a child that is down."""
-        await self._call(m.Verb.DELETE_CHILD, *_split(path))
+        await self._call(m.Verb.DELETE_CHILD, *operations.split(path))
 
     async def which_children(self, under: str = "") -> list[ChildStatus]:
         """The children of a supervisor, the last started first."""
@@ -386,7 +665,7 @@ class Supervisor(OperatorVerbs, WebVerbs):
 
     async def get_childspec(self, path: str) -> ChildSpec:
         """The spec of a child."""
-        return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *_split(path)))
+        return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *operations.split(path)))
 
     async def update(self, spec: SupervisorSpec, *, under: str = "") -> None:
         """Put another spec into force at the supervisor at path ``under`` (OTP: ``code_change``).
@@ -439,6 +718,20 @@ class Supervisor(OperatorVerbs, WebVerbs):
             )
         return instance._replace(start=replace(start, args=(*start.args, *instance.args)), args=())
 
+    async def _end_pages(self) -> None:
+        for page in self._pages:
+            await page.end()
+
+    def _named(self, path: str) -> str:
+        session = self._session
+        if session is None or not session.begun:
+            return path
+        return introspection.counted_name(session, path)
+
+    def _children(self) -> Collection[str]:
+        session = self._session
+        return () if session is None or not session.begun else session.runtime.core.children
+
     async def _call(self, verb: m.Verb, target: str, argument: object = None) -> object:
         return await self._running.runtime.call(verb, target, argument)
 
@@ -458,11 +751,6 @@ class Supervisor(OperatorVerbs, WebVerbs):
     @property
     def _has_ended(self) -> bool:
         return self._session is not None and self._session.closed.is_set()
-
-
-def _split(path: str) -> tuple[str, str]:
-    above, _, identity = path.rpartition("/")
-    return above, identity
 
 
 def _others() -> list[str]:

@@ -10,11 +10,11 @@ from collections.abc import Coroutine, Generator
 from random import Random
 from typing import Any, Generic, TypeVar, cast
 
-from rayvisor._ray import tasks as ray_tasks
-from rayvisor._tasks.life import Life, Outcome, OutcomeKind
-from rayvisor._tasks.policy import TaskAttempt, TaskPolicy
+from rayvisor._backends.ray import tasks as ray_tasks
+from rayvisor._core.tasks.lifecycle import Life, Outcome, OutcomeKind
+from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
-from rayvisor.log import get_logger
+from rayvisor.specs import TaskAttempt, TaskPolicy
 
 __all__ = ["Task", "TaskAttempt", "TaskPolicy", "submit"]
 

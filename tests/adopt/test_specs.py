@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor._engine.stall import StallLimits
-from rayvisor._runtime.carriers.attention import ProbeWatch
-from rayvisor.children import ActorStart, AdoptStart
+from rayvisor._core.health.probes import ProbeWatch
 from rayvisor.config import load_tree
+from rayvisor.specs import ActorStart, AdoptStart, StallLimits
 
 
 class Plain:

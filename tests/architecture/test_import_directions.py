@@ -1,4 +1,4 @@
-"""The three rings: imports point inwards only."""
+"""Imports point inwards only, and never in a circle."""
 
 from __future__ import annotations
 
@@ -51,3 +51,68 @@ def test_the_contracts_name_modules_that_exist(imports: grimp.ImportGraph) -> No
     named = {module for contract in contracts for kind in kinds for module in contract.get(kind, [])}
     ours = {module for module in named if inside(module, "rayvisor") or inside(module, "statecharts")}
     assert sorted(ours - imports.modules) == []
+
+
+@pytest.fixture(scope="module")
+def every_import() -> grimp.ImportGraph:
+    """All our own code; imports under TYPE_CHECKING and inside functions count as any other."""
+    return grimp.build_graph("rayvisor", "statecharts", "benchmarks", cache_dir=None)
+
+
+def cycles(graph: grimp.ImportGraph) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others."""
+    groups: set[tuple[str, ...]] = set()
+    for module in graph.modules:
+        both = graph.find_upstream_modules(module) & graph.find_downstream_modules(module)
+        if both:
+            groups.add(tuple(sorted({*both, module})))
+    return [list(group) for group in sorted(groups)]
+
+
+def ranks() -> dict[str, int]:
+    """How far out each part of rayvisor is, from the layers in pyproject.toml."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (each["layers"] for each in contracts if each.get("containers") == ["rayvisor"])
+    return {part.strip(): rank for rank, layer in enumerate(reversed(layers)) for part in layer.split("|")}
+
+
+def upward_imports(graph: grimp.ImportGraph) -> list[str]:
+    """Imports from an inner part to an outer one, or to one beside it."""
+    rank = ranks()
+    found = []
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            if not (importer.startswith("rayvisor.") and inside(imported, "rayvisor")):
+                continue
+            inner, outer = importer.split(".")[1], f"{imported}.".split(".")[1]
+            if inner != outer and (not outer or rank[outer] >= rank[inner]):
+                found.append(f"{importer} -> {imported}")
+    return sorted(found)
+
+
+def test_there_are_no_import_cycles_and_no_imports_from_an_inner_layer_to_an_outer_one(
+    every_import: grimp.ImportGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    circles, upward = cycles(every_import), upward_imports(every_import)
+    with capsys.disabled():
+        print(f"\nimport cycles: {len(circles)}, upward imports: {len(upward)}")  # noqa: T201 - the two counts
+    assert circles == []
+    assert upward == []
+
+
+def test_a_cycle_and_an_upward_import_are_found() -> None:
+    graph = grimp.ImportGraph()
+    for module in ("rayvisor.faults", "rayvisor.supervisor", "rayvisor.errors"):
+        graph.add_module(module)
+    graph.add_import(importer="rayvisor.supervisor", imported="rayvisor.faults")
+    assert (cycles(graph), upward_imports(graph)) == ([], [])
+    graph.add_import(importer="rayvisor.faults", imported="rayvisor.supervisor")
+    assert cycles(graph) == [["rayvisor.faults", "rayvisor.supervisor"]]
+    assert upward_imports(graph) == ["rayvisor.faults -> rayvisor.supervisor"]
+
+
+def test_the_layers_name_every_part_there_is() -> None:
+    folder = ROOT / "supervisor" / "rayvisor"
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert set(ranks()) == modules | packages

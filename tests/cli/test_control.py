@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import rayvisor as rv
-from rayvisor._live.words import age
+from rayvisor._edges.live.text import age
 from rayvisor.cli import main
 from rayvisor.cli._lines import record_line, tree_lines
 from statecharts import render_tree, tree_formats

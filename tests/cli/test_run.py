@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rayvisor._control.client import ControlClient
-from rayvisor._process.tree import identify
+from rayvisor._backends.process.tree import identify
+from rayvisor._edges.control.client import ControlClient
 from rayvisor.cli import main
 
 ROOT = Path(__file__).parents[2]

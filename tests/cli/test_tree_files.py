@@ -10,9 +10,8 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._engine.link import PlacementOptions
-from rayvisor.children import ActorStart, CoroutineStart, EnginePoolSpec, EngineStart
 from rayvisor.config import KINDS, TreeFile, load_tree
+from rayvisor.specs import ActorStart, CoroutineStart, EnginePoolSpec, EngineStart, PlacementOptions
 
 POOL = '[[children]]\nkind = "engine_pool"\nid = "llm"\nengine_args = {}\n'
 COROUTINE = '[[children]]\nkind = "coroutine"\nid = "a"\n'

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rayvisor as rv
-from rayvisor._control import http
+from rayvisor._edges.http import server
 from tests.control.talking import exchange, get, idle, pool, states, tree
 from tests.waiting import until
 
@@ -41,7 +41,7 @@ async def test_what_is_no_http_is_answered_with_400_or_more(tmp_path: Path, data
 
 async def test_a_body_that_is_too_large_is_refused_without_being_kept(tmp_path: Path) -> None:
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
-        body = b" " * (http.BODY_BYTES + 1)
+        body = b" " * (server.BODY_BYTES + 1)
         head = f"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         status, told = await exchange(path, head + body)
         assert (status, told["error"]["type"]) == (413, "TooLarge")
@@ -62,7 +62,7 @@ def test_any_bytes_at_all_leave_the_tree_as_it_was(tmp_path: Path, data: bytes) 
 async def test_one_that_says_nothing_is_let_go_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(server, "READ_SECONDS", 0.2)
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
         status, told = await exchange(path, b"GET /status HTTP/1.1\r\nHo")
         assert (status, told["error"]["type"]) == (408, "TooSlow")
@@ -81,7 +81,7 @@ async def test_one_that_breaks_off_does_not_call_off_what_it_asked_for(tmp_path:
 
 async def test_more_connections_than_there_may_be_are_closed_and_the_tree_goes_on(tmp_path: Path) -> None:
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (sup, path):
-        idlers = [await anyio.connect_unix(path) for _ in range(http.CONNECTIONS)]
+        idlers = [await anyio.connect_unix(path) for _ in range(server.CONNECTIONS)]
         over = await anyio.connect_unix(path)
         with anyio.fail_after(60.0), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await over.receive()
@@ -102,7 +102,7 @@ async def test_more_connections_than_there_may_be_are_closed_and_the_tree_goes_o
 async def test_more_streams_than_there_may_be_are_refused(tmp_path: Path) -> None:
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
         readers: list[anyio.abc.SocketStream] = []
-        for _ in range(http.STREAMS):
+        for _ in range(server.STREAMS):
             stream = await anyio.connect_unix(path)
             await stream.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" in await stream.receive()
@@ -143,7 +143,7 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_holds_nobody_up(tmp_
 async def test_a_client_that_takes_no_answer_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
     names = [f"{'x' * 500}{number}" for number in range(500)]  # an answer larger than the socket's buffer
     async with tree(tmp_path, *(rv.coroutine(name, idle) for name in names)) as (sup, path):
         deaf = socket.socket(socket.AF_UNIX)

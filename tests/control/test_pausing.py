@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._core import messages as m
-from rayvisor._process.tree import alive
+from rayvisor._backends.process.tree import alive
+from rayvisor._core.supervision import messages as m
 from tests.control.talking import GREEDY, PROMPT, get, pool, post, states, tree
 from tests.waiting import until
 

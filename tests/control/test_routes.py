@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
 from tests.control.talking import exchange, get, idle, pool, post, states, tree
 from tests.waiting import until
 

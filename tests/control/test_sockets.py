@@ -14,10 +14,10 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._control.client import find
-from rayvisor._control.server import ControlServer
-from rayvisor._control.sockets import answers, default_folder, living
-from rayvisor._live.story import Story
+from rayvisor._edges.control.client import find
+from rayvisor._edges.control.server import ControlServer
+from rayvisor._edges.live.history import Story
+from rayvisor._edges.sockets import answers, default_folder, living
 from tests.control.talking import get, idle, tree
 from tests.waiting import until, until_now
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rayvisor._requests.effects import Abort, Fail, Flow
-from rayvisor._requests.places import Place
+from rayvisor._core.requests.effects import Abort, Fail, Flow
+from rayvisor._core.requests.state import Place
 from tests.requests.test_front import GREEDY, A, B, Bench
 
 

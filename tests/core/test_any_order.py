@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from rayvisor._core import messages as m
-from rayvisor._core.core import Core
-from rayvisor._core.exits import KILLED, NORMAL, SHUTDOWN
-from rayvisor.faults import FaultClass
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.core import Core
+from rayvisor.faults import KILLED, NORMAL, SHUTDOWN, FaultClass
 from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Instance, Restart, Strategy, SupervisorSpec
 from rayvisor.strategies import (
     Failure,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rayvisor._core import messages as m
-from rayvisor._core.backoff import delay
+from rayvisor._core.supervision import messages as m
 from rayvisor.specs import Backoff, ChildSpec, Jitter, Strategy, SupervisorSpec
+from rayvisor.specs.backoff import delay
 from rayvisor.testing import NOTHING, VirtualTree, fails
 
 LONG = 100_000.0

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rayvisor._core import messages as m
-from rayvisor._core.calls import ChildCounts, ChildStatus
-from rayvisor._core.exits import NORMAL
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
 from rayvisor.errors import (
     AlreadyPresentError,
     AlreadyStartedError,
@@ -20,6 +19,7 @@ from rayvisor.errors import (
     TemplateError,
     UnknownChildError,
 )
+from rayvisor.faults import NORMAL
 from rayvisor.specs import Backoff, ChildSpec, Instance, Jitter, Strategy, SupervisorSpec
 from rayvisor.testing import BOOM, HANGS, IGNORES, NOTHING, VirtualTree, fails
 
@@ -360,7 +360,7 @@ def test_the_template_itself_cannot_be_started_or_ended() -> None:
 
 
 def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayvisor._core.motions._GRAVES", 10)
+    monkeypatch.setattr("rayvisor._core.supervision.children._GRAVES", 10)
     sup = pool(restart="temporary")
     for number in range(100):
         value(sup, m.Verb.START_CHILD, Instance(str(number)), "pool")

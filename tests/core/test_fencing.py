@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rayvisor._core import messages as m
-from rayvisor._core.exits import NORMAL
-from rayvisor.faults import FaultClass
+from rayvisor._core.supervision import messages as m
+from rayvisor.faults import NORMAL, FaultClass
 from rayvisor.specs import ChildSpec, SupervisorSpec
 from rayvisor.testing import BOOM, HANGS, NOTHING, VirtualTree, fails, fault_of
 

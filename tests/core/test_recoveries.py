@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import rayvisor as rv
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
 from rayvisor.specs import ChildSpec, SupervisorSpec
 from rayvisor.testing import NOTHING, VirtualTree, fault_of
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rayvisor._core import messages as m
-from rayvisor._core.exits import KILLED, NORMAL, SHUTDOWN, Exit, ExitKind
-from rayvisor.faults import FaultClass
+from rayvisor._core.supervision import messages as m
+from rayvisor.faults import KILLED, NORMAL, SHUTDOWN, Exit, ExitKind, FaultClass
 from rayvisor.specs import AutoShutdown, ChildSpec, Restart, SupervisorSpec
 from rayvisor.testing import BOOM, HANGS, IGNORES, NOTHING, VirtualTree, fails, fault_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
 from rayvisor.specs import ChildSpec, SupervisorSpec
 from rayvisor.testing import HANGS, UP, VirtualTree, fails
 

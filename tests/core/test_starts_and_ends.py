@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
 from rayvisor.faults import FaultClass
 from rayvisor.specs import Backoff, ChildSpec, Jitter, Restart, Strategy, SupervisorSpec
 from rayvisor.testing import HANGS, IGNORES, NOTHING, UP, VirtualTree, fails, fault_of

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.planning import SiblingView
 from rayvisor.specs import ChildSpec, SupervisorSpec
 from rayvisor.strategies import (
     Failure,
@@ -447,7 +448,7 @@ def test_otps_strategies_are_what_the_public_protocol_says() -> None:
     t = tree(rv.Strategy.REST_FOR_ONE)
     planner = t.core.root.spec.planner
     assert isinstance(planner, rv.RestartStrategy)
-    siblings = Siblings(t.core.root.children)
+    siblings = SiblingView(t.core.root.children)
     assert planner.plan(Failure("b", BOOM), siblings) == (Stop(("b", "c")), Start(("b", "c")))
     assert siblings["b"].serving
     assert list(siblings) == ["a", "b", "c"]

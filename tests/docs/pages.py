@@ -15,9 +15,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from rayvisor._live.metrics import FAMILIES
-from rayvisor.classify import RULES
+from rayvisor._edges.metrics.exposition import FAMILIES
 from rayvisor.cli import main
+from rayvisor.faults import RULES
 from statecharts import render
 from statecharts.lifecycles import CHARTS
 
@@ -100,9 +100,9 @@ def make(maker: str) -> str:
     chart = _CHART.fullmatch(maker)
     if chart is not None:
         return f"```{chart[2]}\n{render(CHARTS[chart[1]], chart[2])}```\n"
-    if maker == "rayvisor.classify.RULES":
+    if maker == "rayvisor.faults.RULES":
         return _classes()
-    if maker == "rayvisor._live.metrics.FAMILIES":
+    if maker == "rayvisor._edges.metrics.exposition.FAMILIES":
         return _metrics()
     raise ValueError(f"nothing makes {maker!r}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine.engine import Engine, Shares, load_engine
+from rayvisor._backends.host.engine import Engine, Shares, load_engine
 from tests.engine.driving import REAL, Served
 from tests.engine.tiny_model import make_tiny_model
 

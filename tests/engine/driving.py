@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from rayvisor._engine.engine import Engine
-from rayvisor._engine.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
+from rayvisor._backends.host.engine import Engine
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
 
 __all__ = ["REAL", "Result", "Served", "alive", "order"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayvisor._engine.engine import RequestRefused
+from rayvisor._backends.host.engine import RequestRefused
 from tests.engine.driving import Result, Served, order
 from tests.engine.tiny_model import byte_tokens
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine.engine import EngineError, EngineStatus
-from rayvisor._engine.wire import Condition, Died, Lost
+from rayvisor._backends.host.engine import EngineError, EngineStatus
+from rayvisor._core.protocol.wire import Condition, Died, Lost
 from tests.engine.driving import Served, alive, order
 from tests.engine.test_hangs import Hosted
 from tests.waiting import until

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine.engine import EngineStartFailed
-from rayvisor._engine.host import EngineHost
-from rayvisor._engine.stall import StallLimits
-from rayvisor._engine.vigil import Vigil
-from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion, Worked
+from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.host import EngineHost
+from rayvisor._backends.host.liveness import Vigil
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion, Worked
+from rayvisor.specs import StallLimits
 from tests.engine.driving import Result, Served, alive, order
 from tests.waiting import until
 

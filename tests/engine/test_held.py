@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from rayvisor._engine.held import Held
-from rayvisor._engine.processes import process_id
+from rayvisor._backends.process.engine_tree import process_id
+from rayvisor._backends.process.pidfd import Held
 from tests.waiting import until
 
 # Large, with threads: as an engine is. A byte on its input ends two of its threads; the rest stay.

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._engine import outlet as outlet_module
-from rayvisor._engine.engine import EngineStartFailed
-from rayvisor._engine.host import EngineHost
-from rayvisor._engine.wire import Chunk, Died, HostItem, Lost, Order, Phase, Refused
+from rayvisor._backends.host import batching as outlet_module
+from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.host import EngineHost
+from rayvisor._core.protocol.wire import Chunk, Died, HostItem, Lost, Order, Phase, Refused
 from tests.engine.driving import alive
 from tests.waiting import until
 

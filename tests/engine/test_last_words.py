@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from rayvisor._engine.last_words import exit_code_of_worker, find_tracebacks, log_causes
-from rayvisor._vllm.launch import killed_at_birth
+from rayvisor._backends.host.log_reading import exit_code_of_worker, find_tracebacks, log_causes
+from rayvisor._backends.vllm.launch import killed_at_birth
 
 LOG = """\
 Triton is installed, but doesn't include CPU backend. Disabling Triton.

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from rayvisor._engine.engine import Engine, EngineGone, EngineStartFailed
-from rayvisor._engine.wire import Died
+from rayvisor._backends.host.engine import Engine, EngineGone, EngineStartFailed
+from rayvisor._core.protocol.wire import Died
 from tests.engine.driving import REAL, Result, Served, alive, order
 from tests.waiting import until, until_now
 

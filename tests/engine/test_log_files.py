@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayvisor._engine.log_files import LogFiles
+from rayvisor._backends.host.log_files import LogFiles
 
 WEEKS = 2 * 7 * 86400.0
 

@@ -6,12 +6,12 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from rayvisor._engine.processes import TAG
+from rayvisor._backends.process.engine_tree import TAG
 
 # What was registered first runs last.
 _ENDS = """
 import atexit, gc, multiprocessing, sys
-from rayvisor._vllm.plugin import register
+from rayvisor._backends.vllm.plugin import register
 
 def end():
     atexit.register(lambda: print(gc.get_freeze_count(), flush=True))
@@ -56,4 +56,4 @@ def test_a_process_of_somebody_elses_vllm_is_left_alone(tmp_path: Path) -> None:
 
 def test_vllm_finds_it_by_its_entry_point() -> None:
     (found,) = entry_points(group="vllm.general_plugins", name="rayvisor")
-    assert found.load().__module__ == "rayvisor._vllm.plugin"
+    assert found.load().__module__ == "rayvisor._backends.vllm.plugin"

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayvisor._engine import processes as module
-from rayvisor._engine.processes import TAG, ProcessTree, process_id
+from rayvisor._backends.process import engine_tree as module
+from rayvisor._backends.process.engine_tree import TAG, ProcessTree, process_id
 from tests.engine.driving import alive
 from tests.waiting import until
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from rayvisor._engine.engine import RequestRefused
-from rayvisor._engine.wire import Chunk
+from rayvisor._backends.host.engine import RequestRefused
+from rayvisor._core.protocol.wire import Chunk
 from tests.engine.driving import Result, Served, order
 from tests.engine.tiny_model import byte_tokens
 from tests.waiting import until

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from rayvisor._engine.processes import process_id
-from rayvisor._engine.sight import Sampler, Sight, in_words
-from rayvisor._engine.wire import ProcessId
+from rayvisor._backends.process.engine_tree import process_id
+from rayvisor._backends.process.observation import Sampler, in_words
+from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
 
 BURN = "import os; os.sched_setaffinity(0, {0}); exec('while True: pass')"
 # The first thread sleeps; another one computes, when it is let.
@@ -76,4 +76,4 @@ def test_a_process_that_sleeps_does_not_compute() -> None:
 )
 def test_what_a_process_does_is_told_by_its_load_first(state: str, load: float, words: str) -> None:
     host = ProcessId(7, 1.0, "host")
-    assert in_words([Sight(host, state, load)], busy=0.2) == f"host (pid 7) {words}"
+    assert in_words([ProcessObservation(host, state, load)], busy=0.2) == f"host (pid 7) {words}"

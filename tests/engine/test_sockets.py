@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rayvisor._vllm.sockets import SocketFolder
+from rayvisor._backends.vllm.sockets import SocketFolder
 
 VARIABLE = "VLLM_RPC_BASE_PATH"
 

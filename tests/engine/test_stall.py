@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayvisor._engine.stall import Look, StallLimits, StallWatch, StartClock, Verdict
+from rayvisor._core.health.stall import Look, StallWatch, StartClock, Verdict
 from rayvisor.errors import SpecError
+from rayvisor.specs import StallLimits
 
 LIMITS = StallLimits(stall_after=10.0, step_limit=60.0, probe_interval=1.0, probes=(3, 5))
 NEVER = float("-inf")

@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayvisor._engine.processes import TAG, ProcessTree, new_tag
-from rayvisor._vllm import lease as leases
-from rayvisor._vllm import template as templates
-from rayvisor._vllm.lease import ForkedProcess, forked_from
-from rayvisor._vllm.plugin import OWN_METHOD
+from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
+from rayvisor._backends.vllm import lease as leases
+from rayvisor._backends.vllm import template as templates
+from rayvisor._backends.vllm.lease import ForkedProcess, forked_from
+from rayvisor._backends.vllm.plugin import OWN_METHOD
 
 _PROGRAM = (
-    "from rayvisor._vllm import forking; forking._import_all = lambda: {refusal!r}; forking.serve({socket})"
+    "from rayvisor._backends.vllm import forking; "
+    "forking._import_all = lambda: {refusal!r}; forking.serve({socket})"
 )
 _SOON = 60.0
 
@@ -235,7 +236,7 @@ def test_there_is_none_where_vllm_has_ways_of_its_own(
 
 _HOST = """
 import sys
-from rayvisor._vllm import template as templates
+from rayvisor._backends.vllm import template as templates
 templates._PROGRAM = sys.argv[1]
 made = templates.Template(sys.argv[2])
 print(made.pid, flush=True)

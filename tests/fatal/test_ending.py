@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor._fatal.named import find, matcher
-from rayvisor._fatal.words import Folder
+from rayvisor._backends.process.last_words import Folder
+from rayvisor._core.tasks.matching import find, matcher
 
 PROGRAM = """
 import asyncio, logging.handlers, os, signal, subprocess, sys, time

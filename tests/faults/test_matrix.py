@@ -7,8 +7,8 @@ import pytest
 from benchmarks.faults.actors import ACTOR_ROWS
 from benchmarks.faults.command import ROWS, play
 from benchmarks.faults.engines import ENGINE_ROWS
-from benchmarks.faults.rows import Found, Row
-from benchmarks.faults.scene import new_mark
+from benchmarks.faults.rows import Row
+from benchmarks.faults.scene import Found, new_mark
 from benchmarks.faults.servers import SERVER_ROWS
 from rayvisor.demo.plan import FAULTS
 from rayvisor.faults import FaultClass

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from rayvisor._engine.wire import ProcessId
-from rayvisor._process.agent import NodeAgent
-from rayvisor._process.tree import MARKER, alive, identify
+from rayvisor._backends.process.node_agent import NodeAgent
+from rayvisor._backends.process.tree import MARKER, alive, identify
+from rayvisor._core.protocol.wire import ProcessId
 from tests.waiting import until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

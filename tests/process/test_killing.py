@@ -10,10 +10,10 @@ import pytest
 PROGRAM = """
 import functools, os, subprocess, sys
 import anyio
-from rayvisor._fatal.ending import end_children
-from rayvisor._process import killing
-from rayvisor._process.reaper import read_stat
-from rayvisor._process.tree import identify, tree
+from rayvisor._backends.process.crash import end_children
+from rayvisor._backends.process import killing
+from rayvisor._backends.process.reaper import read_stat
+from rayvisor._backends.process.tree import identify, tree
 
 forking = '''
 import os, time

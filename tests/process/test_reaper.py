@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import psutil
 
-from rayvisor._process.tree import MARKER, identify
+from rayvisor._backends.process.tree import MARKER, identify
 from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -17,7 +17,7 @@ KEY = f"tests/{os.getpid()}/reaper"
 
 HOST = """
 import os, subprocess, sys, time
-from rayvisor._process.guard import Guard
+from rayvisor._backends.process.guard import Guard
 guard = Guard(sys.argv[1], with_parent=len(sys.argv) > 3)
 reaper = guard.wait_ready()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[2]], stdout=subprocess.PIPE)

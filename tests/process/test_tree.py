@@ -8,10 +8,10 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from rayvisor._engine.wire import ProcessId
-from rayvisor._process import reaper
-from rayvisor._process.killing import end_processes
-from rayvisor._process.tree import MARKER, alive, identify, kill, marked, start_ticks, tree
+from rayvisor._backends.process import reaper
+from rayvisor._backends.process.killing import end_processes
+from rayvisor._backends.process.tree import MARKER, alive, identify, kill, marked, start_ticks, tree
+from rayvisor._core.protocol.wire import ProcessId
 from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

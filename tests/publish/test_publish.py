@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._publish.messages import TOPICS, Messages, topic_of
-from rayvisor._publish.publisher import Publisher
+from rayvisor._edges.publish.messages import TOPICS, Messages, topic_of
+from rayvisor._edges.publish.publisher import Publisher
 from rayvisor.faults import Cause, Fault, FaultClass
 
 EVENTS = Path(__file__).parents[2] / "docs" / "events.md"

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
 
 
 @pytest.fixture

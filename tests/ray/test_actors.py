@@ -11,11 +11,12 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.link import ActorOptions, HostGone, PlacementOptions
-from rayvisor._ray.actors import UserActorPlace
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.errors import RayCallTimeout
+from rayvisor._backends.ray.actors import UserActorPlace
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.errors import RayCallTimeout
+from rayvisor._core.protocol.links import HostGone
 from rayvisor.faults import Cause
+from rayvisor.specs import ActorOptions, PlacementOptions
 from tests.waiting import until
 
 pytestmark = pytest.mark.ray

@@ -6,11 +6,11 @@ import signal
 import anyio
 import pytest
 
-from rayvisor._engine.link import ActorOptions
-from rayvisor._engine.wire import EngineInfo
-from rayvisor._process.tree import alive
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
+from rayvisor._backends.process.tree import alive
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
+from rayvisor._core.protocol.wire import EngineInfo
+from rayvisor.specs import ActorOptions
 
 pytestmark = pytest.mark.ray
 

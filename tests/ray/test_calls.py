@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rayvisor._ray.calls import CallThreads
-from rayvisor._ray.errors import RayCallTimeout
+from rayvisor._backends.ray.calls import CallThreads
+from rayvisor._backends.ray.errors import RayCallTimeout
 from tests.waiting import until
 
 

@@ -11,17 +11,17 @@ import time
 import psutil
 import pytest
 
-from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import alive
-from rayvisor._ray.cluster import RayCluster
+from rayvisor._backends.process.tree import alive
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._core.protocol.wire import ProcessId
 
 pytestmark = pytest.mark.ray
 
 DRIVER = """
 import asyncio, json, os
-from rayvisor._engine.link import ActorOptions
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
+from rayvisor._core.protocol.links import ActorOptions
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
 
 async def main():
     # What only a Ray can be told that is started is no hindrance to attach to one.
@@ -35,10 +35,10 @@ asyncio.run(main())
 
 CHECKOUT = """
 import asyncio, json
-from rayvisor._engine.link import ActorOptions
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
-from rayvisor._ray.package import package_folders
+from rayvisor._core.protocol.links import ActorOptions
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.package import package_folders
 
 async def main():
     upload = {"runtime_env": {"py_modules": list(package_folders())}}
@@ -58,9 +58,9 @@ asyncio.run(main())
 
 LOCAL = """
 import asyncio, json, os, sys
-from rayvisor._engine.link import ActorOptions
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
+from rayvisor._core.protocol.links import ActorOptions
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
 
 async def main():
     assert "ray" not in sys.modules
@@ -164,6 +164,8 @@ async def test_a_driver_that_is_killed_leaves_no_host_and_no_engine_behind() -> 
 
 
 def test_importing_rayvisor_does_not_import_ray() -> None:
-    modules = "rayvisor, rayvisor._ray.errors, rayvisor._ray.hosts, rayvisor._ray.actors"
+    modules = (
+        "rayvisor, rayvisor._backends.ray.errors, rayvisor._backends.ray.hosts, rayvisor._backends.ray.actors"
+    )
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,15 +10,14 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.link import ActorOptions, HostEnd, PlacementOptions
-from rayvisor._ray.actors import UserActor, UserActorPlace
-from rayvisor._ray.adopted import Adoption
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.table import ActorState, died_of, look_up, read_row
-from rayvisor._runtime.carriers.attention import ending_of
-from rayvisor.children import AdoptStart
-from rayvisor.classify import classify
-from rayvisor.faults import Cause, FaultClass
+from rayvisor._backends.ray.actors import UserActor, UserActorPlace
+from rayvisor._backends.ray.adopted import Adoption
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.table import ActorState, died_of, look_up, read_row
+from rayvisor._core.protocol.links import HostEnd
+from rayvisor._runtime.children.actor_health import ending_of
+from rayvisor.faults import Cause, FaultClass, classify
+from rayvisor.specs import ActorOptions, AdoptStart, PlacementOptions
 
 pytestmark = pytest.mark.ray
 

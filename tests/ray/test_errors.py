@@ -5,7 +5,13 @@ from typing import Any
 
 import ray.exceptions
 
-from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError, end_of, is_ray_error, plain_causes
+from rayvisor._backends.ray.errors import (
+    RayCallTimeout,
+    WorkerPackageError,
+    end_of,
+    is_ray_error,
+    plain_causes,
+)
 from rayvisor.faults import Cause
 
 exceptions: Any = ray.exceptions  # half of them have no types

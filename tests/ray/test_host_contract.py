@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from rayvisor._engine.link import ActorOptions, HostGone, HostLink, HostPlace
-from rayvisor._engine.wire import Chunk, Died, EngineInfo, HostItem, Order, Phase
-from rayvisor._process.local import LocalPlace
-from rayvisor._process.tree import alive
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
+from rayvisor._backends.host.local import LocalPlace
+from rayvisor._backends.process.tree import alive
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
+from rayvisor._core.protocol.links import HostGone, HostLink, HostPlace
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, HostItem, Order, Phase
+from rayvisor.specs import ActorOptions
 
 pytestmark = pytest.mark.ray
 

@@ -12,13 +12,14 @@ import anyio
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from rayvisor._engine.link import ActorOptions, HostGone, NodePin
-from rayvisor._engine.wire import EngineInfo, ProcessId
-from rayvisor._process.tree import alive, marked
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.errors import RayCallTimeout, WorkerPackageError
-from rayvisor._ray.hosts import RayHost
-from rayvisor._ray.place import RayPlace
+from rayvisor._backends.process.tree import alive, marked
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.errors import RayCallTimeout, WorkerPackageError
+from rayvisor._backends.ray.hosts import RayHost
+from rayvisor._backends.ray.place import RayPlace
+from rayvisor._core.protocol.links import HostGone
+from rayvisor._core.protocol.wire import EngineInfo, ProcessId
+from rayvisor.specs import ActorOptions, NodePin
 
 pytestmark = pytest.mark.ray
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.errors import RayCallTimeout
-from rayvisor._ray.neighbours import Neighbours
+from rayvisor._backends.ray.anti_affinity import Neighbours
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.errors import RayCallTimeout
 
 
 class Cluster:

@@ -15,11 +15,11 @@ TWO_NODES = """
 import asyncio, json, os, signal, time
 import ray
 from ray.cluster_utils import Cluster
-from rayvisor._engine.link import ActorOptions
-from rayvisor._process.tree import alive
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.place import RayPlace
-from rayvisor._ray.nodes import NodeWatch
+from rayvisor._core.protocol.links import ActorOptions
+from rayvisor._backends.process.tree import alive
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.nodes import NodeWatch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayvisor as rv
 

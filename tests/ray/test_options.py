@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from rayvisor._engine.link import ActorOptions, NodePin, PlacementOptions
-from rayvisor._ray import options as subject
-from rayvisor._ray.options import engine_gpus, explain_pending, ray_options, runtime_env
+from rayvisor._backends.ray import options as subject
+from rayvisor._backends.ray.options import engine_gpus, explain_pending, ray_options, runtime_env
+from rayvisor.specs import ActorOptions, NodePin, PlacementOptions
 
 
 def test_nothing_is_asked_for_that_was_not_asked_for() -> None:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import anyio
 from structlog.testing import capture_logs
 
-from rayvisor._ray.cluster import RayCluster
-from rayvisor._ray.push import PushChannel
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.push import PushChannel
 from tests.waiting import until
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayvisor._engine.wire import Chunk, HostItem
-from rayvisor.pool import EnginePool
+from rayvisor._core.protocol.wire import Chunk, HostItem
+from rayvisor._runtime.pool.pool import EnginePool
 
 __all__ = ["Row", "Seams"]
 

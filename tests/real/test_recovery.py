@@ -12,8 +12,8 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._engine import engine as engines
-from rayvisor.children import EnginePoolSpec, EngineStart
+from rayvisor._backends.host import engine as engines
+from rayvisor.specs import EnginePoolSpec, EngineStart
 from rayvisor.testing import wait_for_state
 from tests.real.conftest import ARGUMENTS
 

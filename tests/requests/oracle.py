@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from rayvisor._engine.wire import Chunk, EngineInfo, LogprobEntry, Order, Prompt
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, LogprobEntry, Order, Prompt
 from rayvisor.faults import Cause, Fault, FaultClass
 
 EOS = 0

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rayvisor._engine.wire import Chunk, EngineInfo, Lost, Order, Refused
-from rayvisor._requests.effects import (
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, Lost, Order, Refused
+from rayvisor._core.requests.effects import (
     Abort,
     Deliver,
     Effect,
@@ -23,7 +23,7 @@ from rayvisor._requests.effects import (
     SendOrders,
     Useful,
 )
-from rayvisor._requests.errors import (
+from rayvisor._core.requests.errors import (
     AttemptsExhaustedError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -34,8 +34,8 @@ from rayvisor._requests.errors import (
     RequestError,
     UnmovableRequestError,
 )
-from rayvisor._requests.front import Front
-from rayvisor._requests.limits import RequestLimits
+from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.limits import RequestLimits
 from rayvisor.faults import FaultClass
 from tests.requests.oracle import fault_of
 

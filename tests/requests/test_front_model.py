@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rayvisor._engine.wire import Chunk, HostItem, Lost, Order
-from rayvisor._requests.chunks import Completion, GenerationChunk
-from rayvisor._requests.effects import (
+from rayvisor._core.protocol.wire import Chunk, HostItem, Lost, Order
+from rayvisor._core.requests.effects import (
     Abort,
     Deliver,
     Effect,
@@ -24,9 +23,10 @@ from rayvisor._requests.effects import (
     SendOrders,
     Useful,
 )
-from rayvisor._requests.errors import PoisonRequestError
-from rayvisor._requests.front import Front
-from rayvisor._requests.limits import RequestLimits
+from rayvisor._core.requests.errors import PoisonRequestError
+from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.limits import RequestLimits
+from rayvisor._core.requests.results import Completion, GenerationChunk
 from rayvisor.faults import FaultClass
 from tests.requests.oracle import INFO, Run, answer, fault_of
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rayvisor._requests.errors import InvalidRequestError
-from rayvisor._requests.policy import Continuation, plan, split
+from rayvisor._core.requests.continuation import Continuation, plan, split
+from rayvisor._core.requests.errors import InvalidRequestError
 
 GREEDY = {"temperature": 0}
 

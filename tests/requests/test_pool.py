@@ -13,10 +13,10 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.wire import Order, Refused
+from rayvisor._core.protocol.wire import Order, Refused
+from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor.pool import (
     DeadlineExceededError,
-    EnginePool,
     Generation,
     GenerationClosedError,
     GenerationInUseError,

@@ -14,9 +14,10 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.host import EngineHost
-from rayvisor._engine.wire import Died, EngineInfo, Order, ProcessId
-from rayvisor.pool import Completion, EnginePool
+from rayvisor._backends.host.host import EngineHost
+from rayvisor._core.protocol.wire import Died, EngineInfo, Order, ProcessId
+from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor.pool import Completion
 from tests.requests.oracle import fault_of
 
 SIM: Mapping[str, Any] = {"tokens_per_second": 300.0, "seed": 4}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rayvisor._engine.wire import Chunk, EngineInfo, LogprobEntry
-from rayvisor._requests.chunks import Divergence
-from rayvisor._requests.policy import plan, split
-from rayvisor._requests.sample import Accepted, Origin, Sample
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, LogprobEntry
+from rayvisor._core.requests.continuation import plan, split
+from rayvisor._core.requests.results import Divergence
+from rayvisor._core.requests.sample import Accepted, Origin, Sample
 
 GREEDY = {"temperature": 0, "max_tokens": 6}
 SAMPLED = {"temperature": 1.0, "max_tokens": 6, "seed": 3}

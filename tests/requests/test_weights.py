@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rayvisor._engine.wire import Chunk
-from rayvisor._requests.effects import Abort, Deliver, Fail, Finish, SendOrders
-from rayvisor._requests.errors import InvalidRequestError, WeightsChangedError
+from rayvisor._core.protocol.wire import Chunk
+from rayvisor._core.requests.effects import Abort, Deliver, Fail, Finish, SendOrders
+from rayvisor._core.requests.errors import InvalidRequestError, WeightsChangedError
 from tests.requests.test_front import SAMPLED, A, B, Bench
 
 OLD, NEW = 7, 8

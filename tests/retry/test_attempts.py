@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rayvisor as rv
-from rayvisor._retry.attempts import Attempts, Limits
+from rayvisor._core.tasks.attempts import Attempts, Limits
 
 
 def delays(backoff: rv.Backoff, *, attempts: int = 6, seed: int = 1) -> list[float]:

@@ -13,14 +13,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rayvisor import records as r
-from rayvisor._core import messages as m
-from rayvisor._core.exits import Exit
-from rayvisor._runtime.machine import LifecycleMachine
-from rayvisor._runtime.runtime import Runtime
-from rayvisor._runtime.telling import Teller
+from rayvisor._core.supervision import messages as m
+from rayvisor._runtime.lifecycle import LifecycleMachine
+from rayvisor._runtime.loop import Runtime
+from rayvisor._runtime.reporting import Teller
 from rayvisor._runtime.watchers import Watchers
-from rayvisor.classify import Ending
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Ending, Exit
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 from statecharts.lifecycles import CHARTS
 from tests.waiting import until

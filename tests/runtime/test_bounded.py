@@ -5,8 +5,8 @@ import asyncio
 import anyio
 import pytest
 
-from rayvisor._runtime import bounded as module
-from rayvisor._runtime.bounded import bounded, outlast
+from rayvisor._runtime import deadlines as module
+from rayvisor._runtime.deadlines import bounded, outlast
 
 
 async def test_what_is_done_in_time_gives_its_result_or_its_error() -> None:

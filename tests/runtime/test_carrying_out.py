@@ -9,11 +9,10 @@ import anyio
 import pytest
 
 from rayvisor import records as r
-from rayvisor._core import messages as m
-from rayvisor._runtime import bounded, lives
-from rayvisor.classify import Ending
+from rayvisor._core.supervision import messages as m
+from rayvisor._runtime import deadlines, incarnations
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
-from rayvisor.faults import Cause, FaultClass
+from rayvisor.faults import Cause, Ending, FaultClass
 from rayvisor.specs import ChildSpec, Shutdown
 from tests.runtime.stage import ScriptedBackend, ScriptedCarrier, children, play
 
@@ -22,8 +21,8 @@ from tests.runtime.stage import ScriptedBackend, ScriptedCarrier, children, play
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a tenth of a second where the product has ten seconds and more."""
     for name in ("START_SLACK_SECONDS", "STOP_SLACK_SECONDS", "CLEAN_SECONDS", "RELEASE_SECONDS"):
-        monkeypatch.setattr(lives, name, 0.1)
-    monkeypatch.setattr(bounded, "UNWIND_SECONDS", 0.05)
+        monkeypatch.setattr(incarnations, name, 0.1)
+    monkeypatch.setattr(deadlines, "UNWIND_SECONDS", 0.05)
 
 
 async def hang(_: ScriptedCarrier) -> None:
@@ -344,7 +343,7 @@ async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve
 async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lives, "RELEASE_SECONDS", 30.0)
+    monkeypatch.setattr(incarnations, "RELEASE_SECONDS", 30.0)
     gate = anyio.Event()
 
     class Slow(ScriptedBackend):

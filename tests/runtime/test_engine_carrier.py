@@ -9,17 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._engine.link import (
-    PATIENT,
-    ActorOptions,
-    GoneReport,
-    HostCallFailed,
-    HostEnd,
-    HostGone,
-    HostView,
-)
-from rayvisor._engine.stall import StallLimits
-from rayvisor._engine.wire import (
+from rayvisor._core.protocol.links import GoneReport, HostCallFailed, HostEnd, HostGone, HostView
+from rayvisor._core.protocol.wire import (
     Chunk,
     Condition,
     Died,
@@ -30,11 +21,12 @@ from rayvisor._engine.wire import (
     Phase,
     ProcessId,
 )
-from rayvisor._runtime.carriers import StartRefused, engines
-from rayvisor._runtime.carriers.engines import EngineBackend, EngineCarrier
-from rayvisor.children import EngineStart
+from rayvisor._runtime.children import engines
+from rayvisor._runtime.children.engines import EngineBackend, EngineCarrier
+from rayvisor._runtime.children.protocol import StartRefused
 from rayvisor.faults import Cause
-from rayvisor.specs import ChildSpec, Shutdown
+from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
+from rayvisor.specs.limits import PATIENT
 
 HOST = ProcessId(4711, 0.0, "host")
 INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
-from rayvisor._runtime.machine import Change, HookFailure, LifecycleMachine
+from rayvisor._runtime.lifecycle import Change, HookFailure, LifecycleMachine
 from statecharts import Chart, ChartError, Configuration
 from statecharts.lifecycles import ACTOR, CHARTS, ENGINE, TASK
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from rayvisor._core import messages as m
-from rayvisor._core.exits import KILLED, SHUTDOWN
+from rayvisor._core.supervision import messages as m
 from rayvisor._runtime.mailbox import Mailbox
 from rayvisor.errors import SupervisorBusyError
+from rayvisor.faults import KILLED, SHUTDOWN
 
 
 async def order(mailbox: Mailbox) -> list[m.Event]:

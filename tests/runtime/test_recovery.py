@@ -9,11 +9,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rayvisor._engine.link import HostCallFailed, HostEnd, HostGone, HostLink
-from rayvisor._engine.wire import EngineInfo
-from rayvisor._runtime.carriers import RecoveryFailed
-from rayvisor._runtime.carriers.recovery import recover, recovery_seconds
-from rayvisor._runtime.carriers.seats import Seat
+from rayvisor._core.protocol.links import HostCallFailed, HostEnd, HostGone, HostLink
+from rayvisor._core.protocol.wire import EngineInfo
+from rayvisor._runtime.children.protocol import RecoveryFailed
+from rayvisor._runtime.children.recovery import recover, recovery_seconds
+from rayvisor._runtime.children.slots import Seat
 from rayvisor.faults import Cause
 
 INFO = EngineInfo("vllm", "1", 100, 8, (0,), (), 0.1, instructions=("retry",), recovery_timeout=60.0)

@@ -13,7 +13,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._process.tree import alive
+from rayvisor._backends.process.tree import alive
 from rayvisor.testing import wait_for_state
 from tests.engine.driving import REAL
 from tests.real.serving_rig import install
@@ -49,7 +49,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
         "dtype": "float32",
         "enforce_eager": True,
         "enable_fault_tolerance": True,
-        "worker_cls": "rayvisor._vllm.rehearsal_worker.RehearsalWorker",
+        "worker_cls": "rayvisor._backends.vllm.rehearsal_worker.RehearsalWorker",
     }
     env = {**install(tmp_path / "plugin"), "VLLM_SERVER_DEV_MODE": "1"}
     return Kind("vllm", str(request.getfixturevalue("random_model")), arguments, env, _call)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor._engine.engine import Outside
-from rayvisor._server.arguments import sizes, to_flags, value_of
-from rayvisor._server.ports import PortTakenError, hold
-from rayvisor._server.traffic import Sample, Traffic, read_metrics
+from rayvisor._backends.host.engine import Outside
+from rayvisor._backends.server.ports import PortTakenError, hold
+from rayvisor._backends.server.traffic import Sample, Traffic, read_metrics
+from rayvisor.specs.server_flags import sizes, to_flags, value_of
 
 
 def test_arguments_by_name_become_options() -> None:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import statecharts.renderers
 from statecharts import (
     Chart,
     ChartError,
@@ -25,11 +24,6 @@ from statecharts.lifecycles import CHARTS
 from tests.statecharts.odd import ODD
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statecharts.renderers, "_RENDERERS", dict(statecharts.renderers._RENDERERS))
 
 
 def golden() -> Iterator[tuple[str, Chart, str]]:

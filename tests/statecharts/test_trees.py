@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import statecharts.tree
 from statecharts import ChartError, Tree, formats, register_tree_renderer, render_tree, tree_formats
 from statecharts.renderers.scxml import NAMESPACE
 from tests.statecharts.odd import parsed
@@ -105,9 +104,9 @@ def test_an_unknown_format_names_those_for_trees() -> None:
         render_tree(TREE, "pdf")
 
 
-def test_a_new_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_registry")
+def test_a_new_format_is_offered_and_used() -> None:
     assert tree_formats() == formats() == ("mermaid", "dot", "svg", "scxml", "table", "json")
-    monkeypatch.setattr(statecharts.tree, "_RENDERERS", dict(statecharts.tree._RENDERERS))
     register_tree_renderer("name", lambda tree: f"{tree.name}\n")
     assert render_tree(TREE, "name") == "root\n"
     for name in ("", "svg"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rayvisor._core import messages as m
-from rayvisor._core.exits import KILLED, Exit, ExitKind
+from rayvisor._core.supervision import messages as m
 from rayvisor._runtime.mailbox import Mailbox
+from rayvisor.faults import KILLED, Exit, ExitKind
 from rayvisor.testing.otp.terms import term_of
 
 

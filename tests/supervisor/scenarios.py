@@ -17,10 +17,10 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 import rayvisor as rv
-from rayvisor._core import messages as m
-from rayvisor._core.exits import ExitKind
-from rayvisor._core.tree import Phase
-from rayvisor._runtime.telling import Teller
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.nodes import Phase
+from rayvisor._runtime.reporting import Teller
+from rayvisor.faults import ExitKind
 from rayvisor.testing.otp.terms import (
     BadSpecError,
     StartFunction,

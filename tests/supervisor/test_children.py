@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor.children import EnginePoolSpec, EngineStart
+from rayvisor.specs import EnginePoolSpec, EngineStart
 
 
 class Router:

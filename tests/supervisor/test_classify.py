@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from rayvisor import classify as module
-from rayvisor.classify import Ending, classify
-from rayvisor.faults import Cause, FaultClass
+from rayvisor import faults as module
+from rayvisor.faults import Cause, Ending, FaultClass, classify
 
 WRONG = Cause("ValueError", "max_model_len must be positive")
 

@@ -14,8 +14,8 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import alive
+from rayvisor._backends.process.tree import alive
+from rayvisor._core.protocol.wire import ProcessId
 from tests.waiting import until
 
 PROMPT = "Once upon a time"

@@ -9,7 +9,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from rayvisor.log import get_logger
+from rayvisor._log import get_logger
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._live import story
-from rayvisor._live.drawn import drawing_form, drawing_from
+from rayvisor._edges.live import history
+from rayvisor._edges.live.charts import drawing_form, drawing_from
 from rayvisor.records import StateChanged
 from statecharts import Pass, formats, render_drawing
 from tests.failing import Failing
@@ -66,8 +66,8 @@ def test_a_blocking_program_has_it_as_well() -> None:
 
 
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story, "CHILDREN_KEPT", 10)
-    told = story.Story(0.0, lambda: {"stays", "99"})
+    monkeypatch.setattr(history, "CHILDREN_KEPT", 10)
+    told = history.Story(0.0, lambda: {"stays", "99"})
     change = StateChanged(
         at=1.0,
         child="stays",

@@ -15,8 +15,8 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._engine.wire import ProcessId
-from rayvisor._process.tree import alive, identify
+from rayvisor._backends.process.tree import alive, identify
+from rayvisor._core.protocol.wire import ProcessId
 from rayvisor.testing import wait_for_state
 from tests.waiting import until
 

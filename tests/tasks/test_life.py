@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 import rayvisor as rv
-from rayvisor._tasks.life import Life, Outcome, OutcomeKind
+from rayvisor._core.tasks.lifecycle import Life, Outcome, OutcomeKind
 
 SLOW = rv.Backoff(initial=1.0, maximum=4.0, jitter=rv.Jitter.NONE, first_at_once=False)
 CRASH = Outcome(OutcomeKind.SYSTEM, RuntimeError("crash"), "WORKER_DIED", (rv.Cause("Crash", ""),))

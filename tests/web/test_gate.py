@@ -8,14 +8,14 @@ from importlib.resources import files
 import pytest
 
 import rayvisor as rv
-from rayvisor._web.gate import Gate
+from rayvisor._edges.web.auth import Gate
 from tests.web.reading import idle, tree
 
 OURS = {"host": "127.0.0.1:8080", "origin": "http://127.0.0.1:8080", "x-rayvisor-token": "s3cret"}
 
 
 def refused(gate: Gate, headers: dict[str, str], *, acts: bool = True) -> str:
-    from rayvisor._control.routes import Refusal
+    from rayvisor._edges.http.routes import Refusal
 
     try:
         gate.admit(headers, acts=acts)
@@ -103,7 +103,7 @@ async def test_only_pause_resume_and_restart_are_there() -> None:
 
 def test_the_page_loads_nothing_from_elsewhere_and_sets_no_markup_from_data() -> None:
     texts = {
-        name: files("rayvisor._web").joinpath(name).read_text()
+        name: files("rayvisor._edges.web").joinpath(name).read_text()
         for name in ("page.html", "page.css", "page.js")
     }
     for name, text in texts.items():

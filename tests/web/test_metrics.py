@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 import rayvisor as rv
-from rayvisor._live import tallies
-from rayvisor._live.metrics import FAMILIES
+from rayvisor._edges.metrics import counters
+from rayvisor._edges.metrics.exposition import FAMILIES
 from rayvisor.cli import main
 from rayvisor.faults import Fault, FaultClass
 from rayvisor.records import FaultSeen
@@ -141,9 +141,9 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
 
 
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tallies, "NAMES_KEPT", 10)
-    monkeypatch.setattr(tallies, "UNWELL_KEPT", 10)
-    counted = tallies.Tallies(str, lambda: {"stays", "above"})
+    monkeypatch.setattr(counters, "NAMES_KEPT", 10)
+    monkeypatch.setattr(counters, "UNWELL_KEPT", 10)
+    counted = counters.Tallies(str, lambda: {"stays", "above"})
     for number in range(100):
         for child in ("stays", f"above/{number}"):
             fault = Fault(

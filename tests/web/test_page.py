@@ -12,8 +12,8 @@ import anyio.lowlevel
 import pytest
 
 import rayvisor as rv
-from rayvisor._control import http
-from rayvisor._live import live
+from rayvisor._edges.http import server
+from rayvisor._edges.live import live
 from tests.web.reading import Browser, Reader, idle, tree
 
 
@@ -137,7 +137,7 @@ async def test_the_start_is_seen_and_the_end_is_told() -> None:
 
 
 async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayvisor._web.server.WRITE_SECONDS", 0.3)
+    monkeypatch.setattr("rayvisor._edges.web.server.WRITE_SECONDS", 0.3)
     monkeypatch.setattr(live, "PACE_SECONDS", 0.001)
     monkeypatch.setattr(live, "LOOK_SECONDS", 0.002)
     wide = [rv.coroutine(f"{'wide' * 200}-{number}", idle) for number in range(60)]
@@ -154,7 +154,7 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest
 
 async def test_more_streams_than_there_are_places_are_refused() -> None:
     async with tree(rv.coroutine("a", idle)) as (_, browser), AsyncExitStack() as readers:
-        for _ in range(http.STREAMS):
+        for _ in range(server.STREAMS):
             reader = await readers.enter_async_context(browser.reading())
             await reader.until(lambda r: r.messages)
         status, _, content = await browser.ask("/events")

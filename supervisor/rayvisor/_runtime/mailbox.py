@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from rayvisor._core import messages as m
+from rayvisor._core.supervision import messages as m
 from rayvisor.errors import SupervisorBusyError
 
 if TYPE_CHECKING:
-    from rayvisor._core.messages import Event
+    from rayvisor._core.supervision.messages import Event
 
 __all__ = ["Mailbox"]
 

@@ -6,6 +6,7 @@ ends in order, whatever ends the block.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
@@ -13,32 +14,33 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from rayvisor._core import messages as m
-from rayvisor._engine.wire import Worked
+from rayvisor._core.protocol.wire import Worked
+from rayvisor._core.supervision import messages as m
+from rayvisor._log import get_logger
 from rayvisor._runtime import signals
-from rayvisor._runtime.bounded import outlast
-from rayvisor._runtime.carriers.actors import ActorBackend
-from rayvisor._runtime.carriers.coroutines import CoroutineBackend
-from rayvisor._runtime.carriers.engines import EngineBackend
-from rayvisor._runtime.carriers.supervisors import SupervisorBackend
-from rayvisor._runtime.gates import Gates
-from rayvisor._runtime.hooks import Hooks
-from rayvisor._runtime.places import kinds
-from rayvisor._runtime.pools import Pools
-from rayvisor._runtime.runtime import Runtime
+from rayvisor._runtime.children.actors import ActorBackend
+from rayvisor._runtime.children.coroutines import CoroutineBackend
+from rayvisor._runtime.children.engines import EngineBackend
+from rayvisor._runtime.children.subtrees import SupervisorBackend
+from rayvisor._runtime.deadlines import outlast
+from rayvisor._runtime.environment import kinds
+from rayvisor._runtime.loop import Runtime
+from rayvisor._runtime.pause_hooks import Hooks
+from rayvisor._runtime.pool.registry import Pools
+from rayvisor._runtime.readiness_gates import Gates
+from rayvisor.errors import RayvisorError, StartFailed, SupervisorGaveUp
 from rayvisor.faults import Cause, Fault, FaultClass
-from rayvisor.log import get_logger
 from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
-    from rayvisor._engine.wire import Condition, HostItem, Phase
-    from rayvisor._runtime.carriers import Backend
-    from rayvisor._runtime.machine import LifecycleMachine
-    from rayvisor._runtime.places import Places
-    from rayvisor._runtime.telling import Teller
+    from rayvisor._core.protocol.wire import Condition, HostItem, Phase
+    from rayvisor._runtime.children.protocol import Backend
+    from rayvisor._runtime.environment import Places
+    from rayvisor._runtime.lifecycle import LifecycleMachine
+    from rayvisor._runtime.reporting import Teller
     from rayvisor._runtime.watchers import Watchers
 
-__all__ = ["Session"]
+__all__ = ["Session", "only_follows", "reason_of"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.supervisor")
@@ -342,3 +344,25 @@ def _there(part: T | None) -> T:
     if part is None:
         raise RuntimeError("the session has not come up")
     return part
+
+
+def reason_of(session: Session) -> BaseException | None:
+    """What the end of a session asks to be raised."""
+    ended = session.ended
+    reason: BaseException | None = session.error
+    if session.signal is not None:
+        interrupted = session.signal == signal.SIGINT
+        reason = KeyboardInterrupt() if interrupted else SystemExit(128 + session.signal)
+    elif reason is None and ended is not None:
+        if not ended.started and not session.halted:
+            reason = StartFailed(ended.origin, ended.exit.fault)
+        elif ended.gave_up:
+            reason = SupervisorGaveUp(ended.origin, ended.gave_up, ended.exit.fault)
+    return reason
+
+
+def only_follows(error: BaseException) -> bool:
+    """Whether an error of the block is one of rayvisor's, which the end of the tree explains."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(only_follows(each) for each in error.exceptions)
+    return isinstance(error, RayvisorError)

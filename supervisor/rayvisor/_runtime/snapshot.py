@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayvisor.children import EnginePoolSpec
+from rayvisor.specs import EnginePoolSpec
 from rayvisor.status import LastFault, Node, Requests, Restarts
 
 if TYPE_CHECKING:
-    from rayvisor._core.core import Core
-    from rayvisor._core.tree import Child, Supervisor
-    from rayvisor._engine.wire import ProcessId
-    from rayvisor.pool import PoolStats
+    from rayvisor._core.protocol.wire import ProcessId
+    from rayvisor._core.requests.stats import PoolStats
+    from rayvisor._core.supervision.core import Core
+    from rayvisor._core.supervision.nodes import Child, Supervisor
 
 __all__ = ["Facts", "node_of"]
 

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from rayvisor.log import get_logger
+from rayvisor._log import get_logger
 
 __all__ = ["Standstill", "Watchdog"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rayvisor._live import words
+from rayvisor._edges.live import text as live_text
 
 __all__ = ["record_line", "tree_lines"]
 
@@ -17,7 +17,7 @@ _HEADS = ("NAME", "KIND", "STATE", "#", "HOST", "UP", "RESTARTS", "REQUESTS")
 def record_line(form: Mapping[str, Any]) -> str:
     """One record: the time of day, who it is about, and what happened."""
     moment = float(form["time"])
-    clock = f"{words.clock(moment)}.{int(moment % 1 * 1000):03d}"
+    clock = f"{live_text.clock(moment)}.{int(moment % 1 * 1000):03d}"
     who = _who(form)
     return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _anything)(form)}"
 
@@ -44,7 +44,7 @@ def _fault(form: Mapping[str, Any]) -> str:
 
 
 def _decided(form: Mapping[str, Any]) -> str:
-    return f"decided: {words.decided(form['decision'], form)}"
+    return f"decided: {live_text.decided(form['decision'], form)}"
 
 
 def _progress(form: Mapping[str, Any]) -> str:
@@ -108,20 +108,22 @@ def _cells(node: Mapping[str, Any]) -> tuple[str, ...]:
     restarts = node["restarts"]
     return (
         node["kind"],
-        words.state(node),
+        live_text.state(node),
         str(node["incarnation"] or ""),
         "" if node["epoch"] is None else str(node["epoch"]),
-        "" if node["uptime"] is None else words.age(node["uptime"]),
+        "" if node["uptime"] is None else live_text.age(node["uptime"]),
         "" if restarts is None else f"{restarts['used']} of {restarts['intensity']}",
-        words.requests(node),
+        live_text.requests(node),
     )
 
 
 def _last(fault: Mapping[str, Any]) -> str:
     log = f"; log: {fault['log_file']}" if fault["log_file"] else ""
-    about = f"{fault['fault_class']}, incarnation {fault['incarnation']}, {words.age(fault['age'])} ago{log}"
+    about = (
+        f"{fault['fault_class']}, incarnation {fault['incarnation']}, {live_text.age(fault['age'])} ago{log}"
+    )
     return click.style(fault["root"], fg="red") + f" ({about})"
 
 
 def _coloured(state: str) -> str:
-    return click.style(state, fg=words.state_colour(state) or None)
+    return click.style(state, fg=live_text.state_colour(state) or None)

@@ -24,7 +24,7 @@ socket_option = click.option(
 @contextmanager
 def errors_in_a_line() -> Iterator[None]:
     """Make what goes wrong one line and exit status 1."""
-    from rayvisor._control.client import ControlRefusedError
+    from rayvisor._edges.control.client import ControlRefusedError
     from rayvisor.errors import ControlSocketError, UnknownChildError
 
     try:

@@ -82,8 +82,8 @@ def chart(
 
 
 def _of(socket_path: Path | None, path: str, format_name: str) -> str:
-    from rayvisor._control.client import find
-    from rayvisor._live.drawn import drawing_from
+    from rayvisor._edges.control.client import find
+    from rayvisor._edges.live.charts import drawing_from
 
     with errors_in_a_line():
         told = find(socket_path).get("/v1/chart", path=path)
@@ -91,8 +91,8 @@ def _of(socket_path: Path | None, path: str, format_name: str) -> str:
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
-    from rayvisor._control.client import find
-    from rayvisor._control.forms import node_from
+    from rayvisor._edges.control.client import find
+    from rayvisor._edges.http.json_forms import node_from
 
     with errors_in_a_line():
         told = find(socket_path).get("/v1/status")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rayvisor._control.client import ControlClient, find
+from rayvisor._edges.control.client import ControlClient, find
 from rayvisor.cli._lines import record_line, tree_lines
 from rayvisor.cli._socket import errors_in_a_line, socket_option
 

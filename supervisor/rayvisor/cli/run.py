@@ -111,7 +111,7 @@ async def _run(
 
 
 async def _tell(watch: Watch, *, as_json: bool) -> None:
-    from rayvisor._control.forms import record_form
+    from rayvisor._edges.http.json_forms import record_form
 
     wall = time.time() - time.monotonic()
     async for record in watch:

@@ -12,18 +12,16 @@ import anyio
 import psutil
 
 from rayvisor import records as r
-from rayvisor._engine.link import PATIENT
-from rayvisor._engine.stall import StallLimits
-from rayvisor.children import engine_pool
 from rayvisor.demo.outcome import Outcome, Reading, judge
 from rayvisor.demo.plan import DemoRequest, Injection, hangs, injection, make_requests
 from rayvisor.errors import RayvisorError
-from rayvisor.specs import SupervisorSpec
+from rayvisor.specs import StallLimits, SupervisorSpec, engine_pool
+from rayvisor.specs.limits import PATIENT
 from rayvisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from rayvisor._engine.wire import ProcessId
-    from rayvisor.pool import EnginePool
+    from rayvisor._core.protocol.wire import ProcessId
+    from rayvisor._runtime.pool.pool import EnginePool
 
 __all__ = ["Audience", "run_demo"]
 

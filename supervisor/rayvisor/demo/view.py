@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayvisor import records as r
-from rayvisor._live import words
+from rayvisor._edges.live import text as live_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +62,7 @@ class Lines:
             case r.FaultSeen(fault=fault):
                 self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
             case r.DecisionMade():
-                self.line("decided", f"{record.child}: {words.decided(record.decision, asdict(record))}")
+                self.line("decided", f"{record.child}: {live_text.decided(record.decision, asdict(record))}")
             case r.StateChanged():
                 who = f"{record.child} #{record.incarnation}"
                 why = f": {record.why}" if record.event == "suspect" and record.why else ""
@@ -174,7 +174,7 @@ class LiveView(Lines):
         return "  ".join(fact for fact in facts if fact)
 
     def _render(self) -> RenderableType:
-        style = words.state_colour(self._state)
+        style = live_text.state_colour(self._state)
         head = Text.assemble(
             ("llm/1 ", "bold"),
             (f"incarnation {self._incarnation}  ", ""),

@@ -11,15 +11,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import anyio
 
 from rayvisor.errors import SpecError
 from rayvisor.testing.virtual import BOOM, UP, Outcome, VirtualTree, fails
-
-if TYPE_CHECKING:
-    from rayvisor.testing.puppets import Puppets
 
 __all__ = ["Crash", "FailedStart", "FaultPlan"]
 
@@ -42,6 +39,14 @@ class FailedStart(NamedTuple):
     incarnation: int
     """Which start: 1 is the first."""
     message: str = "boom"
+
+
+class Crashable(Protocol):
+    """Children that can be told to crash, as [`Puppets`][rayvisor.testing.Puppets] can."""
+
+    def crash(self, path: str, message: str = "boom") -> object:
+        """Make a child crash."""
+        ...
 
 
 class FaultPlan:
@@ -98,7 +103,7 @@ class FaultPlan:
         tree.advance(settle)
         return tree.take()
 
-    async def run(self, puppets: Puppets, *, speed: float = 1.0) -> None:
+    async def run(self, puppets: Crashable, *, speed: float = 1.0) -> None:
         """Have the crashes happen in real time; the failed starts are the puppets' from the beginning.
 
         Parameters

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from rayvisor.children import coroutine
+from rayvisor.specs import coroutine
 from rayvisor.testing.faults import FaultPlan
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rayvisor.children import EngineStart
 from rayvisor.errors import SpecError
-from rayvisor.specs import ChildSpec, SupervisorSpec
+from rayvisor.specs import ChildSpec, EngineStart, SupervisorSpec
 
 if TYPE_CHECKING:
     from rayvisor.supervisor import Supervisor

@@ -22,10 +22,9 @@ from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from rayvisor._core import messages as m
-from rayvisor._core.core import Core
-from rayvisor._core.exits import SHUTDOWN, Exit, ExitKind
-from rayvisor.faults import Cause, Fault, FaultClass
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.core import Core
+from rayvisor.faults import SHUTDOWN, Cause, Exit, ExitKind, Fault, FaultClass
 
 if TYPE_CHECKING:
     from rayvisor.specs import SupervisorSpec

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
-from rayvisor._control.client import ControlClient, ControlRefusedError, find
-from rayvisor._control.sockets import default_folder, living
+from rayvisor._edges.control.client import ControlClient, ControlRefusedError, find
+from rayvisor._edges.sockets import default_folder, living
 from rayvisor.cli._watch.known import Told
 from rayvisor.errors import ControlSocketError
 

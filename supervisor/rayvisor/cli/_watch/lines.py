@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rayvisor._live import words
-from rayvisor._live.words import age
+from rayvisor._edges.live import text as live_text
+from rayvisor._edges.live.text import age
 from rayvisor.cli._watch.known import Known
 
 __all__ = ["Lines"]
@@ -74,7 +74,7 @@ class Lines:
                 if at > self._steps.get(path, 0.0):
                     self._steps[path] = at
                     wait = (
-                        f", starts again {words.until(node, at)}"
+                        f", starts again {live_text.until(node, at)}"
                         if node["due"] and place.endswith("BACKOFF")
                         else ""
                     )
@@ -87,11 +87,11 @@ class Lines:
             if fault["id"] not in self._faults:
                 yield at, self._line(who, f"FAULT {_cause(fault)}", at)
             if fault["decision"] != said:
-                yield at, self._line(who, words.decision(fault), at)
-            if words.outcome(fault) not in {"", became}:
+                yield at, self._line(who, live_text.decision(fault), at)
+            if live_text.outcome(fault) not in {"", became}:
                 later = at + (fault["recovered"] or 0.0)
-                yield later, self._line(who, words.outcome(fault), later)
-            self._faults[fault["id"]] = (fault["decision"], words.outcome(fault))
+                yield later, self._line(who, live_text.outcome(fault), later)
+            self._faults[fault["id"]] = (fault["decision"], live_text.outcome(fault))
         for number in list(self._faults)[:-200]:
             del self._faults[number]
 
@@ -102,10 +102,12 @@ class Lines:
         if sums is None or sums == self._figures or known.now - self._figures_at < FIGURE_SECONDS:
             return
         self._figures, self._figures_at = sums, known.now
-        yield self._line("requests", ", ".join(f"{value} {name}" for name, value, _ in words.figures(sums)))
+        yield self._line(
+            "requests", ", ".join(f"{value} {name}" for name, value, _ in live_text.figures(sums))
+        )
 
     def _line(self, who: str, text: str, at: float | None = None) -> str:
-        return f"{words.clock(self._known.now if at is None else at)}  {who:<14} {text}"
+        return f"{live_text.clock(self._known.now if at is None else at)}  {who:<14} {text}"
 
 
 def _cause(fault: Mapping[str, Any]) -> str:
@@ -118,9 +120,9 @@ def _cells(node: Mapping[str, Any], now: float) -> tuple[str, ...]:
     return (
         node["path"] or "tree",
         node["kind"],
-        " ".join(part for part in (words.state(node), words.until(node, now)) if part),
+        " ".join(part for part in (live_text.state(node), live_text.until(node, now)) if part),
         str(node["incarnation"] or ""),
         "" if node["since"] is None else age(max(0.0, now - node["since"])),
         f"{used[0]} of {used[1]}" if used else "",
-        words.requests(node),
+        live_text.requests(node),
     )

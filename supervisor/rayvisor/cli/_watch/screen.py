@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rayvisor._live import words
-from rayvisor._live.words import age
+from rayvisor._edges.live import text as live_text
+from rayvisor._edges.live.text import age
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,19 +67,27 @@ def _head(known: Known, *, last: bool) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("rayvisor  ", style="bold")
     if root is not None:
-        place = "ENDED" if known.link == "over" else words.state(root)
-        text.append(place, style=f"bold {'' if known.link == 'over' else words.state_colour(place)}".strip())
+        place = "ENDED" if known.link == "over" else live_text.state(root)
+        text.append(
+            place, style=f"bold {'' if known.link == 'over' else live_text.state_colour(place)}".strip()
+        )
         if root["since"] is not None and known.link == "live":
             text.append(f"  up {age(max(0.0, known.now - root['since']))}")
         text.append("  ")
     link, style = {
         "connecting": ("connecting", ""),
         "live": ("live", "green"),
-        "over": (f"the tree has ended, {words.clock(known.since)}; waiting for it to come back", "yellow"),
-        "lost": (f"cannot be seen since {words.clock(known.since)}: {known.why}; trying again", "bold red"),
+        "over": (
+            f"the tree has ended, {live_text.clock(known.since)}; waiting for it to come back",
+            "yellow",
+        ),
+        "lost": (
+            f"cannot be seen since {live_text.clock(known.since)}: {known.why}; trying again",
+            "bold red",
+        ),
     }[known.link]
     if last:
-        text.append(f"as it was at {words.clock(known.now)}")
+        text.append(f"as it was at {live_text.clock(known.now)}")
     else:
         text.append(link, style=style)
         text.append("  (Ctrl-C ends this, not the tree)", style="dim")
@@ -88,7 +96,7 @@ def _head(known: Known, *, last: bool) -> Text:
 
 def _figures(sums: Mapping[str, float]) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for name, value, key in words.figures(sums):
+    for name, value, key in live_text.figures(sums):
         bad = key == "failed" and sums[key] > 0
         text.append(f"{name} ", style="dim")
         text.append(f"{value}   ", style="bold red" if bad else "bold")
@@ -111,7 +119,7 @@ def tree_table(known: Known, rows: int, *, wide: bool = True) -> RenderableType:
             table.add_row(*_cells(node, known, wide=wide))
     if not hidden:
         return table
-    ill = sum(words.state(node) not in _WELL for node in hidden)
+    ill = sum(live_text.state(node) not in _WELL for node in hidden)
     rest = f"{ill} of them not serving" if ill else "all of them serving"
     return Group(table, Text(f"and {len(hidden)} more, {rest}", style="dim"))
 
@@ -122,7 +130,7 @@ def _chosen(known: Known, nodes: list[Mapping[str, Any]], rows: int) -> set[str]
 
     def urgency(node: Mapping[str, Any]) -> tuple[bool, bool]:
         fresh = bool(node["steps"]) and known.now - node["steps"][-1][3] < FRESH_SECONDS
-        return words.state(node) in _WELL, not fresh
+        return live_text.state(node) in _WELL, not fresh
 
     chosen: set[str] = set()
     for node in sorted(nodes, key=urgency):  # of equals the first in the tree
@@ -136,11 +144,11 @@ def _cells(node: Mapping[str, Any], known: Known, *, wide: bool) -> Iterable[Tex
     path, now = node["path"], known.now
     depth = path.count("/") + 1 if path else 0
     name = Text("  " * depth + (path.rpartition("/")[2] or "tree"), style="bold")
-    place = words.state(node)
+    place = live_text.state(node)
     # As on the live page: in a narrow place the leaf says enough.
-    state = Text(place if wide else place.partition(".")[2] or place, style=words.state_colour(place))
+    state = Text(place if wide else place.partition(".")[2] or place, style=live_text.state_colour(place))
     if node["due"] is not None:
-        state.append(f" {words.until(node, now)}", style="bold cyan")
+        state.append(f" {live_text.until(node, now)}", style="bold cyan")
     up = "" if node["since"] is None else age(max(0.0, now - node["since"]))
     yield name
     if wide:
@@ -150,7 +158,7 @@ def _cells(node: Mapping[str, Any], known: Known, *, wide: bool) -> Iterable[Tex
     yield Text(up)
     yield _restarts(node.get("restarts"), wide=wide)
     if wide:
-        yield Text(words.requests(node))
+        yield Text(live_text.requests(node))
 
 
 def _restarts(window: list[float] | None, *, wide: bool) -> Text:
@@ -163,14 +171,14 @@ def _restarts(window: list[float] | None, *, wide: bool) -> Text:
 
 
 def _fault(fault: Mapping[str, Any]) -> Iterable[Text]:
-    first = Text(f"{words.clock(fault['at'])}  ", no_wrap=True, overflow="ellipsis")
+    first = Text(f"{live_text.clock(fault['at'])}  ", no_wrap=True, overflow="ellipsis")
     first.append(f"{fault['class']} ", style="bold red")
     first.append(f"{fault['child']} #{fault['incarnation']} ", style="bold")
     first.append(fault["root"])
     yield first
     second = Text(" " * 10, no_wrap=True, overflow="ellipsis")
-    became = words.outcome(fault)
+    became = live_text.outcome(fault)
     if became:
         second.append(f"{became}  ", style="green" if fault["recovered"] is not None else "red")
-    second.append(words.decision(fault), style="dim")
+    second.append(live_text.decision(fault), style="dim")
     yield second

@@ -10,10 +10,10 @@ from itertools import count
 from random import Random
 from typing import Any, ClassVar
 
-from rayvisor._core import messages as m
-from rayvisor._core.core import Core
-from rayvisor._core.exits import KILLED, Exit, ExitKind
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.core import Core
 from rayvisor.errors import CallError, ChildStartError
+from rayvisor.faults import KILLED, Exit, ExitKind
 from rayvisor.specs import Instance, Shutdown
 from rayvisor.testing.otp.terms import (
     BadSpecError,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rayvisor._core.exits import KILLED, NORMAL, SHUTDOWN, Exit, ExitKind
 from rayvisor.errors import SpecError
+from rayvisor.faults import KILLED, NORMAL, SHUTDOWN, Exit, ExitKind
 from rayvisor.specs import ChildSpec, Shutdown, Strategy, SupervisorSpec
 
 __all__ = [

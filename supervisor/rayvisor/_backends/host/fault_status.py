@@ -1,0 +1,136 @@
+"""Follows what an engine with fault tolerance says of itself, and tells when that changes.
+
+Such an engine outlives an exception in its model: it ends what it was working on, says that it is unhealthy,
+and waits for an instruction, for a while. One that says that it is dead waits as long, in vain; so it counts
+as dead at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rayvisor._backends.host.engine import Engine, EngineStatus
+from rayvisor._backends.host.liveness import Vigil
+from rayvisor._backends.host.log_reading import log_causes
+from rayvisor._backends.host.post_mortem import log_tail, read_log
+from rayvisor._core.protocol.wire import Condition, Died
+from rayvisor._log import get_logger
+
+__all__ = ["ConditionWatch"]
+
+log = get_logger("rayvisor.host")
+
+POLL_SECONDS = 0.05
+REMIND_SECONDS = 1.0
+"""How often an engine that stays unhealthy is told of: the first time may have come too early."""
+
+
+class ConditionWatch:
+    """Watches the condition of one incarnation.
+
+    Parameters
+    ----------
+    engine, incarnation
+        What is watched; it has fault tolerance.
+    tell
+        Takes what is to be told to the driver.
+    vigil
+        Expects nothing of an engine that waits for an instruction.
+    log_file
+        The engine's log, for the exception that it does not tell itself.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        incarnation: int,
+        tell: Callable[[Condition], object],
+        vigil: Vigil,
+        log_file: str,
+    ) -> None:
+        self._engine = engine
+        self._incarnation = incarnation
+        self._tell = tell
+        self._vigil = vigil
+        self._log_file = log_file
+        self._since = _size(log_file)
+        self._told: Condition | None = None
+        self._told_at = 0.0
+
+    async def dead(self) -> Died:
+        """Watch, and return when the engine says that it is dead: its last words."""
+        try:
+            return await self._watch()
+        except Exception:
+            # Its death is still seen, and its stalls: better watched in part than ended for this.
+            log.exception("host.condition.failed", incarnation=self._incarnation)
+            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            return await never
+
+    async def _watch(self) -> Died:
+        while True:
+            said = await self._engine.status()
+            if said.status == "dead":
+                return self._died(said)
+            if said.status == "unhealthy":
+                self._unhealthy(said)
+            else:
+                self._well()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def answered(self, answer: Mapping[str, Any]) -> None:
+        """Take note of an instruction's answer: what is unhealthy after a success is another fault."""
+        if answer.get("success"):
+            self._well()
+
+    def _well(self) -> None:
+        if self._told is not None:
+            log.info("host.engine.recovered", incarnation=self._incarnation)
+            self._told = None
+            self._vigil.resting = False
+            self._tell(Condition(self._incarnation, "healthy"))
+
+    def _unhealthy(self, said: EngineStatus) -> None:
+        now = time.monotonic()
+        if self._told is None:
+            causes, traceback = self._causes("EngineUnhealthy", "the engine waits for an instruction", said)
+            log.warning("host.engine.unhealthy", incarnation=self._incarnation, causes=causes)
+            self._vigil.resting = True
+            self._told = Condition(self._incarnation, "unhealthy", causes, traceback, self._log_file)
+        elif now - self._told_at < REMIND_SECONDS:
+            return
+        self._told_at = now
+        self._tell(self._told)
+
+    def _died(self, said: EngineStatus) -> Died:
+        causes, traceback = self._causes("EngineDead", "the engine says that it is dead", said)
+        return Died(
+            self._incarnation,
+            causes,
+            traceback,
+            None,
+            None,
+            "serving",
+            log_tail(self._log_file),
+            self._log_file,
+        )
+
+    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[tuple[tuple[str, str], ...], str]:
+        """What the engine says is no more than a type's name; its log has the exception."""
+        since, self._since = self._since, _size(self._log_file)
+        written, traceback = log_causes(read_log(self._log_file, since))
+        outer = (name, f"{message}: {said.fault}" if said.fault else message)
+        if not written and said.fault:
+            written = ((said.fault, ""),)
+        return (outer, *written), traceback
+
+
+def _size(log_file: str) -> int:
+    try:
+        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it, and a Path is no faster
+    except OSError:
+        return 0

@@ -1,0 +1,438 @@
+"""The host of one engine: takes orders, streams what comes of them, and says when the engine has died.
+
+A host lives in an actor of its own and outlives its engines: an engine that died is followed by the
+next incarnation in the same host. It imports nothing heavy, so that it is up at once and can say why
+an engine did not come up.
+
+Everything that a reader gets comes through **one** stream, a list of items at a time, see `Outlet`.
+
+Three fences keep late messages from doing harm: an order for another incarnation than the one that
+serves is given back as lost; an attempt that is not newer than the one at work is ignored; and an engine
+of an older incarnation is never started once a newer one was asked for or stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rayvisor._backends.host.batching import Outlet
+from rayvisor._backends.host.engine import (
+    Engine,
+    EngineError,
+    EngineGone,
+    EngineStartFailed,
+    RequestLost,
+    RequestRefused,
+    Shares,
+    load_engine,
+)
+from rayvisor._backends.host.fault_status import ConditionWatch
+from rayvisor._backends.host.liveness import StartOverdue, Vigil, start_in_time
+from rayvisor._backends.host.log_files import LogFiles
+from rayvisor._backends.process.engine_tree import process_id
+from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.wire import (
+    Died,
+    EngineInfo,
+    HostDescription,
+    HostItem,
+    Lost,
+    Order,
+    Phase,
+    Refused,
+)
+from rayvisor._log import get_logger
+from rayvisor.specs import StallLimits
+from rayvisor.specs.limits import PATIENT
+
+__all__ = ["EngineHost", "HostDescription"]
+
+log = get_logger("rayvisor.host")
+
+_HOLDING = frozenset({"pause_generation", "sleep"})
+_GOING_ON = frozenset({"resume_generation", "wake_up"})
+_KEPT_PHASES = 64
+_IN_THE_WAY_SECONDS = 10.0
+"""How long the end of an older engine may take when a newer one is asked for."""
+
+
+class _Pump:
+    """One order at work."""
+
+    __slots__ = ("attempt", "open", "task")
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.open: asyncio.Event | None = None  # made when a reader is slow for the first time
+        self.task: asyncio.Task[None] | None = None
+
+
+class EngineHost:
+    """One engine after the other, and the orders that the present one works on.
+
+    Parameters
+    ----------
+    child
+        Path of the child, for example ``"llm/1"``.
+    epoch
+        Which host process of this child it is: 1, 2, ...
+    engine
+        Kind of engine: ``"vllm"`` or ``"sim"``.
+    log_folder
+        Where the engines' logs go; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+    """
+
+    def __init__(self, child: str, epoch: int, engine: str, log_folder: str = "") -> None:
+        self.child = child
+        self.epoch = epoch
+        self.kind = engine
+        self._logs = LogFiles(child, log_folder)
+        self._log = log.bind(child=child, epoch=epoch)
+        self._log_file = ""
+        self._engine: Engine | None = None
+        self._incarnation = 0
+        self._stopped = 0
+        self._serving = False
+        self._starting: asyncio.Task[EngineInfo] | None = None
+        self._sentinel: asyncio.Task[None] | None = None
+        self._vigil: Vigil | None = None
+        self._conditions: ConditionWatch | None = None
+        self._phases: list[Phase] = []
+        self._pumps: dict[str, _Pump] = {}
+        self._unshare: Callable[[], None] | None = None
+        self._outlet = Outlet()
+        self._put = self._outlet.put
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    async def describe(self) -> HostDescription:
+        """Say what and where this host is, and how its engine stands."""
+        return HostDescription(
+            child=self.child,
+            epoch=self.epoch,
+            engine=self.kind,
+            process=process_id(os.getpid()),
+            node=_address(),
+            version=_version(),
+            log_file=self._log_file,
+            incarnation=self._incarnation,
+            serving=self._serving,
+            phases=tuple(self._phases),
+        )
+
+    async def watch(self) -> None:
+        """Never return: whoever waits for this learns that the host has ended."""
+        await asyncio.Event().wait()
+
+    # -- starting and stopping ------------------------------------------------------------------
+
+    async def ensure_started(
+        self, incarnation: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits = PATIENT
+    ) -> EngineInfo:
+        """Start an incarnation, or wait for its start that is under way, or repeat how it went.
+
+        Parameters
+        ----------
+        incarnation
+            Which one. A newer one ends the older one's engine first.
+        arguments
+            The engine's arguments.
+        deadline
+            Seconds that the start may go without progress, see ``start_in_time``.
+        limits
+            How long the engine may do nothing, once it serves.
+
+        Raises
+        ------
+        EngineStartFailed
+            With the reason as plain data. Nothing of that engine is left.
+        """
+        if incarnation < self._incarnation or incarnation <= self._stopped:
+            raise EngineStartFailed(self._stale(incarnation))
+        if incarnation > self._incarnation:
+            older, self._incarnation = self._incarnation, incarnation
+            self._phases.clear()
+            self._outlet.beat = limits.beat
+            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, deadline, limits))
+            self._starting.add_done_callback(_retrieve)
+        if self._starting is None:
+            raise EngineStartFailed(self._stale(incarnation))
+        # One caller that goes away does not take the start with it.
+        return await asyncio.shield(self._starting)
+
+    async def _start(
+        self, incarnation: int, older: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits
+    ) -> EngineInfo:
+        began = time.monotonic()
+        if self._engine is not None:
+            await self._end(self._engine, older, _IN_THE_WAY_SECONDS)
+        if incarnation != self._incarnation or incarnation <= self._stopped:
+            raise EngineStartFailed(self._stale(incarnation))
+        doing = "importing"
+
+        def report(phase: str, detail: str) -> None:
+            nonlocal doing
+            doing = phase
+            item = Phase(incarnation, phase, detail, time.monotonic() - began)
+            self._phases.append(item)
+            del self._phases[:-_KEPT_PHASES]
+            self._put(item)
+
+        try:
+            engine = self._load(incarnation, arguments)
+        except Exception as error:  # noqa: BLE001 - it comes out as plain data
+            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+        self._engine = engine
+        self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
+        try:
+            info = await start_in_time(engine, report, deadline, limits.longest(deadline))
+        except EngineStartFailed as failed:
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
+            await self._discard(engine)
+            raise
+        except StartOverdue as late:
+            await self._discard(engine)
+            why = ("StartDeadlineExceeded", f"{late}, while {doing}")
+            causes = (why, late.held_by) if late.held_by else (why,)
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, causes=causes)
+            raise EngineStartFailed(self._failed(incarnation, late, doing)._replace(causes=causes)) from None
+        except Exception as error:  # noqa: BLE001 - as above
+            await self._discard(engine)
+            self._log.exception("host.engine.start_failed", incarnation=incarnation)
+            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+        if self._engine is not engine:  # it was stopped in the last moment
+            raise EngineStartFailed(self._stale(incarnation))
+        self._serving = True
+        self._vigil = Vigil(engine, incarnation, limits, self._put, self._log_file)
+        self._conditions = None
+        if info.instructions:
+            self._conditions = ConditionWatch(engine, incarnation, self._put, self._vigil, self._log_file)
+        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._vigil))
+        self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
+        return info
+
+    def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
+        self._log_file = self._logs.next(incarnation)
+        engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
+        if self._unshare is None and isinstance(engine, Shares):
+            self._unshare = engine.share()
+        return engine
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        """End an incarnation's engine, with its whole process tree. A second call finds nothing to do.
+
+        Parameters
+        ----------
+        incarnation
+            Which one: of this one and all before it, none will start any more.
+        grace
+            Seconds it gets before SIGKILL.
+
+        Raises
+        ------
+        EngineError
+            A process outlived SIGKILL; the message names it.
+        """
+        self._stopped = max(self._stopped, incarnation)
+        if self._engine is not None and incarnation == self._incarnation:
+            await self._end(self._engine, incarnation, grace)
+
+    async def close(self) -> None:
+        """End what its engines have shared: no other one will start here."""
+        unshare, self._unshare = self._unshare, None
+        if unshare is not None:
+            await asyncio.to_thread(unshare)
+
+    async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
+        self._serving = False
+        if self._sentinel is not None:
+            self._sentinel.cancel()
+            self._sentinel = None
+        self._end_pumps()
+        self._log.info("host.engine.stopping", incarnation=incarnation, grace=grace)
+        try:
+            await engine.stop(grace)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            self._log.exception("host.engine.stop_failed", incarnation=incarnation)
+            raise EngineError("; ".join(f"{name}: {text}" for name, text in plain_causes(error))) from None
+        if self._engine is engine:
+            self._engine = None
+        self._log.info("host.engine.stopped", incarnation=incarnation)
+
+    async def _discard(self, engine: Engine) -> None:
+        """End what is left of an engine that did not come up, or that died."""
+        try:
+            await engine.stop(0.0)
+        except Exception as error:  # noqa: BLE001 - the death is what has to be told; this one is logged
+            # It stays this host's engine: whoever asks for the proof has it ended again, or is told.
+            self._log.error("host.engine.left_over", incarnation=self._incarnation, error=str(error))
+            return
+        if self._engine is engine:
+            self._engine = None
+
+    async def _await_death(self, engine: Engine, incarnation: int, vigil: Vigil) -> None:
+        ways = [asyncio.create_task(engine.died()), asyncio.create_task(vigil.stalled())]
+        if self._conditions is not None:
+            ways.append(asyncio.create_task(self._conditions.dead()))
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            died = next(way for way in ways if way.done()).result()
+        finally:
+            for way in ways:
+                way.cancel()
+        self._serving = False
+        self._end_pumps()
+        self._put(died)
+        self._log.warning("host.engine.died", incarnation=incarnation, causes=died.causes)
+        await self._discard(engine)
+
+    # -- orders ---------------------------------------------------------------------------------
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+        """Put orders to the engine; what comes of them comes through the stream."""
+        engine = self._engine
+        vigil = self._vigil
+        if engine is None or vigil is None or not self._serving or incarnation != self._incarnation:
+            for order in orders:
+                reason = f"incarnation {incarnation} does not serve here"
+                self._put(Lost(order.request, order.attempt, reason))
+            return
+        for order in orders:
+            older = self._pumps.get(order.request)
+            if older is not None:
+                if older.attempt >= order.attempt:
+                    continue
+                _cancel(older)
+            pump = self._pumps[order.request] = _Pump(order.attempt)
+            pump.task = asyncio.create_task(self._pump(engine, vigil, order, pump))
+            pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        """End requests, named with their attempt; nothing more comes of them."""
+        for request, attempt in requests:
+            pump = self._pumps.get(request)
+            if pump is not None and pump.attempt <= attempt:
+                del self._pumps[request]
+                _cancel(pump)
+
+    async def flow(self, request: str, attempt: int, open: bool) -> None:  # noqa: A002, FBT001 - the wire's name
+        """Stop reading a request's tokens from the engine, or go on: for a reader that is slow."""
+        pump = self._pumps.get(request)
+        if pump is None or pump.attempt != attempt:
+            return
+        if pump.open is None:
+            pump.open = asyncio.Event()
+        if open:
+            pump.open.set()
+        else:
+            pump.open.clear()
+
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out one of the calls it offers beside requests, within a deadline."""
+        engine = self._engine
+        if engine is None or not self._serving or incarnation != self._incarnation:
+            raise EngineError(f"incarnation {incarnation} does not serve here")
+        vigil = self._vigil
+        if method in _GOING_ON and vigil is not None:
+            vigil.held = False  # before: one that does not obey is to be noticed
+        async with asyncio.timeout(deadline):
+            answer = await engine.ask(method, args, kwargs)
+        if method in _HOLDING and vigil is not None:
+            vigil.held = True
+        if method == "handle_fault" and self._conditions is not None and engine is self._engine:
+            self._conditions.answered(answer)
+        return answer
+
+    async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:
+        request, attempt = order.request, order.attempt
+        chunks = engine.generate(order)
+        try:
+            while (chunk := await vigil.next_of(chunks)) is not None:
+                self._put(chunk)
+                if chunk.finish_reason is None:
+                    await self._outlet.next_tick()
+                if pump.open is not None and not pump.open.is_set():
+                    await pump.open.wait()
+        except RequestRefused as refused:
+            self._put(Refused(request, attempt, refused.causes))
+        except RequestLost as lost:
+            self._put(Lost(request, attempt, lost.reason))
+        except EngineGone:
+            pass  # one Died item tells of all of them
+        except Exception as error:  # noqa: BLE001 - its request must not wait for ever; the log has the traceback
+            self._log.exception("host.request.failed", request=request, attempt=attempt)
+            self._put(
+                Lost(request, attempt, "; ".join(f"{name}: {text}" for name, text in plain_causes(error)))
+            )
+        finally:
+            with contextlib.suppress(Exception):
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+    def _pump_ended(self, request: str, pump: _Pump, task: asyncio.Task[None]) -> None:
+        _retrieve(task)
+        if self._pumps.get(request) is pump:
+            del self._pumps[request]
+
+    def _end_pumps(self) -> None:
+        for pump in self._pumps.values():
+            _cancel(pump)
+        self._pumps.clear()
+
+    # -- the stream -----------------------------------------------------------------------------
+
+    def stream(self) -> AsyncIterator[list[HostItem]]:
+        """Everything that happens, in order, a list at a time. A newer call ends the older one."""
+        return self._outlet.lists()
+
+    # -- small things ---------------------------------------------------------------------------
+
+    def _stale(self, incarnation: int) -> Died:
+        newest = max(self._incarnation, self._stopped)
+        message = f"incarnation {incarnation} was stopped, or a newer one than it was asked for ({newest})"
+        return Died(incarnation, (("StaleIncarnation", message),), "", None, None, "starting", "", "")
+
+    def _failed(self, incarnation: int, error: BaseException, doing: str) -> Died:
+        permanent = isinstance(error, (TypeError, ValueError))
+        return Died(
+            incarnation, plain_causes(error), "", None, None, doing, "", self._log_file, permanent=permanent
+        )
+
+
+def _cancel(pump: _Pump) -> None:
+    if pump.task is not None:
+        pump.task.cancel()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take a task's exception, so that asyncio does not report one that somebody has handled."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _version() -> str:
+    try:
+        return version("rayvisor")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _address() -> str:
+    """Address of this machine as others reach it; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

@@ -1,0 +1,281 @@
+"""Watches over an engine that serves, from inside its host: what is waited for, what comes, what follows.
+
+The decisions are `StallWatch`'s; here is what it looks at. Work that counts is an order whose next tokens
+the host waits for: not one whose reader is slow, and not one that waits for the stream to go out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+
+from rayvisor._backends.host.engine import Engine, EngineError, Outside, Report, ServesOutside
+from rayvisor._backends.host.post_mortem import log_tail
+from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
+from rayvisor._core.health.stall import BUSY_SHARE, Look, StallWatch, StartClock, Verdict
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessObservation, Suspicion, Worked
+from rayvisor._log import get_logger
+from rayvisor.specs import StallLimits
+
+__all__ = ["StartOverdue", "Vigil", "start_in_time"]
+
+log = get_logger("rayvisor.host")
+
+_PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
+_START_LOOKS = 10
+_LONGEST_START_LOOK = 1.0
+_NOBODY = Outside(0, -math.inf, -math.inf)
+_START_SHARE = 0.25
+"""From this share of a core on a starting process gets on."""
+
+
+class Vigil:
+    """Watches one incarnation of an engine while it serves.
+
+    Parameters
+    ----------
+    engine, incarnation
+        What is watched.
+    limits
+        How patient to be.
+    tell
+        Takes what is to be told to the driver.
+    log_file
+        The engine's log, for its last words.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        incarnation: int,
+        limits: StallLimits,
+        tell: Callable[[Suspicion | Worked], object],
+        log_file: str,
+    ) -> None:
+        self._engine = engine
+        self._incarnation = incarnation
+        self._limits = limits
+        self._tell = tell
+        self._log_file = log_file
+        self._log = log.bind(incarnation=incarnation)
+        self._sampler = Sampler()
+        self._waiting = 0
+        self._since = -math.inf
+        self._progressed = -math.inf
+        self._probe: asyncio.Task[None] | None = None
+        self._probes = 0
+        self._outside = _NOBODY
+        self._worked = False
+        self.resting = False
+        """Whether the engine waits for an instruction: then nothing is expected of it."""
+        self.held = False
+        """Whether it was asked to hold what it runs, or to sleep: as above."""
+
+    async def next_of(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
+        """Wait for what comes next of an order; None at its end. Tokens are a sign of life."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting += 1
+        try:
+            chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return None
+        finally:
+            self._waiting -= 1
+        if chunk.token_ids:
+            self._progressed = time.monotonic()
+        return chunk
+
+    async def stalled(self) -> Died:
+        """Watch, and return when the engine has stalled: its last words, said for it."""
+        try:
+            return await self._watch()
+        except Exception:  # noqa: BLE001 - it is logged with its traceback
+            # Its death is still seen, and its host's silence: better watched in part than ended for this.
+            self._log.exception("host.vigil.failed")
+            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            return await never
+        finally:
+            if self._probe is not None:
+                self._probe.cancel()
+
+    async def _watch(self) -> Died:
+        now = time.monotonic()
+        watch = StallWatch(self._limits, now)
+        self._sampler.look(self._engine.processes(), now)
+        while True:
+            await asyncio.sleep(max(0.0, watch.next_look(now) - time.monotonic()))
+            now = time.monotonic()
+            sights = self._sampler.look(self._engine.processes(), now)
+            match watch.look(self._see(now, sights)):
+                case Verdict.PROBE:
+                    self._begin_probe()
+                case Verdict.SUSPECT:
+                    causes = self._causes("EngineSuspect", watch, sights)
+                    self._log.warning("host.engine.suspect", causes=causes)
+                    self._tell(Suspicion(self._incarnation, causes))
+                case Verdict.CLEAR:
+                    self._log.info("host.engine.clear")
+                    self._tell(Suspicion(self._incarnation, ()))
+                case Verdict.STALLED:
+                    return self._died(watch, sights)
+                case Verdict.NOTHING:
+                    pass
+
+    def _see(self, now: float, sights: list[ProcessObservation]) -> Look:
+        if isinstance(self._engine, ServesOutside):
+            self._outside = self._engine.outside()
+            if self._outside.worked and not self._worked:
+                self._worked = True
+                self._tell(Worked(self._incarnation))
+        outside = self._outside
+        # Who waits here, for a probe's token, is counted by the server as well.
+        both = bool(self._waiting and outside.waiting)
+        return Look(
+            now,
+            max(self._progressed, outside.progressed),
+            max(self._waiting, outside.waiting),
+            min(self._since, outside.since) if both else self._since if self._waiting else outside.since,
+            max((sight.load for sight in sights), default=0.0),
+            any(sight.stopped for sight in sights),
+            self.resting or self.held,
+        )
+
+    def _begin_probe(self) -> None:
+        if self._probe is None or self._probe.done():
+            self._probes += 1
+            self._log.info("host.engine.probed", number=self._probes)
+            self._probe = asyncio.create_task(self._ask_for_one_token(self._probes))
+
+    async def _ask_for_one_token(self, number: int) -> None:
+        """Run the way that all work takes. What comes is nobody's: it never leaves the host."""
+        order = Order(f"probe-{self._incarnation}", number, (0,), _PROBE)
+        chunks = self._engine.generate(order)
+        try:
+            while await self.next_of(chunks) is not None:
+                pass
+        except EngineError as error:
+            # An engine that has gone says so itself; one that refuses has answered, but shown no life.
+            self._log.info("host.probe.failed", number=number, error=str(error))
+        finally:
+            with contextlib.suppress(Exception):
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+    def _causes(
+        self, name: str, watch: StallWatch, sights: list[ProcessObservation]
+    ) -> tuple[tuple[str, str], ...]:
+        waiting = max(self._waiting, self._outside.waiting)
+        requests = "1 request" if waiting == 1 else f"{waiting} requests"
+        if self._probe is not None and not self._probe.done():
+            others = waiting - 1
+            requests = f"{others} requests and a probe" if others else "a probe"
+        message = f"no token for {watch.silent:.1f} s with {requests} queued"
+        if self._outside.doubt:
+            message = f"{self._outside.doubt} for {watch.silent:.1f} s"
+        stopped = stopped_cause(sights)
+        if stopped is not None:
+            return (name, message), stopped
+        return ((name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+
+    def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Died:
+        causes = self._causes("EngineStalled", watch, sights)
+        return Died(
+            self._incarnation, causes, "", None, None, "serving", log_tail(self._log_file), self._log_file
+        )
+
+
+class StartOverdue(TimeoutError):  # noqa: N818 - named as what has happened
+    """A start took too long.
+
+    Parameters
+    ----------
+    message
+        How long it took.
+    held_by
+        What keeps it, as a cause, where that can be seen: a process that was told to stop.
+    """
+
+    def __init__(self, message: str, held_by: tuple[str, str] | None) -> None:
+        super().__init__(message)
+        self.held_by = held_by
+
+
+async def start_in_time(engine: Engine, report: Report, deadline: float, longest: float) -> EngineInfo:
+    """Start an engine; its deadline counts from its last progress.
+
+    Progress is a phase or a detail that was not reported before, and processor time of its processes.
+
+    Parameters
+    ----------
+    engine
+        It has not been started.
+    report
+        Takes what the engine reports.
+    deadline
+        Seconds without progress.
+    longest
+        Seconds in all.
+
+    Raises
+    ------
+    StartOverdue
+        It took too long; the message says how long.
+    EngineStartFailed
+        As the engine's ``start`` does.
+    """
+    clock = StartClock(deadline, longest, time.monotonic())
+    watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
+    told: set[tuple[str, str]] = set()
+
+    def heard(phase: str, detail: str) -> None:
+        if (phase, detail) not in told:
+            told.add((phase, detail))
+            watch.progressed()
+        report(phase, detail)
+
+    try:
+        async with watch.timeout:
+            watching = asyncio.create_task(watch.run())
+            try:
+                return await engine.start(heard)
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not watch.timeout.expired():
+            raise
+        took = time.monotonic() - watch.began
+        after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
+        raise StartOverdue(f"the engine was not up after {after}", watch.held_by) from None
+
+
+class _StartWatch:
+    """Moves a start's deadline on while its processes get on, and sees what holds them."""
+
+    def __init__(self, engine: Engine, clock: StartClock, pause: float) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._pause = pause
+        self._loop = asyncio.get_running_loop()
+        self.began = time.monotonic()
+        self.timeout = asyncio.timeout_at(self._loop.time() + clock.due - self.began)
+        self.held_by: tuple[str, str] | None = None
+
+    def progressed(self) -> None:
+        """The start has got on: its deadline counts from now."""
+        now = time.monotonic()
+        if not self.timeout.expired():
+            self.timeout.reschedule(self._loop.time() + self._clock.progressed(now) - now)
+
+    async def run(self) -> None:
+        """Look at the processes again and again, until cancelled."""
+        sampler = Sampler()
+        while True:
+            sights = sampler.look(self._engine.processes(), time.monotonic())
+            if self._loop.time() < (self.timeout.when() or 0.0):  # afterwards they are being ended
+                self.held_by = stopped_cause(sights)
+            if any(sight.load >= _START_SHARE for sight in sights):
+                self.progressed()
+            await asyncio.sleep(self._pause)

@@ -1,0 +1,138 @@
+"""From a process that ended and a log to the last words of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rayvisor._backends.host.log_reading import TAIL_BYTES, WORKER_DIED, exit_code_of_worker, log_causes
+from rayvisor._backends.process.engine_tree import Ended, ProcessTree
+from rayvisor._core.protocol.wire import Died
+
+__all__ = ["describe_death", "log_tail", "read_log"]
+
+_MOST_READ_BYTES = 1 << 20
+_LOG_SECONDS = 0.1
+_LOG_TICK_SECONDS = 0.002
+
+
+def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str:
+    """Read a log from a place on, at most its last ``most`` bytes; empty where there is none."""
+    try:
+        with Path(log_file).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since, size - most))
+            return file.read().decode(errors="ignore")
+    except OSError:
+        return ""
+
+
+def log_tail(log_file: str) -> str:
+    """Read the end of a log, as much as travels with a fault."""
+    return read_log(log_file, most=TAIL_BYTES)
+
+
+async def describe_death(
+    incarnation: int,
+    tree: ProcessTree,
+    log_file: str,
+    doing: str,
+    exit_code_of: Callable[[int], int | None],
+    since: int = 0,
+    outer: tuple[tuple[str, str], ...] = (),
+) -> Died:
+    """Find out why an engine has ended: which process, how, and what its log says.
+
+    Parameters
+    ----------
+    incarnation
+        Which start of the engine it was.
+    tree
+        Its processes.
+    log_file
+        Where their output went.
+    doing
+        What the engine was doing.
+    exit_code_of
+        Exit code of a process of which the host is the parent; negative is the number of a signal.
+    since
+        Where in the log the trouble can begin.
+    outer
+        Causes that are known already and follow from what is found here.
+    """
+    until = time.monotonic() + _LOG_SECONDS
+    while True:
+        text = read_log(log_file, since)
+        ended, code, number = _first_to_blame(tree, text, exit_code_of)
+        # How it ended, and its last lines, may come a moment later than the news that it has.
+        if code or number or time.monotonic() >= until:
+            break
+        await asyncio.sleep(_LOG_TICK_SECONDS)
+    causes, traceback = _written(text, ended)
+    worker = ended is not None and _is_worker(ended)
+    if number is not None and causes and not worker:
+        causes, traceback = (), ""
+    chain = [*outer, ("EngineDied", f"the engine ended by itself while {doing}")]
+    if ended is not None:
+        chain.append(_killed(ended, code, number))
+    chain += [cause for cause in causes if cause not in chain]
+    return Died(incarnation, tuple(chain), traceback, code, number, doing, log_tail(log_file), log_file)
+
+
+def _first_to_blame(
+    tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
+) -> tuple[Ended | None, int | None, int | None]:
+    """Which process went first, those not counted that left in an orderly way since another had gone."""
+    deaths = [(ended, *_how(ended, tree, text, exit_code_of)) for ended in tree.deaths]
+    for ended, code, number in deaths:
+        if code != 0:
+            return ended, code, number
+    return deaths[0] if deaths else (None, None, None)
+
+
+def _written(text: str, ended: Ended | None) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Which exceptions of a log are causes of the end.
+
+    When a worker goes, EngineCore says so before it fails in its turn: what is written after that is a
+    consequence. An exception that came before it, or without it, is why the worker was ended.
+    """
+    noticed = text.find(WORKER_DIED)
+    if noticed < 0 or ended is None or not _is_worker(ended):
+        return log_causes(text)
+    return log_causes(text[:noticed])
+
+
+def _is_worker(ended: Ended) -> bool:
+    return "Worker" in ended.process.name
+
+
+def _how(
+    ended: Ended, tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
+) -> tuple[int | None, int | None]:
+    code, number = ended.exit_code, ended.signal
+    if code is None and number is None:
+        code, number = tree.how_it_ended(ended.process.pid)
+    if code is None and number is None:
+        found = exit_code_of(ended.process.pid)
+        if found is None and _is_worker(ended):
+            found = exit_code_of_worker(text)
+        if found is not None:
+            code, number = (None, -found) if found < 0 else (found, None)
+    return code, number
+
+
+def _killed(ended: Ended, code: int | None, number: int | None) -> tuple[str, str]:
+    who = f"{ended.process.name.rpartition('::')[2] or 'a process'} (pid {ended.process.pid})"
+    if number is not None:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return "ProcessKilled", f"{who} was ended by {name}"
+    if code is not None:
+        return "ProcessExited", f"{who} ended with exit code {code}"
+    return "ProcessEnded", f"{who} has ended; how is not known"

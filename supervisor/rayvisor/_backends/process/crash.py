@@ -1,0 +1,62 @@
+"""The end of this process, as a crash: last words, children, logs, then ``os._exit``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from rayvisor._backends.process.killing import Killing
+from rayvisor._backends.process.tree import identify
+from rayvisor._core.protocol.wire import ProcessId
+
+__all__ = ["arm", "end_children", "end_process"]
+
+_PAUSE_SECONDS = 0.005
+
+
+def arm(code: int, deadline: float) -> threading.Timer:
+    """See that this process ends in ``deadline`` seconds, whatever hangs; ``cancel`` takes that back."""
+    timer = threading.Timer(deadline, os._exit, (code,))
+    timer.daemon = True
+    with contextlib.suppress(RuntimeError):  # no thread to be had: then without
+        timer.start()
+    return timer
+
+
+def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
+    """Carry out what has to come before the end, and end the process. No step that raises holds it up."""
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the end comes first
+            with contextlib.suppress(Exception):
+                sys.stderr.write(f"rayvisor: {type(error).__name__}: {error}\n")
+    _flush()
+    os._exit(code)
+
+
+def end_children(deadline: float) -> tuple[ProcessId, ...]:
+    """Kill everything below this process, and wait until it is gone; what was killed."""
+    until = time.monotonic() + deadline
+    me = identify(os.getpid())
+    killing = Killing(() if me is None else (me,), hold=deadline / 4)
+    while not killing.proven and time.monotonic() < until:
+        if killing.round():
+            time.sleep(_PAUSE_SECONDS)
+    return tuple(killing.killed.values())
+
+
+def _flush() -> None:
+    for reference in list(logging._handlerList):  # type: ignore[attr-defined]  # noqa: SLF001 - as logging.shutdown does
+        handler = reference()
+        with contextlib.suppress(Exception):
+            if handler is not None:
+                handler.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -1,0 +1,283 @@
+"""One node agent on each node that has hosts, made when first needed and made again when it dies.
+
+What every host is (node, pid, start time, known processes) is kept here too: a new agent is told at once,
+and an agent that knows nothing still finds a host's processes by the key in their environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import anyio
+
+from rayvisor._backends.ray.actor_classes import agent_class
+from rayvisor._backends.ray.cluster import RayCluster
+from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._core.protocol.links import GoneReport, HostView
+from rayvisor._core.protocol.wire import ProcessId
+from rayvisor._log import get_logger
+
+__all__ = ["NodeAgents"]
+
+T = TypeVar("T")
+log = get_logger("rayvisor.ray")
+
+_CREATE_SECONDS = 30.0
+_ANSWER_SECONDS = 5.0
+_SLACK_SECONDS = 2.0
+_DELAYS = (0.0, 0.2, 1.0, 5.0)
+"""Seconds before an agent that died is made again: the last one repeats."""
+
+
+@dataclass
+class _Host:
+    process: ProcessId
+    processes: tuple[ProcessId, ...] = ()
+
+
+@dataclass
+class _Node:
+    node_id: str
+    runtime_env: Mapping[str, Any]
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hosts: dict[str, _Host] = field(default_factory=dict)
+    actor: Any = None
+    watcher: asyncio.Task[None] | None = None
+    deaths: int = 0
+
+
+class NodeAgents:
+    """The node agents of one connection to a cluster.
+
+    Parameters
+    ----------
+    cluster
+        The connection.
+    """
+
+    def __init__(self, cluster: RayCluster) -> None:
+        self._cluster = cluster
+        self._nodes: dict[str, _Node] = {}
+        self._closed = False
+
+    async def adopt(
+        self, node_id: str, key: str, host: ProcessId, runtime_env: Mapping[str, Any], deadline: float
+    ) -> None:
+        """Have a host's processes accounted for from now on.
+
+        Raises
+        ------
+        TimeoutError
+            No agent could be had in time. The host stays on the list: the next agent is told of it.
+        """
+        node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
+        node.hosts[key] = _Host(host)
+        with anyio.fail_after(deadline):
+            actor = await self._agent(node)
+            await actor.call.remote("adopt", key, host.pid, host.start_time)
+
+    async def prepare(self, node_id: str, runtime_env: Mapping[str, Any]) -> None:
+        """Have an agent on a node before its first host is there."""
+        node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
+        await self._attempt("agent.prepare", node, _CREATE_SECONDS, lambda: self._agent(node))
+
+    async def record(self, node_id: str, key: str, processes: Sequence[ProcessId]) -> None:
+        """Note an engine's processes; the agent also finds them by itself."""
+        node = self._nodes.get(node_id)
+        if node is None or key not in node.hosts:
+            return
+        node.hosts[key].processes = tuple(processes)
+        if node.actor is not None:
+            answer = node.actor.call.remote("record", key, tuple(processes))
+            await self._attempt("agent.record", node, _ANSWER_SECONDS, lambda: answer)
+
+    async def end(self, node_id: str, key: str, deadline: float) -> GoneReport:
+        """Have a host's processes killed, and return the proof, or the best there is of one."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return GoneReport((), (), verified=False)
+        known = node.hosts.get(key)
+        report = await self._ask_for_end(node, key, deadline)
+        if report is not None and report.verified:
+            node.hosts.pop(key, None)
+            return report
+        if not await self._node_lives(node_id):
+            node.hosts.pop(key, None)  # nothing runs on a dead node: its word is enough
+            return GoneReport((), (), verified=True)
+        if report is not None:
+            return report
+        left = (known.process, *known.processes) if known is not None else ()
+        return GoneReport((), left, verified=False)
+
+    async def snapshot(self, node_id: str, key: str) -> tuple[ProcessId, ...]:
+        """Look at a host's processes now; empty when nobody on its node can tell."""
+        node = self._nodes.get(node_id)
+
+        async def ask() -> tuple[ProcessId, ...]:
+            actor = await self._agent(node) if node is not None else None
+            return tuple(await actor.call.remote("snapshot", key)) if actor is not None else ()
+
+        return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
+
+    async def view(self, node_id: str, key: str, stack_file: str, deadline: float) -> HostView:
+        """Look at a host that does not answer, from beside it; empty when nobody on its node can tell."""
+        node = self._nodes.get(node_id)
+
+        async def ask() -> HostView:
+            actor = await self._agent(node) if node is not None else None
+            return await actor.call.remote("view", key, stack_file) if actor is not None else HostView(())
+
+        view = await self._attempt("agent.view", node, deadline, ask) if node is not None else None
+        return view or HostView(())
+
+    async def host_ended(self, node_id: str, key: str) -> tuple[int | None, int | None] | None:
+        """Wait until a host's node says that it has ended: its exit code and signal, as far as known.
+
+        None when nobody there can tell, or can any more: then Ray's word has to do.
+        """
+        node = self._nodes.get(node_id)
+        if node is None or node.actor is None:
+            return None
+        try:
+            how: tuple[int | None, int | None] | None = await node.actor.call.remote("host_ended", key)
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            return None
+        return how
+
+    async def pid(self, node_id: str) -> int:
+        """Pid of a node's agent, 0 if it has none now."""
+        node = self._nodes.get(node_id)
+        if node is None or node.actor is None:
+            return 0
+        answer = node.actor.pid.remote()
+        return int(await self._attempt("agent.pid", node, _ANSWER_SECONDS, lambda: answer) or 0)
+
+    async def close(self) -> None:
+        """End the agents. Their hosts have been ended before."""
+        self._closed = True
+        nodes = tuple(self._nodes.values())
+        for node in nodes:
+            if node.watcher is not None:
+                node.watcher.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await node.watcher
+        actors = [node.actor for node in nodes if node.actor is not None]
+        self._nodes.clear()
+
+        def kill() -> None:
+            import ray
+
+            for actor in actors:
+                ray.kill(actor)
+
+        if actors:
+            await self._cluster.call("ray.kill of the node agents", kill, deadline=_ANSWER_SECONDS)
+
+    async def _ask_for_end(self, node: _Node, key: str, deadline: float) -> GoneReport | None:
+        """Ask the agent; once more if it dies meanwhile. None when nobody answers."""
+
+        async def ask() -> GoneReport:
+            actor = await self._agent(node)
+            report: GoneReport = await actor.call.remote("end", key, deadline)
+            return report
+
+        for _ in range(2):
+            report = await self._attempt("agent.end", node, deadline + _SLACK_SECONDS, ask)
+            if report is not None:
+                return report
+            if not await self._node_lives(node.node_id):
+                return None
+        return None
+
+    async def _node_lives(self, node_id: str) -> bool:
+        try:
+            return (await self._cluster.nodes()).get(node_id, False)
+        except RayCallTimeout:
+            return True  # nobody says otherwise
+
+    async def _attempt(
+        self, event: str, node: _Node, deadline: float, work: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Do something that the agent's death may thwart. That is recorded; None tells the caller of it."""
+        try:
+            with anyio.fail_after(deadline):
+                return await work()
+        except Exception as error:
+            if not isinstance(error, TimeoutError) and not is_ray_error(error):
+                raise
+            log.warning(event, node=node.node_id, error=f"{type(error).__name__}: {error}"[:500])
+            if not isinstance(error, TimeoutError) and not end_of(error).unavailable:
+                node.actor = None
+            return None
+
+    async def _agent(self, node: _Node) -> Any:
+        async with node.lock:
+            if node.actor is None:
+                node.actor = await self._create(node)
+                if node.watcher is None or node.watcher.done():
+                    node.watcher = asyncio.create_task(self._watch(node), name=f"agent of {node.node_id[:8]}")
+            return node.actor
+
+    async def _create(self, node: _Node) -> Any:
+        name = f"rayvisor-agent-{node.node_id[:12]}-{secrets.token_hex(3)}"
+
+        def create() -> Any:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "name": name,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+            }
+            if node.runtime_env:
+                options["runtime_env"] = dict(node.runtime_env)
+            return agent_class().options(**options).remote()
+
+        def undo(actor: Any) -> None:
+            import ray
+
+            ray.kill(actor)
+
+        actor = await self._cluster.call("node agent", create, deadline=_CREATE_SECONDS, undo=undo)
+        try:
+            for key, host in list(node.hosts.items()):  # more may come meanwhile: they see to themselves
+                await actor.call.remote("adopt", key, host.process.pid, host.process.start_time)
+                await actor.call.remote("record", key, host.processes)
+        except BaseException:
+            self._cluster.post("ray.kill of a node agent", lambda: undo(actor))
+            raise
+        log.info("agent.up", node=node.node_id, name=name, hosts=len(node.hosts))
+        return actor
+
+    async def _watch(self, node: _Node) -> None:
+        """Wait for the agent's death and make it again, each time a little later, while the node lives."""
+        while not self._closed:
+            actor = node.actor
+            if actor is not None:
+                try:
+                    await actor.watch.remote()
+                except Exception as error:
+                    if not is_ray_error(error):
+                        raise
+                    if end_of(error).unavailable:
+                        await anyio.sleep(_DELAYS[1])
+                        continue
+                    log.warning("agent.died", node=node.node_id, cause=str(end_of(error).root)[:500])
+                if node.actor is actor:
+                    node.actor = None
+            delay = _DELAYS[min(node.deaths, len(_DELAYS) - 1)]
+            node.deaths += 1
+            await anyio.sleep(delay)
+            if not await self._node_lives(node.node_id):
+                log.warning("agent.node_died", node=node.node_id)
+                return
+            await self._attempt("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))

@@ -1,0 +1,250 @@
+"""The connection to a cluster: start a local Ray, or attach to one that runs and never shut it down.
+
+    async with await RayCluster.connect() as cluster: ...
+
+What is given wins: an address; then a Ray that this process has initialised already; then ``RAY_ADDRESS``;
+otherwise a local Ray is started, quiet, without a dashboard. Only that one is ever shut down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
+
+from rayvisor._backends.process.killing import end_processes
+from rayvisor._backends.process.tree import identify, tree
+from rayvisor._backends.ray.calls import CallThreads
+from rayvisor._core.protocol.wire import ProcessId
+from rayvisor._log import get_logger
+from rayvisor.errors import ClusterUnavailableError
+
+__all__ = ["RayCluster", "start_or_join"]
+
+T = TypeVar("T")
+log = get_logger("rayvisor.ray")
+
+_OF_A_NEW_ONE = frozenset(
+    {
+        "num_cpus",
+        "num_gpus",
+        "resources",
+        "labels",
+        "object_store_memory",
+        "include_dashboard",
+        "_system_config",
+    }
+)
+"""What ``ray.init`` refuses, or leaves aside, where it attaches to a cluster."""
+
+
+def start_or_join(arguments: Mapping[str, Any]) -> Any:
+    """Start or join a Ray; a local one that did not come up in the 30 s Ray gives it is tried once more."""
+    import ray
+
+    try:
+        return ray.init(**arguments)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        log.warning("ray.start.tried_again", why=str(error))
+        ray.shutdown()
+        return ray.init(**arguments)
+
+
+class RayCluster:
+    """A connection to Ray; `connect` makes one.
+
+    Attributes
+    ----------
+    started
+        Whether this object started the Ray it is connected to, and so may shut it down.
+    namespace
+        Where named actors go.
+    """
+
+    def __init__(self, calls: CallThreads, *, started: bool, connected: bool, facts: dict[str, str]) -> None:
+        self._calls = calls
+        self._connected = connected
+        self._session = facts["session"]
+        self._closed = False
+        self.started = started
+        self.namespace = facts["namespace"]
+        self.gcs_address = facts["gcs_address"]
+        self.node_id = facts["node_id"]
+
+    @classmethod
+    async def connect(
+        cls,
+        address: str | None = None,
+        *,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        namespace: str | None = None,
+        options: dict[str, Any] | None = None,
+        deadline: float = 60.0,
+        threads: int = 8,
+    ) -> RayCluster:
+        """Start a local Ray or attach to one that runs.
+
+        Parameters
+        ----------
+        address
+            Of a running cluster; ``"local"`` starts one whatever ``RAY_ADDRESS`` says.
+        num_cpus, num_gpus
+            For a Ray that is started: what it offers. None: what the machine has.
+        namespace
+            For named actors. None: a fresh one.
+        options
+            More arguments for ``ray.init``; these win. What only a Ray can be told that is started,
+            ``num_cpus`` for example, is left out where one is attached to.
+        deadline
+            Seconds to wait.
+        threads
+            How many blocking calls to Ray may be under way at once.
+
+        Raises
+        ------
+        ClusterUnavailableError
+            No Ray could be started, or attached to.
+        """
+        calls = CallThreads(threads)
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        space = namespace or f"rayvisor-{secrets.token_hex(4)}"
+
+        # Ray prints each worker's death to standard output. Deaths are ours to tell of, and output is the
+        # user's. It is read when ray is imported; a setting of the user's stays.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
+
+        def connect() -> RayCluster:
+            import ray
+
+            if ray.is_initialized():
+                facts = _facts({})
+                if address not in {None, facts["gcs_address"]}:
+                    raise ClusterUnavailableError(
+                        where, f"this process is connected to {facts['gcs_address']} already"
+                    )
+                return cls(calls, started=False, connected=False, facts=facts)
+            arguments: dict[str, Any] = {
+                "address": where,
+                "namespace": space,
+                "log_to_driver": False,
+                "logging_level": "ERROR",
+            }
+            if where == "local":
+                arguments |= {
+                    "num_cpus": num_cpus,
+                    "num_gpus": num_gpus,
+                    "include_dashboard": False,
+                }
+            given = options or {}
+            if where != "local":
+                given = {name: value for name, value in given.items() if name not in _OF_A_NEW_ONE}
+            try:
+                context = start_or_join(arguments | given)
+            except Exception as error:
+                raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
+            return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
+
+        cluster = await calls.run("ray.init", connect, deadline=deadline, undo=cls._disconnect)
+        log.info(
+            "ray.connected", started=cluster.started, address=cluster.gcs_address, namespace=cluster.namespace
+        )
+        return cluster
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def call(
+        self,
+        name: str,
+        function: Callable[[], T],
+        *,
+        deadline: float = 10.0,
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
+        """Run a blocking Ray call in a thread, see `CallThreads.run`."""
+        return await self._calls.run(name, function, deadline=deadline, undo=undo)
+
+    def post(self, name: str, function: Callable[[], object]) -> None:
+        """Run a blocking Ray call that nobody waits for, see `CallThreads.post`."""
+        self._calls.post(name, function)
+
+    async def nodes(self, deadline: float = 5.0) -> dict[str, bool]:
+        """Ids of the nodes Ray knows of, and whether each lives."""
+
+        def nodes() -> dict[str, bool]:
+            return {node["NodeID"]: bool(node["Alive"]) for node in _nodes()}
+
+        return await self.call("ray.nodes", nodes, deadline=deadline)
+
+    async def node_resources(self, deadline: float = 5.0) -> list[dict[str, float]]:
+        """What each living node has in all, free or not."""
+
+        def resources() -> list[dict[str, float]]:
+            return [dict(node["Resources"]) for node in _nodes() if node["Alive"]]
+
+        return await self.call("ray.nodes", resources, deadline=deadline)
+
+    async def close(self, deadline: float = 30.0) -> None:
+        """Let go of the cluster: shut down what `connect` started, leave everything else as it was."""
+        if self._closed:
+            return
+        self._closed = True
+        left: tuple[ProcessId, ...] = ()
+        if self.started:
+            left = await self.call("processes of ray", self._own_processes, deadline=5.0)
+        if self._connected:
+            await self.call("ray.shutdown", self._disconnect, deadline=deadline)
+        if left:
+            # Workers leave by themselves once their raylet is gone, but nobody waits for them; here
+            # somebody does.
+            report = await end_processes(left, key=None, deadline=5.0)
+            if not report.verified:
+                log.warning("ray.processes.left", processes=[process.pid for process in report.left])
+        self._calls.close()
+        log.info("ray.closed", shut_down=self.started)
+
+    def _disconnect(self, _: object = None) -> None:
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+
+    def _own_processes(self) -> tuple[ProcessId, ...]:
+        """The processes of the Ray that was started here: children that name its session, and theirs."""
+        me = identify(os.getpid())
+        if me is None or not self._session:
+            return ()
+        found: dict[int, ProcessId] = {}
+        for process in tree(me):
+            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as file:  # noqa: PTH123
+                if self._session.encode() in file.read():
+                    found[process.pid] = process
+        found.update((process.pid, process) for process in tree(*found.values()))
+        return tuple(found.values())
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes: Any = ray.nodes  # it has no types
+    return list(nodes())
+
+
+def _facts(info: dict[str, Any]) -> dict[str, str]:
+    import ray
+
+    context = ray.get_runtime_context()
+    return {
+        "session": str(info.get("session_dir") or ""),
+        "namespace": str(context.namespace),
+        "gcs_address": str(context.gcs_address),
+        "node_id": str(context.get_node_id()),
+    }

@@ -1,0 +1,283 @@
+"""Ray's exceptions, turned into plain data; and the two errors of our own that Ray makes necessary.
+
+Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no
+other way is taken from the text. No class is looked up by importing its module, so that an exception of
+somebody else's (vLLM's above all) never makes the driver import what it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from rayvisor._core.protocol.links import HostEnd
+from rayvisor.errors import RayvisorError
+from rayvisor.faults import Cause
+
+__all__ = [
+    "RayCallTimeout",
+    "WorkerPackageError",
+    "death_told",
+    "end_of",
+    "environment_failure",
+    "init_failure",
+    "is_ray_error",
+    "out_of_memory",
+    "plain_causes",
+    "text_cause",
+    "without_advice",
+]
+
+_MOST_CAUSES = 8
+_MOST_TEXT = 4000
+
+_EXIT_TYPE = re.compile(r"[Ee]xit type: ([A-Z_]+)")
+_EXIT_CODE = re.compile(r"exit code[ =:]+(-?\d+)")
+_SIGNAL = re.compile(r"(?:signal|SIG)[ =:]+(\d+)")
+_ADDRESS = re.compile(r"^\tip: (\S+)", re.MULTILINE)
+_CREATION = "raised in its creation task"
+_LOW_ON_MEMORY = re.compile(r"low on memory|memory monitor", re.IGNORECASE)
+_KILLED = re.compile(r"killed by `?ray\.kill|ray\.kill\(|RAY_KILL", re.IGNORECASE)
+_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
+
+_ADVICE = re.compile(r" (?:Some common causes include|There are some potential root causes)")
+_INTENDED_TYPES = frozenset({"INTENDED_USER_EXIT", "INTENDED_SYSTEM_EXIT"})
+_NODE_DEATH = re.compile(
+    r"node (?:was|has been|is) (?:dead|terminated|lost|removed)|its node has died", re.IGNORECASE
+)
+_UNAVAILABLE = frozenset({"ActorUnavailableError"})
+
+
+class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what happened
+    """A call to Ray was not answered in time.
+
+    Parameters
+    ----------
+    call
+        Which call, in words.
+    deadline
+        How long it was waited for, in seconds.
+    blocked
+        Calls that held a thread then: when all threads are held, the culprit is among them.
+    hint
+        Why it may have taken so long, where that is known.
+    """
+
+    def __init__(
+        self, call: str, deadline: float, *, blocked: list[str] | None = None, hint: str = ""
+    ) -> None:
+        self.call = call
+        self.deadline = deadline
+        self.blocked = blocked or []
+        self.hint = hint
+        others = [name for name in self.blocked if name != call]
+        tail = f"; also under way: {', '.join(others)}" if others else ""
+        because = f": {hint}" if hint else ""
+        super().__init__(f"{call} was not answered within {deadline:g} s{because}{tail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_timeout, (self.call, self.deadline, self.blocked, self.hint))
+
+
+def _timeout(call: str, deadline: float, blocked: list[str], hint: str) -> RayCallTimeout:
+    return RayCallTimeout(call, deadline, blocked=blocked, hint=hint)
+
+
+class WorkerPackageError(RayvisorError):
+    """Workers of the cluster lack rayvisor, or have another version of it.
+
+    Parameters
+    ----------
+    found
+        The version found there, or None if it could not be imported.
+    wanted
+        The driver's version.
+    folders
+        The driver's package folders, for a checkout.
+    detail
+        What the worker said.
+    """
+
+    def __init__(self, found: str | None, wanted: str, folders: tuple[str, ...], detail: str = "") -> None:
+        self.found = found
+        self.wanted = wanted
+        self.folders = folders
+        self.detail = detail
+        state = f"have rayvisor {found}" if found is not None else "cannot import rayvisor"
+        modules = ", ".join(f'"{folder}"' for folder in folders)
+        said = f" ({detail})" if detail else ""
+        super().__init__(
+            f"the workers of this cluster {state}{said}, the driver has {wanted}. "
+            "Give them the driver's by pasting one of these lines:\n"
+            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}  # released; in ray.init() or on the child\n'
+            f'    runtime_env={{"py_modules": [{modules}]}}  # a checkout; in ray.init(), which uploads it'
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (WorkerPackageError, (self.found, self.wanted, self.folders, self.detail))
+
+
+def _ray_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "ray"}
+
+
+def is_ray_error(error: BaseException) -> bool:
+    """Whether Ray raised this on its own account."""
+    return "RayError" in _ray_names(error)
+
+
+def plain_causes(error: BaseException) -> tuple[Cause, ...]:
+    """Follow an exception to its root: outermost first, Ray's wrapping around a task's error taken off."""
+    causes: list[Cause] = []
+    link: BaseException | None = error
+    while link is not None and len(causes) < _MOST_CAUSES:
+        if "RayTaskError" in _ray_names(link):
+            inner = getattr(link, "cause", None)
+            if isinstance(inner, BaseException) and inner is not link:
+                link = inner
+                continue
+            causes.append(text_cause(str(getattr(link, "traceback_str", "")) or str(link)))
+            break
+        causes.append(Cause(type(link).__name__, _shorten(str(link))))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return tuple(causes)
+
+
+def _shorten(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT // 2] + "\n...\n" + text[-_MOST_TEXT // 2 :]
+
+
+def text_cause(text: str) -> Cause:
+    """Read the exception off the last line of a traceback, for an exception that came as text only."""
+    lines = text.strip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        line = lines[index]
+        if line and not line.startswith((" ", "\t")):
+            match = _LAST_LINE.match("\n".join(lines[index:]))
+            if match and match[1][:1].isalpha():
+                return Cause(match[1].rpartition(".")[2], _shorten(match[2] or ""))
+    return Cause("UnknownError", _shorten(text))
+
+
+def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostEnd:
+    """Turn what awaiting an actor raised into a plain account of how it ended.
+
+    Parameters
+    ----------
+    error
+        What Ray raised.
+    node, log_file
+        What is known of the actor already.
+    """
+    names = _ray_names(error)
+    text = str(error)
+    outer = Cause(type(error).__name__, _because(text))
+    address = _ADDRESS.search(text)
+    node = node or (address[1] if address else "")
+    if names & _UNAVAILABLE:
+        return HostEnd(causes=(outer,), unavailable=True, node=node, log_file=log_file)
+    if "OutOfMemoryError" in names:
+        return replace(out_of_memory(text, node=node), log_file=log_file)
+    if "RuntimeEnvSetupError" in names:
+        return replace(environment_failure(text, node=node), log_file=log_file)
+    if "RayActorError" not in names:
+        return HostEnd(
+            causes=plain_causes(error),
+            node_died=bool(names & {"NodeDiedError", "LocalRayletDiedError"}),
+            node=node,
+            log_file=log_file,
+            traceback=str(getattr(error, "traceback_str", "")),
+        )
+    if getattr(error, "actor_init_failed", False) or _CREATION in text:
+        return init_failure(text, node=node, log_file=log_file, outer=type(error).__name__)
+    exit_type = _EXIT_TYPE.search(text)
+    end = death_told(outer, exit_type[1] if exit_type else "", text, node=node)
+    return replace(
+        end,
+        traceback=text,
+        intended=end.intended or (not _taken(text) and bool(_KILLED.search(text))),
+        preempted=bool(getattr(error, "preempted", False)),
+        node_died=bool(_NODE_DEATH.search(text)),
+        log_file=log_file,
+    )
+
+
+def out_of_memory(text: str, *, node: str = "") -> HostEnd:
+    """Account for a worker that Ray's memory monitor killed: what it saw, without the advice around it."""
+    said = next((line for line in text.splitlines() if _LOW_ON_MEMORY.search(line)), "")
+    cause = Cause("OutOfMemoryError", _shorten(said) or "killed by Ray's memory monitor")
+    return HostEnd(causes=(cause,), out_of_memory=True, signal=9, node=node, traceback=text)
+
+
+def environment_failure(text: str, *, node: str = "") -> HostEnd:
+    """Account for an environment that could not be made: why is in a traceback, where there is one."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    raised = text_cause(text) if "Traceback (most recent call last)" in text else None
+    why = () if raised is None or raised.type == "UnknownError" else (raised,)
+    return HostEnd(causes=(Cause("RuntimeEnvSetupError", _shorten(first)), *why), node=node, traceback=text)
+
+
+def init_failure(text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError") -> HostEnd:
+    """Account for an actor whose ``__init__`` raised, as its traceback tells."""
+    summary = Cause(outer, "the actor's __init__ raised")
+    return HostEnd(
+        causes=(summary, text_cause(text)),
+        init_failed=True,
+        node=node,
+        log_file=log_file,
+        traceback=text,
+    )
+
+
+def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> HostEnd:
+    """Account for the end of an actor's worker.
+
+    Parameters
+    ----------
+    outer
+        What is said of the actor.
+    kind
+        Ray's exit type of the worker; empty if it is not known.
+    detail
+        Ray's words on it.
+    node
+        Address of its node.
+    """
+    code = _EXIT_CODE.search(detail)
+    number = _SIGNAL.search(detail)
+    # Ray calls this intended; whoever supervises the actor did not intend it.
+    taken = _taken(detail)
+    if taken:
+        kind = "PlacementGroupRemoved"
+    return HostEnd(
+        causes=(outer, Cause(kind, _detail(detail))) if kind else (outer,),
+        exit_code=int(code[1]) if code else None,
+        signal=int(number[1]) if number else None,
+        intended=not taken and kind in _INTENDED_TYPES,
+        out_of_memory=kind == "NODE_OUT_OF_MEMORY",
+        node=node,
+    )
+
+
+def _taken(text: str) -> bool:
+    return "its placement group was removed" in text
+
+
+def without_advice(text: str) -> str:
+    """Ray's words without the advice that follows them."""
+    return _shorten(_ADVICE.split(text, maxsplit=1)[0])
+
+
+def _because(text: str) -> str:
+    """The sentence in which Ray says why, without the table of names and ids above it."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
+    return _shorten(lines[-1].partition(" Worker exit type:")[0]) if lines else ""
+
+
+def _detail(text: str) -> str:
+    """What Ray knows of the exit, without the advice that follows it."""
+    _, _, detail = text.rpartition("xit detail: ")
+    detail = _ADVICE.split(detail, maxsplit=1)[0]
+    return _shorten(detail.splitlines()[0]) if detail else ""

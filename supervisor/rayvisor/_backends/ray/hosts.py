@@ -1,0 +1,405 @@
+"""Engine hosts as Ray actors: `RayHost` is the link to one.
+
+A host is an actor with ``max_restarts=0``: its death is known some ten milliseconds later, with its cause,
+by a call that never returns while it lives (the sentinel), and nothing competes with the supervisor over
+bringing it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import anyio
+
+from rayvisor._backends.ray import package
+from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._backends.ray.host_actor import Failure, Greeting
+from rayvisor._core.protocol.links import GoneReport, HostCallFailed, HostEnd, HostGone, HostView
+from rayvisor._core.protocol.wire import Died, EngineInfo, HostDescription, HostItem, Order
+from rayvisor._core.tasks.attempts import Attempts, Limits
+from rayvisor._log import get_logger
+from rayvisor.faults import Cause
+from rayvisor.specs import ActorOptions, Backoff, StallLimits
+from rayvisor.specs.limits import PATIENT
+
+if TYPE_CHECKING:
+    from rayvisor._backends.ray.agents import NodeAgents
+    from rayvisor._backends.ray.anti_affinity import Neighbours
+    from rayvisor._backends.ray.cluster import RayCluster
+    from rayvisor._backends.ray.nodes import NodeWatch
+
+__all__ = ["RayHost", "package_env"]
+
+log = get_logger("rayvisor.ray")
+
+_KILL_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+_SLACK_SECONDS = 5.0
+_AGENT_SECONDS = 30.0
+_UNREAD_BATCHES = 64
+"""So many batches lie between a host and a driver that does not read; then the host waits."""
+
+
+T = TypeVar("T")
+_BRING_UP = Limits(attempts=4, backoff=Backoff(initial=0.5, maximum=4.0, first_at_once=False))
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Make an idempotent call of a bring-up, and make it again while Ray cannot reach the host.
+
+    The same host is asked again: creating another one would throw away minutes of loading, and leave two.
+    """
+    attempts = Attempts(_BRING_UP, Random(), time.monotonic())
+    while True:
+        try:
+            return await call()
+        except HostGone as error:
+            if not error.end.unavailable:
+                raise
+            wait = attempts.failed(str(error), time.monotonic())
+            if wait is None:
+                raise
+        await asyncio.sleep(wait)
+
+
+class Place(Protocol):
+    """What a host needs of the place that created it."""
+
+    cluster: RayCluster
+    agents: NodeAgents
+    neighbours: Neighbours
+    nodes: NodeWatch
+
+    async def why_pending(self, options: ActorOptions) -> str:
+        """Say why an actor with these options does not come up; empty if the cluster does not tell."""
+        ...
+
+    def forget(self, host: RayHost, *, verified: bool) -> None:
+        """Drop a host that has been ended."""
+        ...
+
+
+class RayHost:
+    """The link to one host actor; `RayPlace.create` makes it."""
+
+    def __init__(
+        self, place: Place, actor: Any, key: str, child: str, epoch: int, options: ActorOptions
+    ) -> None:
+        self._place = place
+        self._actor = actor
+        self._options = options
+        self._greeting: Greeting | None = None
+        self._greeted = asyncio.Lock()
+        self._ending = False
+        self.key = key
+        self.child = child
+        self.epoch = epoch
+        self._sentinel = self._arm()
+        self._let_go: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._told: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._hearing: asyncio.Task[None] | None = None
+        self._missing: asyncio.Task[None] | None = None
+
+    @property
+    def reaper(self) -> int:
+        """Pid of the reaper that guards the host on its node, 0 if there is none or it is not known yet."""
+        return self._greeting.reaper if self._greeting is not None else 0
+
+    @property
+    def node_id(self) -> str:
+        """Ray's id of the node that the host runs on, empty while it is not known."""
+        return self._greeting.node_id if self._greeting is not None else ""
+
+    async def ready(self, deadline: float) -> HostDescription:
+        """Wait until the host answers, has the driver's version of rayvisor, and its processes are watched.
+
+        Raises
+        ------
+        WorkerPackageError
+            The worker has no rayvisor, or another version of it.
+        HostGone, TimeoutError
+            As for every call.
+        """
+        began = time.monotonic()
+
+        async def describe() -> Any:
+            left = max(0.1, deadline - (time.monotonic() - began))
+            return await self._call("describe", self._actor.describe.remote(), left)
+
+        async with self._greeted:
+            answer = await _patiently(describe)
+            if not isinstance(answer, Greeting):
+                package.check(*answer)
+                raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
+            known, self._greeting = self._greeting, answer
+            self._place.neighbours.is_on(self.child, answer.node_id)
+            if known is None:
+                self._missing = asyncio.create_task(
+                    self._miss(answer), name=f"node of {self.child}, epoch {self.epoch}"
+                )
+                await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
+        return answer.description
+
+    async def ensure_started(
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        deadline: float,
+        limits: StallLimits = PATIENT,
+    ) -> EngineInfo | Died:
+        """Start an engine in the host, see `HostLink.ensure_started`."""
+        began = time.monotonic()
+        if self._greeting is None:
+            await self.ready(deadline)
+
+        async def ask() -> Any:
+            left = max(0.1, deadline - (time.monotonic() - began))
+            # The host keeps the deadline itself, and says what it was doing; ours only covers one that hangs.
+            ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
+            return await self._call("ensure_started", ref, limits.longest(left) + _SLACK_SECONDS)
+
+        answer: EngineInfo | Died = await _patiently(ask)
+        if isinstance(answer, EngineInfo) and self._greeting is not None:
+            await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
+            if self._hearing is None or self._hearing.done():
+                # Its host is large now: Ray notices its death only once all its memory is given back.
+                self._hearing = asyncio.create_task(
+                    self._hear(self._greeting), name=f"node's word on {self.child}, epoch {self.epoch}"
+                )
+        return answer
+
+    async def stop_engine(self, incarnation: int, grace: float) -> None:
+        """End the engine, see `HostLink.stop_engine`."""
+        ref = self._actor.call.remote("stop_engine", incarnation, grace)
+        await self._call("stop_engine", ref, grace + _ANSWER_SECONDS)
+
+    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+        """Put orders to the engine."""
+        await self._call(
+            "submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS
+        )
+
+    async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
+        """End requests in the engine."""
+        await self._call("abort", self._actor.call.remote("abort", list(requests)), _ANSWER_SECONDS)
+
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop or resume reading a request's output."""
+        await self._call("flow", self._actor.call.remote("flow", request, attempt, is_open), _ANSWER_SECONDS)
+
+    async def ask(
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+    ) -> Any:
+        """Have the engine carry out a call, see `HostLink.ask`."""
+        ref = self._actor.call.remote("ask", incarnation, method, tuple(args), dict(kwargs), deadline)
+        return await self._call(method, ref, deadline + _SLACK_SECONDS)
+
+    async def stream(self) -> AsyncIterator[list[HostItem]]:
+        """Everything the host has to say; ends with HostGone when the host does."""
+        generator = self._actor.stream.options(
+            num_returns="streaming", _generator_backpressure_num_objects=_UNREAD_BATCHES
+        ).remote()
+        try:
+            async for ref in generator:
+                yield _unwrap("stream", await ref)
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            raise HostGone(self.child, self.epoch, self._account(error)) from None
+        finally:
+            if not self._sentinel.done():
+                self._place.cluster.post("ray.cancel of a stream", lambda: _cancel(generator))
+
+    async def view(self, deadline: float) -> HostView:
+        """Have the node agent look at the host, see `HostLink.view`."""
+        if self._greeting is None:
+            return HostView(())
+        node, stack_file = self._greeting.node_id, self._greeting.description.stack_file
+        view = await self._place.agents.view(node, self.key, stack_file, deadline)
+        return view._replace(node=self._greeting.description.node, log_file=self._greeting.log_file)
+
+    async def ended(self) -> HostEnd:
+        """Wait until the host has ended, see `HostLink.ended`."""
+        told = (self._let_go, self._told)
+        for known in told:
+            if known.done():
+                return known.result()
+        if self._sentinel.done() and self._sentinel.result().unavailable:
+            self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call tells
+        ways: list[asyncio.Future[HostEnd]] = [self._sentinel, *told]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        return next(way for way in ways if way.done()).result()
+
+    async def end(self, deadline: float) -> GoneReport:
+        """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
+        self._ending = True
+        until = time.monotonic() + deadline
+        with contextlib.suppress(RayCallTimeout):  # what is stopped dies by the agent's SIGKILL instead
+            await self._place.cluster.call(
+                f"ray.kill of the host of {self.child}", self._kill, deadline=min(deadline, _KILL_SECONDS)
+            )
+        left = max(0.1, until - time.monotonic())
+        if self._greeting is not None:
+            report = await self._place.agents.end(self._greeting.node_id, self.key, left)
+        else:
+            report = await self._end_unseen(left)
+        self._place.forget(self, verified=report.verified)
+        log.info(
+            "host.ended",
+            child=self.child,
+            epoch=self.epoch,
+            verified=report.verified,
+            killed=[f"{process.name} ({process.pid})" for process in report.killed],
+            left=[f"{process.name} ({process.pid})" for process in report.left],
+        )
+        return report
+
+    def release(self) -> None:
+        """Stop watching the host: it has been ended. Who still waits for that is told so now."""
+        for waiting in (self._hearing, self._missing):
+            if waiting is not None:
+                waiting.cancel()
+        if self._sentinel.done() or self._let_go.done():
+            return
+        cause = Cause("HostEnded", "the host was ended; Ray has not said yet how")
+        self._let_go.set_result(HostEnd(causes=(cause,), intended=True))
+        self._sentinel.cancel()
+
+    async def _end_unseen(self, deadline: float) -> GoneReport:
+        """End a host that has never answered: it has not started an engine, so Ray's word is enough."""
+        with anyio.move_on_after(deadline):
+            end = await self.ended()
+            return GoneReport((), (), verified=not end.unavailable)
+        return GoneReport((), (), verified=False)
+
+    async def _be_adopted(self, greeting: Greeting, deadline: float) -> None:
+        process = greeting.description.process
+        try:
+            await self._place.agents.adopt(
+                greeting.node_id,
+                self.key,
+                process,
+                package_env(self._options),
+                min(deadline, _AGENT_SECONDS),
+            )
+        except Exception as error:
+            if not isinstance(error, TimeoutError) and not is_ray_error(error):
+                raise
+            # The reaper guards the host meanwhile, and the next agent is told of it.
+            log.warning("host.not_adopted", child=self.child, epoch=self.epoch, error=str(error)[:500])
+
+    async def _call(self, name: str, ref: Awaitable[Any], deadline: float) -> Any:
+        what = f"{name} of the host of {self.child} (epoch {self.epoch})"
+        try:
+            with anyio.fail_after(deadline):
+                answer = await ref
+        except TimeoutError:
+            hint = await self._place.why_pending(self._options) if self._greeting is None else ""
+            raise RayCallTimeout(what, deadline, hint=hint) from None
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            raise HostGone(self.child, self.epoch, self._account(error)) from None
+        return _unwrap(what, answer)
+
+    def _arm(self) -> asyncio.Task[HostEnd]:
+        return asyncio.create_task(self._watch(), name=f"sentinel of {self.child}, epoch {self.epoch}")
+
+    async def _watch(self) -> HostEnd:
+        try:
+            await self._actor.watch.remote()
+        except Exception as error:
+            if not is_ray_error(error):
+                raise
+            end = self._account(error)
+            log.info(
+                "host.sentinel",
+                child=self.child,
+                epoch=self.epoch,
+                unavailable=end.unavailable,
+                root=end.root.type,
+            )
+            return end
+        return HostEnd(causes=(), intended=True)
+
+    async def _hear(self, greeting: Greeting) -> None:
+        """Wait for the node's word that the host has ended by a signal or with an error.
+
+        Of any other end, and why somebody else ended it, Ray knows more.
+        """
+        how = await self._place.agents.host_ended(greeting.node_id, self.key)
+        code, number = how or (None, None)
+        if not code and not number:
+            return
+        description = greeting.description
+        who = f"the host (pid {description.process.pid})"
+        cause = Cause("ProcessExited", f"{who} ended with exit code {code}")
+        if number:
+            names = {each.value: each.name for each in signal.Signals}
+            cause = Cause("ProcessKilled", f"{who} was ended by {names.get(number, f'signal {number}')}")
+        log.info("host.ended_on_node", child=self.child, epoch=self.epoch, exit_code=code, signal=number)
+        if not self._told.done():
+            self._told.set_result(
+                HostEnd(
+                    causes=(cause,),
+                    exit_code=code,
+                    signal=number,
+                    intended=self._ending,
+                    node=description.node,
+                    log_file=greeting.log_file,
+                )
+            )
+
+    async def _miss(self, greeting: Greeting) -> None:
+        """Wait for the cluster's word that the host's node has gone: no actor can be asked there any more."""
+        why = await self._place.nodes.lost(greeting.node_id)
+        if not self._told.done():
+            node = greeting.description.node
+            cause = Cause("NodeDiedError", f"node {greeting.node_id[:12]} ({node}) has gone: {why}")
+            self._told.set_result(
+                HostEnd(
+                    causes=(cause,),
+                    intended=self._ending,
+                    node_died=True,
+                    node=node,
+                    log_file=greeting.log_file,
+                )
+            )
+
+    def _account(self, error: BaseException) -> HostEnd:
+        greeting = self._greeting
+        end = end_of(
+            error,
+            node=greeting.description.node if greeting else "",
+            log_file=greeting.log_file if greeting else "",
+        )
+        return replace(end, intended=True) if self._ending and not end.unavailable else end
+
+    def _kill(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+def package_env(options: ActorOptions) -> dict[str, Any]:
+    """What a node agent needs to find rayvisor where the host does."""
+    return {key: value for key, value in options.runtime_env.items() if key != "env_vars"}
+
+
+def _unwrap(what: str, answer: Any) -> Any:
+    if isinstance(answer, Failure):
+        raise HostCallFailed(what, answer.causes, answer.traceback)
+    return answer
+
+
+def _cancel(generator: Any) -> None:
+    import ray
+
+    ray.cancel(generator)

@@ -1,0 +1,84 @@
+"""Actors of a tree, found by their names from any process that is connected to the same Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+
+from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
+from rayvisor._core.protocol.links import HostGone
+
+__all__ = ["FoundActor", "find", "find_in_thread"]
+
+
+class FoundActor(NamedTuple):
+    """The newest incarnation of a child that Ray knows by name."""
+
+    name: str
+    incarnation: int
+    handle: Any
+
+    async def call(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, deadline: float | None
+    ) -> Any:
+        """Call a method. What the method raises comes as Ray sends it.
+
+        Raises
+        ------
+        HostGone
+            The actor has ended, or cannot be reached.
+        RayCallTimeout
+            No answer within the deadline.
+        """
+        ref = getattr(self.handle, method).remote(*args, **kwargs)
+        try:
+            with anyio.fail_after(deadline):
+                return await ref
+        except TimeoutError as error:
+            if is_ray_error(error):
+                raise  # the method's own
+            raise RayCallTimeout(f"{self.name}.{method}", deadline or 0.0) from None
+        except Exception as error:
+            if not is_ray_error(error) or "RayTaskError" in {kind.__name__ for kind in type(error).__mro__}:
+                raise
+            raise HostGone(self.name, 0, end_of(error)) from None
+
+
+def find(namespace: str, prefix: str, child: str) -> FoundActor | None:
+    """Look up a child's present actor. It asks Ray, and blocks for that.
+
+    Parameters
+    ----------
+    namespace
+        Of the tree's actors.
+    prefix
+        What their names begin with.
+    child
+        Path of the child.
+    """
+    import ray
+    from ray.util import list_named_actors
+
+    begins = f"{prefix}{child}/"
+    numbers: list[int] = []
+    listed: Any = list_named_actors(all_namespaces=True)
+    for actor in listed:
+        rest = actor["name"].removeprefix(begins)
+        if actor["namespace"] == namespace and rest != actor["name"] and rest.isdecimal():
+            numbers.append(int(rest))
+    for number in sorted(numbers, reverse=True):
+        name = f"{begins}{number}"
+        try:
+            return FoundActor(name, number, ray.get_actor(name, namespace=namespace))
+        except ValueError:
+            continue  # it has ended since
+    return None
+
+
+async def find_in_thread(namespace: str, prefix: str, child: str, deadline: float) -> FoundActor | None:
+    """Look up a child's present actor without blocking the event loop."""
+    with anyio.fail_after(deadline):
+        return await asyncio.to_thread(find, namespace, prefix, child)

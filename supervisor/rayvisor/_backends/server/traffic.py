@@ -1,0 +1,128 @@
+r"""What a server has to do, and whether it gets on with it: read from its metrics. Pure.
+
+A server that hangs answers ``/health`` as if nothing was wrong. What it does not do is to count: while it
+has requests, some number of its ``/metrics`` has to move.
+
+>>> sample = read_metrics('vllm:num_requests_running{engine="0"} 2.0\nvllm:generation_tokens_total 7.0\n')
+>>> sample
+Sample(known=True, waiting=2, moved=7.0, tokens=7.0)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from rayvisor._backends.host.engine import Outside
+
+__all__ = ["Sample", "Traffic", "read_metrics"]
+
+_WAITING = frozenset({"vllm:num_requests_running", "vllm:num_requests_waiting"})
+_TOKENS = frozenset({"vllm:generation_tokens_total"})
+_MOVING = _TOKENS | {
+    "vllm:prompt_tokens_total",
+    "vllm:request_success_total",
+    "vllm:iteration_tokens_total_count",
+}
+
+
+class Sample(NamedTuple):
+    """One look at the metrics."""
+
+    known: bool
+    """Whether the server counts at all: with its statistics switched off it does not."""
+    waiting: int
+    """Requests that run or wait to run."""
+    moved: float
+    """Sum of what is counted while work gets on: it is different after each step."""
+    tokens: float
+    """Tokens generated since its start."""
+
+
+def read_metrics(text: str) -> Sample:
+    """Read the few numbers that matter from a page in Prometheus' text format."""
+    known, waiting, moved, tokens = False, 0.0, 0.0, 0.0
+    for line in text.splitlines():
+        if not line.startswith("vllm:"):
+            continue
+        head, _, number = line.rpartition(" ")
+        name = head.partition("{")[0]
+        if name not in _WAITING and name not in _MOVING:
+            continue
+        try:
+            value = float(number)
+        except ValueError:
+            continue
+        if not math.isfinite(value):
+            continue
+        if name in _WAITING:
+            waiting += value
+        else:
+            known = True
+            moved += value
+            tokens += value if name in _TOKENS else 0.0
+    return Sample(known, int(waiting), moved, tokens)
+
+
+class Traffic:
+    """Follows what a server has to do.
+
+    >>> traffic = Traffic()
+    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
+    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
+    >>> traffic.outside()[:3]
+    (1, 10.0, 10.0)
+    >>> traffic.silent(now=13.0)
+    >>> traffic.outside().waiting
+    2
+    """
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._since = -math.inf
+        self._moved = -1.0
+        self._progressed = -math.inf
+        self._silent_since: float | None = None
+        self.tokens = 0.0
+        """Tokens generated, as it was last heard."""
+
+    def counted(self, sample: Sample, *, load: int, now: float) -> None:
+        """Take note of what the server counts.
+
+        Parameters
+        ----------
+        sample
+            From its metrics.
+        load
+            How many requests its front has in hand: its metrics say nothing of one that the engine has not
+            begun with.
+        now
+            Seconds, monotonic.
+        """
+        waiting = max(sample.waiting, load) if sample.known else 0
+        if waiting and not self._waiting:
+            self._since = now
+        if sample.moved != self._moved or waiting < self._waiting:
+            self._progressed = now
+        self._waiting, self._moved, self.tokens = waiting, sample.moved, sample.tokens
+
+    def answered(self) -> None:
+        """It has said that it is well."""
+        self._silent_since = None
+
+    def silent(self, now: float) -> None:
+        """It was asked, and has not said that it is well."""
+        if self._silent_since is None:
+            self._silent_since = now
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it owes an answer."""
+        return self._silent_since is not None
+
+    def outside(self) -> Outside:
+        """How many wait for it, since when, and when it last got on; who asks after its health waits, too."""
+        if self._silent_since is None:
+            return Outside(self._waiting, self._since, self._progressed)
+        since = min(self._since, self._silent_since) if self._waiting else self._silent_since
+        return Outside(self._waiting + 1, since, self._progressed)

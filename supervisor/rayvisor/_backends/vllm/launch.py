@@ -1,0 +1,190 @@
+"""Bringing an AsyncLLM up: its arguments, its environment, and where its processes' output goes.
+
+All of it blocks, for half a minute and more: it runs in a thread, in steps, so that a start can be
+called off between them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rayvisor._backends.process.engine_tree import TAG
+from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
+from rayvisor._core.protocol.causes import Causes, plain_causes
+
+__all__ = [
+    "Redirection",
+    "check_arguments",
+    "construct",
+    "engine_config",
+    "eos_token_ids",
+    "is_permanent",
+    "killed_at_birth",
+    "prepare_environment",
+    "release",
+    "start_causes",
+    "vllm_version",
+]
+
+_PATHS = ("model", "tokenizer")
+_CORES_ENDED = re.compile(r"Failed core proc\(s\): \{'(?P<name>\w+)': -(?P<signal>\d+)")
+"""What vLLM says when an engine core ends before it has said a word; of several, the first one counts."""
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Find out what is wrong with engine arguments as far as one can without vLLM.
+
+    Raises
+    ------
+    TypeError
+        An argument's name is not a string.
+    ValueError
+        The model is missing, or is a path at which there is nothing.
+    """
+    for name in arguments:
+        if not isinstance(name, str):
+            raise TypeError(f"engine arguments have names; {name!r} is none")
+    if not arguments.get("model"):
+        raise ValueError("model: an engine needs one")
+    for name in _PATHS:
+        value = arguments.get(name)
+        is_path = isinstance(value, str) and value.startswith(("/", "./", "../", "~"))
+        if is_path and not Path(str(value)).expanduser().exists():
+            raise ValueError(f"{name}: {value} does not exist")
+
+
+def prepare_environment(tag: str) -> None:
+    """Set what the engine's processes inherit. What the user has set stays."""
+    os.environ[TAG] = tag
+    os.environ.setdefault(OWN_METHOD, "" if METHOD in os.environ else "fork")
+    for name, value in {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # A host has threads: a forked child could wait for ever for a lock that one of them held.
+        METHOD: "spawn",
+        # A title takes the place of the arguments only: the tag stays to be seen, also in forked workers.
+        "SPT_NOENV": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def vllm_version() -> str:
+    """Import vLLM: the first, slow step. Gives its version."""
+    from vllm import __version__
+
+    return str(__version__)
+
+
+def engine_config(arguments: Mapping[str, Any]) -> Any:
+    """Check the arguments with vLLM: the second step.
+
+    Raises
+    ------
+    TypeError
+        There is no such argument; the message names it.
+    ValueError
+        A value that cannot be.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def construct(config: Any, arguments: Mapping[str, Any]) -> Any:
+    """Start the engine's processes and wait until they are up: the third step."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_vllm_config(
+        config,
+        enable_log_requests=bool(arguments.get("enable_log_requests", False)),
+        disable_log_stats=bool(arguments.get("disable_log_stats", False)),
+    )
+
+
+def eos_token_ids(llm: Any) -> tuple[int, ...]:
+    """Ids that end a text: the tokenizer's, and those of the model's generation config."""
+    found: list[int] = []
+    tokenizer = llm.renderer.tokenizer
+    own = getattr(tokenizer, "eos_token_id", None)
+    listed = llm.model_config.try_get_generation_config().get("eos_token_id")
+    for each in (own, *(listed if isinstance(listed, Iterable) else (listed,))):
+        if each is not None and each not in found:
+            found.append(int(each))
+    return tuple(found)
+
+
+def release(llm: Any) -> None:
+    """End the ZMQ context of an engine that has been shut down, with its threads."""
+    context = getattr(getattr(llm.engine_core, "resources", None), "ctx", None)
+    if context is not None and not context.closed:
+        context.term()
+
+
+class Redirection:
+    """While it is on, what this process and its new children print goes to the engine's log.
+
+    Children keep it; the host gets its own output back as soon as they exist.
+    """
+
+    def __init__(self, log_file: str) -> None:
+        self._log_file = log_file
+        self._lock = threading.Lock()
+        self._saved: list[tuple[int, int]] = []
+
+    def on(self) -> None:
+        """Turn it on."""
+        with self._lock:
+            _flush()
+            into = os.open(self._log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                for descriptor in (1, 2):
+                    self._saved.append((descriptor, os.dup(descriptor)))
+                    os.dup2(into, descriptor)
+            finally:
+                os.close(into)
+
+    def off(self) -> None:
+        """Turn it off; no harm where it is off."""
+        with self._lock:
+            if self._saved:
+                _flush()
+            for descriptor, saved in self._saved:
+                os.dup2(saved, descriptor)
+                os.close(saved)
+            self._saved.clear()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def start_causes(error: BaseException, from_log: Causes) -> Causes:
+    """Join what the host saw with what the engine's processes wrote: the root cause is last."""
+    seen = plain_causes(error)
+    return (*seen, *(cause for cause in from_log if cause not in seen))
+
+
+def killed_at_birth(error: BaseException) -> tuple[tuple[str, str], int] | None:
+    """Which core was ended by a signal, and which, where vLLM saw it before it was seen here."""
+    said = _CORES_ENDED.search(str(error))
+    if said is None:
+        return None
+    number = int(said["signal"])
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return ("ProcessKilled", f"{said['name']} was ended by {name}"), number
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether the cause is in the configuration: another start with the same cannot succeed."""
+    # vLLM raises NotImplementedError for what a model or a platform does not support.
+    return isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))

@@ -1,0 +1,322 @@
+"""The template shared by all engines of this process, and the EngineCores that it forks for vLLM.
+
+It is kept for as long as somebody needs it. Where there can be none, or where it fails, EngineCore is
+spawned, as vLLM would do it: a start takes 13 s of a core more and is otherwise the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess, set_spawning_popen
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, cast
+
+from rayvisor._backends.process.engine_tree import TAG
+from rayvisor._backends.vllm.forking import Surroundings
+from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
+from rayvisor._backends.vllm.template import Template, TemplateGone, TemplateUnfit
+from rayvisor._log import get_logger
+
+__all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
+
+log = get_logger("rayvisor.vllm")
+
+_SPAWNED_BY: Mapping[str, tuple[object, ...]] = {
+    "numa_bind": (True,),
+    "distributed_executor_backend": ("ray", "external_launcher"),
+    "data_parallel_backend": ("ray",),
+}
+"""Arguments with which vLLM starts its processes in ways of its own."""
+_STATUS_SECONDS = 5.0
+_STATUS_LOOK_SECONDS = 0.05
+_MOST_FAILURES = 3
+_UNKNOWN = 255
+"""Exit code of a process whose template went before it; multiprocessing says the same."""
+
+
+class _Popen(popen_forkserver.Popen):
+    """A process that the template has forked, as multiprocessing wants to have it.
+
+    Its sentinel is its own pidfd: unlike that of a fork server's child, it is silent when the template ends.
+    """
+
+    _fds: list[int]
+
+    method = "spawn"
+
+    def __init__(self, process_obj: BaseProcess, birth: _Birth) -> None:
+        self._birth = birth
+        self._gone = 0.0
+        self._asking = threading.Lock()
+        super().__init__(process_obj)
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        birth = self._birth
+        birth.template.wait_ready(birth.called_off)
+        text = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            # The variable is the whole host's: another engine may have put its own tag there meanwhile.
+            environment = {**os.environ, TAG: birth.tag}
+            reduction.dump(Surroundings(environment, birth.log_file, limits), text)
+            reduction.dump(spawn.get_preparation_data(process_obj.name), text)
+            reduction.dump(process_obj, text)
+        finally:
+            set_spawning_popen(None)
+        data, into = os.pipe()
+        self._status, told = os.pipe()
+        try:
+            given = [told, data, cast("int", resource_tracker.getfd()), *self._fds]
+            self.pid, self.sentinel = birth.template.fork(birth.tag, given)
+        except BaseException:
+            _close(into, self._status)
+            raise
+        finally:
+            _close(told, data)
+        # The child takes the other end of this pipe for a sign of life of its parent: it stays open.
+        kept = (os.dup(into), self._status, self.sentinel)
+        self.finalizer = util.Finalize(self, _close, kept)
+        with open(into, "wb") as pipe:  # noqa: PTH123 - a descriptor
+            pipe.write(text.getbuffer())
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        patient = flag != os.WNOHANG
+        if self.returncode is None and wait([self.sentinel], None if patient else 0):
+            if patient:
+                wait([self._status], _STATUS_SECONDS)
+            with self._asking:
+                if self.returncode is None:
+                    self.returncode = self._told()
+        return self.returncode
+
+    def _told(self) -> int | None:
+        """How it ended, as the template says: at once, as a rule; but it may have ended, or stand still."""
+        now = time.monotonic()
+        self._gone = self._gone or now
+        if wait([self._status], _STATUS_LOOK_SECONDS if now == self._gone else 0):
+            return int(os.read(self._status, 16) or _UNKNOWN)
+        return _UNKNOWN if now - self._gone > _STATUS_SECONDS else None
+
+    def _send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.sentinel, sig)
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class _Birth(NamedTuple):
+    """What an engine that is being started in this thread has its processes made from."""
+
+    template: Template
+    tag: str
+    log_file: str
+    called_off: Callable[[], bool]
+
+
+class _Thread(threading.local):
+    birth: _Birth | None = None
+
+
+_thread = _Thread()
+
+
+class ForkedProcess(SpawnProcess):
+    """A process that the template forks; one that is spawned where that cannot be."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
+        birth = _thread.birth
+        # vLLM binds a process to memory by having another program started in its stead.
+        if birth is not None and os.fsdecode(spawn.get_executable()) == sys.executable:
+            template: Template | None = birth.template
+            while template is not None:
+                try:
+                    return _Popen(process_obj, birth._replace(template=template))
+                except TemplateGone as gone:
+                    if birth.called_off():
+                        raise
+                    log.warning("vllm.template.failed", template=template.pid, why=str(gone))
+                    _shelf.drop(template)
+                    # Another one is loaded with what is set by now; once, and no more.
+                    again = template is birth.template and isinstance(gone, TemplateUnfit)
+                    template = _shelf.begin(birth.log_file) if again else None
+        return popen_spawn_posix.Popen(process_obj)
+
+
+class _Context(SpawnContext):
+    Process = ForkedProcess
+
+
+class _Choice:
+    """In the place of vLLM's ``get_mp_context``: the same, except where a template is to be used."""
+
+    def __init__(self, asked: Callable[[], BaseContext]) -> None:
+        self.asked = asked
+
+    def __call__(self) -> BaseContext:
+        given = self.asked()
+        return _Context() if _thread.birth is not None and isinstance(given, SpawnContext) else given
+
+
+# -- shared in this process ---------------------------------------------------------------------
+
+
+class _Shelf:
+    """The one template of this process, and who needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._template: Template | None = None
+        self._needs = 0
+        self._failed = 0
+
+    def take(self) -> None:
+        with self._lock:
+            self._needs += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._needs -= 1
+            last = None
+            if not self._needs:
+                last, self._template = self._template, None
+        if last is not None:
+            last.end()
+
+    def begin(self, log_file: str) -> Template | None:
+        """Give the template; start it where there is none."""
+        with self._lock:
+            if self._template is not None and self._template.ended():
+                log.info("vllm.template.ended", template=self._template.pid)
+                self._template.end()
+                self._template = None
+            if self._template is None and self._failed < _MOST_FAILURES:
+                try:
+                    self._template = Template(log_file)
+                except OSError as error:
+                    self._failed += 1
+                    log.warning("vllm.template.failed", why=str(error))
+            return self._template
+
+    def drop(self, template: Template) -> None:
+        """Have no more of one that has failed. After too many of them there is none any more."""
+        with self._lock:
+            failed = self._template is template
+            if failed:
+                self._template = None
+                self._failed += 1
+        if failed:
+            template.end()
+
+    def clear(self) -> None:
+        with self._lock:
+            last, self._template = self._template, None
+        if last is not None:
+            last.end()
+
+
+_shelf = _Shelf()
+atexit.register(_shelf.clear)
+
+
+class Lease:
+    """The need for a template: as long as there is one, the template stays."""
+
+    def __init__(self) -> None:
+        self._over = False
+        _shelf.take()
+
+    def begin(self, arguments: Mapping[str, Any], log_file: str) -> Template | None:
+        """Have the template start to import, if it has not.
+
+        Parameters
+        ----------
+        arguments
+            The engine's.
+        log_file
+            Where the output of a new one goes.
+
+        Returns
+        -------
+        Template or None
+            None where such an engine is not forked.
+        """
+        apart = next((name for name in _SPAWNED_BY if arguments.get(name) in _SPAWNED_BY[name]), "")
+        if not os.environ.get(OWN_METHOD):
+            apart = METHOD
+        if apart or not _has_pidfds():
+            log.info("vllm.template.unused", because=apart or "pidfd_open")
+            return None
+        return _shelf.begin(log_file)
+
+    def close(self) -> None:
+        """Need it no more. Blocks for some 50 ms where nobody else does."""
+        if not self._over:
+            self._over = True
+            _shelf.give_back()
+
+
+def _has_pidfds() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def engine_cores_from(
+    template: Template | None, tag: str, log_file: str, called_off: Callable[[], bool]
+) -> Iterator[None]:
+    """While it lasts, what vLLM starts in this thread as EngineCore comes from the template.
+
+    Parameters
+    ----------
+    template
+        None: it is spawned, as ever.
+    tag
+        What its processes are known by.
+    log_file
+        Where their output goes.
+    called_off
+        Whether the start need not go on.
+    """
+    if template is not None:
+        from vllm.v1.engine import utils
+
+        asked = getattr(utils, "get_mp_context", None)
+        if asked is None:
+            log.warning("vllm.template.unused", because="vllm.v1.engine.utils.get_mp_context is gone")
+            template = None
+        elif not isinstance(asked, _Choice):
+            utils.get_mp_context = _Choice(asked)
+    with forked_from(template, tag, log_file, called_off):
+        yield
+
+
+@contextlib.contextmanager
+def forked_from(
+    template: Template | None, tag: str, log_file: str, called_off: Callable[[], bool]
+) -> Iterator[None]:
+    """While it lasts, each `ForkedProcess` that is started in this thread comes from the template."""
+    _thread.birth = None if template is None else _Birth(template, tag, log_file, called_off)
+    try:
+        yield
+    finally:
+        _thread.birth = None

@@ -1,1 +1,0 @@
-"""Values of a TOML file, made into what the functions of `rayvisor.children` take."""

@@ -1,0 +1,61 @@
+"""Judges an actor by the probes that it answered or missed."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rayvisor._core.health.stall import Verdict
+from rayvisor.specs import StallLimits
+
+__all__ = ["ProbeWatch"]
+
+
+class ProbeWatch:
+    """Judges an actor by the probes it has answered and missed. Pure.
+
+    Parameters
+    ----------
+    limits
+        ``probes`` is k of n, ``stall_after`` bounds the time without an answer.
+    timeout
+        Seconds after which a probe is missed.
+    now
+        When the watch begins: it works then.
+
+    >>> watch = ProbeWatch(StallLimits(stall_after=9.0, probe_interval=2.0, probes=(2, 3)), 1.0, now=0.0)
+    >>> [watch.probed(now, answered=now == 4.0).value for now in (2.0, 4.0, 6.0, 8.0, 10.0, 13.5)]
+    ['nothing', 'nothing', 'suspect', 'nothing', 'nothing', 'stalled']
+    """
+
+    def __init__(self, limits: StallLimits, timeout: float, now: float) -> None:
+        self._limits = limits
+        self._longest = 2 * (limits.probe_interval + timeout)
+        self._at = now
+        self._answered = now
+        self._misses: deque[bool] = deque(maxlen=limits.probes[1])
+        self.suspect = False
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds it had not answered at the last look."""
+        return self._at - self._answered
+
+    def probed(self, now: float, *, answered: bool) -> Verdict:
+        """Take note of a probe, and say what follows."""
+        gap, self._at = now - self._at, now
+        if gap > self._longest and not answered:
+            self._answered += gap  # nobody looked meanwhile: that is not held against it
+            return Verdict.NOTHING
+        self._misses.append(not answered)
+        if answered:
+            self._answered = now
+        if self.silent >= self._limits.stall_after:
+            return Verdict.STALLED
+        missed = sum(self._misses) >= self._limits.probes[0]
+        if missed and not self.suspect:
+            self.suspect = True
+            return Verdict.SUSPECT
+        if self.suspect and answered and not missed:
+            self.suspect = False
+            return Verdict.CLEAR
+        return Verdict.NOTHING

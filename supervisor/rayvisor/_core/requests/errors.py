@@ -1,0 +1,258 @@
+"""How one request to an engine pool can fail.
+
+    RequestError
+    ├── InvalidRequestError     a prompt or parameter that cannot work, found by the pool or by the engine
+    ├── QueueFullError          too many requests wait already
+    ├── NoEngineError           no engine will come back; the root cause comes first
+    ├── DeadlineExceededError   it took longer than its deadline
+    ├── AttemptsExhaustedError  it lost its engine too often
+    ├── PoisonRequestError      an engine died under it while it ran there alone
+    ├── UnmovableRequestError   its engine is gone, and a request of its kind cannot go on elsewhere
+    ├── WeightsChangedError     the weights changed under it, and it is not to go on with others
+    ├── ReplayDivergedError     generated again, it came out different
+    ├── GenerationClosedError   its stream was left before, and is read again
+    └── GenerationInUseError    its stream is read twice at once, or from another event loop
+
+Each carries its data and builds its own message; where a fault is behind it, the root cause comes first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayvisor.errors import RayvisorError
+
+if TYPE_CHECKING:
+    from rayvisor._core.requests.results import Divergence
+    from rayvisor.faults import Cause, Fault
+
+__all__ = [
+    "AttemptsExhaustedError",
+    "DeadlineExceededError",
+    "GenerationClosedError",
+    "GenerationInUseError",
+    "InvalidRequestError",
+    "NoEngineError",
+    "PoisonRequestError",
+    "QueueFullError",
+    "ReplayDivergedError",
+    "RequestError",
+    "UnmovableRequestError",
+    "WeightsChangedError",
+]
+
+
+class RequestError(RayvisorError):
+    """One request failed. The pool and its engines are a different matter.
+
+    Parameters
+    ----------
+    request
+        Id of the request, empty where it was refused before it got one.
+    fault
+        The last fault of an engine that this request met, or None.
+    """
+
+    def __init__(self, request: str, message: str, fault: Fault | None = None) -> None:
+        self.request = request
+        self.fault = fault
+        super().__init__(f"{fault}: {message}" if fault is not None else message)
+
+
+class InvalidRequestError(RequestError, ValueError):
+    """A prompt or a parameter that cannot work. The engines are fine; asking again will not help.
+
+    Parameters
+    ----------
+    field
+        What is wrong: ``"prompt"``, ``"params['n']"``, ...; ``"request"`` where the engine refused the whole.
+    value
+        The value found there.
+    problem
+        What is wrong with it, and the way out.
+    causes
+        What the engine said, outermost first; empty where the pool found out by itself.
+    """
+
+    def __init__(
+        self, field: str, value: object, problem: str, *, request: str = "", causes: tuple[Cause, ...] = ()
+    ) -> None:
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.causes = causes
+        shown = repr(value)
+        if len(shown) > 200:  # noqa: PLR2004 - a long prompt would bury the message
+            shown = f"{shown[:200]}..."
+        super().__init__(request, f"{problem} ({field}={shown})" if causes else f"{field}={shown}: {problem}")
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait already: try again later, or let ``generate_many`` wait for room."""
+
+    def __init__(self, waiting: int, limit: int, samples: int) -> None:
+        self.waiting = waiting
+        self.limit = limit
+        self.samples = samples
+        super().__init__(
+            "",
+            f"{waiting} samples wait for an engine, and queue_limit={limit} has no room for {samples} more; "
+            "try again later, raise queue_limit, or use generate_many, which waits for room",
+        )
+
+
+class NoEngineError(RequestError):
+    """No engine of the pool will come back by itself."""
+
+    def __init__(self, request: str, fault: Fault | None) -> None:
+        name = f"request {request}" if request else "the request"
+        super().__init__(
+            request,
+            f"{name} was not served, since the pool was stopped"
+            if fault is None
+            else f"{name} cannot be served, since no engine of the pool will come back; cure the cause, then "
+            "restart the pool's children",
+            fault,
+        )
+
+
+class DeadlineExceededError(RequestError, TimeoutError):
+    """The request took longer than its deadline. Chunks delivered before remain valid.
+
+    Parameters
+    ----------
+    deadline
+        The seconds it was given.
+    delivered
+        Tokens it had delivered.
+    where
+        Where it was: in flight, waiting for an engine, ...
+    """
+
+    def __init__(
+        self, request: str, *, deadline: float, delivered: int, where: str, fault: Fault | None = None
+    ) -> None:
+        self.deadline = deadline
+        self.delivered = delivered
+        self.where = where
+        super().__init__(
+            request,
+            f"request {request} was not done within deadline={deadline:g} seconds: {delivered} tokens "
+            f"delivered, {where}; give it a longer deadline, or the pool more engines",
+            fault,
+        )
+
+
+class AttemptsExhaustedError(RequestError):
+    """The request lost its engine as often as ``attempts`` allows."""
+
+    def __init__(
+        self, request: str, *, attempts: int, delivered: int, reason: str, fault: Fault | None
+    ) -> None:
+        self.attempts = attempts
+        self.delivered = delivered
+        self.reason = reason
+        super().__init__(
+            request,
+            f"request {request} lost its engine in each of attempts={attempts} attempts, last: {reason}; "
+            f"{delivered} tokens had been delivered",
+            fault,
+        )
+
+
+class PoisonRequestError(RequestError):
+    """An engine died under this request while it ran there alone, after two other engine deaths.
+
+    Parameters
+    ----------
+    strikes
+        How many engines died while it was in flight there, the last one included.
+    """
+
+    def __init__(self, request: str, *, strikes: int, fault: Fault) -> None:
+        self.strikes = strikes
+        super().__init__(
+            request,
+            f"request {request} was in flight in {strikes} engine deaths, alone in the last one: it is taken "
+            "to be their cause and is not run again",
+            fault,
+        )
+
+
+class UnmovableRequestError(RequestError):
+    """The request's engine is gone, and a request of its kind cannot go on elsewhere.
+
+    Parameters
+    ----------
+    delivered
+        Tokens it had delivered.
+    reason
+        What makes it unmovable.
+    """
+
+    def __init__(self, request: str, *, delivered: int, reason: str, fault: Fault | None) -> None:
+        self.delivered = delivered
+        self.reason = reason
+        super().__init__(
+            request,
+            f"request {request} lost its engine after {delivered} tokens and cannot be moved: {reason}; "
+            "send it anew",
+            fault,
+        )
+
+
+class ReplayDivergedError(RequestError):
+    """Generated again from the start, the request came out different from what had been delivered.
+
+    Parameters
+    ----------
+    divergence
+        Where, what was expected, and what came.
+    reason
+        Why the stream did not go on from the delivered tokens instead.
+    """
+
+    def __init__(self, request: str, *, divergence: Divergence, reason: str, fault: Fault | None) -> None:
+        self.divergence = divergence
+        self.reason = reason
+        super().__init__(request, f"request {request} {divergence}; {reason}", fault)
+
+
+class WeightsChangedError(RequestError):
+    """The weights changed under a request with ``on_weights_changed="fail"``.
+
+    Parameters
+    ----------
+    before, after
+        The version that its delivered tokens come from, and that of the engine it would go on in.
+    delivered
+        How many tokens it had delivered.
+    """
+
+    def __init__(self, request: str, *, before: int, after: int, delivered: int) -> None:
+        self.before = before
+        self.after = after
+        self.delivered = delivered
+        super().__init__(
+            request,
+            f"the weights changed from version {before} to {after} after {delivered} tokens, with "
+            "on_weights_changed='fail'; send it again, or use 'restart' or 'splice'",
+        )
+
+
+class GenerationClosedError(RequestError):
+    """The stream was left before (its loop was broken off, or it was closed) and is read again."""
+
+    def __init__(self, request: str) -> None:
+        super().__init__(
+            request,
+            f"the stream of request {request} was left before, which aborted it; to stop reading for a "
+            "while, take chunks with anext(generation) instead of a for loop",
+        )
+
+
+class GenerationInUseError(RequestError):
+    """The stream is read by two tasks at once, or from another event loop than the pool's."""
+
+    def __init__(self, request: str, problem: str) -> None:
+        super().__init__(request, f"the stream of request {request} {problem}")

@@ -1,0 +1,68 @@
+"""What a pool says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.limits import Counts
+from rayvisor._core.requests.state import Place
+
+__all__ = ["EngineStats", "PoolStats", "stats_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """One engine of a pool, as its front sees it."""
+
+    child: str
+    incarnation: int
+    serving: bool
+    spare: bool
+    in_flight: int
+    limit: int
+    quarantine: str | None
+    """The request that has this engine to itself, or will have."""
+
+
+@dataclass(slots=True)
+class PoolStats(Counts):
+    """What a pool has done, and is doing now: a snapshot."""
+
+    waiting: int = 0
+    """New samples without an engine."""
+    returning: int = 0
+    """Samples that lost their engine and wait for another."""
+    suspects: int = 0
+    """Samples that wait for quarantine."""
+    parked: int = 0
+    """Samples that wait for their slow reader."""
+    in_flight: int = 0
+    engines: tuple[EngineStats, ...] = ()
+
+
+def stats_of(front: Front) -> PoolStats:
+    """Count it all."""
+    places = Counter(part.place for part in front.parts)
+    engines = tuple(
+        EngineStats(
+            engine.child,
+            engine.incarnation,
+            engine.serves,
+            engine.spare,
+            len(engine.in_flight),
+            engine.limit,
+            None if engine.reserved is None else engine.reserved.request.id,
+        )
+        for engine in front.routing.engines.values()
+    )
+    return PoolStats(
+        **asdict(front.counts),
+        waiting=places[Place.NEW],
+        returning=places[Place.RETURNED],
+        suspects=places[Place.SUSPECT] + places[Place.RESERVED],
+        parked=places[Place.PARKED],
+        in_flight=places[Place.IN_FLIGHT],
+        engines=engines,
+    )

@@ -1,0 +1,314 @@
+"""What goes into the core and what comes out of it: plain tuples, so that a journal can hold them.
+
+Events and effects are fenced: they name the child by its path and the incarnation they are about. A
+path is the ids from the root down, joined by ``/``; the root itself is the empty path.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rayvisor.errors import StrategyError
+    from rayvisor.faults import Exit, Fault
+    from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
+    from statecharts import Configuration
+
+# --- events -----------------------------------------------------------------------------------
+
+
+class Boot(NamedTuple):
+    """Bring the tree up."""
+
+
+class Halt(NamedTuple):
+    """End the tree, in reverse order. Overtakes everything in the runtime's queue."""
+
+    reason: str = "shutdown"
+
+
+class Started(NamedTuple):
+    """An incarnation is up and can serve."""
+
+    child: str
+    incarnation: int
+
+
+class Prepared(NamedTuple):
+    """A supervisor whose spec is made when it starts has it (OTP: ``init`` has returned).
+
+    Answers the [`Start`][] of a child whose start spec has the kind ``"supervisor"``; StartFailed and
+    Ignored answer it as well.
+    """
+
+    child: str
+    incarnation: int
+    spec: SupervisorSpec
+
+
+class Ignored(NamedTuple):
+    """A start chose not to run (OTP: ``ignore``); nothing of it is left."""
+
+    child: str
+    incarnation: int
+
+
+class StartFailed(NamedTuple):
+    """A start failed; ``gone`` says whether it is proven that nothing of it is left."""
+
+    child: str
+    incarnation: int
+    exit: Exit
+    gone: bool = True
+
+
+class Exited(NamedTuple):
+    """An incarnation ended; ``gone`` says whether it is proven that nothing of it is left."""
+
+    child: str
+    incarnation: int
+    exit: Exit
+    gone: bool = True
+
+
+class Gone(NamedTuple):
+    """Proof, asked for with [`Clean`][], that nothing of an incarnation is left."""
+
+    child: str
+    incarnation: int
+    verified: bool = True
+
+
+class TimerFired(NamedTuple):
+    """A timer the core has set ran out."""
+
+    timer: int
+
+
+class Progressed(NamedTuple):
+    """An incarnation has done useful work for the first time."""
+
+    child: str
+    incarnation: int
+
+
+class Reported(NamedTuple):
+    """An incarnation's condition changed: one of the chart's events, for example ``suspect``."""
+
+    child: str
+    incarnation: int
+    event: str
+    fault: Fault | None = None
+    stales: int | None = None
+    """With ``synced``: how often the child had been stale when its gate's hook began."""
+
+
+class Acted(NamedTuple):
+    """Answers [`Act`][]: whether the incarnation has recovered in place."""
+
+    child: str
+    incarnation: int
+    ok: bool
+    fault: Fault | None = None
+
+
+class Verb(StrEnum):
+    """What can be asked of a supervisor."""
+
+    START_CHILD = "start_child"
+    TERMINATE_CHILD = "terminate_child"
+    RESTART_CHILD = "restart_child"
+    DELETE_CHILD = "delete_child"
+    WHICH_CHILDREN = "which_children"
+    COUNT_CHILDREN = "count_children"
+    GET_CHILDSPEC = "get_childspec"
+    PAUSE = "pause"
+    RESUME = "resume"
+    STALE = "stale"
+    """What engines with a gate serve with is out of date: the gate is passed again."""
+    UPDATE = "update"
+    """Another SupervisorSpec comes into force; nothing is started or ended by it (OTP: code_change)."""
+
+
+class Call(NamedTuple):
+    """A verb on the supervisor at path ``target``; answered with exactly one [`Reply`][]."""
+
+    call: int
+    verb: Verb
+    target: str
+    argument: Any = None
+
+
+Event = (
+    Boot
+    | Halt
+    | Started
+    | Prepared
+    | Ignored
+    | StartFailed
+    | Exited
+    | Gone
+    | TimerFired
+    | Progressed
+    | Reported
+    | Acted
+    | Call
+)
+
+# --- effects ----------------------------------------------------------------------------------
+
+SIBLING = "a sibling is restarted"
+AGAIN = "it is restarted"
+FOR_A_RESTART = frozenset({SIBLING, AGAIN})
+"""Reasons of a [`Stop`][] that a start of the same child follows."""
+
+
+class Start(NamedTuple):
+    """Start an incarnation; answered by Started, Ignored or StartFailed."""
+
+    child: str
+    incarnation: int
+    spec: ChildSpec
+    predecessor: Exit | None
+    """How the one before it ended: the new one is told."""
+
+
+class Stop(NamedTuple):
+    """Ask an incarnation to end, wait, kill, prove; answered by Exited with ``gone``."""
+
+    child: str
+    incarnation: int
+    shutdown: Shutdown
+    reason: str = "shutdown"
+
+
+class Clean(NamedTuple):
+    """An incarnation ended by itself: end what is left of it, prove it; answered by Gone."""
+
+    child: str
+    incarnation: int
+
+
+class Act(NamedTuple):
+    """Have a live incarnation recover by its own means; answered by Acted."""
+
+    child: str
+    incarnation: int
+    action: str
+    within: float
+    """Seconds it may take."""
+
+
+class Kill(NamedTuple):
+    """End an incarnation that should not be there (a late start). Nothing is answered."""
+
+    child: str
+    incarnation: int
+
+
+class SetTimer(NamedTuple):
+    """Feed TimerFired after ``delay`` seconds; zero means at the end of the queue."""
+
+    timer: int
+    delay: float
+    child: str
+
+
+class CancelTimer(NamedTuple):
+    """Forget a timer; one that fires all the same is ignored."""
+
+    timer: int
+
+
+class Reply(NamedTuple):
+    """The answer to a call: a value, or an exception to raise at the caller."""
+
+    call: int
+    value: Any
+    error: Exception | None = None
+
+
+class Changed(NamedTuple):
+    """A child's configuration changed."""
+
+    child: str
+    incarnation: int
+    event: str
+    before: Configuration
+    after: Configuration
+    why: str = ""
+    chart: str = "actor"
+    """Name of the chart it follows."""
+
+
+class Decided(NamedTuple):
+    """What was decided about a fault, in words and figures."""
+
+    child: str
+    incarnation: int
+    decision: str
+    """``restart``, ``observe``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``"""
+    exit: Exit
+    detail: str
+    restarts: int = 0
+    intensity: int = 0
+    delay: float = 0.0
+
+
+class StrategyFailed(NamedTuple):
+    """A strategy raised, or its plan could not be carried out; the failed child is restarted by itself."""
+
+    supervisor: str
+    child: str
+    error: StrategyError
+
+
+class Forgotten(NamedTuple):
+    """A child's spec is gone: nothing of it will be started again."""
+
+    child: str
+
+
+class SupervisorChanged(NamedTuple):
+    """A supervisor came up, is being ended, or has ended."""
+
+    path: str
+    state: str
+    """``starting``, ``running``, ``stopping``, ``ended``."""
+    exit: Exit | None = None
+
+
+class TreeUp(NamedTuple):
+    """The root has started all its children."""
+
+
+class TreeEnded(NamedTuple):
+    """The root has ended; no effect follows."""
+
+    exit: Exit
+    gave_up: str = ""
+    """Why it gave up; empty when it was asked to end or had ended normally."""
+    origin: str = ""
+    """Path of the supervisor that gave up first, or of the child whose first start failed."""
+    started: bool = True
+    """False when it never came up."""
+
+
+Effect = (
+    Start
+    | Stop
+    | Clean
+    | Act
+    | Kill
+    | SetTimer
+    | CancelTimer
+    | Reply
+    | Changed
+    | Decided
+    | StrategyFailed
+    | Forgotten
+    | SupervisorChanged
+    | TreeUp
+    | TreeEnded
+)

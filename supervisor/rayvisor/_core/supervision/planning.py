@@ -1,0 +1,126 @@
+"""Asking the strategy: its plan is checked before anything of it is carried out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rayvisor.errors import RayvisorError, StrategyError
+from rayvisor.strategies import Escalate, Failure, InPlace, Sibling, Siblings, Start, Step, Stop, WaitServing
+
+if TYPE_CHECKING:
+    from rayvisor._core.supervision.nodes import Child, Supervisor
+    from rayvisor.faults import Exit
+
+__all__ = ["ASKS", "SiblingView", "alone", "ask", "by_itself", "restarts"]
+
+
+class SiblingView(Siblings):
+    """The children of a supervisor as its strategy sees them, read when asked."""
+
+    __slots__ = ("_children",)
+
+    def __init__(self, children: Mapping[str, Child]) -> None:
+        self._children = children
+
+    def __getitem__(self, id: str) -> Sibling:  # noqa: A002 - OTP's word
+        child = self._children[id]
+        configuration = child.configuration
+        spec = child.spec
+        return Sibling(
+            id, configuration.state, configuration.leaf, child.incarnation, spec.restart, spec.significant
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._children)
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+
+ASKS = 10
+"""So often in a row a strategy is asked again over steps that fail, before it has anything started."""
+
+_STEPS = (Stop, Start, WaitServing, InPlace, Escalate)
+
+
+def by_itself(child: Child) -> tuple[Step, ...]:
+    """Make the plan that restarts a child without its siblings: the default action."""
+    return (Start((child.spec.id,)),)
+
+
+def alone(steps: tuple[Step, ...], child: Child) -> bool:
+    """Whether a plan concerns nobody but the failed child: then it needs no waiting for others."""
+    if len(steps) != 1:
+        return False
+    step = steps[0]
+    return type(step) is Start and step.ids == (child.spec.id,)
+
+
+def restarts(steps: tuple[Step, ...]) -> bool:
+    """Whether a plan starts anything: then it counts."""
+    return any(type(step) is Start and step.ids for step in steps)
+
+
+def ask(
+    supervisor: Supervisor,
+    child: Child,
+    exit: Exit,  # noqa: A002 - OTP's word
+    step: Step | None,
+    now: float,
+) -> tuple[Step, ...] | StrategyError:
+    """Ask the strategy what to do about a failed child; an error in place of a plan that cannot be used."""
+    spec = supervisor.spec
+    failure = Failure(child.spec.id, exit, step, supervisor.window.count(now, spec.period), spec.intensity)
+    if step is None:
+        supervisor.asked = 0
+    supervisor.asked += 1
+    if supervisor.asked > ASKS:
+        problem = f"was asked {ASKS} times over steps that fail, and nothing came of it (last: {step})"
+        return StrategyError(spec.strategy_name, child.path, problem)
+    try:
+        return _checked(spec.planner.plan(failure, SiblingView(supervisor.children)), supervisor, child)
+    except RayvisorError as error:
+        return StrategyError(spec.strategy_name, child.path, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a user's strategy does, supervision goes on
+        text = "".join(traceback.format_exception(error))
+        problem = f"raised {type(error).__name__}: {error}"
+        return StrategyError(spec.strategy_name, child.path, problem, text)
+
+
+class _UnusableError(RayvisorError):
+    """What is wrong with a plan."""
+
+
+def _checked(plan: Iterable[Step], supervisor: Supervisor, child: Child) -> tuple[Step, ...]:
+    """Check a plan; it must end, name children there are, and start and stop each of them once."""
+    children = supervisor.children
+    limit = 4 * len(children) + 4
+    try:
+        steps = plan if isinstance(plan, tuple) else tuple(islice(plan, limit + 1))
+    except TypeError:
+        raise _UnusableError(f"plan() must return steps, not {plan!r}") from None
+    if alone(steps, child):
+        return steps
+    if len(steps) > limit:
+        raise _UnusableError(f"the plan has no end: more than {limit} steps for {len(children)} children")
+    seen: dict[type, set[str]] = {Stop: set(), Start: set(), WaitServing: set()}
+    for step in steps:
+        if not isinstance(step, _STEPS):
+            raise _UnusableError(f"plan() gave {step!r}; steps are made by stop, start, wait_serving, ...")
+        if isinstance(step, (InPlace, Escalate)):
+            continue
+        ids = (step.id,) if isinstance(step, WaitServing) else step.ids
+        for each in ids:
+            if each not in children:
+                known = ", ".join(islice(children, 20))
+                raise _UnusableError(f"{step.__class__.__name__} names {each!r}; there are: {known}")
+        before = seen[type(step)]
+        again = before.intersection(ids)
+        if again or len(set(ids)) < len(ids):
+            twice = sorted(again) or sorted(each for each in ids if ids.count(each) > 1)
+            raise _UnusableError(f"{step.__class__.__name__} names {twice[0]!r} twice in one plan")
+        before.update(ids)
+    return steps

@@ -1,0 +1,110 @@
+"""The control socket of one tree: HTTP/1.1 on a Unix socket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+import anyio.to_thread
+import h11
+
+from rayvisor._edges.controls import Controls
+from rayvisor._edges.http.routes import Answer, Routes, Spawn
+from rayvisor._edges.http.server import Answering, HttpServer
+from rayvisor._edges.live.live import Live
+from rayvisor._edges.sockets import claim, free_path
+from rayvisor._log import get_logger
+from rayvisor.errors import ControlSocketError
+
+if TYPE_CHECKING:
+    from rayvisor._edges.live.history import Story
+
+__all__ = ["ControlServer"]
+
+log = get_logger("rayvisor.control")
+
+
+class ControlServer(HttpServer):
+    """Answers on one socket.
+
+    Parameters
+    ----------
+    controls
+        The supervisor.
+    path
+        Of the socket; True: one that `find` finds.
+    story
+        What has happened in the tree.
+    """
+
+    def __init__(
+        self, controls: Controls, path: str | os.PathLike[str] | Literal[True], story: Story
+    ) -> None:
+        super().__init__("rayvisor control")
+        self.path = free_path() if path is True else Path(path).absolute()
+        self._controls = controls
+        self._story = story
+        self._own: tuple[int, int] | None = None
+        self._live: Live | None = None
+
+    def answering(self, spawn: Spawn) -> Answering:
+        """Answer by the table of routes; who may open the socket may do all of it."""
+        live = self._live or Live(self._controls, self._story)
+        spawn(live.follow)
+        routes = Routes(self._controls, spawn, live.events)
+
+        async def answer(request: h11.Request, body: bytes) -> Answer:
+            return await routes.answer(
+                request.method.decode("ascii"), request.target.decode("ascii", "replace"), body
+            )
+
+        return answer
+
+    async def open(self) -> None:
+        """Bind the socket.
+
+        Raises
+        ------
+        ControlSocketError
+            It cannot be: see `claim`.
+        """
+        claimed = claim(self.path)
+        await anyio.to_thread.run_sync(claimed.__enter__)  # it looks at files, and may wait for others
+        try:
+            self._listeners = (await _listen(self.path),)
+            about = self.path.lstat()
+        except OSError as error:
+            raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
+        finally:
+            claimed.__exit__(None, None, None)
+        self._own = (about.st_dev, about.st_ino)
+        self._live = Live(self._controls, self._story)
+        log.info("control.open", socket=str(self.path))
+
+    def close(self) -> None:
+        """Take no more connections; those that are open get a moment."""
+        super().close()
+        own, self._own = self._own, None
+        if own is None:
+            return
+        try:
+            about = self.path.lstat()
+            if (about.st_dev, about.st_ino) == own:  # not one that somebody has put in its place
+                self.path.unlink()
+        except OSError as error:
+            log.warning("control.left", socket=str(self.path), why=str(error))
+
+
+async def _listen(path: Path) -> anyio.abc.SocketListener:
+    """Listen under another name of the same length first: whoever sees the socket is answered."""
+    aside = path.with_name(path.name[:-1] + ("~" if path.name[-1] != "~" else "_"))
+    listener = await anyio.create_unix_listener(aside, mode=0o600)
+    try:
+        aside.rename(path)
+    except OSError:
+        await listener.aclose()
+        aside.unlink(missing_ok=True)
+        raise
+    return listener

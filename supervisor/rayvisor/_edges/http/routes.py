@@ -1,0 +1,332 @@
+"""What is answered on the control socket: a table of routes; each calls one of the supervisor's verbs.
+
+| route | does |
+|---|---|
+| ``GET /status`` | the tree below ``?path=`` (default: all of it), and what became of instructions |
+| ``GET /chart`` | the chart of the child at ``?path=``, with its state, its way and what was counted |
+| ``GET /metrics`` | the tree in numbers, in Prometheus' text format |
+| ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
+| ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
+| ``POST /pause`` | ``{"path": "", "mode": "wait", "deadline": 60}`` |
+| ``POST /resume``, ``/restart``, ``/stop`` | ``{"path": ""}``; the empty path is the whole tree |
+| ``POST /apply`` | ``{"instruction": "pause", "params": {...}}``: any of these, done after the answer |
+| ``GET /fault_tolerance/status`` | the engines, in vLLM's form |
+| ``POST /fault_tolerance/apply`` | as ``/apply`` |
+
+``/apply`` also takes an instruction of the engines' own, ``"retry"``, for those at ``params.path``.
+Each can be spelled with ``/v1`` before it. An error is ``{"error": {"type", "message"}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+from uuid import uuid4
+
+from rayvisor._edges.controls import Controls
+from rayvisor._edges.http.json_forms import fault_tolerance_status, plain, record_form, tree_form
+from rayvisor._edges.live.charts import drawing_form
+from rayvisor._edges.metrics.exposition import CONTENT_TYPE
+from rayvisor._log import get_logger
+from rayvisor.errors import (
+    CallError,
+    RayvisorError,
+    SpecError,
+    SupervisorBusyError,
+    SupervisorStoppedError,
+    UnknownChildError,
+)
+
+if TYPE_CHECKING:
+    from rayvisor.records import Record
+
+__all__ = ["Answer", "Refusal", "Routes", "Spawn"]
+
+log = get_logger("rayvisor.control")
+
+INSTRUCTIONS_KEPT = 32
+INSTRUCTIONS_AT_WORK = 16
+LIVE_SECONDS = 10.0
+"""How long a reader of ``/live`` may take for a message; then it is dropped, and may come again."""
+
+
+Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+"""Starts a task that somebody else owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: one JSON value, a file, or a stream of lines."""
+
+    status: int
+    body: Any = None
+    lines: AsyncIterator[bytes] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    content: bytes | None = None
+    """Sent as it is, in place of ``body``."""
+    kind: str = "application/json"
+    patience: float = math.inf
+    """Seconds that a reader of ``lines`` may take for one of them."""
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, kind: str, message: str, **headers: str) -> None:
+        self.answer = Answer(
+            status, {"error": {"type": kind, "message": message}}, headers=tuple(headers.items())
+        )
+        super().__init__(message)
+
+
+@dataclass(slots=True)
+class _Instruction:
+    """One that was accepted."""
+
+    request_id: str
+    instruction: str
+    params: Mapping[str, Any]
+    state: str = "running"
+    error: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+
+class Routes:
+    """Answers requests.
+
+    Parameters
+    ----------
+    controls
+        The supervisor.
+    spawn
+        Starts a task that the server owns.
+    live
+        Server-sent events from after the one with the id that it is given. Without it there is no ``/live``.
+    """
+
+    def __init__(
+        self,
+        controls: Controls,
+        spawn: Spawn,
+        live: Callable[[str], AsyncIterator[bytes]] | None = None,
+    ) -> None:
+        self._controls = controls
+        self._spawn = spawn
+        self._instructions: deque[_Instruction] = deque(maxlen=INSTRUCTIONS_KEPT)
+        self._verbs: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "pause": self._pause,
+            "resume": self._resume,
+            "restart": self._restart,
+            "stop": self._stop,
+        }
+        self._table: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]]] = {
+            "/status": ("GET", self._status),
+            "/chart": ("GET", self._chart),
+            "/metrics": ("GET", self._metrics),
+            "/events": ("GET", self._events),
+            **({} if live is None else {"/live": ("GET", partial(self._live, live))}),
+            **{f"/{verb}": ("POST", partial(self._at_once, verb)) for verb in self._verbs},
+            "/apply": ("POST", self._apply),
+            "/fault_tolerance/status": ("GET", self._engines),
+            "/fault_tolerance/apply": ("POST", self._apply),
+        }
+
+    async def answer(self, method: str, target: str, body: bytes) -> Answer:
+        """Answer one request. Never raises for what a client sent, or for what became of it."""
+        try:
+            return await self._routed(method, target, body)
+        except Refusal as refusal:
+            return refusal.answer
+        except RayvisorError as error:
+            return Answer(_status_of(error), {"error": _error_form(error)})
+        except Exception as error:
+            log.exception("control.broke", method=method, target=target)
+            return Answer(500, {"error": _error_form(error)})
+
+    async def _routed(self, method: str, target: str, body: bytes) -> Answer:
+        path = urlsplit(target).path.removeprefix("/v1") or "/"
+        route = self._table.get(path)
+        if route is None:
+            raise Refusal(404, "UnknownRoute", f"no such route: {path}; there are: {', '.join(self._table)}")
+        expected, call = route
+        if method != expected:
+            raise Refusal(405, "WrongMethod", f"{path} takes {expected}, not {method}", Allow=expected)
+        return await call(_query(target) if expected == "GET" else _json(body))
+
+    # --- looking ------------------------------------------------------------------------------
+
+    async def _status(self, given: Mapping[str, Any]) -> Answer:
+        path = _only(given, path="")["path"]
+        tree = tree_form(self._controls.status(path))
+        return Answer(200, {"tree": tree, "instructions": [self._told(each) for each in self._instructions]})
+
+    async def _chart(self, given: Mapping[str, Any]) -> Answer:
+        path = _only(given, path="")["path"]
+        return Answer(200, drawing_form(self._controls.chart(path)))
+
+    async def _metrics(self, given: Mapping[str, Any]) -> Answer:
+        _only(given)
+        return Answer(200, content=self._controls.metrics().encode(), kind=CONTENT_TYPE)
+
+    async def _engines(self, given: Mapping[str, Any]) -> Answer:
+        _only(given)
+        return Answer(200, fault_tolerance_status(self._controls.status()))
+
+    async def _events(self, given: Mapping[str, Any]) -> Answer:
+        _only(given)
+        return Answer(200, lines=_lines(self._controls.watch()), kind="application/jsonl")
+
+    @staticmethod
+    async def _live(live: Callable[[str], AsyncIterator[bytes]], given: Mapping[str, Any]) -> Answer:
+        last = str(_only(given, last="")["last"])
+        return Answer(200, lines=live(last), kind="text/event-stream", patience=LIVE_SECONDS)
+
+    @staticmethod
+    def _told(each: _Instruction) -> dict[str, Any]:
+        return {
+            "request_id": each.request_id,
+            "instruction": each.instruction,
+            "params": plain(each.params),
+            "state": each.state,
+            "error": each.error,
+        }
+
+    # --- doing --------------------------------------------------------------------------------
+
+    async def _at_once(self, verb: str, given: Mapping[str, Any]) -> Answer:
+        return Answer(200, await self._verbs[verb](given))
+
+    async def _pause(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _only(given, path="", mode="wait", deadline=60.0)
+        left = await self._controls.pause(wanted["path"], mode=wanted["mode"], deadline=wanted["deadline"])
+        return {"path": wanted["path"], "mode": wanted["mode"], "in_flight": left}
+
+    async def _resume(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _only(given, path="")
+        await self._controls.resume(wanted["path"])
+        return wanted
+
+    async def _restart(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _only(given, path="")
+        await self._controls.restart(wanted["path"])
+        return wanted
+
+    async def _stop(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _only(given, path="")
+        if wanted["path"]:
+            await self._controls.terminate_child(wanted["path"])
+        else:
+            await self._controls.stop()
+        return wanted
+
+    async def _apply(self, given: Mapping[str, Any]) -> Answer:
+        wanted = _only(given, instruction=None, params={}, request_id="")
+        name, params = wanted["instruction"], wanted["params"]
+        if not isinstance(params, Mapping):
+            raise Refusal(400, "WrongValue", f"params={params!r}: must be an object")
+        if not isinstance(name, str) or name not in self._verbs:
+            path = _only({"path": params.get("path", "")}, path="")["path"]
+            known = (*self._verbs, *self._controls.instructions(path))
+            if name not in known:
+                raise Refusal(
+                    400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(known)}"
+                )
+        if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_AT_WORK:
+            raise Refusal(503, "Busy", f"{INSTRUCTIONS_AT_WORK} instructions are being carried out already")
+        one = _Instruction(str(wanted["request_id"] or uuid4()), name, params)
+        self._instructions.append(one)
+        self._spawn(partial(self._carry_out, one))
+        message = "Request accepted; poll /fault_tolerance/status for updates."
+        return Answer(202, {"message": message, "request_id": one.request_id})
+
+    async def _carry_out(self, one: _Instruction) -> None:
+        try:
+            verb = self._verbs.get(one.instruction)
+            await (self._instruct(one) if verb is None else verb(one.params))
+        except Exception as error:  # noqa: BLE001 - it is told, in the status and in the log
+            one.state = "failed"
+            one.error = str(error) if isinstance(error, _NotDone) else f"{type(error).__name__}: {error}"
+        else:
+            one.state = "done"
+        log.info(
+            "control.instruction",
+            request_id=one.request_id,
+            instruction=one.instruction,
+            state=one.state,
+            error=one.error,
+        )
+
+    async def _instruct(self, one: _Instruction) -> None:
+        """Pass an instruction on to the engines; those that refuse it, or fail, are named."""
+        rest = {name: value for name, value in one.params.items() if name != "path"}
+        path = _only({"path": one.params.get("path", "")}, path="")["path"]
+        answers = await self._controls.instruct(one.instruction, path, params=rest, request_id=one.request_id)
+        failed = [f"{path}: {said['reason']}" for path, said in answers.items() if not said["success"]]
+        if failed:
+            raise _NotDone("; ".join(failed))
+
+
+class _NotDone(Exception):  # noqa: N818 - an answer of an engine's
+    """Not every engine has carried an instruction out."""
+
+
+async def _lines(watch: AsyncIterator[Record]) -> AsyncIterator[bytes]:
+    wall = time.time() - time.monotonic()
+    async for record in watch:
+        yield json.dumps(record_form(record, wall)).encode() + b"\n"
+
+
+def _query(target: str) -> dict[str, Any]:
+    return dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
+
+
+def _json(body: bytes) -> Mapping[str, Any]:
+    try:
+        given = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "InvalidJson", f"the body is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise Refusal(400, "WrongValue", f"the body must be a JSON object, not {type(given).__name__}")
+    return given
+
+
+def _only(given: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """What was given, with defaults; anything else is refused."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            there = ", ".join(known) or "none"
+            raise Refusal(400, "UnknownField", f"no such field: {name!r}{hint} (there are: {there})")
+    wanted = {**known, **given}
+    path = wanted.get("path", "")
+    if not isinstance(path, str):
+        raise Refusal(400, "WrongValue", f"path={path!r}: must be the path of a child, or empty for the tree")
+    if "path" in wanted:
+        wanted["path"] = path.strip("/")
+    return wanted
+
+
+def _status_of(error: RayvisorError) -> int:
+    match error:
+        case UnknownChildError():
+            return 404
+        case SpecError():
+            return 400
+        case SupervisorBusyError() | SupervisorStoppedError():
+            return 503
+        case CallError():
+            return 409
+    return 500
+
+
+def _error_form(error: Exception) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error)}

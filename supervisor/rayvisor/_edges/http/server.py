@@ -1,0 +1,246 @@
+"""HTTP/1.1 in this process: what the control socket and the live page have in common.
+
+Everything is bounded: connections, streams among them, the size of a request, the time to read one and to
+write an answer. A client that breaks off harms nobody: what it asked for is carried out all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import anyio.abc
+import h11
+
+from rayvisor._edges.http.routes import Answer, Refusal, Spawn
+from rayvisor._log import get_logger
+
+__all__ = ["Answering", "HttpServer"]
+
+log = get_logger("rayvisor.control")
+
+Answering = Callable[[h11.Request, bytes], Awaitable[Answer]]
+"""Answers a request with its body; it raises `Refusal` at most."""
+
+CONNECTIONS = 32
+STREAMS = 8
+HEAD_BYTES = 16 * 1024
+BODY_BYTES = 64 * 1024
+READ_SECONDS = 10.0
+WRITE_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 1 << 20
+REST_SECONDS = 0.1
+
+_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+
+
+class HttpServer(ABC):
+    """Answers on one listener, in a task of its own: the tree goes on without it.
+
+    Parameters
+    ----------
+    name
+        Of its task.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: Sequence[anyio.abc.SocketListener] = ()
+        self._closing = anyio.Event()
+        self._idle = anyio.Event()
+        self._open = 0
+        self._streams = 0
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Bind: fill ``_listeners``."""
+
+    @abstractmethod
+    def answering(self, spawn: Spawn) -> Answering:
+        """Return what answers requests; ``spawn`` starts a task that the server owns."""
+
+    async def start(self) -> None:
+        """Bind, and begin to answer; raises as ``open``."""
+        await self.open()
+        self._task = asyncio.create_task(self.serve(), name=self._name)
+        self._task.add_done_callback(_ended)
+
+    async def end(self) -> None:
+        """Close, and wait until nothing is left of it: a second or two at most."""
+        self.close()
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=2 * CLOSE_SECONDS)
+
+    def close(self) -> None:
+        """Take no more connections; those that are open get a moment."""
+        self._closing.set()
+
+    async def serve(self) -> None:
+        """Answer until closed, or cancelled."""
+        listeners = self._listeners
+        if not listeners:
+            raise RuntimeError("open() comes first")
+        try:
+            async with anyio.create_task_group() as tasks:
+                answering = self.answering(tasks.start_soon)
+                for listener in listeners:
+                    tasks.start_soon(self._accept, listener, answering, tasks)
+                await self._closing.wait()
+                if self._open:
+                    with anyio.move_on_after(CLOSE_SECONDS):
+                        await self._idle.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self.close()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+                for listener in listeners:
+                    await listener.aclose()
+
+    async def _accept(
+        self, listener: anyio.abc.SocketListener, answering: Answering, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        while not self._closing.is_set():
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                # No descriptor is free, for example: the tree goes on, and so does this, a little later.
+                log.warning("control.accept.failed", why=str(error))
+                await anyio.sleep(REST_SECONDS)
+                continue
+            if self._open >= CONNECTIONS:
+                log.warning("control.full", connections=self._open)
+                await stream.aclose()
+                continue
+            self._open += 1
+            self._idle = anyio.Event()
+            tasks.start_soon(self._attend, stream, answering)
+
+    async def _attend(self, stream: anyio.abc.SocketStream, answering: Answering) -> None:
+        try:
+            async with stream:
+                await self._exchange(stream, answering)
+        except TimeoutError:
+            log.warning("control.client.slow", seconds=WRITE_SECONDS)
+        except _GONE as error:
+            log.debug("control.client.gone", why=f"{type(error).__name__}: {error}")
+        except Exception:
+            log.exception("control.broke")
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+    async def _exchange(self, stream: anyio.abc.SocketStream, answering: Answering) -> None:
+        """One request, one answer."""
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        try:
+            with anyio.fail_after(READ_SECONDS):
+                request, body = await _read(http, stream)
+            answer = await answering(request, body)
+        except TimeoutError:
+            answer = Refusal(408, "TooSlow", f"the request was not there within {READ_SECONDS:g} s").answer
+        except h11.RemoteProtocolError as error:
+            answer = Refusal(error.error_status_hint, "BadRequest", str(error)).answer
+        except Refusal as refusal:
+            answer = refusal.answer
+        if answer.lines is not None:
+            if self._streams >= STREAMS:
+                answer = Refusal(503, "Busy", f"{STREAMS} streams are open already").answer
+            else:
+                await self._stream(http, stream, answer)
+                return
+        payload = json.dumps(answer.body).encode() + b"\n" if answer.content is None else answer.content
+        headers = [*_headers(answer), ("Content-Length", str(len(payload)))]
+        with anyio.fail_after(WRITE_SECONDS):
+            await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
+            await _send(http, stream, h11.Data(payload))
+            await _send(http, stream, h11.EndOfMessage())
+        if http.their_state is not h11.DONE:
+            await _hear_out(stream)
+
+    async def _stream(self, http: h11.Connection, stream: anyio.abc.SocketStream, answer: Answer) -> None:
+        """Send lines as they come; a reader that stops reading loses the oldest ones, and is told so."""
+        lines = answer.lines
+        if lines is None:
+            return
+        self._streams += 1
+        try:
+            headers = [*_headers(answer), ("Transfer-Encoding", "chunked")]
+            await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_until_gone, stream, tasks.cancel_scope)
+                with contextlib.suppress(*_GONE, TimeoutError):
+                    async for line in lines:
+                        with anyio.fail_after(answer.patience):
+                            await _send(http, stream, h11.Data(line))
+                    await _send(http, stream, h11.EndOfMessage())
+                tasks.cancel_scope.cancel()
+        finally:
+            self._streams -= 1
+
+
+async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h11.Request, bytes]:
+    request: h11.Request | None = None
+    body = b""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            if http.they_are_waiting_for_100_continue:
+                await _send(http, stream, h11.InformationalResponse(status_code=100, headers=[]))
+            try:
+                http.receive_data(await stream.receive(HEAD_BYTES))
+            except anyio.EndOfStream:
+                http.receive_data(b"")
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > BODY_BYTES:
+                raise Refusal(413, "TooLarge", f"the body is larger than {BODY_BYTES} bytes")
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return request, body
+        else:
+            raise anyio.EndOfStream  # it said nothing
+
+
+async def _hear_out(stream: anyio.abc.SocketStream) -> None:
+    """Throw away the rest of a request that was refused: to close on it would take the answer back."""
+    with anyio.move_on_after(LINGER_SECONDS), contextlib.suppress(*_GONE):
+        await stream.send_eof()
+        for _ in range(LINGER_BYTES // HEAD_BYTES):
+            await stream.receive(HEAD_BYTES)
+
+
+async def _send(
+    http: h11.Connection,
+    stream: anyio.abc.SocketStream,
+    event: h11.Response | h11.InformationalResponse | h11.Data | h11.EndOfMessage,
+) -> None:
+    data = http.send(event)
+    if data:
+        await stream.send(data)
+
+
+async def _until_gone(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+    """Wait until the reader of a stream has gone, and end the stream: an idle one would not notice."""
+    with contextlib.suppress(*_GONE):
+        while await stream.receive():
+            pass
+    scope.cancel()
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Tell of a defect: the tree goes on without its socket."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("control.broke", exc_info=task.exception())
+
+
+def _headers(answer: Answer) -> list[tuple[str, str]]:
+    return [("Content-Type", answer.kind), ("Connection", "close"), *answer.headers]

@@ -1,0 +1,159 @@
+"""What happened, told for a reader: faults with what became of them, and the way each child took. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from rayvisor import records as r
+from rayvisor.status import is_well
+
+if TYPE_CHECKING:
+    from rayvisor.faults import Fault
+    from rayvisor.records import Record
+
+__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "Story"]
+
+FAULTS_KEPT = 100
+STEPS_KEPT = 10
+LONGEST_TEXT = 2000
+CHILDREN_KEPT = 1000
+"""Of so many children the ways are kept without a look at which of them are still there."""
+_LOOKS_ON = frozenset({"in_place", "observe"})
+
+
+class Story:
+    """Takes records; keeps what a reader wants to know of them, within bounds.
+
+    Parameters
+    ----------
+    wall
+        What to add to the records' clock for seconds since the epoch.
+    present
+        The children that there are: of others nothing is kept for long.
+    """
+
+    def __init__(self, wall: float, present: Callable[[], Collection[str]]) -> None:
+        self.wall = wall
+        self._present = present
+        self._look_at = CHILDREN_KEPT
+        self._open: Counter[str] = Counter()
+        self._numbers = 0
+        self._delays: dict[str, float] = {}
+        self._waits: dict[str, float] = {}
+        self._passes: dict[str, dict[tuple[str, str, str], list[float]]] = {}
+        self._since: dict[str, float] = {}
+        self.steps: dict[str, deque[tuple[str, str, int, float]]] = {}
+        """Of each child: place, event, incarnation and time, oldest first."""
+        self.faults: deque[dict[str, Any]] = deque(maxlen=FAULTS_KEPT)
+        """Oldest first; one that is replaced by a newer form keeps its ``id``."""
+
+    def take(self, record: Record) -> None:
+        """Take the next record."""
+        match record:
+            case r.StateChanged():
+                self._changed(record)
+            case r.FaultSeen(fault=fault):
+                self._fault(fault, record.at)
+            case r.DecisionMade():
+                self._decided(record)
+            case _:
+                pass
+
+    def due(self, child: str) -> float | None:
+        """When a child that waits will be started again, in seconds since the epoch."""
+        began, delay = self._waits.get(child), self._delays.get(child)
+        return None if began is None or not delay else round(began + delay + self.wall, 3)
+
+    def passes(self, child: str) -> list[tuple[str, str, str, int, float]]:
+        """How often a child took which way: from, event, to, how often, and seconds it was there before."""
+        return [
+            (*way, int(times), round(seconds, 3))
+            for way, (times, seconds) in self._passes.get(child, {}).items()
+        ]
+
+    def _tidy(self) -> None:
+        """Forget the ways of children that are there no more, now and then."""
+        if len(self._passes) <= self._look_at:
+            return
+        children = self._present()
+        self._look_at = max(CHILDREN_KEPT, 2 * len(children))
+        for known in (self.steps, self._delays, self._waits, self._passes, self._since, self._open):
+            for child in [each for each in known if each not in children]:
+                del known[child]
+
+    def _changed(self, record: r.StateChanged) -> None:
+        self._passed(record)
+        self._tidy()
+        if record.before == record.after:
+            return
+        child, leaf = record.child, record.after.rpartition(".")[2]
+        steps = self.steps.setdefault(child, deque(maxlen=STEPS_KEPT))
+        steps.append((record.after, record.event, record.incarnation, self._time(record.at)))
+        if leaf == "BACKOFF":
+            self._waits[child] = record.at
+        else:
+            self._waits.pop(child, None)
+        up = is_well(record.after)
+        if up or record.after.startswith("DEAD"):
+            self._closed(child, record.at, came_back=up)
+
+    def _passed(self, record: r.StateChanged) -> None:
+        """Count a way; the time is that since the child came where it begins."""
+        ways = self._passes.setdefault(record.child, {})
+        way = (record.before, record.event, record.after)
+        tally = ways.setdefault(way, [0.0, 0.0])
+        tally[0] += 1
+        tally[1] += record.at - self._since.get(record.child, record.at)
+        if record.before != record.after:
+            self._since[record.child] = record.at
+
+    def _fault(self, fault: Fault, at: float) -> None:
+        self._numbers += 1
+        self._open[fault.child] += 1
+        self.faults.append(
+            {
+                "id": self._numbers,
+                "child": fault.child,
+                "incarnation": fault.incarnation,
+                "at": self._time(at),
+                "class": str(fault.fault_class),
+                "root": str(fault.root)[:LONGEST_TEXT],
+                "chain": [str(cause)[:LONGEST_TEXT] for cause in fault.causes[:-1]][-10:],
+                "doing": fault.doing,
+                "source": fault.source,
+                "place": fault.place,
+                "log": fault.log_file,
+                "decision": None,
+                "recovered": None,
+                "ended": False,
+            }
+        )
+
+    def _decided(self, record: r.DecisionMade) -> None:
+        self._delays[record.child] = record.delay
+        for number, fault in enumerate(reversed(self.faults), 1):
+            if fault["child"] == record.child and fault["incarnation"] == record.incarnation:
+                if fault["decision"] is None or fault["decision"]["what"] in _LOOKS_ON:
+                    decision = {
+                        "what": record.decision,
+                        "why": record.why,
+                        "delay": round(record.delay, 3),
+                        "restarts": record.restarts,
+                        "intensity": record.intensity,
+                    }
+                    self.faults[-number] = {**fault, "decision": decision}
+                return
+
+    def _closed(self, child: str, at: float, *, came_back: bool) -> None:
+        """Note for every open fault of a child how long it took, or that the child has come to rest."""
+        if not self._open.pop(child, 0):
+            return
+        for number, fault in enumerate(self.faults):
+            if fault["child"] == child and fault["recovered"] is None and not fault["ended"]:
+                taken = round(max(0.0, self._time(at) - fault["at"]), 3)
+                self.faults[number] = {**fault, "recovered": taken} if came_back else {**fault, "ended": True}
+
+    def _time(self, at: float) -> float:
+        return round(at + self.wall, 3)

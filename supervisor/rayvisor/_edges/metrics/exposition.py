@@ -1,0 +1,286 @@
+"""A tree in numbers, in Prometheus' text format (version 0.0.4). Pure.
+
+The format is a few lines of text, so it is written here: neither a library nor a registry that a program's
+other metrics are in has a part in it, and the text is the same on the live page and on the control socket.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rayvisor._edges.metrics.counters import BOUNDS, OTHER, Recoveries
+from rayvisor.status import chart_of
+from statecharts.lifecycles import CHARTS
+
+if TYPE_CHECKING:
+    from rayvisor._core.requests.stats import PoolStats
+    from rayvisor._edges.metrics.counters import Tallies
+    from rayvisor.status import Node
+
+__all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "Readings", "exposition"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_CLASSES = ("TRANSIENT", "RECOVERABLE", "FATAL", "PERMANENT")
+_ENGINES = frozenset({"engine", "server"})
+
+
+class Family(NamedTuple):
+    """One metric: its name, type and labels, and what it tells."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram", "summary"]
+    labels: tuple[str, ...]
+    tells: str
+
+
+FAMILIES = (
+    Family("rayvisor_build_info", "gauge", ("version",), "1; the version of rayvisor is its label"),
+    Family("rayvisor_start_time_seconds", "gauge", (), "When the tree began, in seconds since the epoch"),
+    Family(
+        "rayvisor_child_state", "gauge", ("child", "state"), "1 for the state that it is in, 0 for the others"
+    ),
+    Family(
+        "rayvisor_child_leaf", "gauge", ("child", "leaf"), "1 for the leaf that it is in; there is no other"
+    ),
+    Family("rayvisor_child_incarnation", "gauge", ("child",), "How often it was started"),
+    Family(
+        "rayvisor_child_start_time_seconds",
+        "gauge",
+        ("child",),
+        "Since when it is up, in seconds since the epoch; only while it is",
+    ),
+    Family("rayvisor_child_faults_total", "counter", ("child", "class"), "Its faults, by their class"),
+    Family(
+        "rayvisor_child_restarts_total",
+        "counter",
+        ("child", "cause"),
+        "Its starts but the first, by the class of its own fault that was the cause, or OTHER",
+    ),
+    Family(
+        "rayvisor_child_decisions_total", "counter", ("child", "decision"), "What was decided about its ends"
+    ),
+    Family(
+        "rayvisor_recovery_seconds",
+        "histogram",
+        ("supervisor",),
+        "From the first fault of a child of this supervisor until the child was well again",
+    ),
+    Family(
+        "rayvisor_supervisor_restarts_in_window",
+        "gauge",
+        ("supervisor",),
+        "Restarts that count within its intensity now",
+    ),
+    Family(
+        "rayvisor_supervisor_intensity", "gauge", ("supervisor",), "How many may; one more, and it gives up"
+    ),
+    Family("rayvisor_supervisor_period_seconds", "gauge", ("supervisor",), "How long each of them counts"),
+    Family("rayvisor_engine_requests_running", "gauge", ("child",), "Samples that an engine of a pool has"),
+    Family(
+        "rayvisor_pool_requests_waiting",
+        "gauge",
+        ("pool",),
+        "Samples that wait for an engine, or for their reader",
+    ),
+    Family("rayvisor_pool_requests_running", "gauge", ("pool",), "Samples that engines have"),
+    Family("rayvisor_pool_requests_submitted_total", "counter", ("pool",), "Requests that were taken"),
+    Family("rayvisor_pool_requests_finished_total", "counter", ("pool",), "Requests that were finished"),
+    Family(
+        "rayvisor_pool_requests_lost_total",
+        "counter",
+        ("pool",),
+        "Requests that ended with an error at their caller",
+    ),
+    Family(
+        "rayvisor_pool_requests_abandoned_total", "counter", ("pool",), "Requests that their caller gave up"
+    ),
+    Family(
+        "rayvisor_pool_requests_moved_total",
+        "counter",
+        ("pool",),
+        "How often a sample lost its engine, and went on or was generated again elsewhere",
+    ),
+    Family(
+        "rayvisor_pool_divergences_total",
+        "counter",
+        ("pool",),
+        "Samples that came out different when they were generated again",
+    ),
+    Family("rayvisor_pool_tokens_total", "counter", ("pool",), "Tokens that were delivered"),
+    Family("rayvisor_records_total", "counter", ("record",), "What happened, by the type of its record"),
+    Family(
+        "rayvisor_records_dropped_total",
+        "counter",
+        (),
+        "Records that programs which watch did not read in time",
+    ),
+    Family(
+        "rayvisor_publish_overflows_total",
+        "counter",
+        (),
+        "How often a subscriber's queue was full; only where records are published",
+    ),
+    Family(
+        "rayvisor_loop_lag_seconds",
+        "summary",
+        (),
+        "How late the supervisor's event loop ran what was due, looked at twice a second",
+    ),
+)
+"""All metrics that there are, in the order in which they are written."""
+
+
+class Readings(NamedTuple):
+    """What is read off a tree."""
+
+    root: Node
+    named: Mapping[str, str]
+    """The name by which each child is counted, by its path."""
+    tallies: Tallies
+    pools: Mapping[str, PoolStats]
+    version: str
+    began: float
+    """Seconds since the epoch."""
+    now: float
+    """The same."""
+    lag: tuple[float, int]
+    """Seconds in all, and how often it was looked at."""
+    dropped: int
+    overflows: int | None
+
+
+def exposition(readings: Readings) -> str:
+    """Write all of it."""
+    sheet = _Sheet()
+    sheet.add("rayvisor_build_info", 1, readings.version)
+    sheet.add("rayvisor_start_time_seconds", round(readings.began, 3))
+    names: dict[str, None] = {}
+    for node in _walk(readings.root):
+        if node.path:
+            names[readings.named[node.path]] = None
+            _child(sheet, node, readings)
+        if node.restarts is not None:
+            _supervisor(sheet, node, readings)
+    _tallied(sheet, readings.tallies, names)
+    for path, stats in readings.pools.items():
+        _pool(sheet, readings.named.get(path, path), stats)
+    for record, times in sorted(readings.tallies.records.items()):
+        sheet.add("rayvisor_records_total", times, record)
+    sheet.add("rayvisor_records_dropped_total", readings.dropped)
+    if readings.overflows is not None:
+        sheet.add("rayvisor_publish_overflows_total", readings.overflows)
+    sheet.add("rayvisor_loop_lag_seconds_sum", readings.lag[0])
+    sheet.add("rayvisor_loop_lag_seconds_count", readings.lag[1])
+    return "".join(sheet.lines())
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from _walk(child)
+
+
+def _child(sheet: _Sheet, node: Node, readings: Readings) -> None:
+    name = readings.named[node.path]
+    for state in CHARTS[chart_of(node)].states:
+        sheet.add("rayvisor_child_state", state.name == node.state, name, state.name)
+    sheet.add("rayvisor_child_leaf", 1, name, node.leaf or node.state)
+    if name != node.path:  # one of many
+        return
+    sheet.add("rayvisor_child_incarnation", node.incarnation, name)
+    if node.uptime is not None:
+        sheet.add("rayvisor_child_start_time_seconds", round(readings.now - node.uptime, 3), name)
+    if node.kind in _ENGINES and node.requests is not None:
+        sheet.add("rayvisor_engine_requests_running", node.requests.in_flight, name)
+
+
+def _supervisor(sheet: _Sheet, node: Node, readings: Readings) -> None:
+    name = readings.named.get(node.path, node.path)
+    restarts = node.restarts
+    if name == node.path and restarts is not None:
+        sheet.add("rayvisor_supervisor_restarts_in_window", restarts.used, name or "/")
+        sheet.add("rayvisor_supervisor_intensity", restarts.intensity, name or "/")
+        sheet.add("rayvisor_supervisor_period_seconds", restarts.period, name or "/")
+    recoveries = readings.tallies.recoveries.get(name) or Recoveries()
+    if not sheet.has("rayvisor_recovery_seconds_count", name or "/"):
+        for bound, times in zip(BOUNDS, recoveries.within, strict=True):
+            sheet.add("rayvisor_recovery_seconds_bucket", times, name or "/", f"{bound:g}")
+        sheet.add("rayvisor_recovery_seconds_bucket", recoveries.times, name or "/", "+Inf")
+        sheet.add("rayvisor_recovery_seconds_sum", recoveries.seconds, name or "/")
+        sheet.add("rayvisor_recovery_seconds_count", recoveries.times, name or "/")
+
+
+def _tallied(sheet: _Sheet, tallies: Tallies, names: Mapping[str, None]) -> None:
+    """What children were counted to have done; what has not happened yet is 0: its first time is to show."""
+    for name in names:
+        for kind in _CLASSES:
+            sheet.add("rayvisor_child_faults_total", tallies.faults[name, kind], name, kind)
+        for cause in (*_CLASSES, OTHER):
+            sheet.add("rayvisor_child_restarts_total", tallies.restarts[name, cause], name, cause)
+    for (name, decision), times in sorted(tallies.decisions.items()):
+        if name in names:
+            sheet.add("rayvisor_child_decisions_total", times, name, decision)
+
+
+def _pool(sheet: _Sheet, name: str, stats: PoolStats) -> None:
+    waiting = stats.waiting + stats.returning + stats.suspects + stats.parked
+    for metric, value in (
+        ("requests_waiting", waiting),
+        ("requests_running", stats.in_flight),
+        ("requests_submitted_total", stats.submitted),
+        ("requests_finished_total", stats.finished),
+        ("requests_lost_total", stats.failed),
+        ("requests_abandoned_total", stats.left),
+        ("requests_moved_total", stats.moved),
+        ("divergences_total", stats.divergences),
+        ("tokens_total", stats.tokens),
+    ):
+        sheet.add(f"rayvisor_pool_{metric}", value, name)
+
+
+class _Sheet:
+    """Values by metric and labels; those of one name are added up."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[tuple[str, ...], float]] = {}
+
+    def add(self, name: str, value: float, *labels: str) -> None:
+        values = self._values.setdefault(name, {})
+        values[labels] = values.get(labels, 0) + value
+
+    def has(self, name: str, *labels: str) -> bool:
+        return labels in self._values.get(name, {})
+
+    def lines(self) -> Iterator[str]:
+        for family in FAMILIES:
+            parts = [
+                (suffix, labels) for suffix, labels in _parts(family) if family.name + suffix in self._values
+            ]
+            if parts:
+                yield f"# HELP {family.name} {family.tells}\n# TYPE {family.name} {family.kind}\n"
+            for suffix, labels in parts:
+                for given, value in self._values[family.name + suffix].items():
+                    told = ",".join(
+                        f'{label}="{_escaped(text)}"' for label, text in zip(labels, given, strict=True)
+                    )
+                    yield f"{family.name}{suffix}{f'{{{told}}}' if told else ''} {_number(value)}\n"
+
+
+def _parts(family: Family) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if family.kind == "histogram":
+        return (("_bucket", (*family.labels, "le")), ("_sum", family.labels), ("_count", family.labels))
+    if family.kind == "summary":
+        return (("_sum", family.labels), ("_count", family.labels))
+    return (("", family.labels),)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "+Inf"
+    return str(int(value)) if float(value).is_integer() else repr(round(value, 6))

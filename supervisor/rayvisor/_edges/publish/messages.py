@@ -1,0 +1,73 @@
+"""What is published: a topic for each child, and JSON with a sequence number. Pure.
+
+>>> from rayvisor.records import SupervisorMoved
+>>> messages = Messages("run-1")
+>>> topic, body = messages.of(SupervisorMoved(at=2.0, path="llm", state="running"), wall=0.0)
+>>> topic
+b'rayvisor.llm'
+>>> json.loads(body)["sequence"]
+1
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from rayvisor._edges.http.json_forms import record_form
+
+if TYPE_CHECKING:
+    from rayvisor.records import Record
+
+__all__ = ["SCHEMA", "Messages", "topic_of"]
+
+SCHEMA = 1
+"""Version of the messages: it grows when a field changes its meaning or goes, not when one is added."""
+TOPICS = 10_000
+"""So many topics are numbered at a time; of more, the one that was silent longest begins at 1 again."""
+
+
+def topic_of(record: Record) -> str:
+    """``rayvisor.`` and the path of the child, or supervisor, that a record is about; the root's is empty."""
+    about = getattr(record, "fault", record)
+    return "rayvisor." + str(getattr(about, "child", getattr(about, "path", "")))
+
+
+class Messages:
+    """Makes messages of records, and numbers them.
+
+    Parameters
+    ----------
+    run
+        Id of this supervisor's run: numbers of another run do not follow on.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._sequences: OrderedDict[str, int] = OrderedDict()
+
+    def of(self, record: Record, wall: float, overflows: int = 0) -> tuple[bytes, bytes]:
+        """Topic and body of the next message.
+
+        Parameters
+        ----------
+        record
+            What happened.
+        wall
+            What to add to the monotonic clock for the time of day.
+        overflows
+            How often the queue of a subscriber has run full so far.
+        """
+        topic = topic_of(record)
+        sequence = self._sequences[topic] = self._sequences.pop(topic, 0) + 1
+        if len(self._sequences) > TOPICS:
+            self._sequences.popitem(last=False)
+        form = {
+            "schema": SCHEMA,
+            "run": self._run,
+            "sequence": sequence,
+            "overflows": overflows,
+            **record_form(record, wall),
+        }
+        return topic.encode(errors="replace"), json.dumps(form).encode()

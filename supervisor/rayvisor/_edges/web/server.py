@@ -1,0 +1,230 @@
+"""The live page of one tree: HTTP on a TCP port.
+
+The page itself holds no data and is anybody's who can reach the port; what it shows, and what its buttons do,
+goes to who has the run's token. Nothing is done that the control socket does not do: it is the same table.
+Metrics go to anybody who can reach the port, by its address: what collects them knows no token of a run.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.abc
+import h11
+
+from rayvisor._edges.controls import Controls
+from rayvisor._edges.http.routes import Answer, Refusal, Routes, Spawn
+from rayvisor._edges.http.server import WRITE_SECONDS, Answering, HttpServer
+from rayvisor._edges.live.live import Live
+from rayvisor._edges.web.auth import Gate, fields
+from rayvisor._log import get_logger
+from rayvisor.errors import ControlSocketError, SpecError
+from statecharts import render
+from statecharts.lifecycles import CHARTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rayvisor._edges.live.history import Story
+
+__all__ = ["WebPage"]
+
+log = get_logger("rayvisor.web")
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_GUARDS = (
+    ("Content-Security-Policy", _POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+)
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_VERBS = frozenset({"/pause", "/resume", "/restart"})
+_STYLE = re.compile(r"<style>(.*?)</style>\n?", re.DOTALL)
+
+
+class WebPage(HttpServer):
+    """The live page of a running tree; [`Supervisor.serve_web`][rayvisor.Supervisor.serve_web] makes it.
+
+    Parameters
+    ----------
+    controls
+        The supervisor.
+    story
+        What has happened in it.
+    port
+        To listen on; 0: a free one.
+    host
+        Address or name to listen on.
+    metrics
+        Whether ``/metrics`` is answered, to whoever reaches the port.
+
+    Raises
+    ------
+    SpecError
+        For a port that is none, or an empty host.
+    """
+
+    def __init__(
+        self,
+        controls: Controls,
+        story: Story,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        metrics: bool = True,
+    ) -> None:
+        given: tuple[object, object] = (port, host)
+        if type(given[0]) is not int or not 0 <= port < 1 << 16:
+            raise SpecError("port", port, "must be a whole number from 0 (a free one) to 65535")
+        if not isinstance(given[1], str) or not host:
+            raise SpecError("host", host, "must be an address or a name of this machine, such as '127.0.0.1'")
+        super().__init__("rayvisor web")
+        self.host = host
+        self.port = port
+        self.token = secrets.token_urlsafe(24)
+        self._controls = controls
+        self._metrics = metrics
+        self._live = Live(controls, story)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def url(self) -> str:
+        """Where the page is, with the token behind ``#``: who has it can pause and restart the tree."""
+        host = self.host
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            pass
+        else:
+            if address.is_unspecified:
+                host = "127.0.0.1"
+            elif address.version == 6:  # noqa: PLR2004 - of the protocol
+                host = f"[{host}]"
+        return f"http://{host}:{self.port}/#{self.token}"
+
+    @property
+    def readers(self) -> int:
+        """How many pages are open."""
+        return self._live.readers
+
+    async def visited(self) -> None:
+        """Wait until somebody has opened the page."""
+        await self._live.visited.wait()
+
+    async def open(self) -> None:
+        """Bind the port.
+
+        Raises
+        ------
+        ControlSocketError
+            It cannot be.
+        """
+        try:
+            listener = await anyio.create_tcp_listener(local_host=self.host, local_port=self.port)
+        except OSError as error:
+            raise ControlSocketError(f"{self.host}:{self.port}", error.strerror or str(error)) from error
+        self._listeners = tuple(cast("Sequence[anyio.abc.SocketListener]", listener.listeners))
+        self.port = self._listeners[0].extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - nothing of Django
+        if not _is_loopback(self.host):
+            log.warning("web.open_to_others", host=self.host, port=self.port)
+        log.info("web.open", host=self.host, port=self.port)
+
+    def answering(self, spawn: Spawn) -> Answering:
+        """Answer what the gate lets in."""
+        spawn(self._live.follow)
+        gate, routes = Gate(self.token, self.host), Routes(self._controls, spawn)
+
+        async def answer(request: h11.Request, body: bytes) -> Answer:
+            try:
+                told = await self._answer(gate, routes, request, body)
+            except Refusal as refusal:
+                told = refusal.answer
+            return Answer(
+                told.status,
+                told.body,
+                told.lines,
+                (*told.headers, *_GUARDS),
+                content=told.content,
+                kind=told.kind,
+                patience=told.patience,
+            )
+
+        return answer
+
+    async def _answer(self, gate: Gate, routes: Routes, request: h11.Request, body: bytes) -> Answer:
+        headers = fields(request.headers)
+        method = request.method.decode("ascii")
+        target = request.target.decode("ascii", "replace")
+        path = urlsplit(target).path.removeprefix("/v1")
+        if path in _VERBS:
+            gate.admit(headers, acts=True)
+            return await routes.answer(method, target, body)
+        if method != "GET":
+            gate.look(headers)
+            raise Refusal(405, "WrongMethod", f"{path[:200]} takes GET, not {method[:20]}", Allow="GET")
+        if path == "/events":
+            gate.admit(headers, acts=False)
+            return self._read_by(headers)
+        gate.look(headers)
+        if path == "/metrics" and self._metrics:
+            return await routes.answer(method, path, b"")
+        return _file(path)
+
+    def _read_by(self, headers: Mapping[str, str]) -> Answer:
+        lines = self._live.events(headers.get("last-event-id", ""))
+        return Answer(200, lines=lines, kind="text/event-stream", patience=WRITE_SECONDS)
+
+
+def _file(path: str) -> Answer:
+    found = _FILES.get(path)
+    if found is not None:
+        name, kind = found
+        return Answer(200, content=_packaged(name), kind=kind)
+    if path == "/chart.css":
+        style, _ = _chart("engine")  # all charts have the same
+        return Answer(200, content=style, kind="text/css; charset=utf-8")
+    name = path.removeprefix("/chart/").removesuffix(".svg")
+    if name in CHARTS and path == f"/chart/{name}.svg":
+        return Answer(200, content=_chart(name)[1], kind="image/svg+xml")
+    raise Refusal(404, "UnknownRoute", f"nothing is at {path[:200]}")
+
+
+@cache
+def _packaged(name: str) -> bytes:
+    return files("rayvisor._edges.web").joinpath(name).read_bytes()
+
+
+@cache
+def _chart(name: str) -> tuple[bytes, bytes]:
+    """Style and picture of a chart, apart: the page's policy lets in no style from inside a picture."""
+    picture = render(CHARTS[name], "svg")
+    found = _STYLE.search(picture)
+    return (found[1] if found else "").encode(), _STYLE.sub("", picture).encode()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,1 +1,0 @@
-"""Errors after which a process is of no use any more: finding them, and ending it."""

@@ -1,1 +1,0 @@
-"""Retries: what is decided about them, apart from the waiting."""

@@ -1,0 +1,162 @@
+"""Children that are Ray actors of somebody else's making: adopted, and let go again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from rayvisor._core.protocol.links import HostGone
+from rayvisor._core.supervision.messages import FOR_A_RESTART
+from rayvisor._log import get_logger
+from rayvisor._runtime.children.actor_health import ActorReports, Attention, ending_of, prove
+from rayvisor._runtime.children.protocol import StartRefused, with_predecessor
+from rayvisor.errors import RayvisorError
+from rayvisor.faults import Cause, Ending
+
+if TYPE_CHECKING:
+    from rayvisor._backends.ray.actors import UserActor
+    from rayvisor._backends.ray.adopted import Adoption
+    from rayvisor.faults import Exit
+    from rayvisor.specs import ActorHooks, ChildSpec, Shutdown
+
+__all__ = ["AdoptedCarrier", "ended_in_order"]
+
+log = get_logger("rayvisor.actors")
+
+ENDLESS_SECONDS = 365.0 * 86400
+CANNOT = "CannotBeMadeAgain"
+
+
+class _Backend(Protocol):
+    """Who is told which actor is the child's present incarnation."""
+
+    reports: ActorReports
+
+    def up(self, child: str, actor: UserActor) -> None: ...
+
+    def left(self, child: str, actor: UserActor) -> None: ...
+
+    def restarted(self, child: str) -> bool: ...
+
+
+class AdoptedCarrier:
+    """One life of an adopted actor."""
+
+    def __init__(
+        self,
+        backend: _Backend,
+        adoption: Adoption,
+        who: tuple[str, int],
+        spec: ChildSpec,
+        predecessor: Exit | None,
+    ) -> None:
+        self._backend = backend
+        self._adoption = adoption
+        self._who = who
+        self._deadline = spec.start_deadline
+        self._predecessor = predecessor
+        self._actor: UserActor | None = None
+
+    @property
+    def _hooks(self) -> ActorHooks:
+        return self._adoption.start.hooks
+
+    async def start(self) -> None:
+        """Find it, or have it made, and wait until it is alive and has answered its first probe."""
+        child, incarnation = self._who
+        make = self._adoption.start.make
+        made_with = {} if make is None else with_predecessor(make, self._predecessor)
+        began = anyio.current_time()
+        try:
+            self._actor = actor = await self._adoption.come_up(incarnation, self._deadline, made_with)
+            await prove(actor, self._hooks, max(0.1, self._deadline - (anyio.current_time() - began)))
+        except HostGone as gone:
+            raise StartRefused(self._lost(ending_of(gone.end, "starting"))) from None
+        except (RayvisorError, TimeoutError) as error:
+            overdue = isinstance(error, TimeoutError)
+            causes = (Cause(type(error).__name__, str(error)),)
+            raise StartRefused(
+                Ending(causes=causes, source="ray", overdue=overdue, doing="starting")
+            ) from None
+        self._backend.up(child, actor)
+
+    async def ended(self) -> Ending:
+        """Wait until this life of it is over."""
+        actor: Any = self._actor
+        ending = await Attention(self._who, actor, self._hooks, self._backend.reports).until_it_ends()
+        self._left()
+        return ending if ending.renewed or self._adoption.renewable(actor) else self._lost(ending)
+
+    async def act(self, action: str) -> None:
+        """Call a method of the user's: what it raises says that it does not help."""
+        actor: Any = self._actor
+        await actor.call(action)
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:
+        """Begin a new life of it for a restart; otherwise let it go, or end it, as was asked for."""
+        self._left()
+        actor = self._actor
+        if actor is None:
+            return True
+        restarted = reason in FOR_A_RESTART or self._backend.restarted(self._who[0])
+        for_good = self._adoption.start.on_end == "kill" and not restarted
+        again = restarted and self._adoption.renewable(actor)
+        if not for_good and not again:
+            self._adoption.let_go()
+            return True
+        grace = shutdown.seconds or 0.0
+        if grace and for_good and await ended_in_order(actor, self._hooks, grace):
+            return True
+        if grace and again:
+            await drained(actor, self._hooks, grace)
+        return await self._adoption.renew(actor, for_good=for_good)
+
+    async def clean(self) -> bool:
+        """Its life is over, or is to be: one that still goes on is ended if another one follows."""
+        self._left()
+        actor = self._actor
+        if actor is None or _over(actor):
+            return True
+        if self._adoption.renewable(actor):
+            return await self._adoption.renew(actor)
+        log.warning("actor.kept", child=self._who[0], why="nobody could make it again")
+        return False
+
+    def _lost(self, ending: Ending) -> Ending:
+        """Say so where nobody can make it again."""
+        if self._adoption.replaceable or ending.intended:
+            return ending
+        why = "it was adopted without make= and without a name, and Ray does not restart it"
+        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), final=True)
+
+    def _left(self) -> None:
+        if self._actor is not None:
+            self._backend.left(self._who[0], self._actor)
+
+
+def _over(actor: UserActor) -> bool:
+    sight = actor.sight
+    return sight.state is sight.state.DEAD or sight.restarts != actor.life
+
+
+async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:
+    """Let an actor finish what it has, for at most so many seconds; how many are left."""
+    if hooks.drain is None:
+        return seconds
+    began = anyio.current_time()
+    try:
+        with anyio.fail_after(seconds):
+            await actor.run(hooks.drain)
+    except Exception as error:  # noqa: BLE001 - whatever a user's hook raises, the actor is ended all the same
+        log.warning("actor.not_drained", actor=actor.name, why=f"{type(error).__name__}: {error}"[:500])
+    return seconds - (anyio.current_time() - began)
+
+
+async def ended_in_order(actor: UserActor, hooks: ActorHooks, seconds: float) -> bool:
+    """Drain an actor and ask it to end, within so many seconds; whether it has."""
+    grace = ENDLESS_SECONDS if math.isinf(seconds) else seconds
+    left = await drained(actor, hooks, grace)
+    return left > 0 and await actor.terminate(left) is not None

@@ -1,0 +1,175 @@
+"""Children that are async functions in the supervisor's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import traceback
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._log import get_logger
+from rayvisor._runtime.children.protocol import StartIgnored, StartRefused, takes, with_predecessor
+from rayvisor.faults import Cause, Ending
+from rayvisor.specs import IgnoreStart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rayvisor.faults import Exit
+    from rayvisor.specs import ChildSpec, CoroutineStart, Shutdown
+
+__all__ = ["CoroutineBackend"]
+
+log = get_logger("rayvisor.supervisor")
+
+STUBBORN_SECONDS = 1.0
+"""How long a task that was cancelled past its shields is waited for; Python has nothing harder."""
+
+
+class CoroutineBackend:
+    """Runs coroutine children as tasks of the supervisor's own group."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+
+    async def open(self) -> None:
+        """Nothing to prepare."""
+
+    def carry(
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
+    ) -> CoroutineCarrier:
+        """Make the carrier of an incarnation."""
+        return CoroutineCarrier(self._tasks, f"{child}#{incarnation}", spec, predecessor)
+
+    async def release(self, child: str) -> None:
+        """Nothing outlives an incarnation."""
+
+    async def close(self) -> None:
+        """Nothing is left that the task group does not own."""
+
+
+class CoroutineCarrier:
+    """One run of the function."""
+
+    def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec, predecessor: Exit | None) -> None:
+        self._tasks = tasks
+        self._name = name
+        self._start = cast("CoroutineStart", spec.start)
+        self._deadline = spec.start_deadline
+        self._predecessor = predecessor
+        self._task: asyncio.Task[object] | None = None
+        self._ignored = False
+        self._asked = False
+        self._scope = anyio.CancelScope()
+        self._up = anyio.Event()
+        self._over = anyio.Event()
+        self._begun = False
+        self._announced = False
+        self._ending = Ending(causes=())
+
+    async def start(self) -> None:
+        """Start it; up at once, or when it says so."""
+        self._begun = True
+        keywords = with_predecessor(self._start.function, self._predecessor)
+        if takes(self._start.function, "task_status"):
+            keywords["task_status"] = _Status(self._announce)
+        else:
+            self._announce()
+        self._tasks.start_soon(self._run, keywords, name=self._name)
+        with anyio.move_on_after(self._deadline):
+            await self._up.wait()
+        if self._announced:
+            return
+        if self._ignored:
+            raise StartIgnored
+        if not self._over.is_set():
+            why = f"task_status.started() was not called within start_deadline={self._deadline:g} s"
+            raise StartRefused(Ending(causes=(Cause("StartDeadlineExceeded", why),), overdue=True))
+        if self._ending.intended:
+            why = "the coroutine came to its end without calling task_status.started()"
+            raise StartRefused(Ending(causes=(Cause("NeverStarted", why),)))
+        raise StartRefused(self._ending)
+
+    def _announce(self) -> None:
+        self._announced = True
+        self._up.set()
+
+    async def _run(self, keywords: dict[str, Any]) -> None:
+        self._task = asyncio.current_task()
+        try:
+            with self._scope:
+                await self._start.function(*self._start.args, **keywords)
+            self._ending = Ending(causes=(Cause("Returned", "the coroutine came to its end"),), intended=True)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
+            self._ignored = isinstance(error, IgnoreStart) and not self._announced
+            self._ending = _crash(error)
+            if self._asked:
+                log.warning("end.otherwise", child=self._name, why=str(self._ending.causes[0]))
+        except anyio.get_cancelled_exc_class():
+            # Not by its scope, which takes its own. It goes no further: it would end the whole group.
+            self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
+        finally:
+            self._over.set()
+            self._up.set()
+
+    async def ended(self) -> Ending:
+        """Wait until the function has returned or raised."""
+        await self._over.wait()
+        return self._ending
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task is not told why
+        """Cancel it, wait, then cancel it past its shields: the only kill that there is."""
+        self._asked = True
+        self._scope.cancel()
+        if shutdown.seconds:
+            with anyio.move_on_after(None if math.isinf(shutdown.seconds) else shutdown.seconds):
+                await self._finished()
+        return await self._kill()
+
+    async def clean(self) -> bool:
+        """Nothing outlives the function, unless its start was given up."""
+        self._scope.cancel()
+        return await self._kill()
+
+    async def _kill(self) -> bool:
+        if not self._begun:
+            return True
+        pause = 0.001
+        with anyio.move_on_after(STUBBORN_SECONDS):
+            while not self._over.is_set():
+                # asyncio's own cancellation: no shield of anyio's holds it up. Again, if it was swallowed.
+                if self._task is not None:
+                    self._task.cancel()
+                with anyio.move_on_after(pause):
+                    await self._over.wait()
+                pause = min(2 * pause, 0.1)
+        return self._over.is_set()
+
+    async def _finished(self) -> None:
+        if self._begun:
+            await self._over.wait()
+
+
+class _Status(TaskStatus[object]):
+    """What a function that announces itself calls."""
+
+    def __init__(self, announce: Callable[[], None]) -> None:
+        self._announce = announce
+
+    def started(self, value: object = None) -> None:
+        del value
+        self._announce()
+
+
+def _crash(error: BaseException) -> Ending:
+    code = error.code if isinstance(error, SystemExit) else None
+    return Ending(
+        causes=tuple(Cause(*cause) for cause in plain_causes(error)),
+        traceback="".join(traceback.format_exception(error)),
+        exit_code=code if isinstance(code, int) else None,
+        intended=isinstance(error, SystemExit) and not error.code,
+    )

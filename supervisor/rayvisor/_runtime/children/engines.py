@@ -1,0 +1,452 @@
+"""Children that are engines: each has a seat, and a seat has a host that outlives its engines.
+
+An engine that died alone is followed by its next incarnation in the same host (same epoch); when the
+host has died too, or cannot prove that the engine's processes are gone, a new host takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import anyio
+from anyio.abc import TaskGroup
+
+from rayvisor._core.protocol.links import HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
+from rayvisor._core.protocol.wire import (
+    Condition,
+    Died,
+    EngineInfo,
+    HostItem,
+    Order,
+    Phase,
+    ProcessId,
+    Suspicion,
+)
+from rayvisor._log import get_logger
+from rayvisor._runtime.children.host_health import attend_to
+from rayvisor._runtime.children.protocol import StartRefused
+from rayvisor._runtime.children.recovery import await_instruction, recover
+from rayvisor._runtime.children.slots import Seat, ending_of_engine, ending_of_host
+from rayvisor.errors import ChildUnavailableError, RayvisorError
+from rayvisor.faults import Cause, Ending
+
+if TYPE_CHECKING:
+    from rayvisor.faults import Exit
+    from rayvisor.specs import ChildSpec, EngineStart, Shutdown
+
+__all__ = ["EngineBackend", "EngineReports"]
+
+log = get_logger("rayvisor.engines")
+
+PROOF_SECONDS = 10.0
+"""How long the end of a host, and the proof of it, may take."""
+ENDLESS_SECONDS = 365.0 * 86400
+UNRULED_TRIES = 4
+"""How often a host that cannot be reached is asked anew before it counts as lost."""
+UNRULED_SECONDS = 2.0
+STREAM_TRIES = 7
+"""How often in a row a stream that brings nothing is opened anew before the host counts as lost."""
+RELISTEN_SECONDS = 0.05
+URLS_KEPT = 1000
+"""Of how many servers it is known where they were: where they are started again by hand, too."""
+
+
+class EngineReports(Protocol):
+    """Who is told what engines say: the session."""
+
+    def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
+        """Chunks and the like, in order."""
+
+    def items_missing(self, child: str, incarnation: int, reason: str) -> None:
+        """Some of them may have been lost on the way, though the engine lives."""
+
+    def phase(self, child: str, phase: Phase) -> None:
+        """A start has got further."""
+
+    def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
+        """The engine's condition has changed: ``suspect`` (why), or ``clear``."""
+
+    def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
+        """The engine has a fault and waits for an instruction; ``again``: it was told of before."""
+
+
+class EngineBackend:
+    """Carries engine children, and gives the pools' fronts their line to them.
+
+    Parameters
+    ----------
+    open_place
+        Makes the place where hosts live.
+    tasks
+        Owner of what listens to the hosts.
+    reports
+        Who is told.
+    gpus
+        How many GPUs an engine with these arguments needs, where its child does not say.
+    """
+
+    def __init__(
+        self,
+        open_place: Callable[[], Awaitable[HostPlace]],
+        tasks: TaskGroup,
+        reports: EngineReports,
+        gpus: Callable[[Mapping[str, Any]], float],
+    ) -> None:
+        self._open_place = open_place
+        self._opening = anyio.Lock()
+        self._tasks = tasks
+        self._reports = reports
+        self._gpus = gpus
+        self._place: HostPlace | None = None
+        self._seats: dict[str, Seat] = {}
+        self._urls: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Open the place where hosts live."""
+        async with self._opening:
+            if self._place is None:
+                self._place = await self._open_place()
+
+    def carry(
+        self,
+        child: str,
+        incarnation: int,
+        spec: ChildSpec,
+        predecessor: Exit | None,
+    ) -> EngineCarrier:
+        """Make the carrier of an incarnation."""
+        seat = self._seats.setdefault(child, Seat(child))
+        seat.predecessor = predecessor
+        return EngineCarrier(self, seat, incarnation, spec)
+
+    def info(self, child: str, incarnation: int) -> EngineInfo | None:
+        """What the engine that serves said of itself; None if it is not this incarnation."""
+        seat = self._seats.get(child)
+        return seat.info if seat is not None and seat.incarnation == incarnation else None
+
+    def predecessor(self, child: str) -> Exit | None:
+        """How the incarnation before a child's present one ended; None for the first."""
+        seat = self._seats.get(child)
+        return None if seat is None else seat.predecessor
+
+    async def ask(
+        self,
+        child: str,
+        incarnation: int,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        deadline: float,
+    ) -> Any:
+        """Have an engine carry out a call, see `HostLink.ask`.
+
+        Raises
+        ------
+        ChildUnavailableError
+            That incarnation is not there any more.
+        """
+        seat = self._seats.get(child)
+        if seat is None or seat.link is None or seat.incarnation != incarnation:
+            raise ChildUnavailableError(child, f"not up as incarnation {incarnation}")
+        try:
+            return await seat.link.ask(incarnation, method, args, kwargs, deadline)
+        except HostGone as gone:
+            raise ChildUnavailableError(child, str(gone.end.root)) from None
+
+    def epoch(self, child: str) -> int | None:
+        """Which host of a child is there; None while there is none."""
+        seat = self._seats.get(child)
+        return None if seat is None or seat.link is None else seat.epoch
+
+    def processes(self, child: str) -> list[tuple[str, ProcessId]]:
+        """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
+        seat = self._seats.get(child)
+        if seat is None:
+            return []
+        # A host in this very process is not the child's to show, and not its user's to kill.
+        own = seat.process is not None and seat.process.pid != os.getpid()
+        host = [("host", seat.process)] if own and seat.process is not None else []
+        return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
+
+    def url(self, child: str) -> str:
+        """Where a server is; empty while it is nowhere."""
+        seat = self._seats.get(child)
+        return seat.info.url if seat is not None and seat.info is not None else ""
+
+    def was_at(self, child: str, url: str = "") -> str:
+        """Where a server was when it was up last, also after its seat has gone; or take note of it."""
+        if url:
+            self._urls.pop(child, None)
+            self._urls[child] = url
+            if len(self._urls) > URLS_KEPT:
+                del self._urls[next(iter(self._urls))]
+        return self._urls.get(child, "")
+
+    async def release(self, child: str) -> None:
+        """End the child's host, and give back what was held for it."""
+        seat = self._seats.pop(child, None)
+        if seat is not None and self._place is not None:
+            seat.hush()
+            await self._place.end_child(child, PROOF_SECONDS)
+
+    async def close(self) -> None:
+        """End all hosts."""
+        for seat in self._seats.values():
+            seat.hush()
+        if self._place is not None:
+            await self._place.close()
+
+    # --- the line of a pool's front ------------------------------------------------------------
+
+    async def submit(self, child: str, incarnation: int, orders: Sequence[Order]) -> None:
+        """Give orders to an engine."""
+        await self._line(child, incarnation).submit(incarnation, list(orders))
+
+    async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]]) -> None:
+        """End attempts in an engine."""
+        await self._line(child, incarnation).abort(list(attempts))
+
+    async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop or resume reading an engine's output for a request."""
+        await self._line(child, incarnation).flow(request, attempt, is_open=is_open)
+
+    def _line(self, child: str, incarnation: int) -> HostLink:
+        seat = self._seats.get(child)
+        if seat is None or seat.link is None or seat.incarnation != incarnation or seat.end is not None:
+            end = HostEnd(causes=(Cause("EngineGone", f"incarnation {incarnation} of {child} has ended"),))
+            raise HostGone(child, 0 if seat is None else seat.epoch, end)
+        return seat.link
+
+    # --- hosts ----------------------------------------------------------------------------------
+
+    async def host(self, seat: Seat, incarnation: int, start: EngineStart, deadline: float) -> HostLink:
+        """The seat's host; a new one where there is none.
+
+        Its epoch is the incarnation that it was made for: unique, and never less than before.
+        """
+        if seat.link is None:
+            place = cast("HostPlace", self._place)  # open() came first
+            options = start.options
+            needs = start.gpu_arguments()
+            if options.num_gpus is None and needs is not None:
+                options = replace(options, num_gpus=self._gpus(needs))
+            seat.epoch = incarnation
+            seat.link = await place.create(
+                child=seat.child, epoch=incarnation, engine=start.engine, options=options
+            )
+        if seat.process is None:
+            link = seat.link
+            seat.process = (await link.ready(deadline)).process
+            seat.scope = anyio.CancelScope()
+            seat.heard = anyio.current_time()
+            self._tasks.start_soon(self._attend, seat, link, seat.scope, name=f"host of {seat.child}")
+        return seat.link
+
+    async def _attend(self, seat: Seat, link: HostLink, scope: anyio.CancelScope) -> None:
+        """Listen to a host until it has ended."""
+        with scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._listen, seat, link)
+                group.start_soon(attend_to, seat, link, partial(self._doubt, seat))
+                await self._watch(seat, link)
+                group.cancel_scope.cancel()
+
+    async def _listen(self, seat: Seat, link: HostLink) -> None:
+        barren, why = 0, ""
+        while barren < STREAM_TRIES:
+            barren += 1
+            try:
+                async for items in link.stream():
+                    barren = 0
+                    seat.heard = anyio.current_time()
+                    self._take(seat, items)
+                why = "the host's stream ended while the host lives"
+            except HostGone as gone:
+                if not gone.end.unavailable:
+                    return  # the sentinel says how it ended
+                why = str(gone)
+            except Exception as error:  # noqa: BLE001 - whatever broke it: it is recorded, and listened to anew
+                why = f"{type(error).__name__}: {error}"
+            log.warning("host.stream.broke", child=seat.child, epoch=seat.epoch, why=why)
+            self._reports.items_missing(seat.child, seat.incarnation, why)
+            await anyio.sleep(RELISTEN_SECONDS * 2**barren)
+        seat.settle(Ending(causes=(Cause("StreamBroken", why),), source="host", lost=True))
+
+    def _take(self, seat: Seat, items: Sequence[HostItem]) -> None:
+        rest: list[HostItem] = []
+        died: Died | None = None
+        for item in items:
+            if not isinstance(item, Phase | Died | Suspicion | Condition):
+                rest.append(item)
+            elif item.incarnation != seat.incarnation:
+                pass  # of one that is gone
+            elif isinstance(item, Died):
+                died = item
+            else:
+                self._heed(seat, item)
+        if rest:
+            self._reports.items(seat.child, seat.incarnation, rest)
+        if died is not None:
+            seat.settle(ending_of_engine(died))
+
+    def _heed(self, seat: Seat, item: Phase | Suspicion | Condition) -> None:
+        if isinstance(item, Phase):
+            self._reports.phase(seat.child, item)
+        elif isinstance(item, Suspicion):
+            self._doubt(seat, "engine", tuple(Cause(*cause) for cause in item.causes))
+        else:
+            again, seat.ails = seat.ails, item.status != "healthy"
+            if seat.ails:
+                self._reports.unhealthy(seat.child, item, again=again)
+
+    def _doubt(self, seat: Seat, by: str, causes: tuple[Cause, ...]) -> None:
+        """Somebody doubts that the incarnation gets on, or (without causes) does not any more."""
+        doubted = bool(seat.doubts)
+        seat.doubts.pop(by, None)
+        if causes:
+            seat.doubts[by] = causes
+        if bool(seat.doubts) != doubted:
+            event = "suspect" if seat.doubts else "clear"
+            self._reports.condition(seat.child, seat.incarnation, event, causes)
+
+    def others_ail(self, child: str) -> bool:
+        """Whether another member of the child's group has a fault still."""
+        group, _, _ = child.rpartition("/")
+        return any(
+            seat.ails
+            for path, seat in self._seats.items()
+            if path != child and path.rpartition("/")[0] == group
+        )
+
+    async def _watch(self, seat: Seat, link: HostLink) -> None:
+        tries = 0
+        while True:
+            end = await link.ended()
+            tries += 1
+            if not end.unavailable or tries > UNRULED_TRIES:
+                break
+            # Nobody has ruled: ask the same host anew, a bounded number of times; it is never made twice.
+            self._doubt(seat, "ray", end.causes or (end.root,))
+            try:
+                await link.ready(UNRULED_SECONDS)
+            except (HostGone, HostCallFailed, TimeoutError):
+                await anyio.sleep(UNRULED_SECONDS / UNRULED_TRIES * tries)
+            else:
+                tries = 0
+                self._doubt(seat, "ray", ())
+        seat.settle(ending_of_host(end))
+
+
+class EngineCarrier:
+    """One incarnation of an engine."""
+
+    def __init__(self, backend: EngineBackend, seat: Seat, incarnation: int, spec: ChildSpec) -> None:
+        self._backend = backend
+        self._seat = seat
+        self._incarnation = incarnation
+        self._start = cast("EngineStart", spec.start)
+        self._deadline = spec.start_deadline
+        self._recovery_deadline = spec.recovery_deadline
+        self._link: HostLink | None = None
+
+    async def start(self) -> None:
+        """Have the engine started in the seat's host."""
+        answer: EngineInfo | Died | None = None
+        seat = self._seat
+        seat.begin(self._incarnation, self._start.limits, self._deadline)
+        try:
+            try:
+                link = await self._backend.host(seat, self._incarnation, self._start, self._deadline)
+            finally:
+                self._link = seat.link  # it may have been made though it did not come up
+            # That the host is up is progress: the engine has all of its deadline.
+            with anyio.CancelScope() as seat.starting:
+                answer = await link.ensure_started(
+                    self._incarnation,
+                    self._start.arguments_after(self._backend.was_at(seat.child)),
+                    self._deadline,
+                    self._start.limits,
+                )
+            if seat.starting.cancelled_caught:
+                raise StartRefused(await seat.ended())
+        except HostGone as gone:
+            raise StartRefused(ending_of_host(gone.end)) from None
+        except HostCallFailed as failed:
+            raise StartRefused(
+                Ending(causes=failed.causes, traceback=failed.traceback, source="host", doing="starting")
+            ) from None
+        except (RayvisorError, TimeoutError) as error:
+            late = isinstance(error, TimeoutError)
+            name = "StartDeadlineExceeded" if late else type(error).__name__
+            why = str(error) or f"not up within start_deadline={self._deadline:g} s"
+            raise StartRefused(
+                Ending(causes=(Cause(name, why),), source="ray", overdue=late, doing="starting")
+            ) from None
+        if isinstance(answer, Died):
+            raise StartRefused(ending_of_engine(answer))
+        seat.info = answer
+        if answer is not None and answer.url:
+            self._backend.was_at(seat.child, answer.url)
+
+    async def act(self, action: str) -> None:
+        """Have the engine recover in place, or (``await``) wait until an operator has had it recover."""
+        seat, within = self._seat, self._recovery_deadline
+        others_ail = partial(self._backend.others_ail, seat.child)
+        if action == "await":
+            await await_instruction(seat, self._incarnation, within, others_ail)
+        else:
+            await recover(seat, self._incarnation, action, within, others_ail)
+
+    async def ended(self) -> Ending:
+        """Wait until the engine, or its host, has ended."""
+        return await self._seat.ended()
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - engines are not told why
+        """End the engine in its time, then its host."""
+        link = self._link
+        if link is None:
+            return True
+        if shutdown.seconds and not self._seat.deaf:
+            grace = ENDLESS_SECONDS if math.isinf(shutdown.seconds) else shutdown.seconds
+            try:
+                await link.stop_engine(self._incarnation, grace)
+            except (HostGone, HostCallFailed, TimeoutError) as error:
+                log.warning(
+                    "engine.stop.failed",
+                    child=self._seat.child,
+                    incarnation=self._incarnation,
+                    error=str(error),
+                )
+        if self._seat.incarnation != self._incarnation and self._seat.link is link:
+            # Its host serves a newer incarnation, whose start has ended this one.
+            return await self._engine_gone(link)
+        return await self._host_gone(link)
+
+    async def clean(self) -> bool:
+        """Have the host end what an engine that died left behind; without an answer, end the host too."""
+        link = self._link
+        if link is None:
+            return True
+        seat = self._seat
+        answered = seat.link is not link or (seat.process is not None and not seat.deaf)
+        if answered and await self._engine_gone(link):
+            return True
+        return await self._host_gone(link)
+
+    async def _engine_gone(self, link: HostLink) -> bool:
+        try:
+            with anyio.fail_after(PROOF_SECONDS):
+                await link.stop_engine(self._incarnation, 0.0)
+        except (HostGone, HostCallFailed, TimeoutError):
+            return False
+        return True
+
+    async def _host_gone(self, link: HostLink) -> bool:
+        self._seat.leave(link)
+        report = await link.end(PROOF_SECONDS)
+        return report.verified

@@ -1,0 +1,102 @@
+"""Whether a host is heard: its stream brings something every moment, or the host hangs.
+
+A host whose process is stopped, whose event loop is blocked, or whose interpreter is held by native code
+looks alive to Ray. It is judged by the same watch as an engine, with its heartbeats for tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from rayvisor._backends.process.observation import in_words, stopped_cause
+from rayvisor._core.health.stall import BUSY_SHARE, Look, StallWatch, Verdict
+from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Ending
+
+if TYPE_CHECKING:
+    from rayvisor._core.protocol.links import HostLink, HostView
+    from rayvisor._runtime.children.slots import Seat
+
+__all__ = ["attend_to"]
+
+log = get_logger("rayvisor.engines")
+
+VIEW_SECONDS = 5.0
+"""How long a look at a silent host from beside it may take."""
+STARTING_LOOK_SECONDS = 1.0
+
+Doubt = Callable[[str, tuple[Cause, ...]], None]
+
+
+async def attend_to(seat: Seat, link: HostLink, doubt: Doubt) -> None:
+    """Watch a host's heartbeats for as long as it is the seat's; end the incarnation that it holds up.
+
+    Parameters
+    ----------
+    seat, link
+        Whose host.
+    doubt
+        Takes who doubts the host, and why; nothing: it is not doubted any more.
+    """
+    while True:
+        if seat.end is None:
+            if seat.info is not None:
+                await _while_serving(seat, link, doubt)
+            elif anyio.current_time() - seat.heard > seat.patience:
+                # While an engine starts its host is busy: what counts is the start's own deadline.
+                await _condemn(seat, link, anyio.current_time() - seat.heard, "starting")
+        await anyio.sleep(min(STARTING_LOOK_SECONDS, seat.limits.probe_interval))
+
+
+async def _while_serving(seat: Seat, link: HostLink, doubt: Doubt) -> None:
+    incarnation = seat.incarnation
+    now = anyio.current_time()
+    watch = StallWatch(seat.limits, now)
+    while True:
+        await anyio.sleep(max(0.0, watch.next_look(now) - anyio.current_time()))
+        if seat.incarnation != incarnation or seat.end is not None:
+            return
+        now = anyio.current_time()
+        match watch.look(Look(now, progressed=seat.heard, waiting=1)):
+            case Verdict.SUSPECT:
+                silence = f"nothing was heard of the host for {watch.silent:.1f} s"
+                doubt("heartbeat", (Cause("HostSuspect", silence),))
+            case Verdict.CLEAR:
+                doubt("heartbeat", ())
+            case Verdict.STALLED:
+                await _condemn(seat, link, watch.silent, "serving")
+                return
+            case _:
+                pass
+
+
+async def _condemn(seat: Seat, link: HostLink, silent: float, doing: str) -> None:
+    """End the incarnation for its host's silence, and say what can be seen of the cause."""
+    incarnation = seat.incarnation
+    view = await link.view(VIEW_SECONDS)
+    if seat.incarnation != incarnation:
+        return  # it was ended for another reason meanwhile
+    causes = _causes(view, silent)
+    log.warning("host.stalled", child=seat.child, epoch=seat.epoch, cause=str(causes[-1]))
+    seat.deaf = True  # it is not asked any more, only ended
+    seat.settle(
+        Ending(
+            causes=causes, source="host", traceback=view.stack, lost=True, node=view.node,
+            log_file=view.log_file, doing=doing,
+        )
+    )  # fmt: skip
+    if seat.starting is not None:
+        seat.starting.cancel()
+
+
+def _causes(view: HostView, silent: float) -> tuple[Cause, ...]:
+    message = f"nothing was heard of the host for {silent:.1f} s"
+    stopped = stopped_cause(view.sights[:1])
+    if stopped is not None:
+        return Cause("HostStalled", message), Cause(stopped[0], f"the {stopped[1]}")
+    where = view.stack.strip().splitlines()[:1]
+    seen = [in_words(view.sights[:1], BUSY_SHARE), *(f"its loop is at {line.strip()}" for line in where)]
+    return (Cause("HostStalled", "; ".join([message, *filter(None, seen)])),)

@@ -1,0 +1,176 @@
+"""Having an engine recover in place: the instruction, its acknowledgement, and the proof that it is well.
+
+An instruction goes to every rank of a group, since what it has them do they do together. A rank that has no
+fault of its own (yet) refuses it: it waits until the others are well, and is told again should it turn
+unhealthy meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import anyio
+
+from rayvisor._core.protocol.links import HostCallFailed, HostGone
+from rayvisor._runtime.children.protocol import RecoveryFailed
+
+if TYPE_CHECKING:
+    from rayvisor._core.protocol.links import HostLink
+    from rayvisor._core.protocol.wire import EngineInfo
+    from rayvisor._runtime.children.slots import Seat
+
+__all__ = ["await_instruction", "recover", "recovery_seconds"]
+
+POLL_SECONDS = 0.01
+LAG_SECONDS = 0.5
+"""How much later than its acknowledgement an engine's new status may come; and its end than a failed call."""
+OWN_SHARE = 0.9
+"""Of the time that the supervisor gives: here it is known what took too long."""
+ENGINE_SHARE = 0.8
+"""Of the engine's own patience, which began before its fault was heard of."""
+
+
+def recovery_seconds(within: float, info: EngineInfo) -> float:
+    """Seconds that a recovery may take: it ends before the engine loses its own patience."""
+    own = within * OWN_SHARE
+    return min(own, info.recovery_timeout * ENGINE_SHARE) if info.recovery_timeout else own
+
+
+async def recover(
+    seat: Seat, incarnation: int, instruction: str, within: float, others_ail: Callable[[], bool]
+) -> None:
+    """Have an engine carry out an instruction, and see that it is well again.
+
+    Parameters
+    ----------
+    seat, incarnation
+        Which engine.
+    instruction
+        What it is told.
+    within
+        Seconds it may take.
+    others_ail
+        Whether another rank of its group has a fault still.
+
+    Raises
+    ------
+    RecoveryFailed
+        It has not recovered, or has not said so; the message says which.
+    """
+    link, info = _who_serves(seat, incarnation)
+    if instruction not in info.instructions:
+        known = ", ".join(info.instructions) or "none"
+        raise RecoveryFailed(f"the engine does not know the instruction {instruction!r}; it knows {known}")
+    seconds = recovery_seconds(within, info)
+    attempt = _Attempt(link, incarnation, instruction, seconds)
+    try:
+        with anyio.fail_after(seconds):
+            while not await attempt.accepted():
+                attempt.waits_for = "the others of its group were not well"
+                while not seat.ails and others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
+                    await anyio.sleep(POLL_SECONDS)
+                if not seat.ails:
+                    break
+            await attempt.well()
+    except TimeoutError:
+        raise RecoveryFailed(f"{attempt.waits_for} within {seconds:.3g} s") from None
+    except HostGone as gone:
+        await _its_end(seat)
+        raise RecoveryFailed(f"its host has ended: {gone.end.root}") from None
+    except HostCallFailed as failed:
+        await _its_end(seat)
+        root = failed.causes[-1] if failed.causes else failed
+        raise RecoveryFailed(f"the instruction {instruction!r} failed: {root}") from None
+
+
+async def await_instruction(
+    seat: Seat, incarnation: int, within: float, others_ail: Callable[[], bool]
+) -> None:
+    """Wait until an operator has had an engine, and the others of its group, recover.
+
+    Parameters
+    ----------
+    seat, incarnation
+        Which engine.
+    within
+        Seconds it may take.
+    others_ail
+        Whether another rank of its group has a fault still.
+
+    Raises
+    ------
+    RecoveryFailed
+        Nobody has, or it was of no use.
+    """
+    _, info = _who_serves(seat, incarnation)
+    seconds = recovery_seconds(within, info)
+    with anyio.move_on_after(seconds):
+        while seat.ails or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
+            await anyio.sleep(POLL_SECONDS)
+        return
+    who = "it has" if seat.ails else "another of its group has"
+    raise RecoveryFailed(
+        f"{who} not recovered within {seconds:.3g} s: no instruction came, or it did not help"
+    )
+
+
+def _who_serves(seat: Seat, incarnation: int) -> tuple[HostLink, EngineInfo]:
+    if seat.link is None or seat.info is None or seat.incarnation != incarnation:
+        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
+    return seat.link, seat.info
+
+
+async def _its_end(seat: Seat) -> None:
+    """Let an end be told first, if that is why a call failed: it is the fault, and this its consequence."""
+    with anyio.move_on_after(LAG_SECONDS):
+        await seat.ended()
+
+
+class _Attempt:
+    """One recovery of one engine."""
+
+    def __init__(self, link: HostLink, incarnation: int, instruction: str, seconds: float) -> None:
+        self._link = link
+        self._incarnation = incarnation
+        self._instruction = instruction
+        self._seconds = seconds
+        self.waits_for = ""
+
+    async def accepted(self) -> bool:
+        """Send the instruction; False when the engine refused it because there is nothing to recover from."""
+        ailed = await self._status() == "unhealthy"
+        request = uuid4().hex
+        self.waits_for = f"no acknowledgement of {self._instruction!r}"
+        given = {"instruction": self._instruction, "params": {}, "request_id": request}
+        answer = await self._ask("handle_fault", given)
+        if not isinstance(answer, Mapping) or answer.get("request_id") != request:
+            raise RecoveryFailed(
+                f"the acknowledgement of {self._instruction!r} is of another request: {answer}"
+            )
+        if answer.get("success"):
+            return True
+        if ailed and await self._status() != "healthy":
+            raise RecoveryFailed(
+                f"it refused {self._instruction!r}: {answer.get('reason') or 'no reason given'}"
+            )
+        return False
+
+    async def well(self) -> None:
+        """Wait until the engine says that it is healthy; one that has a new fault is not."""
+        self.waits_for = f"{self._instruction!r} was acknowledged, but the engine was not healthy"
+        until = anyio.current_time() + LAG_SECONDS
+        while (status := await self._status()) != "healthy":
+            if status == "dead" or anyio.current_time() > until:
+                raise RecoveryFailed(f"{self._instruction!r} was acknowledged, but the engine is {status}")
+            await anyio.sleep(POLL_SECONDS)
+
+    async def _status(self) -> str:
+        """The worst of what its engines say."""
+        report = await self._ask("get_status")
+        said = {str(engine["status"]) for engine in report["engines"]}
+        return next((each for each in ("dead", "unhealthy") if each in said), "healthy")
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        return await self._link.ask(self._incarnation, method, args, {}, self._seconds)

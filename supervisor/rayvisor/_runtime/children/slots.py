@@ -1,0 +1,140 @@
+"""What an engine child has across its incarnations, and what hosts' words mean for it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import anyio
+
+from rayvisor.faults import Cause, Ending
+from rayvisor.specs.limits import PATIENT
+
+if TYPE_CHECKING:
+    from rayvisor._core.protocol.links import HostEnd, HostLink
+    from rayvisor._core.protocol.wire import Died, EngineInfo, ProcessId
+    from rayvisor.faults import Exit
+    from rayvisor.specs import StallLimits
+
+__all__ = ["Seat", "ending_of_engine", "ending_of_host"]
+
+
+class Seat:
+    """One engine child: its host, and the incarnation that is there."""
+
+    __slots__ = (
+        "_settled",
+        "ails",
+        "child",
+        "deaf",
+        "doubts",
+        "end",
+        "epoch",
+        "heard",
+        "incarnation",
+        "info",
+        "limits",
+        "link",
+        "patience",
+        "predecessor",
+        "process",
+        "scope",
+        "starting",
+    )
+
+    def __init__(self, child: str) -> None:
+        self.child = child
+        # How the incarnation before the present one ended.
+        self.predecessor: Exit | None = None
+        self.epoch = 0
+        self.incarnation = 0
+        self.link: HostLink | None = None
+        # The host's process, once the host has answered.
+        self.process: ProcessId | None = None
+        # Ends what listens to the host.
+        self.scope: anyio.CancelScope | None = None
+        self.info: EngineInfo | None = None
+        # How the present incarnation ended by itself, once it has.
+        self.end: Ending | None = None
+        self._settled = anyio.Event()
+        # When the host was heard last.
+        self.heard = -math.inf
+        # The host does not answer: it is not asked any more, only ended.
+        self.deaf = False
+        # Who doubts that the present incarnation lives, and why.
+        self.doubts: dict[str, tuple[Cause, ...]] = {}
+        # The engine has said that it has a fault, and not yet that it has none.
+        self.ails = False
+        self.limits = PATIENT
+        # Seconds that a host may be silent while its engine starts.
+        self.patience = math.inf
+        # Calls a start off.
+        self.starting: anyio.CancelScope | None = None
+
+    def begin(self, incarnation: int, limits: StallLimits, patience: float) -> None:
+        """A new incarnation takes the seat."""
+        self.incarnation = incarnation
+        self.limits, self.patience = limits, patience
+        self.heard = anyio.current_time()
+        self.doubts.clear()
+        self.ails = False
+        self.info = None
+        self.end = None
+        self._settled = anyio.Event()
+
+    def settle(self, ending: Ending) -> None:
+        """The present incarnation has ended; what is said first counts."""
+        if self.end is None:
+            self.end = ending
+            self._settled.set()
+
+    async def ended(self) -> Ending:
+        """Wait until the present incarnation has ended."""
+        settled = self._settled
+        await settled.wait()
+        return Ending(causes=()) if self.end is None else self.end
+
+    def leave(self, link: HostLink) -> None:
+        """Let go of a host, if it is still the seat's."""
+        if self.link is link:
+            self.link = self.process = None
+            self.deaf = False
+            self.hush()
+
+    def hush(self) -> None:
+        """Listen to the host no more."""
+        if self.scope is not None:
+            self.scope.cancel()
+            self.scope = None
+
+
+def ending_of_engine(died: Died) -> Ending:
+    """What a host says of its engine's end."""
+    return Ending(
+        causes=tuple(Cause(*cause) for cause in died.causes),
+        source="engine",
+        traceback=died.traceback,
+        overdue=any(name == "StartDeadlineExceeded" for name, _ in died.causes),
+        exit_code=died.exit_code,
+        signal=died.signal,
+        doing=died.doing,
+        log_file=died.log_file,
+    )
+
+
+def ending_of_host(end: HostEnd) -> Ending:
+    """What Ray says of a host's end."""
+    return Ending(
+        causes=end.causes,
+        source="ray",
+        traceback=end.traceback,
+        exit_code=end.exit_code,
+        signal=end.signal,
+        # A host that leaves by itself leaves its child behind: for the engine that is no intended end.
+        intended=False,
+        lost=not end.init_failed,
+        out_of_memory=end.out_of_memory,
+        preempted=end.preempted or end.node_died,
+        node=end.node,
+        log_file=end.log_file,
+    )

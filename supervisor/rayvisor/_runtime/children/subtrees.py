@@ -1,0 +1,107 @@
+"""Children that are supervisors whose spec a function makes anew at each of their starts."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+
+from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._runtime.children.protocol import StartIgnored, StartRefused, with_predecessor
+from rayvisor.errors import SpecError
+from rayvisor.faults import Cause, Ending
+from rayvisor.specs import IgnoreStart, SupervisorSpec
+
+if TYPE_CHECKING:
+    from rayvisor.faults import Exit
+    from rayvisor.specs import ChildSpec, Shutdown, SupervisorStart
+
+__all__ = ["SupervisorBackend"]
+
+
+class SupervisorBackend:
+    """Has the specs of supervisors made.
+
+    Parameters
+    ----------
+    prepare
+        Opens what the children of a spec need.
+    """
+
+    def __init__(self, prepare: Callable[[SupervisorSpec], Awaitable[None]]) -> None:
+        self._prepare = prepare
+
+    async def open(self) -> None:
+        """Nothing to prepare."""
+
+    def carry(
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
+    ) -> SupervisorCarrier:
+        """Make the carrier of an incarnation."""
+        del child, incarnation
+        return SupervisorCarrier(self._prepare, spec, predecessor)
+
+    async def release(self, child: str) -> None:
+        """Nothing outlives an incarnation."""
+
+    async def close(self) -> None:
+        """Nothing is left."""
+
+
+class SupervisorCarrier:
+    """One start of a supervisor: the core keeps its children from then on."""
+
+    def __init__(
+        self,
+        prepare: Callable[[SupervisorSpec], Awaitable[None]],
+        spec: ChildSpec,
+        predecessor: Exit | None,
+    ) -> None:
+        self._prepare = prepare
+        self._start = cast("SupervisorStart", spec.start)
+        self._deadline = spec.start_deadline
+        self._predecessor = predecessor
+
+    async def start(self) -> SupervisorSpec:
+        """Call the function, and open what the children it names need."""
+        try:
+            with anyio.fail_after(self._deadline):
+                spec = await self._make()
+                await self._prepare(spec)
+        except IgnoreStart:
+            raise StartIgnored from None
+        except TimeoutError as error:
+            why = str(error) or f"no spec was made within start_deadline={self._deadline:g} s"
+            cause = Cause("StartDeadlineExceeded", why)
+            raise StartRefused(Ending(causes=(cause,), overdue=True, doing="starting")) from None
+        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+            causes = tuple(Cause(*cause) for cause in plain_causes(error))
+            text = "".join(traceback.format_exception(error))
+            raise StartRefused(Ending(causes=causes, traceback=text, doing="starting")) from None
+        return spec
+
+    async def _make(self) -> SupervisorSpec:
+        start = self._start
+        keywords = with_predecessor(start.function, self._predecessor)
+        made: Any = start.function(*start.args, **keywords)
+        spec = await made if inspect.isawaitable(made) else made
+        if not isinstance(spec, SupervisorSpec):
+            raise SpecError("spec", spec, "is what the function returned; it must be a SupervisorSpec")
+        return spec
+
+    async def ended(self) -> Ending:
+        """It does not end by itself: it has ended when its children have, and the core says when."""
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:
+        """Nothing is left of a call that was called off."""
+        del shutdown, reason
+        return True
+
+    async def clean(self) -> bool:
+        """Nothing is left of it."""
+        return True

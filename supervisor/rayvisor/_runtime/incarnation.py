@@ -1,0 +1,93 @@
+"""One child's life as the runtime keeps it: its incarnations, and what became of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from rayvisor._runtime.children.protocol import Backend, Carrier
+    from rayvisor._runtime.lifecycle import LifecycleMachine
+    from rayvisor.faults import Fault
+    from rayvisor.specs import StartSpec, SupervisorSpec
+    from statecharts import Configuration
+
+__all__ = ["Life", "Run"]
+
+
+class Run:
+    """One incarnation: its carrier, and the task that starts it and waits for its end."""
+
+    __slots__ = ("carrier", "incarnation", "over", "scope", "settled")
+
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.carrier: Carrier | None = None
+        self.scope = anyio.CancelScope()
+        # The start has come to a result.
+        self.settled = anyio.Event()
+        # The task has ended.
+        self.over = anyio.Event()
+
+
+class Life:
+    """A child, as its lifecycle hooks see it: ``change.model`` is one.
+
+    Attributes
+    ----------
+    child
+        Its path.
+    incarnation
+        Its newest incarnation.
+    state
+        Where it is in its chart.
+    """
+
+    __slots__ = (
+        "backend",
+        "child",
+        "faults",
+        "forgotten",
+        "incarnation",
+        "machine",
+        "released",
+        "runs",
+        "served",
+        "start",
+        "state",
+    )
+
+    def __init__(self, child: str, state: Configuration, machine: LifecycleMachine) -> None:
+        self.child = child
+        self.incarnation = 0
+        self.state = state
+        self.machine = machine
+        self.backend: Backend | None = None
+        self.start: StartSpec | SupervisorSpec | None = None
+        self.served = False
+        self.faults: dict[int, Fault] = {}
+        self.runs: dict[int, Run] = {}
+        # While what it held is being given back, nothing new of it is started.
+        self.released: anyio.Event | None = None
+        self.forgotten = False
+
+    def __repr__(self) -> str:
+        return f"<{self.child}, incarnation {self.incarnation}, {self.state}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way for it."""
+        released = self.released is None or self.released.is_set()
+        return released and all(run.over.is_set() for run in self.runs.values())
+
+    def begin(self, incarnation: int) -> Run:
+        """Note a new incarnation; older ones that have nothing more to report are let go."""
+        for number in [number for number, run in self.runs.items() if run.over.is_set()]:
+            del self.runs[number]
+        for number in sorted(self.faults)[:-1]:
+            del self.faults[number]
+        self.incarnation = incarnation
+        self.forgotten = False
+        run = self.runs[incarnation] = Run(incarnation)
+        return run

@@ -1,0 +1,228 @@
+"""The loop between the core and the world: one queue in, effects out, results back as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.core import Core
+from rayvisor._runtime.incarnations import Lives
+from rayvisor._runtime.mailbox import Mailbox
+from rayvisor._runtime.watchdog import Watchdog
+from rayvisor.errors import SupervisorStoppedError
+from rayvisor.faults import KILLED
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from rayvisor._runtime.children.protocol import Backend
+    from rayvisor._runtime.lifecycle import LifecycleMachine
+    from rayvisor._runtime.reporting import Teller
+    from rayvisor.specs import SupervisorSpec
+
+__all__ = ["Follower", "Runtime"]
+
+
+class _Answer:
+    """Where a caller waits."""
+
+    __slots__ = ("error", "there", "value")
+
+    def __init__(self) -> None:
+        self.there = anyio.Event()
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def give(self, value: Any, error: Exception | None) -> None:
+        self.value, self.error = value, error
+        self.there.set()
+
+
+class Follower(Protocol):
+    """Who goes along with what is decided."""
+
+    def follow(self, effect: m.Effect) -> None:
+        """Take note of an effect, after it was carried out and before the next one is."""
+
+    def blameless(self, child: str, incarnation: int) -> bool:
+        """Whether a request that ran alone on this incarnation is to blame if it ends now.
+
+        Then its end does not count as one without progress.
+        """
+        ...
+
+
+class Runtime:
+    """Runs one tree.
+
+    Parameters
+    ----------
+    spec
+        The root supervisor.
+    random
+        Where jitter comes from.
+    tasks
+        Owner of every task the runtime starts.
+    backends
+        What carries each kind of children.
+    machines
+        The lifecycle machines, by chart.
+    teller
+        Who tells of what happens.
+    call_limit
+        How many calls may wait for their answer.
+    follower
+        Who goes along with what is decided: the pools' fronts.
+    """
+
+    def __init__(
+        self,
+        spec: SupervisorSpec,
+        random: Random,
+        tasks: TaskGroup,
+        backends: Mapping[str, Backend],
+        *,
+        machines: Mapping[str, LifecycleMachine],
+        teller: Teller,
+        call_limit: int,
+        follower: Follower | None = None,
+    ) -> None:
+        self.core = Core(spec, random)
+        self.lives = Lives(tasks, backends, machines, self.post, teller)
+        self.ended: m.TreeEnded | None = None
+        self.settled = anyio.Event()
+        """Set when the tree is up, or has ended."""
+        self.over = anyio.Event()
+        """Set when the tree has ended."""
+        self.watchdog = Watchdog(lambda: self.core.asking, teller.stood_still)
+        self._tasks = tasks
+        self._teller = teller
+        self._mailbox = Mailbox(call_limit)
+        self._follower = follower
+        self._timers: dict[int, anyio.CancelScope] = {}
+        self._call_ids = count(1)
+        self._waiting: dict[int, _Answer] = {}
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            m.Start: self.lives.start,
+            m.Stop: self.lives.stop,
+            m.Clean: self.lives.clean,
+            m.Act: self.lives.act,
+            m.Kill: self.lives.kill,
+            m.SetTimer: self._set_timer,
+            m.CancelTimer: self._cancel_timer,
+            m.Reply: self._reply,
+            m.Changed: self._changed,
+            m.Decided: teller.decided,
+            m.StrategyFailed: teller.strategy_failed,
+            m.Forgotten: self.lives.forgotten,
+            m.SupervisorChanged: teller.supervisor_changed,
+            m.TreeUp: self._tree_up,
+            m.TreeEnded: self._tree_ended,
+        }
+
+    # --- in --------------------------------------------------------------------------------------
+
+    def post(self, event: m.Event) -> None:
+        """Feed an event to the core."""
+        if (
+            isinstance(event, m.Exited)
+            and self._follower is not None
+            and self._follower.blameless(event.child, event.incarnation)
+        ):
+            self._mailbox.post(m.Progressed(event.child, event.incarnation))
+        self._mailbox.post(event)
+
+    async def call(self, verb: m.Verb, target: str, argument: Any = None) -> Any:
+        """Ask the core for something, and wait for its answer.
+
+        Raises
+        ------
+        SupervisorStoppedError
+            The tree has ended, perhaps while the call waited.
+        SupervisorBusyError
+            Too many calls wait already.
+        """
+        if self.over.is_set():
+            raise SupervisorStoppedError(target)
+        number = next(self._call_ids)
+        answer = _Answer()
+        self._mailbox.post(m.Call(number, verb, target, argument))
+        self._waiting[number] = answer
+        try:
+            # Bounded by what it asks for: start deadlines and shutdown times.
+            await answer.there.wait()
+        finally:
+            self._waiting.pop(number, None)
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
+
+    def hurry(self) -> None:
+        """End everything at once, without waiting for shutdown times."""
+        self.lives.hurry()
+        self.post(m.Exited("", 0, KILLED))
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide and carry out, until the tree has ended."""
+        self._mailbox.post(m.Boot())
+        try:
+            with self.watchdog.watching():
+                while self.ended is None:
+                    self._decide(await self._mailbox.next())
+        finally:
+            for answer in self._waiting.values():
+                answer.give(None, SupervisorStoppedError(""))
+            for timer in self._timers.values():
+                timer.cancel()
+            self.settled.set()
+            self.over.set()
+
+    def _decide(self, event: m.Event) -> None:
+        for effect in self.core.handle(event, time.monotonic()):
+            self._carry_out[type(effect)](effect)
+            if self._follower is not None:
+                self._follower.follow(effect)
+
+    # --- effects that are no child's ----------------------------------------------------------------
+
+    def _set_timer(self, effect: m.SetTimer) -> None:
+        if effect.delay <= 0:
+            self.post(m.TimerFired(effect.timer))
+            return
+        scope = self._timers[effect.timer] = anyio.CancelScope()
+        self._tasks.start_soon(self._wait, effect, scope, name=f"timer of {effect.child}")
+
+    async def _wait(self, effect: m.SetTimer, scope: anyio.CancelScope) -> None:
+        with scope:
+            await anyio.sleep(effect.delay)
+            self.post(m.TimerFired(effect.timer))
+        self._timers.pop(effect.timer, None)
+
+    def _cancel_timer(self, effect: m.CancelTimer) -> None:
+        scope = self._timers.pop(effect.timer, None)
+        if scope is not None:
+            scope.cancel()
+
+    def _reply(self, effect: m.Reply) -> None:
+        self._mailbox.answered()
+        answer = self._waiting.get(effect.call)
+        if answer is not None:
+            answer.give(effect.value, effect.error)
+
+    def _changed(self, effect: m.Changed) -> None:
+        self.lives.changed(effect)
+        self._teller.changed(effect)
+
+    def _tree_up(self, _: m.TreeUp) -> None:
+        self.settled.set()
+
+    def _tree_ended(self, effect: m.TreeEnded) -> None:
+        self.ended = effect

@@ -1,0 +1,213 @@
+"""Operations on a running tree: pause, resume, restart, recovery instructions.
+
+Each combines calls to the core with what the pools can do about requests in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from rayvisor._core.protocol.links import HostCallFailed
+from rayvisor._core.supervision import messages as m
+from rayvisor._log import get_logger
+from rayvisor._runtime.pause_hooks import HOOK_SECONDS
+from rayvisor._validation import seconds
+from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
+
+if TYPE_CHECKING:
+    from rayvisor._runtime.pool.pausing import Pausing
+    from rayvisor._runtime.pool.pool import EnginePool
+    from rayvisor._runtime.session import Session
+
+__all__ = ["PauseMode", "instruct", "instructions", "pause", "restart", "resume", "split", "stale"]
+
+PauseMode = Literal["wait", "keep", "abort"]
+MODES = ("wait", "keep", "abort")
+FREEZE_SECONDS = 10.0
+"""How long an engine may take to hold still, or to go on."""
+_KEEP = {"mode": "keep", "clear_cache": False}
+
+log = get_logger("rayvisor.supervisor")
+
+
+async def pause(session: Session, path: str, *, mode: PauseMode, deadline: float) -> int:
+    """Give a child, or everything under a supervisor, no new work until it is resumed."""
+    if mode not in MODES:
+        raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
+    seconds("deadline", deadline)
+    await _hold(session, m.Verb.PAUSE, path)
+    pools = _engines(session, path)
+    await _freeze(session, pools, frozen=mode == "keep")
+    await _tell_servers(session, path, "pause_generation", {"mode": mode}, deadline)
+    for pool, engines in pools:
+        pool.pausing.keep(engines, kept=mode == "keep")
+        if mode == "abort":
+            pool.pausing.withdraw(engines)
+    began = anyio.current_time()
+    if mode == "wait":
+        with anyio.move_on_after(deadline):
+            for pool, engines in pools:
+                await pool.pausing.drained(engines)
+    await session.hooks.settled(path, max(0.0, deadline - (anyio.current_time() - began)))
+    return sum(pool.pausing.in_flight(engines) for pool, engines in pools)
+
+
+async def resume(session: Session, path: str) -> None:
+    """Lift a pause; requests that were kept in flight continue."""
+    await _freeze(session, _engines(session, path), frozen=False)
+    await _tell_servers(session, path, "resume_generation", {}, FREEZE_SECONDS)
+    await _hold(session, m.Verb.RESUME, path)
+    await session.hooks.settled(path, HOOK_SECONDS)
+    for pool, engines in _engines(session, path):
+        pool.pausing.keep(engines, kept=False)
+
+
+async def stale(session: Session, path: str) -> None:
+    """Send engines with a gate through their gate again."""
+    await _hold(session, m.Verb.STALE, path)
+
+
+async def restart(session: Session, path: str) -> None:
+    """Stop a child and start it again, without counting it as a restart."""
+    runtime = session.runtime
+    with session.pools.awaited(path, runtime), session.actors.restarting(path):
+        await _restart(runtime.call, path)
+
+
+def instructions(session: Session, path: str) -> tuple[str, ...]:
+    """Return the recovery instructions that the engines at or below ``path`` accept."""
+    engines = session.engines
+    infos = (engines.info(child, incarnation) for child, incarnation in _incarnations(session, path))
+    return tuple(sorted({name for info in infos if info is not None for name in info.instructions}))
+
+
+async def instruct(
+    session: Session,
+    instruction: str,
+    path: str,
+    *,
+    params: Mapping[str, Any] | None,
+    request_id: str,
+    within: float,
+) -> dict[str, dict[str, Any]]:
+    """Send engines an instruction of their own fault tolerance; return each engine's answer."""
+    known = instructions(session, path)
+    if instruction not in known:
+        there = ", ".join(known) or "none: are they without fault tolerance?"
+        raise SpecError("instruction", instruction, f"must be one that the engines know; they know {there}")
+    engines = session.engines
+    request = {"instruction": instruction, "params": dict(params or {}), "request_id": request_id}
+    answers: dict[str, dict[str, Any]] = {}
+
+    async def tell(child: str, incarnation: int) -> None:
+        try:
+            answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, within)
+        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+            answers[child] = {
+                "request_id": request_id,
+                "success": False,
+                "reason": f"{type(error).__name__}: {error}",
+            }
+
+    async with anyio.create_task_group() as tasks:
+        for child, incarnation in _incarnations(session, path):
+            info = engines.info(child, incarnation)
+            if info is not None and instruction in info.instructions:
+                tasks.start_soon(tell, child, incarnation)
+    return answers
+
+
+async def _freeze(session: Session, pools: Sequence[tuple[EnginePool, list[str]]], *, frozen: bool) -> None:
+    """Have the engines themselves hold what they run, or go on, where they can.
+
+    One that cannot computes on into its own buffers: the pool does not read what comes.
+    """
+    engines = session.engines
+
+    async def tell(pausing: Pausing, child: str, incarnation: int) -> None:
+        method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
+        try:
+            await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
+        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+            log.warning("engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error))
+        else:
+            if frozen:
+                pausing.frozen[child] = incarnation
+
+    async with anyio.create_task_group() as tasks:
+        for pool, children in pools:
+            for child in children:
+                up = pool.pausing.incarnation(child) if frozen else pool.pausing.frozen.pop(child, None)
+                if up is not None and pool.pausing.frozen.get(child) != up:
+                    tasks.start_soon(tell, pool.pausing, child, up)
+
+
+async def _tell_servers(
+    session: Session, path: str, method: str, options: Mapping[str, Any], seconds: float
+) -> None:
+    """Have servers hold what they run, or go on: vLLM's own can in their development mode only."""
+    engines = session.engines
+
+    async def tell(child: str, incarnation: int) -> None:
+        try:
+            await engines.ask(child, incarnation, method, (), options, seconds)
+        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+            log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
+
+    servers = [each for each in _below(session, path) if engines.url(each[0])]
+    async with anyio.create_task_group() as tasks:
+        for server in servers:
+            tasks.start_soon(tell, *server)
+
+
+async def _hold(session: Session, verb: m.Verb, path: str) -> None:
+    await session.runtime.call(verb, *(split(path) if path else ("", None)))
+
+
+def _incarnations(session: Session, path: str) -> list[tuple[str, int]]:
+    """The children at or below ``path``, each with its incarnation."""
+    children = session.runtime.core.children
+    if path and path not in children:
+        raise UnknownChildError(path, tuple(children))
+    return _below(session, path)
+
+
+def _below(session: Session, path: str) -> list[tuple[str, int]]:
+    return [
+        (name, child.incarnation)
+        for name, child in session.runtime.core.children.items()
+        if not path or name == path or name.startswith(f"{path}/")
+    ]
+
+
+def _engines(session: Session, path: str) -> list[tuple[EnginePool, list[str]]]:
+    """The engines at or below ``path``, by pool."""
+    found: dict[str, list[str]] = {}
+    for child in session.runtime.core.children:
+        if not path or child == path or child.startswith(f"{path}/"):
+            found.setdefault(split(child)[0], []).append(child)
+    pools = ((session.pools.get(above), engines) for above, engines in found.items())
+    return [(pool, engines) for pool, engines in pools if pool is not None]
+
+
+async def _restart(call: Callable[..., Awaitable[Any]], path: str) -> None:
+    if path:
+        await call(m.Verb.TERMINATE_CHILD, *split(path))
+        await call(m.Verb.RESTART_CHILD, *split(path))
+        return
+    children = await call(m.Verb.WHICH_CHILDREN, "")
+    for child in children:  # the last started first
+        await call(m.Verb.TERMINATE_CHILD, "", child.id)
+    left = {child.id for child in await call(m.Verb.WHICH_CHILDREN, "")}
+    for child in reversed(children):
+        if child.id in left:  # a temporary child's spec went with it
+            await call(m.Verb.RESTART_CHILD, "", child.id)
+
+
+def split(path: str) -> tuple[str, str]:
+    """The supervisor a child is under, and its id there."""
+    above, _, identity = path.rpartition("/")
+    return above, identity

@@ -1,0 +1,121 @@
+"""The way from a pool to one incarnation of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from rayvisor._core.protocol.wire import Order
+from rayvisor._core.requests.effects import Abort, Flow, SendOrders
+from rayvisor._log import get_logger
+
+__all__ = ["EngineLine", "Outbox"]
+
+log = get_logger("rayvisor.pool")
+
+
+class EngineLine(Protocol):
+    """How a pool reaches its engines. The pool bounds each call in time; one that fails raises."""
+
+    async def submit(self, child: str, incarnation: int, orders: Sequence[Order], /) -> None:
+        """Give orders to an engine. Returns once its host has them."""
+        ...
+
+    async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]], /) -> None:
+        """End these attempts (sample id, attempt) in the engine. Unknown ones are no error."""
+        ...
+
+    async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop, or go on, reading the engine's output of one attempt."""
+        ...
+
+
+class Outbox:
+    """What is to be sent to one incarnation, and the task that sends it, one call after the other.
+
+    Its size is bounded by what the front puts in flight on an engine: an order that is aborted before
+    it was sent is taken out again, and of an attempt's flow only the last word is kept.
+
+    Parameters
+    ----------
+    not_sent
+        Told of orders whose sending failed, and why.
+    """
+
+    def __init__(
+        self,
+        line: EngineLine,
+        child: str,
+        incarnation: int,
+        deadline: float,
+        not_sent: Callable[[Outbox, Sequence[Order], str], None],
+    ) -> None:
+        self.child = child
+        self.incarnation = incarnation
+        self._line = line
+        self._deadline = deadline
+        self._not_sent = not_sent
+        self._orders: dict[tuple[str, int], Order] = {}
+        self._flows: dict[tuple[str, int], bool] = {}
+        self._aborts: dict[tuple[str, int], None] = {}
+        self._news = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    def put(self, effect: SendOrders | Abort | Flow) -> None:
+        """Have something sent."""
+        match effect:
+            case SendOrders(orders=orders):
+                self._orders.update({(order.request, order.attempt): order for order in orders})
+            case Flow(request=request, attempt=attempt, open=is_open):
+                self._flows[request, attempt] = is_open
+            case Abort(attempts=attempts):
+                for attempt_id in attempts:
+                    self._flows.pop(attempt_id, None)
+                    if self._orders.pop(attempt_id, None) is None:
+                        self._aborts[attempt_id] = None
+        self._news.set()
+
+    def close(self) -> None:
+        """End: the incarnation is gone, and what was not sent to it is no longer wanted there."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Send until closed."""
+        with self._scope:
+            while not self._scope.cancel_called:
+                if not (self._orders or self._aborts or self._flows):
+                    self._news = anyio.Event()
+                    await self._news.wait()
+                await self._send_all()
+
+    async def _send_all(self) -> None:
+        line, child, incarnation = self._line, self.child, self.incarnation
+        if self._aborts:
+            aborts, self._aborts = list(self._aborts), {}
+            await self._bounded("abort", line.abort(child, incarnation, aborts))
+        if self._orders:
+            orders, self._orders = list(self._orders.values()), {}
+            failure = await self._bounded("submit", line.submit(child, incarnation, orders))
+            if failure is not None:
+                self._not_sent(self, orders, failure)
+        flows, self._flows = self._flows, {}
+        for (request, attempt), is_open in flows.items():
+            await self._bounded("flow", line.flow(child, incarnation, request, attempt, is_open=is_open))
+
+    async def _bounded(self, what: str, call: Awaitable[None]) -> str | None:
+        """Await a call on the line within the deadline; return what went wrong with it."""
+        try:
+            with anyio.fail_after(self._deadline):
+                await call
+        except TimeoutError:
+            failure = f"no answer to {what} within {self._deadline:g} s"
+        except Exception as error:  # noqa: BLE001 - the line may fail in any way; it is recorded and routed around
+            failure = f"{type(error).__name__}: {error}"
+        else:
+            return None
+        log.warning(
+            "pool.send.failed", call=what, child=self.child, incarnation=self.incarnation, why=failure
+        )
+        return failure

@@ -1,0 +1,247 @@
+"""The reader's side of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from types import TracebackType
+from typing import Protocol, Self
+
+import anyio
+
+from rayvisor._core.requests.errors import GenerationClosedError, GenerationInUseError, RequestError
+from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
+
+__all__ = ["Generation", "Stream", "StreamOwner"]
+
+
+class StreamOwner(Protocol):
+    """What a stream needs of its pool."""
+
+    def check_loop(self, request: str) -> None:
+        """Raise unless this is the pool's event loop."""
+        ...
+
+    def taken(self, request: str, index: int, tokens: int) -> None:
+        """The reader took tokens of a sample."""
+        ...
+
+    def abandon(self, request: str) -> None:
+        """Nobody reads the request any more."""
+        ...
+
+    def usage(self, request: str) -> Usage:
+        """What an open request has used so far."""
+        ...
+
+
+class Stream:
+    """What has been delivered of a request and not been read. The pool holds it, and so does the reader.
+
+    It never refers to the reader's `Generation`, so that one which nobody holds is noticed.
+    """
+
+    def __init__(self, owner: StreamOwner, request: str) -> None:
+        self.request = request
+        self.completion: Completion | None = None
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._chunks: deque[GenerationChunk] = deque()
+        self._error: RequestError | None = None
+        self._usage: Usage | None = None
+        self._news: anyio.Event | None = None
+        self._reading = False
+        self._whole = False  # chunks are not wanted, only the completion
+        self._left = False
+
+    @property
+    def usage(self) -> Usage:
+        """What the request has used, final once it has ended."""
+        return self._usage if self._usage is not None else self._owner.usage(self.request)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be delivered."""
+        return self._usage is not None
+
+    def push(self, chunk: GenerationChunk) -> None:
+        """Deliver a chunk."""
+        if self._whole:
+            self._took(chunk)
+            return
+        self._chunks.append(chunk)
+        self._tell()
+
+    def end(
+        self, usage: Usage, *, completion: Completion | None = None, error: RequestError | None = None
+    ) -> None:
+        """Deliver the end: a completion or an error."""
+        self._usage, self.completion, self._error = usage, completion, error
+        self._tell()
+
+    def leave(self) -> None:
+        """Stop reading, for good."""
+        self._left = True
+        self._chunks.clear()
+        if not self.ended:
+            self._owner.abandon(self.request)
+
+    def leave_from_anywhere(self) -> None:
+        """Do the same from a finalizer, which may run in any thread and in the midst of anything."""
+        if self.ended:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self.leave)
+        except RuntimeError:  # the loop is closed, and everything that ran on it has ended
+            self._left = True
+
+    async def take(self) -> GenerationChunk:
+        """Return the next chunk; wait for it if need be. Safe to cancel: no chunk is lost by it."""
+        self._begin()
+        try:
+            while not self._chunks:
+                self._check_end()
+                if self.ended:
+                    raise StopAsyncIteration
+                await self._wait()
+            chunk = self._chunks.popleft()
+        finally:
+            self._reading = False
+        self._took(chunk)
+        return chunk
+
+    async def whole(self) -> Completion:
+        """Wait for the end, letting chunks pass."""
+        if self.completion is not None and not self._reading:
+            self._chunks.clear()  # it has ended: whether its reader has left, or its pool, changes nothing
+            return self.completion
+        self._begin()
+        try:
+            self._whole = True
+            while self._chunks:
+                self._took(self._chunks.popleft())
+            while not self.ended:
+                await self._wait()
+            self._check_end()
+        finally:
+            self._reading = self._whole = False
+        if self.completion is None:
+            raise GenerationClosedError(self.request)
+        return self.completion
+
+    def _begin(self) -> None:
+        self._owner.check_loop(self.request)
+        if self._reading:
+            raise GenerationInUseError(
+                self.request, "is read by another task already; one stream has one reader"
+            )
+        if self._left:
+            raise GenerationClosedError(self.request)
+        self._reading = True
+
+    def _check_end(self) -> None:
+        if self._left:
+            raise GenerationClosedError(self.request)
+        if self._error is not None:
+            raise self._error
+
+    async def _wait(self) -> None:
+        # Bounded by the request's deadline, which the pool keeps: it ends the stream.
+        self._news = anyio.Event()
+        await self._news.wait()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    def _took(self, chunk: GenerationChunk) -> None:
+        if chunk.token_ids and not self.ended:
+            self._owner.taken(self.request, chunk.index, len(chunk.token_ids))
+
+
+class Generation:
+    """The stream of one request: an async iterator of chunks, and an async context manager.
+
+    ``async for`` reads it to its end. Leaving that loop early (``break``, an exception, cancellation) aborts
+    the request in its engine, and so does ``aclose``, leaving the ``async with`` block, or dropping the last
+    reference. To read a while, do something else, and go on, use ``anext(generation)``.
+
+    One task reads it at a time, on the pool's event loop. A chunk is never lost by cancelling ``anext``.
+
+    Examples
+    --------
+    The whole of it at once::
+
+        completion = await pool.generate("Once", {"max_tokens": 8}).result()
+
+    The first chunk only::
+
+        async with pool.generate("Once") as generation:
+            first = await anext(generation)
+    """
+
+    __slots__ = ("__weakref__", "_stream")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        weakref.finalize(self, stream.leave_from_anywhere).atexit = False
+
+    @property
+    def request(self) -> str:
+        """Id of the request, as logs and errors have it."""
+        return self._stream.request
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens used: so far while it runs, all of them afterwards."""
+        return self._stream.usage
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole of it, once it has finished; None before, and if it failed or was left."""
+        return self._stream.completion
+
+    async def result(self) -> Completion:
+        """Wait for its end and return the whole of it, including what was read from the stream before.
+
+        Raises
+        ------
+        RequestError
+            It failed.
+        """
+        return await self._stream.whole()
+
+    def __aiter__(self) -> _Reading:
+        return _Reading(self)
+
+    async def __anext__(self) -> GenerationChunk:
+        return await self._stream.take()
+
+    async def aclose(self) -> None:
+        """Stop reading: a request that has not ended is aborted in its engine."""
+        self._stream.leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stream.leave()
+
+
+class _Reading:
+    """One ``async for`` over a generation. It dies with its loop, which is how leaving is noticed."""
+
+    __slots__ = ("__weakref__", "_generation")
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        weakref.finalize(self, generation._stream.leave_from_anywhere).atexit = False  # noqa: SLF001
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> GenerationChunk:
+        return await anext(self._generation)

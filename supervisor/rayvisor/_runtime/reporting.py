@@ -1,0 +1,203 @@
+"""What happens is told twice: as records to those who watch, as structured lines to the log."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rayvisor import records as r
+from rayvisor._log import get_logger
+
+if TYPE_CHECKING:
+    from rayvisor._core.protocol.wire import Phase
+    from rayvisor._core.supervision import messages as m
+    from rayvisor._runtime.lifecycle import HookFailure
+    from rayvisor._runtime.watchdog import Standstill
+    from rayvisor._runtime.watchers import Watchers
+    from rayvisor.faults import Fault
+
+__all__ = ["Teller"]
+
+log = get_logger("rayvisor.supervisor")
+
+
+class Teller:
+    """Tells watchers and the log."""
+
+    def __init__(self, watchers: Watchers) -> None:
+        self._watchers = watchers
+
+    def fault(self, fault: Fault) -> None:
+        """An incarnation ended, or did not come up."""
+        self._watchers.tell(r.FaultSeen(at=fault.at, fault=fault))
+        log.error(
+            "fault",
+            root=str(fault.root),
+            place=fault.place,
+            child=fault.child,
+            incarnation=fault.incarnation,
+            fault_class=str(fault.fault_class),
+            source=fault.source,
+            signal=fault.signal,
+            exit_code=fault.exit_code,
+            doing=fault.doing,
+            log_file=fault.log_file,
+        )
+
+    def not_recovered(self, effect: m.Act, why: str) -> None:
+        """An incarnation has not recovered in place; what it was to recover from has been told."""
+        log.warning(
+            "recovery.failed",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            action=effect.action,
+            why=why,
+        )
+        self._watchers.tell(
+            r.RecoveryFailed(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                action=effect.action,
+                why=why,
+            )
+        )
+
+    def unverified(self, child: str, incarnation: int, why: str) -> None:
+        """Nobody could prove that an incarnation is gone."""
+        log.warning("gone.unverified", child=child, incarnation=incarnation, why=why)
+        self._watchers.tell(
+            r.GoneUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
+        )
+
+    def late(self, child: str, incarnation: int) -> None:
+        """An incarnation came up after its time and is ended."""
+        log.warning("start.late", child=child, incarnation=incarnation, then="ended")
+        self._watchers.tell(r.StartedLate(at=time.monotonic(), child=child, incarnation=incarnation))
+
+    def changed(self, effect: m.Changed) -> None:
+        """A child has moved along its chart."""
+        before, after = effect.before.path, effect.after.path
+        self._watchers.tell(
+            r.StateChanged(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                event=effect.event,
+                before=before,
+                after=after,
+                why=effect.why,
+            )
+        )
+        log.info(
+            "child.changed",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            trigger=effect.event,
+            before=before,
+            after=after,
+        )
+
+    def decided(self, effect: m.Decided) -> None:
+        """A fault, or an end, has been decided about."""
+        self._watchers.tell(
+            r.DecisionMade(
+                at=time.monotonic(),
+                child=effect.child,
+                incarnation=effect.incarnation,
+                decision=effect.decision,
+                why=effect.detail,
+                restarts=effect.restarts,
+                intensity=effect.intensity,
+                delay=effect.delay,
+            )
+        )
+        log.warning(
+            "decided",
+            child=effect.child,
+            incarnation=effect.incarnation,
+            decision=effect.decision,
+            why=effect.detail,
+            restarts=effect.restarts,
+            intensity=effect.intensity,
+            delay=round(effect.delay, 3),
+        )
+
+    def strategy_failed(self, effect: m.StrategyFailed) -> None:
+        """A user's strategy went wrong; the failed child is restarted by itself."""
+        error = effect.error
+        log.error(
+            "strategy.failed",
+            child=effect.child,
+            strategy=error.strategy,
+            problem=error.problem,
+            traceback=error.traceback,
+            then="restarted by itself",
+        )
+        self._watchers.tell(
+            r.StrategyFailed(
+                at=time.monotonic(),
+                child=effect.child,
+                strategy=error.strategy,
+                problem=error.problem,
+                traceback=error.traceback,
+            )
+        )
+
+    def stood_still(self, standstill: Standstill) -> None:
+        """The loop stood still, and runs again; the watchdog has logged it."""
+        self._watchers.tell(
+            r.LoopStoodStill(
+                at=time.monotonic(),
+                seconds=standstill.seconds,
+                doing=standstill.doing,
+                stack=standstill.stack,
+            )
+        )
+
+    def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
+        """A supervisor came up, is being ended, or has ended."""
+        why = "" if effect.exit is None else str(effect.exit)
+        self._watchers.tell(
+            r.SupervisorMoved(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
+        )
+        log.info("supervisor.changed", supervisor=effect.path or "root", state=effect.state, why=why)
+
+    def progressed(self, child: str, phase: Phase) -> None:
+        """A start has got further."""
+        self._watchers.tell(
+            r.StartProgressed(
+                at=time.monotonic(),
+                child=child,
+                incarnation=phase.incarnation,
+                phase=phase.phase,
+                detail=phase.detail,
+                elapsed=phase.elapsed,
+            )
+        )
+        log.info(
+            "start.progress",
+            child=child,
+            incarnation=phase.incarnation,
+            phase=phase.phase,
+            detail=phase.detail,
+            elapsed=round(phase.elapsed, 1),
+        )
+
+    def actor_hook_failed(self, child: str, hook: str, error: str) -> None:
+        """An actor's pause or resume hook failed each time it was tried; the hold does not depend on it."""
+        self._watchers.tell(
+            r.HookFailed(at=time.monotonic(), child=child, hook=hook, place="REQUESTED", error=error)
+        )
+
+    def hook_failed(self, failure: HookFailure) -> None:
+        """A user's hook raised; the machine has logged it."""
+        self._watchers.tell(
+            r.HookFailed(
+                at=time.monotonic(),
+                child=getattr(failure.change.model, "child", ""),
+                hook=failure.hook,
+                place=failure.place,
+                error=f"{type(failure.error).__name__}: {failure.error}",
+            )
+        )

@@ -1,0 +1,115 @@
+"""Restart delays: exponential, with jitter and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from rayvisor._validation import _member, seconds, whole
+
+if TYPE_CHECKING:
+    from random import Random
+
+__all__ = ["Backoff", "Jitter", "delay"]
+
+
+class Jitter(StrEnum):
+    """How a backoff delay is spread, so that many children do not come back in one instant."""
+
+    NONE = "none"
+    FULL = "full"
+    """Between zero and the delay."""
+    EQUAL = "equal"
+    """Between half the delay and the delay."""
+    DECORRELATED = "decorrelated"
+    """Between the initial delay and three times the previous one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long a child waits down before it is started again. Beyond OTP, which never waits.
+
+    Parameters
+    ----------
+    initial
+        The first delay, in seconds.
+    factor
+        What each further delay is multiplied by.
+    maximum
+        No delay is longer than this, in seconds.
+    jitter
+        How delays are spread.
+    first_at_once
+        The first restart waits for nothing; the delays begin with the second.
+    attempts
+        How many restarts in a row are tried before the supervisor gives up; None: no such bound.
+    elapsed
+        How long after the first fault in a row a restart is still tried, in seconds; None: no such bound.
+    reset_after
+        Seconds of serving after which a child's next fault is the first in a row again.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+
+    Examples
+    --------
+    >>> Backoff(initial=1.0, maximum=8.0).ceilings(5)
+    (0.0, 1.0, 2.0, 4.0, 8.0)
+    """
+
+    initial: float = 1.0
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: Jitter = Jitter.FULL
+    first_at_once: bool = True
+    attempts: int | None = None
+    elapsed: float | None = None
+    reset_after: float = 60.0
+
+    def __post_init__(self) -> None:
+        seconds("backoff.initial", self.initial, least=0.0)
+        seconds("backoff.factor", self.factor, least=1.0)
+        seconds("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
+        seconds("backoff.reset_after", self.reset_after, least=0.0)
+        object.__setattr__(self, "jitter", _member("backoff.jitter", Jitter, self.jitter))
+        if self.attempts is not None:
+            whole("backoff.attempts", self.attempts, "restarts", least=1, term="invalid_backoff.attempts")
+        if self.elapsed is not None:
+            seconds("backoff.elapsed", self.elapsed, least=0.0)
+
+    def ceiling(self, attempt: int) -> float:
+        """Longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
+        if self.first_at_once:
+            if attempt == 0:
+                return 0.0
+            attempt -= 1
+        try:
+            return min(self.maximum, self.initial * self.factor**attempt)
+        except OverflowError:
+            return self.maximum
+
+    def ceilings(self, count: int) -> tuple[float, ...]:
+        """The first ``count`` ceilings."""
+        return tuple(self.ceiling(attempt) for attempt in range(count))
+
+
+def delay(backoff: Backoff, attempt: int, previous: float, random: Random) -> float:
+    """Seconds to wait before restart number ``attempt`` in a row (0, 1, ...).
+
+    ``previous`` is the delay before: decorrelated jitter grows from it.
+    """
+    ceiling = backoff.ceiling(attempt)
+    if ceiling == 0:
+        return 0.0
+    match backoff.jitter:
+        case Jitter.NONE:
+            return ceiling
+        case Jitter.FULL:
+            return random.uniform(0.0, ceiling)
+        case Jitter.EQUAL:
+            return random.uniform(ceiling / 2, ceiling)
+        case Jitter.DECORRELATED:
+            return min(backoff.maximum, random.uniform(backoff.initial, max(backoff.initial, previous * 3)))

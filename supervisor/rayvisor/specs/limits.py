@@ -1,0 +1,88 @@
+"""How long a child may be silent or make no progress before it counts as stalled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rayvisor._validation import seconds
+from rayvisor.errors import SpecError
+
+__all__ = ["PATIENT", "StallLimits"]
+
+
+_LONGEST_START = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallLimits:
+    """How long an engine may do nothing; all times in seconds.
+
+    Parameters
+    ----------
+    stall_after
+        Without a token while requests wait, and without its processes computing in the latter half of that
+        time: then it has stalled. Also how long its host may be silent.
+    step_limit
+        Without a token while requests wait, computing or not.
+    probe_interval
+        Between two looks. A stall is found at the latest so long after its limit.
+    probes
+        ``(k, n)``: with ``k`` misses among the last ``n`` looks an engine is SUSPECT.
+    start_longest
+        A start that gets on may take so long in all; None: four times its deadline.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+    """
+
+    stall_after: float = 30.0
+    step_limit: float = 300.0
+    probe_interval: float = 2.0
+    probes: tuple[int, int] = (3, 5)
+    start_longest: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("stall_after", "step_limit", "probe_interval"):
+            seconds(name, getattr(self, name), exclusive=True, below=math.inf)
+        if self.start_longest is not None:
+            seconds("start_longest", self.start_longest, exclusive=True, below=math.inf)
+        if not _is_k_of_n(self.probes):
+            raise SpecError("probes", self.probes, "must be (k, n): whole numbers with 1 <= k <= n")
+        least = self.probes[0] * self.probe_interval
+        if self.stall_after < least:
+            raise SpecError(
+                "stall_after",
+                self.stall_after,
+                f"must be at least {least:g} s, k={self.probes[0]} times "
+                f"probe_interval={self.probe_interval:g}: an engine is suspected before it is condemned",
+            )
+        if self.step_limit < self.stall_after:
+            raise SpecError(
+                "step_limit",
+                self.step_limit,
+                f"must not be below stall_after={self.stall_after:g}: "
+                "an engine that computes is given more time, not less",
+            )
+
+    @property
+    def beat(self) -> float:
+        """Seconds between two heartbeats of a host that has nothing to say."""
+        return self.probe_interval / 2
+
+    def longest(self, deadline: float) -> float:
+        """Seconds that a start may take in all, if ``deadline`` is how long it may make no progress."""
+        return max(deadline, _LONGEST_START * deadline if self.start_longest is None else self.start_longest)
+
+
+def _is_k_of_n(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:  # noqa: PLR2004 - a pair
+        return False
+    k, n = value
+    return all(type(each) is int for each in value) and 1 <= k <= n
+
+
+PATIENT = StallLimits()
+"""The limits where none are given."""

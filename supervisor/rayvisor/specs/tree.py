@@ -1,0 +1,408 @@
+"""What a tree looks like, as data: supervisors, children, restart types, shutdowns, backoff.
+
+The words and their defaults are those of Erlang/OTP's ``supervisor``; what goes beyond OTP is marked
+so, and is off unless asked for. A spec is checked when it is made: a value that cannot work raises
+[`SpecError`][rayvisor.SpecError] naming the field and the value, before anything starts.
+
+    >>> SupervisorSpec(intensity=-1)
+    Traceback (most recent call last):
+        ...
+    rayvisor.errors.SpecError: intensity=-1: must be a whole number of restarts, 0 or more
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
+
+from rayvisor._validation import _member, seconds, whole
+from rayvisor.errors import SpecError
+from rayvisor.specs.backoff import Backoff
+from rayvisor.strategies import (
+    OneForAll,
+    OneForOne,
+    RestartStrategy,
+    RestForOne,
+    SimpleOneForOne,
+    by_name,
+)
+
+__all__ = [
+    "AutoShutdown",
+    "ChildSpec",
+    "Instance",
+    "Restart",
+    "Shutdown",
+    "StartSpec",
+    "Strategy",
+    "SupervisorSpec",
+]
+
+
+class Strategy(StrEnum):
+    """Which children a supervisor restarts when one of them ends (OTP: ``strategy``)."""
+
+    ONE_FOR_ONE = "one_for_one"
+    """Only the one that ended."""
+    ONE_FOR_ALL = "one_for_all"
+    """All: the others are stopped in reverse order, then all are started in order."""
+    REST_FOR_ONE = "rest_for_one"
+    """The one that ended and those after it."""
+    SIMPLE_ONE_FOR_ONE = "simple_one_for_one"
+    """Only the one that ended; all are instances of one template, started with ``start_child``."""
+
+
+_OTP: dict[Strategy, RestartStrategy] = {
+    Strategy.ONE_FOR_ONE: OneForOne(),
+    Strategy.ONE_FOR_ALL: OneForAll(),
+    Strategy.REST_FOR_ONE: RestForOne(),
+    Strategy.SIMPLE_ONE_FOR_ONE: SimpleOneForOne(),
+}
+
+
+class Restart(StrEnum):
+    """When a child is restarted (OTP: ``restart``)."""
+
+    PERMANENT = "permanent"
+    """However it ended."""
+    TRANSIENT = "transient"
+    """Unless it ended normally or was asked to."""
+    TEMPORARY = "temporary"
+    """Never; its spec goes with it."""
+
+
+class AutoShutdown(StrEnum):
+    """Whether a supervisor ends by itself when significant children have ended (OTP 24)."""
+
+    NEVER = "never"
+    ANY_SIGNIFICANT = "any_significant"
+    ALL_SIGNIFICANT = "all_significant"
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """How a child is ended (OTP: ``shutdown``).
+
+    Use ``Shutdown.BRUTAL_KILL``, ``Shutdown.INFINITY`` or ``Shutdown(seconds)``; where a spec takes a
+    shutdown, a plain number of seconds does as well.
+
+    Parameters
+    ----------
+    seconds
+        How long a child may take after it was asked to end, before it is killed. ``0`` asks and kills
+        at once, ``math.inf`` waits for ever, ``None`` kills without asking.
+    """
+
+    seconds: float | None
+
+    BRUTAL_KILL: ClassVar[Shutdown]
+    INFINITY: ClassVar[Shutdown]
+
+    @property
+    def endless(self) -> bool:
+        """Whether it waits for ever."""
+        return self.seconds is not None and math.isinf(self.seconds)
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return "brutal_kill"
+        return "infinity" if self.endless else f"{self.seconds:g} s"
+
+
+Shutdown.BRUTAL_KILL = Shutdown(None)
+Shutdown.INFINITY = Shutdown(math.inf)
+
+
+@runtime_checkable
+class StartSpec(Protocol):
+    """What is started for a worker; ``rayvisor.actor``, ``engine_pool`` and ``coroutine`` make these.
+
+    The decisions never look inside: only the backend that carries the child out does.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Which backend carries it: ``"actor"``, ``"adopt"``, ``"engine"``, ``"coroutine"``.
+
+        ``"supervisor"`` is a supervisor whose spec is made anew at each of its starts.
+        """
+
+
+class Instance(NamedTuple):
+    """A child to be started under ``Strategy.SIMPLE_ONE_FOR_ONE``: all but these is the template's."""
+
+    id: str
+    """Name of the instance, unique under its supervisor."""
+    start: StartSpec | None = None
+    """What is started, where that differs from instance to instance."""
+    args: tuple[object, ...] = ()
+    """Follow the template's own ``args`` in the call of what it starts (OTP: the extra arguments)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSpec:
+    """One child of a supervisor.
+
+    Parameters
+    ----------
+    id
+        Name of the child, unique under its supervisor. A ``/`` is not allowed: it separates the names
+        of a path.
+    start
+        What is started: a worker's start spec, or a [`SupervisorSpec`][rayvisor.SupervisorSpec].
+    restart
+        When it is restarted.
+    shutdown
+        How it is ended. Default: 5 seconds for a worker, for ever for a supervisor.
+    significant
+        Whether its end counts for the supervisor's ``auto_shutdown``.
+    backoff
+        Waits before restarts. None: none, as in OTP.
+    start_deadline
+        Seconds a start may take before it counts as failed.
+    no_progress
+        That many incarnations in a row that died before doing useful work end the child, whatever the
+        window says. None: no such rule. Beyond OTP.
+    retry_first_start
+        Whether a first start that failed for a reason that may pass is tried again like a restart.
+        False, as in OTP: the supervisor's own start fails. A PERMANENT fault is never retried.
+    standby
+        Whether it starts as a spare: up and warm, but not routed to.
+    recoveries
+        How often within its supervisor's ``period`` an engine that reports a fault may recover in place by
+        its own means before it is restarted instead; this does not count as a restart. 0: never. Beyond OTP.
+    recovery_deadline
+        Seconds a recovery in place may take; choose less than the engine's own patience.
+    instructed_by
+        Who tells an engine that reports a fault to recover: ``"supervisor"``, or ``"operator"``, somebody
+        outside, who has ``recovery_deadline`` for it.
+    gate
+        An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, or is
+        declared stale: it serves only once that has succeeded, for example has brought its weights up to
+        date. None: no gate. Beyond OTP, and for engines only.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work.
+    """
+
+    id: str
+    start: StartSpec | SupervisorSpec
+    restart: Restart = Restart.PERMANENT
+    shutdown: Shutdown | float | None = None
+    significant: bool = False
+    backoff: Backoff | None = None
+    start_deadline: float = 60.0
+    no_progress: int | None = None
+    retry_first_start: bool = False
+    standby: bool = False
+    recoveries: int = 0
+    recovery_deadline: float = 10.0
+    instructed_by: str = "supervisor"
+    gate: Callable[[Any], Awaitable[object]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id or "/" in self.id:  # type: ignore[redundant-expr]
+            raise SpecError("id", self.id, "must be a name without '/', not empty", term="invalid_child_spec")
+        # By hand: isinstance() of a protocol costs fifty times as much, and there may be a million of them.
+        if not isinstance(self.start, SupervisorSpec) and not isinstance(
+            getattr(self.start, "kind", None), str
+        ):
+            raise SpecError(
+                "start",
+                self.start,
+                "must be what actor(), engine_pool() or coroutine() make, or a SupervisorSpec",
+                term="invalid_mfa",
+            )
+        object.__setattr__(
+            self, "restart", _member("restart", Restart, self.restart, term="invalid_restart_type")
+        )
+        object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
+        if self.backoff is not None and not isinstance(self.backoff, Backoff):
+            raise SpecError("backoff", self.backoff, "must be a Backoff, or None for OTP's immediate restart")
+        seconds("start_deadline", self.start_deadline, least=0.001)
+        if self.no_progress is not None:
+            whole("no_progress", self.no_progress, "incarnations", least=1, term="invalid_no_progress")
+        whole("recoveries", self.recoveries, "recoveries in place", least=0, term="invalid_recoveries")
+        seconds("recovery_deadline", self.recovery_deadline, least=0.001)
+        if self.instructed_by not in {"supervisor", "operator"}:
+            raise SpecError("instructed_by", self.instructed_by, "must be 'supervisor' or 'operator'")
+        gate: object = self.gate
+        if gate is not None and not (self._is_engine and callable(gate)):
+            raise SpecError("gate", self.gate, "must be an async function, and is for engines only")
+
+    @property
+    def supervisor(self) -> bool:
+        """Whether this child is a supervisor."""
+        return isinstance(self.start, SupervisorSpec) or self.start.kind == "supervisor"
+
+    @property
+    def _is_engine(self) -> bool:
+        return getattr(self.start, "kind", "") == "engine"
+
+    @property
+    def ending(self) -> Shutdown:
+        """``shutdown`` with its default filled in."""
+        return cast("Shutdown", self.shutdown)  # __post_init__ made it one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorSpec:
+    """A supervisor and its children.
+
+    Parameters
+    ----------
+    strategy
+        Which children are restarted together: one of OTP's, an object with a ``plan`` method (see
+        [`RestartStrategy`][rayvisor.RestartStrategy]), or the name of a registered one.
+    intensity
+        How many restarts within ``period`` are tolerated; one more, and the supervisor gives up. OTP's
+        default: 1.
+    period
+        Length of that sliding window in seconds. OTP's default: 5.
+    auto_shutdown
+        Whether the end of significant children ends the supervisor.
+    children
+        In start order; they are stopped in the reverse order. Under ``SIMPLE_ONE_FOR_ONE`` the one
+        template, of which nothing is started at first.
+    start_limit
+        How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
+        before the next one starts.
+    together
+        Whether its children recover in place together, or not at all: ranks of one group. Beyond OTP.
+
+    Raises
+    ------
+    SpecError
+        When a value cannot work: also for a duplicate id, and for a backoff that would keep failures so
+        far apart that ``intensity`` could never be exceeded within ``period``.
+
+    Examples
+    --------
+    >>> spec = SupervisorSpec(strategy=Strategy.ONE_FOR_ONE, intensity=3, period=900.0)
+    >>> spec.intensity, spec.period
+    (3, 900.0)
+    """
+
+    strategy: Strategy | RestartStrategy | str = Strategy.ONE_FOR_ONE
+    intensity: int = 1
+    period: float = 5.0
+    auto_shutdown: AutoShutdown = AutoShutdown.NEVER
+    children: Sequence[ChildSpec] = field(default=())
+    start_limit: int = 1
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strategy", _strategy(self.strategy))
+        whole("intensity", self.intensity, "restarts", least=0, term="invalid_intensity")
+        seconds("period", self.period, least=0.0, term="invalid_period", exclusive=True)
+        object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
+        whole("start_limit", self.start_limit, "starts side by side", least=1, term="invalid_start_limit")
+        object.__setattr__(self, "children", tuple(self.children))
+        seen: set[str] = set()
+        for index, child in enumerate(self.children):
+            if not isinstance(child, ChildSpec):
+                raise SpecError(
+                    f"children[{index}]", child, "must be a ChildSpec; rayvisor.actor() and its like make one"
+                )
+            if child.id in seen:
+                raise SpecError(
+                    f"children[{index}].id",
+                    child.id,
+                    "is used twice; ids are unique under a supervisor",
+                    term="duplicate_child_name",
+                )
+            seen.add(child.id)
+            self.check(child)
+        if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE and len(self.children) != 1:
+            raise SpecError(
+                "children",
+                self.children,
+                "must be one template under strategy='simple_one_for_one'; start_child makes its instances",
+                term="bad_start_spec",
+            )
+
+    @property
+    def planner(self) -> RestartStrategy:
+        """What is asked when a child fails."""
+        strategy = self.strategy
+        return _OTP[strategy] if isinstance(strategy, Strategy) else cast("RestartStrategy", strategy)
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy in a word."""
+        strategy = self.strategy
+        return strategy.value if isinstance(strategy, Strategy) else type(strategy).__name__
+
+    @property
+    def template(self) -> ChildSpec | None:
+        """What ``start_child`` makes instances of, under ``SIMPLE_ONE_FOR_ONE``."""
+        return self.children[0] if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE else None
+
+    def check(self, child: ChildSpec) -> None:
+        """Raise SpecError if ``child`` cannot work under this supervisor's flags."""
+        if child.significant and (
+            self.auto_shutdown is AutoShutdown.NEVER or child.restart is Restart.PERMANENT
+        ):
+            raise SpecError(
+                f"children[{child.id!r}].significant",
+                child.significant,
+                f"cannot go with auto_shutdown={self.auto_shutdown.value!r} and "
+                f"restart={child.restart.value!r}: a significant child needs an auto_shutdown, and a restart "
+                "type that lets it end",
+                term="bad_combination",
+            )
+        backoff = child.backoff
+        if backoff is None or backoff.maximum == 0:
+            return
+        # intensity + 1 restarts must fit into one window, or giving up could never happen.
+        longest = sum(backoff.ceilings(self.intensity + 1)[1:]) + self.intensity * child.start_deadline
+        if longest > self.period:
+            raise SpecError(
+                f"children[{child.id!r}].backoff",
+                backoff,
+                f"could never trip the window: {self.intensity} failed restarts may take {longest:g} s "
+                f"(delays up to {backoff.maximum:g} s and start_deadline={child.start_deadline:g} s each), "
+                f"longer than period={self.period:g}; lengthen period to at least {math.ceil(longest)}, or "
+                "lower intensity, backoff.maximum or start_deadline",
+            )
+
+
+def _strategy(value: object) -> Strategy | RestartStrategy:
+    if isinstance(value, str):
+        own = Strategy.__members__.get(value.upper()) if value == value.lower() else None
+        return by_name(value) if own is None else own
+    if isinstance(value, type) or not isinstance(value, RestartStrategy):
+        raise SpecError(
+            "strategy",
+            value,
+            "must be a Strategy, the name of a registered one, or an object (not a class) with a method "
+            "plan(failure, siblings)",
+            term="invalid_strategy",
+        )
+    return value
+
+
+def _shutdown(value: object, *, supervisor: bool) -> Shutdown:
+    if value is None:
+        return Shutdown.INFINITY if supervisor else Shutdown(5.0)
+    if isinstance(value, Shutdown):
+        seconds = value.seconds
+        if seconds is None:
+            return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        seconds = math.nan
+    if math.isnan(seconds) or seconds < 0:
+        raise SpecError(
+            "shutdown",
+            value,
+            "must be seconds (0 or more), Shutdown.INFINITY or Shutdown.BRUTAL_KILL",
+            term="invalid_shutdown",
+        )
+    return Shutdown(seconds)
