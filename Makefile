@@ -10,7 +10,7 @@ BIN := .venv/bin
 # compiles it anew, a quarter of a second of a core.
 test test-web demo faults: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo check test test-web faults docs clean
+.PHONY: help setup lock demo check test test-web faults docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,16 +19,20 @@ help:
 	@echo "make test    all checks and tests (JOBS=2 test processes instead of 3, ARGS='-k name' for some of them)"
 	@echo "make test-web  tests with a real browser, Mermaid, Graphviz and SCXML tools, and the site of make docs: installs"
 	@echo "             what it can, names the rest, leaves pictures of the live page in build/web (CHROMIUM=... names a"
-	@echo "             browser)"
+	@echo "             browser; ARGS='--require chromium,graphviz' fails where one of these checks does not run)"
 	@echo "make faults  injects every fault of the matrix into the real thing and prints what came of it"
 	@echo "             (ARGS='--engine sim' is quicker; ARGS='--only host' plays some)"
 	@echo "make docs    the documentation site, in build/docs; every warning is an error"
 	@echo "make check   lint, format, types, import directions"
 	@echo "make setup   the virtual environment .venv; the commands above call it (PYTHON=... names another Python)"
+	@echo "make lock    renews constraints.txt, the exact versions that make setup installs (PYTHON=... as there)"
 	@echo "make clean   removes .venv, caches and what was built"
 
 setup:
 	@$(PYTHON) tools/setup.py
+
+lock:
+	@$(PYTHON) tools/setup.py --lock
 
 demo: setup
 	@$(BIN)/rayvisor demo $(ARGS)

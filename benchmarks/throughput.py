@@ -173,9 +173,9 @@ class _Peer:
                 sample = output.outputs[0]
                 yield tuple(sample.token_ids), sample.text, sample.finish_reason
             return
-        from rayvisor._core.protocol.wire import Order
+        from rayvisor._core.protocol.wire import GenerateCommand
 
-        async for chunk in self._live.generate(Order(name, 1, prompt, dict(params))):
+        async for chunk in self._live.generate(GenerateCommand(name, 1, prompt, dict(params))):
             yield chunk.token_ids, chunk.text, chunk.finish_reason
 
 

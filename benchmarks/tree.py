@@ -163,9 +163,9 @@ async def pool_tree(
                 intensity=1000,
                 period=1e6,
                 backoff=rv.Backoff(initial=0.0, maximum=0.0),
-                no_progress=None,
-                deadline=WAIT_SECONDS,
-                attempts=1000,
+                crash_loop_limit=None,
+                request_timeout=WAIT_SECONDS,
+                max_attempts=1000,
             )
         ]
     )

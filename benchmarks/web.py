@@ -139,7 +139,7 @@ async def _faults(report: Report, runs: int, browser: str | None) -> None:
         await gates[number].wait()
         raise RuntimeError("for the benchmark")
 
-    backoff = rv.Backoff(initial=3600.0, maximum=3600.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    backoff = rv.Backoff(initial=3600.0, maximum=3600.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     children = [rv.coroutine(f"child-{n}", fail, args=(n,), backoff=backoff) for n in range(runs)]
     spec = rv.SupervisorSpec(intensity=runs, period=1e9, children=children)
     supervisor = rv.Supervisor(spec, local=True, handle_signals=False)
@@ -208,7 +208,7 @@ async def _many(report: Report, seconds: float, browser: str | None) -> None:
                 nonlocal paused
                 while True:
                     child = f"child-{paused // 2 % CHILDREN:03}"
-                    await (sup.resume(child) if paused % 2 else sup.pause(child, deadline=0.0))
+                    await (sup.resume(child) if paused % 2 else sup.pause(child, timeout=0.0))
                     paused += 1
                     await anyio.sleep(1.0 / CHANGES_A_SECOND)
 

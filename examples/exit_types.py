@@ -42,7 +42,7 @@ def measure(how: str, restarts: int, retries: int) -> tuple[str, int, str]:
         ran = calls.stat().st_size
         ask = partial(actor.end.remote, how, calls)
         # While Ray restarts it, it is unavailable: the same actor is asked again.
-        later = _outcome(rv.retry(ask(), attempts=20, elapsed=60, reprobe=lambda _: ask()).result)
+        later = _outcome(rv.retry(ask(), max_attempts=20, timeout=60, reprobe=lambda _: ask()).result)
     ray.kill(actor)
     return first, ran, later
 

@@ -111,7 +111,7 @@ async def main() -> None:
             "max_model_len": 256,
         }
         engine = {"engine_args": {**model, "kv_cache_memory_bytes": 1 << 28}, "num_cpus": 0.5}
-    engine |= {"recovery_deadline": DEADLINE, "backoff": rv.Backoff(initial=0.0, maximum=0.0)}
+    engine |= {"recovery_timeout": DEADLINE, "backoff": rv.Backoff(initial=0.0, maximum=0.0)}
     ranks = rv.engine_group("llm", ranks=RANKS, instructed_by="operator", **engine)
     spec = rv.SupervisorSpec(children=[rehearse(ranks)])
     async with (

@@ -36,7 +36,7 @@ async def main() -> None:
         print("before:", repr(await anyio.to_thread.run_sync(ask, url, "Once upon a time")))
         core = next(process for _, process in sup.processes("web") if "EngineCore" in process.name)
         os.kill(core.pid, signal.SIGKILL)
-        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
         print("at the same place:", await sup["web"].serving() == url)
         print("after:", repr(await anyio.to_thread.run_sync(ask, url, "Once upon a time")))
         fault = sup.status("web").fault

@@ -14,7 +14,7 @@ import rayvisor as rv
 POLICY = rv.TaskPolicy(
     max_retries=3,
     retry_exceptions=(ConnectionError,),
-    backoff=rv.Backoff(initial=0.1, maximum=2.0, first_at_once=False),
+    backoff=rv.Backoff(initial=0.1, maximum=2.0, first_delay_zero=False),
     timeout=60.0,
 )
 

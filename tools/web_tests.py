@@ -1,10 +1,11 @@
 """Runs the tests that need what is not installed for ``make test``: what ``make test-web`` calls.
 
 What can be installed is installed: Python packages into this environment, Mermaid below ``.cache/web``. What
-cannot is named, and its tests do not run; the exit status is that of those that did. Beside the tests the
-documentation's site is built, as by ``make docs``; there, too, a warning is an error.
+cannot is named, and its tests do not run; the exit status is that of those that did. It is 1 as well where a
+check that ``--require`` names did not run in full. Beside the tests the documentation's site is built, as by
+``make docs``; there, too, a warning is an error.
 
-    python tools/web_tests.py [--seconds 60] [pytest's own options]
+    python tools/web_tests.py [--seconds 60] [--require chromium,graphviz] [pytest's own options]
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from xml.etree import ElementTree as ET
 
 __all__ = ["chromium", "modules", "schema"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "outside"
+CONSTRAINTS = ROOT / "constraints.txt"
 WEB = ROOT / ".cache" / "web"
 PACKAGES = ("mermaid@11", "jsdom@26")
 # The W3C's schema of SCXML in one file, as a package in npm's registry carries it: its 138 components are
@@ -124,7 +129,9 @@ def _python(module: str, extra: str = "test-web") -> Callable[[float], str]:
                     "--no-input",
                     "--disable-pip-version-check",
                 ]
-                _run([*pip, "--retries", "1", "--timeout", "10", *_extra(extra)], late - time.monotonic())
+                pinned = ["--constraint", str(CONSTRAINTS)] if CONSTRAINTS.exists() else []
+                patience = ["--retries", "1", "--timeout", "10"]
+                _run([*pip, *patience, *pinned, *_extra(extra)], late - time.monotonic())
                 importlib.invalidate_caches()
         _run([sys.executable, "-c", f"import {module}"], late - time.monotonic())
         return ""
@@ -226,17 +233,19 @@ def _published_schema(folder: Path, seconds: float) -> str:
 class Check:
     """Some tests, and what they need."""
 
+    key: str
+    """Its name for ``--require``."""
     name: str
     file: str
     needs: tuple[Callable[[float], str], ...]
 
 
 CHECKS = (
-    Check("live page in Chromium", "test_browser.py", (_browser, _python("playwright"))),
-    Check("Mermaid's own parser", "test_mermaid.py", (_node,)),
-    Check("Graphviz", "test_graphviz.py", (_dot,)),
-    Check("an SCXML interpreter", "test_scxml_interpreter.py", (_python("statemachine"),)),
-    Check("the W3C's SCXML schema", "test_scxml_schema.py", (_schema, _python("xmlschema"))),
+    Check("chromium", "live page in Chromium", "test_browser.py", (_browser, _python("playwright"))),
+    Check("mermaid", "Mermaid's own parser", "test_mermaid.py", (_node,)),
+    Check("graphviz", "Graphviz", "test_graphviz.py", (_dot,)),
+    Check("scxml", "an SCXML interpreter", "test_scxml_interpreter.py", (_python("statemachine"),)),
+    Check("schema", "the W3C's SCXML schema", "test_scxml_schema.py", (_schema, _python("xmlschema"))),
 )
 
 
@@ -257,7 +266,7 @@ def _sphinx(seconds: float) -> str:
     return _python("sphinx", "docs")(late - time.monotonic())
 
 
-DOCUMENTATION = Check("the documentation's site", "", (_sphinx,))
+DOCUMENTATION = Check("docs", "the documentation's site", "", (_sphinx,))
 SITE = ROOT / "build" / "docs"
 
 
@@ -287,12 +296,30 @@ def _document() -> tuple[int, str]:
     return status, said
 
 
+def _required(text: str) -> frozenset[str]:
+    """Read the value of ``--require``."""
+    known = [check.key for check in (*CHECKS, DOCUMENTATION)]
+    keys = frozenset(filter(None, text.split(",")))
+    unknown = sorted(keys - set(known))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no check is named {unknown[0]!r}; there are: {', '.join(known)}")
+    return keys
+
+
 def main() -> int:
     """Prepare, run, and say what ran."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--seconds", type=float, default=120.0, help="for installing all that is missing")
+    parser.add_argument(
+        "--require",
+        type=_required,
+        default=frozenset(),
+        metavar="CHECK,...",
+        help="fail where one of these does not run in full: "
+        + ", ".join(check.key for check in (*CHECKS, DOCUMENTATION)),
+    )
     arguments, rest = parser.parse_known_args()
     with ThreadPoolExecutor(len(CHECKS) + 1) as pool:
         # Nothing is installed any more once a test runs. Who asks for certain tests asks for no site.
@@ -300,25 +327,69 @@ def main() -> int:
         prepared = list(pool.map(lambda check: _prepare(check, arguments.seconds), checks))
         documented = None if rest or prepared[-1][2] else pool.submit(_document)
         files = [str(TESTS / check.file) for check, _, missing in prepared if check.file and not missing]
-        status = _test(files, rest) if files else 0
+        status, counts = _test(files, rest) if files else (0, {})
         if documented is not None:
             built, said = documented.result()
             print(f"the documentation's site:\n{said}", end="")
             status = status or built
+    problems = dict.fromkeys(arguments.require, "it does not run together with options for pytest")
     print("web tests:")
     for check, found, missing in prepared:
-        said = f"DID NOT RUN: {missing}" if missing else f"ran{f' ({found})' if found else ''}"
-        print(f"  {check.name:<24} {said}")
+        outcomes = counts.get(Path(check.file).stem, Counter())
+        problems[check.key] = _problem(check, missing, outcomes)
+        print(f"  {check.name:<24} {_line(found, problems[check.key], outcomes)}")
     if (ROOT / "build" / "web").is_dir():
         print(f"  pictures of the live page: {ROOT / 'build' / 'web'}")
+    for key in sorted(arguments.require):
+        if problems[key]:
+            print(f"web tests: {key} is required, but did not run in full: {problems[key]}", file=sys.stderr)
+            status = status or 1
     return status
 
 
-def _test(files: Sequence[str], options: Sequence[str]) -> int:
-    # A process for each file: most of the time is spent in the browser.
-    spread = ["--numprocesses", str(min(3, len(files))), "--dist", "loadfile"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *files, *options]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+def _problem(check: Check, missing: str, outcomes: Counter[str]) -> str:
+    """Why a check did not run in full; empty where it did, whatever came of it."""
+    if missing or not check.file:
+        return missing
+    if not outcomes:
+        return "pytest reported no test of it"
+    return f"{outcomes['skipped']} skipped" if outcomes["skipped"] else ""
+
+
+def _line(found: str, problem: str, outcomes: Counter[str]) -> str:
+    """Say what ran."""
+    counted = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
+    aside = f"({found})" if found else ""
+    if problem and not counted:
+        return f"DID NOT RUN: {problem}"
+    return " ".join(filter(None, (f"ran: {counted}" if counted else "ran", aside)))
+
+
+def _test(files: Sequence[str], options: Sequence[str]) -> tuple[int, Mapping[str, Counter[str]]]:
+    """Run the tests; the exit status, and how many of each file passed, failed or were skipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # A process for each file: most of the time is spent in the browser.
+        spread = ["--numprocesses", str(min(3, len(files))), "--dist", "loadfile", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *files, *options]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        return status, _outcomes(report) if report.exists() else {}
+
+
+def _outcomes(report: Path) -> Mapping[str, Counter[str]]:
+    """Count the tests of each module in a report of pytest's.
+
+    A test that was run again is there twice; the run that did not count carries no mark.
+    """
+    marks: dict[tuple[str, str], set[str]] = {}
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest has just written it
+        test = case.get("classname", ""), case.get("name", "")
+        marks.setdefault(test, set()).update(mark.tag for mark in case)
+    counts: dict[str, Counter[str]] = {}
+    for (module, _), found in marks.items():
+        outcome = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
+        counts.setdefault(module.rpartition(".")[2], Counter())[outcome] += 1
+    return counts
 
 
 if __name__ == "__main__":

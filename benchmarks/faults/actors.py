@@ -233,7 +233,7 @@ ACTOR_ROWS: tuple[Row, ...] = (
     ),
     actor_row(
         "unschedulable resources", FATAL, "unicorn", "give up",
-        lambda s: never_made(s, Worker, resources={"unicorn": 1.0}, start_deadline=3.0),
+        lambda s: never_made(s, Worker, resources={"unicorn": 1.0}, start_timeout=3.0),
     ),
     actor_row(
         "no such environment", PERMANENT, "^FileNotFoundError: .*place.zip", "give up",

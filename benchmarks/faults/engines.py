@@ -75,7 +75,7 @@ async def raises(scene: Scene) -> None:
         expected = await scene.expected(tree, REQUESTS)
         requests = await scene.requests(tree, REQUESTS, expected=expected)
         scene.inject()
-        poison = tree.pool.generate("boom", {**scene.params, "max_tokens": 1}, attempts=1)
+        poison = tree.pool.generate("boom", {**scene.params, "max_tokens": 1}, max_attempts=1)
         with anyio.move_on_after(60):
             with contextlib.suppress(rv.RequestError):
                 await poison.result()
@@ -92,7 +92,7 @@ async def one_of_two_ranks(scene: Scene, **of_the_first: Any) -> None:
         engine_args=engine_arguments(scene.engine),
         ranks=2,
         rank_args=[of_the_first, {}],
-        recovery_deadline=2.0,
+        recovery_timeout=2.0,
         num_cpus=0.5,
     )
     async with scene.tree(rehearse(group)) as tree:
@@ -120,7 +120,7 @@ async def poison(scene: Scene) -> None:
         except rv.PoisonRequestError:
             pass
         await requests.finish()
-        await wait_for_state(tree.supervisor, "llm/1", "ALIVE.SERVING", within=120)
+        await wait_for_state(tree.supervisor, "llm/1", "ALIVE.SERVING", timeout=120)
         await scene.back(tree)
         scene.look()
 
@@ -233,10 +233,10 @@ async def gives_up(scene: Scene, **arguments: Any) -> None:
 
 async def crash_loop(scene: Scene) -> None:
     """It comes up and is killed, again and again: the pool gives up and says why."""
-    pool = scene.pool(intensity=2, no_progress=None, restart=rv.Restart.TEMPORARY)
+    pool = scene.pool(intensity=2, crash_loop_limit=None, restart=rv.Restart.TEMPORARY)
     async with scene.tree(pool) as tree:
         for incarnation in (1, 2, 3):
-            await wait_for_state(tree.supervisor, "llm/1", "SERVING", incarnation=incarnation, within=120)
+            await wait_for_state(tree.supervisor, "llm/1", "SERVING", incarnation=incarnation, timeout=120)
             if incarnation == 1:
                 scene.signal(tree, "EngineCore")
             else:

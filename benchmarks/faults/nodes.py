@@ -31,7 +31,7 @@ ROOM_BYTES = 3 << 29
 """How much more than now the machine may take before Ray's memory monitor acts on the cramped node."""
 
 
-class Resident:
+class HostActor:
     """An actor that knows where it lives."""
 
     def node(self) -> str:
@@ -71,7 +71,7 @@ async def node_goes(scene: Scene, *, gracefully: bool, notice: Callable[[str], N
         each.node_id: each for each in (cluster.add_node(num_cpus=1, resources={"spot": 1}) for _ in "12")
     }
     try:
-        child = rv.actor("worker", Resident, num_cpus=0, resources={"spot": 1}, start_deadline=60.0)
+        child = rv.actor("worker", HostActor, num_cpus=0, resources={"spot": 1}, start_timeout=60.0)
         async with scene.tree(child, period=1e4) as tree:
             before = await tree.supervisor["worker"].call("node")
             if notice is not None:
@@ -113,7 +113,7 @@ def say_preempted(node: str) -> None:
     time.sleep(1.0)
 
 
-class Glutton(Resident):
+class Glutton(HostActor):
     """An actor that takes more memory than its node has to give."""
 
     def eat(self, amount: int) -> None:
@@ -130,7 +130,7 @@ async def out_of_memory(scene: Scene) -> None:
     env = {"RAY_memory_usage_threshold": f"{most:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
     node = cluster.add_node(num_cpus=1, resources={"cramped": 1}, env_vars=env)
     try:
-        child = rv.actor("worker", Glutton, num_cpus=0, resources={"cramped": 1}, start_deadline=60.0)
+        child = rv.actor("worker", Glutton, num_cpus=0, resources={"cramped": 1}, start_timeout=60.0)
         async with scene.tree(child, period=1e4) as tree:
             await tree.supervisor["worker"].call("node")
             scene.inject()

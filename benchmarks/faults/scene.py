@@ -61,7 +61,7 @@ class Scene:
         arguments = {**engine_arguments(self.engine), **given}
         options.setdefault("backoff", rv.Backoff(initial=0.1, maximum=0.2))
         options.setdefault("period", 1e6)
-        options.setdefault("start_deadline", 120.0)
+        options.setdefault("start_timeout", 120.0)
         pool = rv.engine_pool(
             "llm", engine=self.engine, engine_args=arguments, size=size, num_cpus=0.5, **options
         )
@@ -73,7 +73,7 @@ class Scene:
         try:
             async with self._listened(*children, **flags) as tree, tree.supervisor:
                 yield tree
-        except* rv.StartFailed as failed:
+        except* rv.StartFailedError as failed:
             self.found.problem = f"it did not come up: {failed.exceptions[0]}"
 
     @asynccontextmanager
@@ -89,7 +89,7 @@ class Scene:
             async with anyio.create_task_group() as listening:
                 listening.start_soon(tree.listen, supervisor.watch())
                 yield tree
-        except* rv.SupervisorGaveUp:
+        except* rv.SupervisorGaveUpError:
             self.found.rung = "give up"
 
     async def first_tree(self) -> Tree:
@@ -105,7 +105,7 @@ class Scene:
         try:
             async with self._listened(*children, **flags) as tree, tree.supervisor:
                 self.found.problem = "it came up"
-        except* rv.StartFailed:
+        except* rv.StartFailedError:
             self.found.rung = "give up"
 
     # --- playing --------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Scene:
 
     async def ended(self, tree: Tree) -> None:
         """Wait until the tree has ended by itself."""
-        await tree.until(r.SupervisorMoved, lambda record: not record.path and record.state == "ended")
+        await tree.until(r.SupervisorStateChanged, lambda record: not record.path and record.state == "ended")
 
     # --- looking --------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def server(scene: Scene, **options: Any) -> rv.ChildSpec:
     else:
         options.setdefault("num_cpus", 0.5)
     return rv.server(
-        "web", model=model, engine=scene.engine, engine_args=given, start_deadline=120.0, **options
+        "web", model=model, engine=scene.engine, engine_args=given, start_timeout=120.0, **options
     )
 
 

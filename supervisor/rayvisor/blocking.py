@@ -7,7 +7,7 @@
 
 Everything that [`Supervisor`][rayvisor.Supervisor] says of entering and leaving holds here, too, with one
 difference: nothing can cancel a block of blocking code from outside. When the tree gives up, its next call
-raises, and leaving the block raises ``SupervisorGaveUp``, with that call's error as its ``__cause__``.
+raises, and leaving the block raises ``SupervisorGaveUpError``, with that call's error as its ``__cause__``.
 SIGINT and SIGTERM do interrupt it, in the main thread: they raise KeyboardInterrupt and SystemExit.
 
 Calls may come from any thread.
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
     from rayvisor._core.requests.stats import PoolStats
     from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
+    from rayvisor._runtime.broadcaster import RecordStream
     from rayvisor._runtime.operations import PauseMode
     from rayvisor._runtime.pool.streams import Generation
-    from rayvisor._runtime.watchers import Watch
     from rayvisor.records import Record
     from rayvisor.refs import ChildRef
     from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
@@ -152,7 +152,7 @@ class BlockingSupervisor:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
         if self._thread is not None:
-            self._thread.portal.start_task_soon(self._supervisor.hurry)
+            self._thread.portal.start_task_soon(self._supervisor.kill)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class BlockingSupervisor:
         """
         return self._follow(self._supervisor.watch())
 
-    def _follow(self, watch: Watch) -> Iterator[Record]:
+    def _follow(self, watch: RecordStream) -> Iterator[Record]:
         async def following() -> Record | None:
             return await anext(watch, None)
 
@@ -238,9 +238,9 @@ class BlockingSupervisor:
         """As `Supervisor.get_childspec`."""
         return self._call(self._supervisor.get_childspec, path)
 
-    def update(self, spec: SupervisorSpec, *, under: str = "") -> None:
-        """As `Supervisor.update`."""
-        self._call(lambda: self._supervisor.update(spec, under=under))
+    def apply_spec(self, spec: SupervisorSpec, *, under: str = "") -> None:
+        """As `Supervisor.apply_spec`."""
+        self._call(lambda: self._supervisor.apply_spec(spec, under=under))
 
     # --- the operator's verbs ---------------------------------------------------------------------
 
@@ -266,9 +266,9 @@ class BlockingSupervisor:
         """As `Supervisor.metrics`."""
         return self._running.call(self._supervisor.metrics)
 
-    def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
+    def pause(self, path: str = "", *, mode: PauseMode = "wait", timeout: float = 60.0) -> int:
         """As `Supervisor.pause`."""
-        return self._call(lambda: self._supervisor.pause(path, mode=mode, deadline=deadline))
+        return self._call(lambda: self._supervisor.pause(path, mode=mode, timeout=timeout))
 
     def resume(self, path: str = "") -> None:
         """As `Supervisor.resume`."""
@@ -278,13 +278,15 @@ class BlockingSupervisor:
         """As `Supervisor.restart`."""
         self._call(self._supervisor.restart, path)
 
-    def stale(self, path: str = "") -> None:
-        """As `Supervisor.stale`."""
-        self._call(self._supervisor.stale, path)
+    def mark_stale(self, path: str = "") -> None:
+        """As `Supervisor.mark_stale`."""
+        self._call(self._supervisor.mark_stale, path)
 
-    def instruct(self, instruction: str, path: str = "", **given: Any) -> dict[str, dict[str, Any]]:
-        """As `Supervisor.instruct`."""
-        return self._call(lambda: self._supervisor.instruct(instruction, path, **given))
+    def set_recovery_instruction(
+        self, instruction: str, path: str = "", **given: Any
+    ) -> dict[str, dict[str, Any]]:
+        """As `Supervisor.set_recovery_instruction`."""
+        return self._call(lambda: self._supervisor.set_recovery_instruction(instruction, path, **given))
 
     def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> str:
         """As `Supervisor.serve_web`; returns the URL."""
@@ -494,6 +496,6 @@ class BlockingServer:
         """As `ServerRef.url`."""
         return self._thread.call(lambda: self._ref.url)
 
-    def serving(self, within: float | None = None) -> str:
+    def serving(self, timeout: float | None = None) -> str:
         """As `ServerRef.serving`."""
-        return self._thread.call(self._ref.serving, within)
+        return self._thread.call(self._ref.serving, timeout)

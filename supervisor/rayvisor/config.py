@@ -67,7 +67,7 @@ _SUPERVISOR: Mapping[str, Any] = {
     "intensity": int,
     "period": float,
     "auto_shutdown": AutoShutdown,
-    "start_limit": int,
+    "max_concurrent_starts": int,
 }
 _RUN: Mapping[str, Any] = {
     "local": bool,
@@ -81,7 +81,7 @@ _RUN: Mapping[str, Any] = {
 _SPELT = {"class": "cls"}
 """Keys that Python has another word for."""
 _WORDS: Mapping[str, str] = {means: word for word, means in _SPELT.items()}
-_NOT_IN_FILES = frozenset({"spec", "args", "start_deadline"})
+_NOT_IN_FILES = frozenset({"spec", "args", "start_timeout"})
 """Arguments of a supervisor that is made by a function."""
 
 

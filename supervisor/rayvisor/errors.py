@@ -3,14 +3,14 @@
     RayvisorError
     ├── SpecError                 a flag or spec that cannot work; raised before anything starts
     │   └── SpecFileError         the same, in a tree's TOML file
-    ├── StartFailed               the tree could not be brought up
+    ├── StartFailedError               the tree could not be brought up
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
     ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
     ├── UnguardedMainError        a process that an engine starts would start the tree again
     ├── PublishError              events cannot be published at an address
     ├── TaskTimeoutError          a task under a policy took too long, and was ended
-    ├── SupervisorGaveUp          the tree ended because it could not be kept up
+    ├── SupervisorGaveUpError          the tree ended because it could not be kept up
     ├── CallError                 a verb on a supervisor that could not be carried out
     │   ├── UnknownChildError     no such child                      (OTP: not_found)
     │   ├── AlreadyStartedError   the id is taken by a live child    (OTP: already_started)
@@ -49,10 +49,10 @@ __all__ = [
     "RayvisorError",
     "SpecError",
     "SpecFileError",
-    "StartFailed",
+    "StartFailedError",
     "StrategyError",
     "SupervisorBusyError",
-    "SupervisorGaveUp",
+    "SupervisorGaveUpError",
     "SupervisorStoppedError",
     "TaskTimeoutError",
     "TemplateError",
@@ -117,7 +117,7 @@ class SpecFileError(SpecError):
         self.args = (": ".join(part for part in (file, where, problem) if part),)
 
 
-class StartFailed(RayvisorError):  # noqa: N818 - named as the event is: a start that failed
+class StartFailedError(RayvisorError):
     """The tree could not be brought up: one child's first start failed, the others were ended.
 
     Parameters
@@ -236,7 +236,7 @@ class PublishError(RayvisorError):
         super().__init__(f"publish={address!r}: {reason}")
 
 
-class SupervisorGaveUp(RayvisorError):  # noqa: N818 - a name of the design, used by documentation
+class SupervisorGaveUpError(RayvisorError):
     """The tree ended because it could not be kept up.
 
     Parameters

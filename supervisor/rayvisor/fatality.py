@@ -79,7 +79,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         is, with a note: an application error again, which Ray does not retry. None: no such bound.
     exit_code
         What the process ends with; not 0, which Ray would take for an intended exit.
-    deadline
+    timeout
         Seconds that all of it may take.
 
     Raises
@@ -107,7 +107,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         name: str = "",
         limit: int | None = 16,
         exit_code: int = 1,
-        deadline: float = 10.0,
+        timeout: float = 10.0,
     ) -> None:
         self._matches = matcher(errors)
         if limit is not None:
@@ -115,15 +115,15 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         whole("exit_code", exit_code)
         if exit_code > 255:  # noqa: PLR2004 - a byte is all that a parent gets
             raise SpecError("exit_code", exit_code, "must be 255 or less")
-        seconds("deadline", deadline, exclusive=True, below=math.inf)
+        seconds("timeout", timeout, exclusive=True, below=math.inf)
         self._errors = errors
         self._name = name
         self._limit = limit
         self._exit_code = exit_code
-        self._deadline = deadline
+        self._timeout = timeout
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self._errors, self._name, self._limit, self._exit_code, self._deadline)
+        return _again, (self._errors, self._name, self._limit, self._exit_code, self._timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +161,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
             setattr(cls, attribute, self._guard(method, name))
 
     def _guard(self, function: Any, name: str) -> Any:
-        guard = _again(self._errors, name, self._limit, self._exit_code, self._deadline)
+        guard = _again(self._errors, name, self._limit, self._exit_code, self._timeout)
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
@@ -198,7 +198,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         # Ctrl-C, sys.exit() and a cancelled task are not errors, whatever they came in the wake of.
         if not isinstance(error, Exception | BaseExceptionGroup) or find(error, self._matches) is None:
             return
-        timer = arm(self._exit_code, self._deadline)
+        timer = arm(self._exit_code, self._timeout)
         keeper: Any = None
         crashes: list[LastWords] = []
         try:
@@ -229,13 +229,13 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
                     f"{text}rayvisor: {name} ends its process, crash {len(crashes) + 1}, pid {words.pid}\n"
                 ),
                 lambda: keeper and keeper.put(words),
-                lambda: _tell_children(end_children(self._deadline / 2)),
+                lambda: _tell_children(end_children(self._timeout / 2)),
             ),
         )
 
 
-def _again(errors: Any, name: str, limit: int | None, exit_code: int, deadline: float) -> fatal:
-    return fatal(*errors, name=name, limit=limit, exit_code=exit_code, deadline=deadline)
+def _again(errors: Any, name: str, limit: int | None, exit_code: int, timeout: float) -> fatal:
+    return fatal(*errors, name=name, limit=limit, exit_code=exit_code, timeout=timeout)
 
 
 def _tell_children(killed: Any) -> None:

@@ -89,7 +89,7 @@ class Fault:
     signal: int | None = None
     node: str = ""
     log_file: str = ""
-    doing: str = ""
+    phase: str = ""
 
     @property
     def root(self) -> Cause:
@@ -104,10 +104,10 @@ class Fault:
         return f"{frames[-1][0]}, line {frames[-1][1]}" if frames else ""
 
     def __str__(self) -> str:
-        doing = f", while {self.doing}" if self.doing else ""
+        phase = f", while {self.phase}" if self.phase else ""
         return (
             f"{self.root} ({self.child}, incarnation {self.incarnation}, {self.fault_class}, "
-            f"seen by {self.source}{doing})"
+            f"seen by {self.source}{phase})"
         )
 
 
@@ -131,13 +131,13 @@ class Ending:
     """It did not come up within its start deadline."""
     lost: bool = False
     """Its process ended, and not because what it was told to start raised."""
-    renewed: bool = False
+    restarted_by_ray: bool = False
     """Somebody else brings it up again: an adopted actor that Ray itself restarts."""
     final: bool = False
     """Nobody could make it again."""
     node: str = ""
     log_file: str = ""
-    doing: str = ""
+    phase: str = ""
 
     @property
     def root(self) -> Cause:
@@ -245,7 +245,7 @@ class Exit(NamedTuple):
     final: bool = False
     """A supervisor gave up over children that never got anywhere: no parent tries it again."""
 
-    renewed: bool = False
+    restarted_by_ray: bool = False
     """Somebody else brings it up again (Ray restarts an adopted actor): nothing is decided or counted."""
 
     @property

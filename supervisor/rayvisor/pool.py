@@ -43,7 +43,7 @@ from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.results import Completion, Divergence, GenerationChunk, SampleResult, Usage
 from rayvisor._core.requests.stats import EngineStats, PoolStats
 from rayvisor._runtime.pool.pool import EnginePool, OnWeightsChanged
-from rayvisor._runtime.pool.sender import EngineLine
+from rayvisor._runtime.pool.sender import EngineTransport
 from rayvisor._runtime.pool.streams import Generation
 
 __all__ = [
@@ -51,9 +51,9 @@ __all__ = [
     "Completion",
     "DeadlineExceededError",
     "Divergence",
-    "EngineLine",
     "EnginePool",
     "EngineStats",
+    "EngineTransport",
     "Generation",
     "GenerationChunk",
     "GenerationClosedError",

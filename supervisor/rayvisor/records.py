@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from rayvisor.faults import Fault
 
 __all__ = [
+    "CleanupUnverified",
     "DecisionMade",
+    "EventLoopBlocked",
     "FaultSeen",
-    "GoneUnverified",
     "HookFailed",
-    "LoopStoodStill",
+    "LateStart",
     "Record",
     "RecordsMissed",
-    "RecoveryFailed",
+    "RecoveryFailedError",
     "StartProgressed",
-    "StartedLate",
     "StateChanged",
     "StrategyFailed",
-    "SupervisorMoved",
+    "SupervisorStateChanged",
 ]
 
 
@@ -68,7 +68,7 @@ class DecisionMade:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryFailed:
+class RecoveryFailedError:
     """An incarnation that was to recover in place has not, or has not said so in time: it is restarted."""
 
     at: float
@@ -91,7 +91,7 @@ class StartProgressed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartedLate:
+class LateStart:
     """An incarnation came up after its start had been given up, and was ended at once."""
 
     at: float
@@ -100,7 +100,7 @@ class StartedLate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GoneUnverified:
+class CleanupUnverified:
     """Nobody could prove that nothing is left of an incarnation; the next start goes on all the same."""
 
     at: float
@@ -110,7 +110,7 @@ class GoneUnverified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorMoved:
+class SupervisorStateChanged:
     """A supervisor is ``starting``, ``running``, ``stopping`` or has ``ended``."""
 
     at: float
@@ -142,12 +142,12 @@ class StrategyFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoopStoodStill:
+class EventLoopBlocked:
     """The supervisor's event loop stood still for some seconds: something on it did not return."""
 
     at: float
     seconds: float
-    doing: str
+    activity: str
     """``strategy NAME`` when a restart strategy was being asked; else empty."""
     stack: str
     """What the loop's thread was doing meanwhile."""
@@ -165,14 +165,14 @@ Record = (
     StateChanged
     | FaultSeen
     | DecisionMade
-    | RecoveryFailed
+    | RecoveryFailedError
     | StartProgressed
-    | StartedLate
-    | GoneUnverified
-    | SupervisorMoved
+    | LateStart
+    | CleanupUnverified
+    | SupervisorStateChanged
     | HookFailed
     | StrategyFailed
-    | LoopStoodStill
+    | EventLoopBlocked
     | RecordsMissed
 )
 """What a watcher is given: one of these, told apart by ``match``."""

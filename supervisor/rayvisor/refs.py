@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from rayvisor._core.protocol.links import HostGone
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor.errors import ChildUnavailableError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _Actor(Protocol):
         ...
 
     async def call(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, deadline: float | None
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, timeout: float | None
     ) -> Any:
         """Call a method."""
         ...
@@ -147,7 +147,7 @@ class ChildRef:
         return found.handle
 
     async def call(
-        self, method: str, *args: Any, idempotent: bool = False, deadline: float | None = None, **kwargs: Any
+        self, method: str, *args: Any, idempotent: bool = False, timeout: float | None = None, **kwargs: Any
     ) -> Any:
         """Call a method of the present incarnation, and return its answer.
 
@@ -162,7 +162,7 @@ class ChildRef:
             Whether the call may be carried out more than once. Then it waits for an incarnation where
             there is none, and is repeated, on at most three of them, when one ends under it. Otherwise
             it is never repeated.
-        deadline
+        timeout
             Seconds for all of it. None: as long as the incarnation lives, and a minute for the next one.
 
         Raises
@@ -172,7 +172,7 @@ class ChildRef:
         TimeoutError
             No answer within the deadline.
         """
-        until = None if deadline is None else anyio.current_time() + deadline
+        until = None if timeout is None else anyio.current_time() + timeout
         spent = ""
         attempt = 0
         while True:
@@ -182,8 +182,8 @@ class ChildRef:
             if actor is None:
                 raise ChildUnavailableError(self.path, self._withheld or "not up")
             try:
-                return await actor.call(method, args, kwargs, deadline=_left(until))
-            except HostGone as gone:
+                return await actor.call(method, args, kwargs, timeout=_left(until))
+            except HostGoneError as gone:
                 if not idempotent or attempt >= ATTEMPTS:
                     state = (
                         f"lost in the midst of {method}(), which it may have carried out ({gone.end.root})"
@@ -268,12 +268,12 @@ class ServerRef:
             raise ChildUnavailableError(self.path, "not up")
         return url
 
-    async def serving(self, within: float | None = None) -> str:
+    async def serving(self, timeout: float | None = None) -> str:
         """Wait until it serves, and return its URL.
 
         Parameters
         ----------
-        within
+        timeout
             Seconds to wait. None: as long as it may come up.
 
         Raises
@@ -284,7 +284,7 @@ class ServerRef:
             It did not serve in that time.
         """
         watch = self._supervisor.watch()
-        with anyio.fail_after(within):
+        with anyio.fail_after(timeout):
             while True:
                 node = self._supervisor.status(self.path)
                 if node.leaf == "SERVING" and node.url:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 log = get_logger("rayvisor.retry")
 
-_DELAYS = Backoff(initial=1.0, maximum=8.0, jitter=Jitter.EQUAL, first_at_once=False)
+_DELAYS = Backoff(initial=1.0, maximum=8.0, jitter=Jitter.EQUAL, first_delay_zero=False)
 
 
 @overload
@@ -39,8 +39,8 @@ def retry(
     /,
     *,
     retry_on: RetryOn = ...,
-    attempts: int | None = ...,
-    elapsed: float | None = ...,
+    max_attempts: int | None = ...,
+    timeout: float | None = ...,
     backoff: Backoff = ...,
     seed: int | Random | None = ...,
     reprobe: Callable[[int], Awaitable[T]] | None = ...,
@@ -51,8 +51,8 @@ def retry(
     /,
     *,
     retry_on: RetryOn = ...,
-    attempts: int | None = ...,
-    elapsed: float | None = ...,
+    max_attempts: int | None = ...,
+    timeout: float | None = ...,
     backoff: Backoff = ...,
     seed: int | Random | None = ...,
     reprobe: Callable[[int], Awaitable[T]] | None = ...,
@@ -63,8 +63,8 @@ def retry(
     /,
     *,
     retry_on: RetryOn = ...,
-    attempts: int | None = ...,
-    elapsed: float | None = ...,
+    max_attempts: int | None = ...,
+    timeout: float | None = ...,
     backoff: Backoff = ...,
     seed: int | Random | None = ...,
 ) -> Callable[P, T]: ...
@@ -72,8 +72,8 @@ def retry(
 def retry(
     *,
     retry_on: RetryOn = ...,
-    attempts: int | None = ...,
-    elapsed: float | None = ...,
+    max_attempts: int | None = ...,
+    timeout: float | None = ...,
     backoff: Backoff = ...,
     seed: int | Random | None = ...,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
@@ -82,8 +82,8 @@ def retry(
     /,
     *,
     retry_on: RetryOn = FaultClass.TRANSIENT,
-    attempts: int | None = 4,
-    elapsed: float | None = None,
+    max_attempts: int | None = 4,
+    timeout: float | None = None,
     backoff: Backoff = _DELAYS,
     seed: int | Random | None = None,
     reprobe: Callable[[int], Any] | None = None,
@@ -91,7 +91,7 @@ def retry(
     """Try again, a bounded number of times, what failed for a reason that may pass.
 
     - ``retry(function)`` and ``@retry`` give a function of the same signature; a coroutine function stays
-      one. ``@retry(attempts=3, ...)`` does as well.
+      one. ``@retry(max_attempts=3, ...)`` does as well.
     - ``retry(ref)`` and ``retry([ref, ...])`` wait for Ray's object refs: ``await`` the result in an event
       loop, or call its ``result()``, which blocks, also inside an actor's ``__init__``. Each ref has
       attempts of its own; the refs are waited for side by side, so that one that is lost is known at once.
@@ -115,9 +115,9 @@ def retry(
         [`FaultClass`][rayvisor.FaultClass]. Default: ``FaultClass.TRANSIENT``, that is Ray's
         ActorUnavailableError, gRPC's UNAVAILABLE and broken or refused connections, by themselves or as
         the cause of what was raised. An actor that has died is never one of them.
-    attempts
-        How many in all, the first one included. None: as many as ``elapsed`` allows.
-    elapsed
+    max_attempts
+        How many in all, the first one included. None: as many as ``timeout`` allows.
+    timeout
         Seconds after the beginning in which an attempt may still begin; a wait for refs ends then. None: no
         such bound.
     backoff
@@ -135,12 +135,12 @@ def retry(
         When it is made: a value that cannot work, or a target that would make things twice (a class), half
         of one (a generator), or can be awaited once only (a coroutine).
     TimeoutError
-        Refs were not there after ``elapsed`` seconds, and none of them had failed.
+        Refs were not there after ``timeout`` seconds, and none of them had failed.
 
     Examples
     --------
     >>> calls = []
-    >>> @retry(retry_on=ConnectionError, attempts=3, backoff=Backoff(initial=0.01, maximum=0.01))
+    >>> @retry(retry_on=ConnectionError, max_attempts=3, backoff=Backoff(initial=0.01, maximum=0.01))
     ... def fetch() -> str:
     ...     calls.append(1)
     ...     if len(calls) < 3:
@@ -157,7 +157,7 @@ def retry(
             reprobe=lambda rank: engines[rank].ensure_started.remote(),
         ).result()
     """
-    limits = Limits(backoff=backoff, attempts=attempts, elapsed=elapsed)
+    limits = Limits(backoff=backoff, max_attempts=max_attempts, timeout=timeout)
     if seed is not None and not isinstance(seed, int | Random):
         raise SpecError("seed", seed, "must be a whole number or a random.Random")
     plan = _Plan(limits, wanted(retry_on), seed)

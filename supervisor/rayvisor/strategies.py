@@ -78,21 +78,21 @@ class Start(NamedTuple):
     """Start children in this order; the next step comes when all are up."""
 
     ids: tuple[str, ...]
-    at_once: int | None = None
+    concurrency: int | None = None
 
 
 class WaitServing(NamedTuple):
     """Wait until a child serves: up, and not paused."""
 
     id: str
-    within: float
+    timeout: float
 
 
 class InPlace(NamedTuple):
     """Have the failed child, which still runs, do something about it itself."""
 
     action: str
-    within: float
+    timeout: float
 
 
 class Escalate(NamedTuple):
@@ -118,7 +118,7 @@ def stop(ids: str | Iterable[str]) -> Stop:
     return Stop(_ids(ids))
 
 
-def start(ids: str | Iterable[str], *, at_once: int | None = None) -> Start:
+def start(ids: str | Iterable[str], *, concurrency: int | None = None) -> Start:
     """Make the step that starts children in this order.
 
     It waits first for those that are still being ended. Those that run are passed over. If one cannot be
@@ -128,38 +128,40 @@ def start(ids: str | Iterable[str], *, at_once: int | None = None) -> Start:
     ----------
     ids
         Their ids; or one id.
-    at_once
-        How many come up side by side; None: the supervisor's ``start_limit``.
+    concurrency
+        How many come up side by side; None: the supervisor's ``max_concurrent_starts``.
     """
-    if at_once is not None and not is_whole(at_once, 1):
-        raise SpecError("at_once", at_once, "must be a whole number of starts side by side, 1 or more")
-    return Start(_ids(ids), at_once)
+    if concurrency is not None and not is_whole(concurrency, 1):
+        raise SpecError(
+            "concurrency", concurrency, "must be a whole number of starts side by side, 1 or more"
+        )
+    return Start(_ids(ids), concurrency)
 
 
-def wait_serving(id: str, *, within: float = 600.0) -> WaitServing:  # noqa: A002 - OTP's word
+def wait_serving(id: str, *, timeout: float = 600.0) -> WaitServing:  # noqa: A002 - OTP's word
     """Make the step that waits until a child serves; it fails when the child ends, or is not in time.
 
     Parameters
     ----------
     id
         Its id.
-    within
+    timeout
         Seconds.
     """
-    return WaitServing(id, _seconds(within))
+    return WaitServing(id, _seconds(timeout))
 
 
-def in_place(action: str, *, within: float = 30.0) -> InPlace:
+def in_place(action: str, *, timeout: float = 30.0) -> InPlace:
     """Make the step that has the failed child recover by its own means; it fails if it does not run.
 
     Parameters
     ----------
     action
         What it is to do: for an actor the name of a method.
-    within
+    timeout
         Seconds it may take.
     """
-    return InPlace(action, _seconds(within))
+    return InPlace(action, _seconds(timeout))
 
 
 def escalate(reason: str) -> Escalate:
@@ -168,7 +170,7 @@ def escalate(reason: str) -> Escalate:
     Parameters
     ----------
     reason
-        Said in the record, and in [`SupervisorGaveUp`][rayvisor.SupervisorGaveUp].
+        Said in the record, and in [`SupervisorGaveUpError`][rayvisor.SupervisorGaveUpError].
     """
     return Escalate(reason)
 
@@ -343,19 +345,19 @@ class Rolling:
 
     Parameters
     ----------
-    within
+    timeout
         Seconds each may take until it serves.
     """
 
-    within: float = 600.0
+    timeout: float = 600.0
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
         """Stop, start, wait: one after the other."""
-        steps: list[Step] = [start(failure.child), wait_serving(failure.child, within=self.within)]
+        steps: list[Step] = [start(failure.child), wait_serving(failure.child, timeout=self.timeout)]
         for sibling in siblings.others(failure.child):
             if sibling.up:
                 each = sibling.id
-                steps += [stop(each), start(each), wait_serving(each, within=self.within)]
+                steps += [stop(each), start(each), wait_serving(each, timeout=self.timeout)]
         return steps
 
 
@@ -414,7 +416,7 @@ def _ids(ids: str | Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _seconds(within: float) -> float:
-    if not 0 < within < float("inf"):
-        raise SpecError("within", within, "must be a number of seconds, more than 0, and finite")
-    return float(within)
+def _seconds(timeout: float) -> float:
+    if not 0 < timeout < float("inf"):
+        raise SpecError("timeout", timeout, "must be a number of seconds, more than 0, and finite")
+    return float(timeout)

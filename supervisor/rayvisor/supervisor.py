@@ -12,9 +12,9 @@ Leaving
     once. Only a child whose shutdown is ``Shutdown.INFINITY`` is waited for without bound.
 Giving up
     When the tree cannot be kept up, the block is cancelled and
-    [`SupervisorGaveUp`][rayvisor.SupervisorGaveUp] is raised, root cause first. An exception of the
+    [`SupervisorGaveUpError`][rayvisor.SupervisorGaveUpError] is raised, root cause first. An exception of the
     block's own goes first; but one of rayvisor's that only follows from the end of the tree (a request
-    that finds no engine any more) becomes the ``__cause__`` of ``SupervisorGaveUp``.
+    that finds no engine any more) becomes the ``__cause__`` of ``SupervisorGaveUpError``.
 
 A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test that wants no Ray gives
 ``local=True``: engines (best of all simulated ones) then run below this very process.
@@ -40,19 +40,19 @@ import anyio
 from rayvisor._core.supervision import messages as m
 from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.charts import drawing_of
-from rayvisor._edges.live.history import Story
-from rayvisor._edges.metrics.counters import Tallies
+from rayvisor._edges.live.history import History
+from rayvisor._edges.metrics.counters import Counters
 from rayvisor._edges.metrics.exposition import Readings, exposition
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
 from rayvisor._log import get_logger
 from rayvisor._runtime import introspection, operations, signals
+from rayvisor._runtime.broadcaster import RecordBroadcaster, RecordStream
 from rayvisor._runtime.deadlines import outlast
-from rayvisor._runtime.environment import Places
+from rayvisor._runtime.environment import Environment
 from rayvisor._runtime.lifecycle import LifecycleMachine
-from rayvisor._runtime.reporting import Teller
+from rayvisor._runtime.reporting import EventReporter
 from rayvisor._runtime.session import Session, only_follows, reason_of
-from rayvisor._runtime.watchers import Watch, Watchers
 from rayvisor._version import __version__
 from rayvisor.errors import (
     SpecError,
@@ -131,9 +131,9 @@ class Supervisor:
         On entering: the program starts the tree when a process of an engine imports it.
     PublishError
         On entering, before anything is started: nothing can be published at that address.
-    StartFailed
+    StartFailedError
         On entering: a child could not be started; those that were have been stopped again.
-    SupervisorGaveUp
+    SupervisorGaveUpError
         On leaving: the tree could not be kept up.
 
     Examples
@@ -166,26 +166,26 @@ class Supervisor:
         if not isinstance(spec, SupervisorSpec):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
         self.spec = spec
-        self._places = Places(address, ray_options, local=local)
-        self._places.check(spec)
+        self._environment = Environment(address, ray_options, local=local)
+        self._environment.check(spec)
         self._random = Random(seed)
         self._call_limit = call_limit
         self._handle_signals = handle_signals
         # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
-        self._watchers = Watchers(time.monotonic)
-        self._story = Story(time.time() - time.monotonic(), self._children)
-        self._tallies = Tallies(self._named, self._children)
-        self._watchers.attach(self._story.take)
-        self._watchers.attach(self._tallies.take)
-        self._teller = Teller(self._watchers)
+        self._broadcaster = RecordBroadcaster(time.monotonic)
+        self._history = History(time.time() - time.monotonic(), self._children)
+        self._counters = Counters(self._named, self._children)
+        self._broadcaster.attach(self._history.take)
+        self._broadcaster.attach(self._counters.take)
+        self._reporter = EventReporter(self._broadcaster)
         self._machines = {
-            name: LifecycleMachine(CHARTS[name], self._teller.hook_failed) for name in ("actor", "engine")
+            name: LifecycleMachine(CHARTS[name], self._reporter.hook_failed) for name in ("actor", "engine")
         }
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
-        self._control = ControlServer(self, control, self._story) if control else None
+        self._control = ControlServer(self, control, self._history) if control else None
         self._pages: tuple[WebPage, ...] = ()
         self._publisher = None if publish in (None, False) else Publisher(publish)
 
@@ -200,10 +200,10 @@ class Supervisor:
         await self._open_outside()
         self._session = session = Session(
             self.spec,
-            places=self._places,
+            environment=self._environment,
             rng=self._random,
-            watchers=self._watchers,
-            teller=self._teller,
+            broadcaster=self._broadcaster,
+            reporter=self._reporter,
             machines=self._machines,
             call_limit=self._call_limit,
             handle_signals=self._handle_signals,
@@ -242,7 +242,7 @@ class Supervisor:
         """Open what is talked to, and listened to, from outside."""
         if self._publisher is not None:
             await self._publisher.start()
-            self._watchers.attach(self._publisher.put)
+            self._broadcaster.attach(self._publisher.put)
         if self._control is not None:
             try:
                 await self._control.start()
@@ -255,10 +255,10 @@ class Supervisor:
             with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
                 await self._publisher.end()
 
-    async def hurry(self) -> None:
+    async def kill(self) -> None:
         """End everything at once, without waiting for shutdown times: what a second signal does."""
         if self._session is not None:
-            self._session.hurry()
+            self._session.kill()
 
     @staticmethod
     async def _guard_body(session: Session, body: anyio.CancelScope) -> None:
@@ -270,7 +270,7 @@ class Supervisor:
         """End the tree and give everything back; return the cancellation that came meanwhile, if any."""
         session.halt()
         # Bounded by the shutdown times of the children, and by deadlines of everything that follows.
-        cancelled = await outlast(session.given_back, session.hurry)
+        cancelled = await outlast(session.given_back, session.kill)
         with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
             if self._control is not None:
                 await self._control.end()
@@ -362,7 +362,7 @@ class Supervisor:
         """
         if not path:
             raise UnknownChildError(path, tuple(self._running.runtime.core.children))
-        return drawing_of(self.status(path), self._story)
+        return drawing_of(self.status(path), self._history)
 
     def metrics(self) -> str:
         """The tree in numbers, as Prometheus reads them (text format, version 0.0.4).
@@ -384,20 +384,20 @@ class Supervisor:
         ...
         """
         session = self._begun
-        root, wall = self.status(), self._story.wall
+        root, wall = self.status(), self._history.wall
         fronts = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
         publisher = self._publisher
         return exposition(
             Readings(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
-                self._tallies,
+                self._counters,
                 {path: front.stats() for path, front in fronts.items() if front is not None},
                 version=__version__,
                 began=session.began + wall,
                 now=time.monotonic() + wall,
                 lag=session.runtime.watchdog.lag if session.begun else (0.0, 0),
-                dropped=self._watchers.missed,
+                dropped=self._broadcaster.missed,
                 overflows=None if publisher is None else publisher.overflows,
             )
         )
@@ -410,13 +410,13 @@ class Supervisor:
         """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
         return self._running.engines.processes(path)
 
-    def watch(self) -> Watch:
+    def watch(self) -> RecordStream:
         """Return an async iterator of records: of all that happens from now on, until the tree has ended.
 
         May be called before the block is entered: the start is seen, too. A watcher that reads slowly
         loses the oldest records, and gets a ``RecordsMissed`` in their place.
         """
-        return self._watchers.watch()
+        return self._broadcaster.watch()
 
     def on_enter(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
         """Call ``hook`` whenever a child enters a state or leaf of its chart.
@@ -458,7 +458,7 @@ class Supervisor:
 
     # --- operating ----------------------------------------------------------------------------
 
-    async def pause(self, path: str = "", *, mode: PauseMode = "wait", deadline: float = 60.0) -> int:
+    async def pause(self, path: str = "", *, mode: PauseMode = "wait", timeout: float = 60.0) -> int:
         """Give a child, or everything under a supervisor, no new work until it is resumed.
 
         A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait, and so
@@ -474,7 +474,7 @@ class Supervisor:
             deadlines go on. ``"abort"``: they are taken off the engine, and go on on another one, or on this
             one after ``resume``; none is lost, and no attempt is counted. One that cannot be moved (its
             prompt is embeddings, and tokens of it were delivered) stays and finishes.
-        deadline
+        timeout
             Seconds that ``"wait"`` waits; what is in flight then goes on, and the pause holds.
 
         Returns
@@ -495,7 +495,7 @@ class Supervisor:
         0
         >>> await sup.resume("llm/1")
         """
-        return await operations.pause(self._running, path, mode=mode, deadline=deadline)
+        return await operations.pause(self._running, path, mode=mode, timeout=timeout)
 
     async def resume(self, path: str = "") -> None:
         """Take a pause back; what was kept in flight goes on. Holds of other kinds stay.
@@ -504,7 +504,7 @@ class Supervisor:
         """
         await operations.resume(self._running, path)
 
-    async def stale(self, path: str = "") -> None:
+    async def mark_stale(self, path: str = "") -> None:
         """Say that what engines with a gate serve with is out of date: each passes its gate again.
 
         Meanwhile they get no new requests; those in flight go on. The empty path is the whole tree.
@@ -514,7 +514,7 @@ class Supervisor:
         UnknownChildError
             There is no such child.
         """
-        await operations.stale(self._running, path)
+        await operations.mark_stale(self._running, path)
 
     async def restart(self, path: str = "") -> None:
         """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
@@ -529,18 +529,18 @@ class Supervisor:
         """
         await operations.restart(self._running, path)
 
-    def instructions(self, path: str = "") -> tuple[str, ...]:
+    def recovery_instructions(self, path: str = "") -> tuple[str, ...]:
         """What the engines at or below ``path`` can be told: for vLLM with fault tolerance, ``retry``."""
-        return operations.instructions(self._running, path)
+        return operations.recovery_instructions(self._running, path)
 
-    async def instruct(
+    async def set_recovery_instruction(
         self,
         instruction: str,
         path: str = "",
         *,
         params: Mapping[str, Any] | None = None,
         request_id: str = "",
-        within: float = 60.0,
+        timeout: float = 60.0,
     ) -> dict[str, dict[str, Any]]:
         """Tell engines something that their own fault tolerance knows, for example vLLM's ``retry``.
 
@@ -550,14 +550,14 @@ class Supervisor:
         Parameters
         ----------
         instruction
-            One of [`instructions`][rayvisor.Supervisor.instructions].
+            One of [`instructions`][rayvisor.Supervisor.recovery_instructions].
         path
             Of an engine, or of a supervisor: all engines below it, side by side. The empty path is the tree.
         params
             What goes with it.
         request_id
             Comes back with each acknowledgement.
-        within
+        timeout
             Seconds each engine may take.
 
         Returns
@@ -572,8 +572,8 @@ class Supervisor:
         UnknownChildError
             There is no such child.
         """
-        return await operations.instruct(
-            self._running, instruction, path, params=params, request_id=request_id, within=within
+        return await operations.set_recovery_instruction(
+            self._running, instruction, path, params=params, request_id=request_id, timeout=timeout
         )
 
     async def stop(self) -> None:
@@ -622,7 +622,7 @@ class Supervisor:
         """
         if self._has_ended:
             raise SupervisorStoppedError("")
-        page = WebPage(self, self._story, port, host, metrics=metrics)
+        page = WebPage(self, self._history, port, host, metrics=metrics)
         await page.start()
         self._pages = (*self._pages, page)
         return page
@@ -667,7 +667,7 @@ class Supervisor:
         """The spec of a child."""
         return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *operations.split(path)))
 
-    async def update(self, spec: SupervisorSpec, *, under: str = "") -> None:
+    async def apply_spec(self, spec: SupervisorSpec, *, under: str = "") -> None:
         """Put another spec into force at the supervisor at path ``under`` (OTP: ``code_change``).
 
         Nothing is started or ended by it, and no restart is forgotten. Flags apply from the next event on,
@@ -692,7 +692,7 @@ class Supervisor:
                 "spec", spec, "cannot follow: a pool stays one; engine_pool(...).start is the spec of a pool"
             )
         await session.open(spec)
-        await self._call(m.Verb.UPDATE, under, spec)
+        await self._call(m.Verb.APPLY_SPEC, under, spec)
 
     async def _ready(self, spec: ChildSpec | Instance | None, under: str) -> ChildSpec | Instance | None:
         """Check a child's spec and open what it needs, before its supervisor hears of it."""

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Generic, TypeVar, cast
 
 from rayvisor._backends.ray import tasks as ray_tasks
-from rayvisor._core.tasks.lifecycle import Life, Outcome, OutcomeKind
+from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind, TaskLifecycle
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
 from rayvisor.specs import TaskAttempt, TaskPolicy
@@ -81,7 +81,9 @@ class Task(Generic[T]):
         """What it was submitted under."""
         self._args, self._kwargs = args, kwargs
         self._remote, self.name = ray_tasks.prepare(function, policy)
-        self._life = Life(policy, ray_tasks.retries_of(self._remote, policy), Random(), time.monotonic())
+        self._life = TaskLifecycle(
+            policy, ray_tasks.retries_of(self._remote, policy), Random(), time.monotonic()
+        )
         self._done: concurrent.futures.Future[tuple[bool, Any]] = concurrent.futures.Future()
         self._cancelling: asyncio.Event | None = None
         self._cancelled = False

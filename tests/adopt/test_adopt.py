@@ -98,7 +98,7 @@ async def test_an_actor_that_ray_restarts_is_observed_recorded_and_not_counted(m
         assert trainer.handle() == handle
     assert await handle.step.remote() == 1  # the tree has ended, and left it alone
     records = [x async for x in everything]
-    assert not [x for x in records if isinstance(x, r.GoneUnverified)]
+    assert not [x for x in records if isinstance(x, r.CleanupUnverified)]
     (fault,) = [x.fault for x in records if isinstance(x, r.FaultSeen)]
     assert (fault.fault_class, fault.incarnation) == (rv.FaultClass.FATAL, 1)
     # An actor that ends before the subscription stands may have no more said of its end than that it has.
@@ -141,7 +141,7 @@ async def test_one_that_nobody_can_make_again_is_a_permanent_fault_root_cause_fi
             os.kill(await sup["trainer"].call("pid"), signal.SIGKILL)
             await anyio.sleep_forever()
 
-    with pytest.raises(rv.SupervisorGaveUp, match=r"SYSTEM_ERROR.*PERMANENT") as raised:
+    with pytest.raises(rv.SupervisorGaveUpError, match=r"SYSTEM_ERROR.*PERMANENT") as raised:
         await run()
     fault = raised.value.fault
     assert fault is not None
@@ -167,7 +167,7 @@ async def test_a_detached_actor_is_found_by_its_name_and_outlives_the_tree(make:
     import ray
 
     make(name="registry", namespace="prod", lifetime="detached")
-    spec = rv.adopt("registry", name="registry", namespace="prod", start_deadline=30)
+    spec = rv.adopt("registry", name="registry", namespace="prod", start_timeout=30)
     async with tree(spec) as sup:
         pid = await sup["registry"].call("pid")
     found: Any = ray.get_actor("registry", namespace="prod")
@@ -175,8 +175,8 @@ async def test_a_detached_actor_is_found_by_its_name_and_outlives_the_tree(make:
 
 
 async def test_a_name_that_is_nobodys_is_one_clear_error() -> None:
-    with pytest.raises(rv.StartFailed, match=r"an actor named 'nobody'.*is it detached"):
-        await tree(rv.adopt("x", name="nobody", start_deadline=0.5)).__aenter__()
+    with pytest.raises(rv.StartFailedError, match=r"an actor named 'nobody'.*is it detached"):
+        await tree(rv.adopt("x", name="nobody", start_timeout=0.5)).__aenter__()
 
 
 async def test_a_restart_by_hand_is_a_new_life_and_killing_at_the_end_is_asked_for(make: Make) -> None:

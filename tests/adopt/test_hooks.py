@@ -88,7 +88,7 @@ async def test_holds_are_told_in_order_also_to_the_next_incarnation_and_calls_wa
         await sup.pause("worker")
         assert lines(diary) == ["made", "held"]
         with pytest.raises(rv.ChildUnavailableError, match="paused"):
-            await sup["worker"].call("pid", deadline=0.1)
+            await sup["worker"].call("pid", timeout=0.1)
         os.kill(pid, 9)
         await until(lambda: lines(diary) == ["made", "held", "made", "held"])
         async with anyio.create_task_group() as tasks:
@@ -111,7 +111,7 @@ async def test_a_hook_that_fails_is_recorded_and_holds_nothing_up(diary: Path) -
 
 async def test_missed_probes_make_it_suspect_then_end_it_and_the_cause_is_the_probe_s(diary: Path) -> None:
     ill = diary.parent / "ill"
-    spec = worker(diary, probe="ping", probe_interval=0.05, probes=(2, 3), stall_after=1.0)
+    spec = worker(diary, probe="ping", probe_interval=0.05, failure_threshold=(2, 3), stall_after=1.0)
     async with tree(spec) as sup:
         watch = sup.watch()
         ill.touch()
@@ -132,7 +132,9 @@ async def test_missed_probes_make_it_suspect_then_end_it_and_the_cause_is_the_pr
 
 async def test_an_adopted_actor_that_misses_its_probes_is_restarted_by_ray(diary: Path, handle: Any) -> None:
     ill = diary.parent / "ill"
-    spec = rv.adopt("worker", handle, probe="ping", probe_interval=0.05, probes=(2, 3), stall_after=0.5)
+    spec = rv.adopt(
+        "worker", handle, probe="ping", probe_interval=0.05, failure_threshold=(2, 3), stall_after=0.5
+    )
     async with tree(spec) as sup:
         pid = await sup["worker"].call("pid")
         ill.touch()

@@ -33,7 +33,7 @@ async def make_later() -> None: ...
         ({"name": "x", "probe": "not a name"}, "probe='not a name': must be the name of a method"),
         ({"name": "x", "drain": 3}, "drain=3: must be the name of a method"),
         ({"name": "x", "probe_timeout": 0}, "probe_timeout=0: must be a number of seconds"),
-        ({"name": "x", "probes": (4, 3)}, r"probes=\(4, 3\): must be \(k, n\)"),
+        ({"name": "x", "failure_threshold": (4, 3)}, r"failure_threshold=\(4, 3\): must be \(k, n\)"),
         ({"name": "x", "stall_after": 1.0}, "stall_after=1.0: must be at least 6 s"),
     ],
 )
@@ -78,11 +78,17 @@ def test_a_file_says_it_as_well(tmp_path: Path) -> None:
     assert (registry.name, registry.namespace, registry.on_end) == ("registry", "prod", "kill")
     assert registry.make is sys.modules["made_here"].another
     assert registry.hooks.pause == "hold"
-    assert (index.hooks.probe, index.hooks.drain, index.hooks.limits.probes) == ("ping", "flush", (2, 3))
+    assert (index.hooks.probe, index.hooks.drain, index.hooks.limits.failure_threshold) == (
+        "ping",
+        "flush",
+        (2, 3),
+    )
 
 
 def test_time_in_which_nobody_looked_is_not_held_against_an_actor() -> None:
-    watch = ProbeWatch(StallLimits(stall_after=9.0, probe_interval=2.0, probes=(2, 3)), 1.0, now=0.0)
+    watch = ProbeWatch(
+        StallLimits(stall_after=9.0, probe_interval=2.0, failure_threshold=(2, 3)), 1.0, now=0.0
+    )
     # The supervisor itself stood still for a minute; what it then finds unanswered counts from there.
     assert [watch.probed(at, answered=False).value for at in (60.0, 62.0, 64.0, 69.5)] == [
         "nothing", "nothing", "suspect", "stalled",

@@ -153,7 +153,7 @@ def test_of_several_trees_one_has_to_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["pause", "--mode", "soft"], ["pause", "--deadline", "-1"], ["pause", "a", "b"]]
+    "arguments", [["pause", "--mode", "soft"], ["pause", "--timeout", "-1"], ["pause", "a", "b"]]
 )
 def test_a_wrong_option_exits_2(arguments: list[str]) -> None:
     assert call(*arguments).exit_code == 2

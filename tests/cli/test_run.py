@@ -178,7 +178,7 @@ def test_events_can_be_had_as_json_lines(tmp_path: Path) -> None:
         command.process.send_signal(signal.SIGINT)
         assert command.end()[0] == 0
         records = [json.loads(line) for line in command.lines]
-        assert {"StateChanged", "SupervisorMoved"} <= {record["record"] for record in records}
+        assert {"StateChanged", "SupervisorStateChanged"} <= {record["record"] for record in records}
 
 
 def test_a_socket_that_is_taken_is_one_line_and_exit_status_1(tmp_path: Path) -> None:

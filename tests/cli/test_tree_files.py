@@ -37,7 +37,7 @@ def test_a_file_says_what_the_functions_take(tmp_path: Path) -> None:
         strategy = "rest_for_one"
         intensity = 3
         period = 900
-        start_limit = 2
+        max_concurrent_starts = 2
         [run]
         local = true
         seed = 7
@@ -75,7 +75,7 @@ def test_a_file_says_what_the_functions_take(tmp_path: Path) -> None:
     tree = load(tmp_path, text)
     assert tree.options == {"local": True, "seed": 7, "ray_options": {"num_cpus": 4}}
     spec = tree.spec
-    assert (spec.strategy, spec.intensity, spec.period, spec.start_limit) == (
+    assert (spec.strategy, spec.intensity, spec.period, spec.max_concurrent_starts) == (
         rv.Strategy.REST_FOR_ONE,
         3,
         900,
@@ -153,7 +153,7 @@ def test_a_group_takes_what_a_pool_takes_but_for_what_it_settles_itself(tmp_path
     group = '[[children]]\nkind = "engine_group"\nid = "llm"\nengine = "sim"\nengine_args = {}\nranks = 2\n'
     made = load(tmp_path, group + "rank_args = [{seed = 1}, {}]\nrecoveries = 1\n").spec.children[0].start
     assert isinstance(made, EnginePoolSpec)
-    assert made.together
+    assert made.recover_as_group
     assert [child.recoveries for child in made.children] == [1, 1]
     assert made.children[0].start == EngineStart(engine="sim", arguments={"seed": 1})
     with pytest.raises(rv.SpecFileError, match=r"children\[0\].standby"):

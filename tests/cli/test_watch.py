@@ -46,7 +46,7 @@ def fault(**more: Any) -> dict[str, Any]:
         "incarnation": 1,
         "at": NOW - 5.0,
         "class": "FATAL",
-        "doing": "serving",
+        "phase": "serving",
     }
     said = {"what": "restart", "why": "one_for_one", "delay": 6.0, "restarts": 1, "intensity": 5}
     return {

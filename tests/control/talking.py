@@ -59,7 +59,7 @@ async def states(path: Path) -> dict[str, str]:
 def pool(**options: Any) -> rv.ChildSpec:
     arguments = {"tokens_per_second": 200.0, **options.pop("engine_args", {})}
     return rv.engine_pool(
-        "llm", **{"engine": "sim", "engine_args": arguments, "start_deadline": 120.0, **options}
+        "llm", **{"engine": "sim", "engine_args": arguments, "start_timeout": 120.0, **options}
     )
 
 

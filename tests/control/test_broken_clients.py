@@ -122,7 +122,7 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_holds_nobody_up(tmp_
         reader = socket.socket(socket.AF_UNIX)
         reader.connect(str(path))
         reader.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: len(sup._watchers._watches) == 1)
+        await until(lambda: len(sup._broadcaster._watches) == 1)
         for _ in range(200):  # 16,000 records, where 10,000 are kept for it
             await sup.pause()
             await sup.resume()
@@ -146,10 +146,10 @@ async def test_a_client_that_takes_no_answer_is_let_go(
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
     names = [f"{'x' * 500}{number}" for number in range(500)]  # an answer larger than the socket's buffer
     async with tree(tmp_path, *(rv.coroutine(name, idle) for name in names)) as (sup, path):
-        deaf = socket.socket(socket.AF_UNIX)
-        with deaf:
-            deaf.connect(str(path))
-            deaf.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+        unresponsive = socket.socket(socket.AF_UNIX)
+        with unresponsive:
+            unresponsive.connect(str(path))
+            unresponsive.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
             control = sup._control
             assert control is not None
             await until(lambda: control._open == 1)

@@ -86,7 +86,7 @@ async def test_wait_says_what_is_left_when_its_deadline_ends_and_the_pause_holds
         readers = Readers(sup["llm"], tasks)
         readers.ask(2)
         await until(lambda: readers.tokens > 4)
-        _, told = await post(path, "/pause", {"deadline": 0.05})
+        _, told = await post(path, "/pause", {"timeout": 0.05})
         assert told["in_flight"] == 2
         assert (await states(path))["llm/1"] == "PAUSED.REQUESTED"
         await until(lambda: len(readers.texts) == 2)
@@ -102,7 +102,7 @@ async def test_wait_ends_when_the_pause_is_taken_back(tmp_path: Path) -> None:
         answers: list[Any] = []
 
         async def pause() -> None:
-            answers.append(await post(path, "/pause", {"path": "llm/1", "deadline": 60}))
+            answers.append(await post(path, "/pause", {"path": "llm/1", "timeout": 60}))
 
         tasks.start_soon(pause)
         await until(lambda: sup.status("llm/1").leaf == "REQUESTED")
@@ -116,7 +116,7 @@ async def test_abort_moves_what_is_in_flight_to_another_engine(tmp_path: Path, e
     async with tree(tmp_path, pool(size=2, engine_args=SLOW)) as (sup, path):
         async with anyio.create_task_group() as tasks:
             readers = Readers(sup["llm"], tasks)
-            readers.ask(4, attempts=1)  # being moved by an operator is no attempt
+            readers.ask(4, max_attempts=1)  # being moved by an operator is no attempt
             await until(lambda: readers.tokens > 20)
             _, told = await post(path, "/pause", {"path": "llm/1", "mode": "abort"})
             assert told["in_flight"] == 0
@@ -132,7 +132,7 @@ async def test_abort_of_the_only_engine_loses_nothing_and_goes_on_after_resume(
     async with tree(tmp_path, pool(engine_args=SLOW)) as (sup, path):
         async with anyio.create_task_group() as tasks:
             readers = Readers(sup["llm"], tasks)
-            readers.ask(3, attempts=1)
+            readers.ask(3, max_attempts=1)
             await until(lambda: readers.tokens > 20)
             _, told = await post(path, "/pause", {"mode": "abort"})
             assert told["in_flight"] == 0
@@ -145,7 +145,7 @@ async def test_keep_holds_what_is_in_flight_and_is_not_taken_for_a_hang(
     tmp_path: Path, expected: str
 ) -> None:
     stall_after = 0.4
-    patience = {"stall_after": stall_after, "probe_interval": 0.1, "probes": (2, 3)}
+    patience = {"stall_after": stall_after, "probe_interval": 0.1, "failure_threshold": (2, 3)}
     async with tree(tmp_path, pool(engine_args=SLOW, **patience)) as (sup, path):
         async with anyio.create_task_group() as tasks:
             readers = Readers(sup["llm"], tasks)
@@ -185,7 +185,7 @@ async def test_an_engine_that_is_killed_while_paused_comes_back_paused(
             readers = Readers(sup["llm"], tasks)
             readers.ask(2)
             await until(lambda: readers.tokens > 10)
-            await post(path, "/pause", {"path": "llm/1", "mode": mode, "deadline": 0})
+            await post(path, "/pause", {"path": "llm/1", "mode": mode, "timeout": 0})
             kill_core(sup, "llm/1")
             await until(
                 lambda: sup.status("llm/1").incarnation == 2 and sup.status("llm/1").state == "PAUSED"

@@ -96,7 +96,7 @@ async def test_events_are_lines_of_json_until_the_tree_has_ended(tmp_path: Path)
         "ALIVE.SERVING",
         "PAUSED.REQUESTED",
     )
-    assert lines[-1]["record"] == "SupervisorMoved"
+    assert lines[-1]["record"] == "SupervisorStateChanged"
     assert lines[-1]["state"] == "ended"
 
 
@@ -147,8 +147,8 @@ WRONG: list[tuple[str, str, object, int, str]] = [
     ("GET", "/status?paht=llm", None, 400, "did you mean 'path'?"),
     ("POST", "/pause", {"mod": "wait"}, 400, "did you mean 'mode'?"),
     ("POST", "/pause", {"mode": "soft"}, 400, "mode='soft': must be one of 'wait', 'keep', 'abort'"),
-    ("POST", "/pause", {"deadline": "soon"}, 400, "deadline='soon': must be a number of seconds"),
-    ("POST", "/pause", {"deadline": -1}, 400, "deadline=-1: must be a number of seconds"),
+    ("POST", "/pause", {"timeout": "soon"}, 400, "timeout='soon': must be a number of seconds"),
+    ("POST", "/pause", {"timeout": -1}, 400, "timeout=-1: must be a number of seconds"),
     ("POST", "/pause", {"path": 3}, 400, "path=3"),
     ("POST", "/pause", {"path": "nobody"}, 404, "no child has the id 'nobody'; there are: idler"),
     ("POST", "/resume", {"path": "a/b/c"}, 404, "no child has the id 'a/b'"),
@@ -178,7 +178,7 @@ async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: by
 
 async def test_a_tree_that_is_coming_up_can_be_looked_at_and_stopped(tmp_path: Path) -> None:
     path = tmp_path / "private" / "tree.sock"
-    spec = rv.SupervisorSpec(children=[pool(engine_args={"start_delay": 60.0}, start_deadline=120.0)])
+    spec = rv.SupervisorSpec(children=[pool(engine_args={"start_delay": 60.0}, start_timeout=120.0)])
     supervisor = rv.Supervisor(spec, local=True, control=path, handle_signals=False)
 
     async def enter() -> None:
@@ -211,7 +211,7 @@ async def test_an_instruction_of_the_engines_own_goes_to_those_that_know_it(tmp_
     tolerant = rv.engine_pool("llm", engine="sim", engine_args={"fault_tolerance": True})
     plain = rv.engine_pool("plain", engine="sim", engine_args={})
     async with tree(tmp_path, tolerant, plain) as (sup, path):
-        assert sup.instructions() == ("retry",)
+        assert sup.recovery_instructions() == ("retry",)
         given = {"instruction": "retry", "params": {}, "request_id": "mine"}
         assert (await post(path, "/v1/fault_tolerance/apply", given))[0] == 202
 
@@ -231,7 +231,7 @@ async def test_an_instruction_of_the_engines_own_goes_to_those_that_know_it(tmp_
         assert status == 400
         assert said["error"]["type"] == "UnknownInstruction"
         with pytest.raises(rv.SpecError, match="they know none"):
-            await sup.instruct("retry", "plain")
+            await sup.set_recovery_instruction("retry", "plain")
         with pytest.raises(rv.UnknownChildError):
-            await sup.instruct("retry", "nobody")
-        assert (await sup.instruct("retry", "llm/1"))["llm/1"]["success"] is False
+            await sup.set_recovery_instruction("retry", "nobody")
+        assert (await sup.set_recovery_instruction("retry", "llm/1"))["llm/1"]["success"] is False

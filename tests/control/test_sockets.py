@@ -16,7 +16,7 @@ import pytest
 import rayvisor as rv
 from rayvisor._edges.control.client import find
 from rayvisor._edges.control.server import ControlServer
-from rayvisor._edges.live.history import Story
+from rayvisor._edges.live.history import History
 from rayvisor._edges.sockets import answers, default_folder, living
 from tests.control.talking import get, idle, tree
 from tests.waiting import until, until_now
@@ -57,7 +57,7 @@ def stale(path: Path) -> None:
 
 
 def served(path: Path) -> ControlServer:
-    return ControlServer(rv.Supervisor(SPEC), path, Story(0.0, tuple))
+    return ControlServer(rv.Supervisor(SPEC), path, History(0.0, tuple))
 
 
 async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
@@ -140,7 +140,7 @@ async def test_the_socket_is_removed_when_the_tree_could_not_be_started(folder: 
         raise ValueError("no")
 
     spec = rv.SupervisorSpec(children=[rv.coroutine("worker", fail)])
-    with pytest.raises(rv.StartFailed):
+    with pytest.raises(rv.StartFailedError):
         await rv.Supervisor(spec, control=folder / "a.sock", handle_signals=False).__aenter__()
     assert files_in(folder) == []
 

@@ -12,11 +12,11 @@ def withdraw(bench: Bench, child: str) -> Bench:
 
 
 def keep(bench: Bench, child: str, *, kept: bool) -> Bench:
-    return bench.note(bench.front.keep(child, kept=kept, now=bench.now))
+    return bench.note(bench.front.hold(child, held=kept, now=bench.now))
 
 
 def test_what_is_taken_off_an_engine_goes_to_another_one_behind_what_was_delivered() -> None:
-    bench = Bench().up(A, B).submit("r", attempts=1)
+    bench = Bench().up(A, B).submit("r", max_attempts=1)
     bench.chunk("r", 65, 66)
     bench.front.gate(A, is_open=False, now=bench.now)
     withdraw(bench, A)
@@ -28,7 +28,7 @@ def test_what_is_taken_off_an_engine_goes_to_another_one_behind_what_was_deliver
 
 
 def test_it_is_neither_a_strike_nor_an_attempt() -> None:
-    bench = Bench().up(A).submit("r", attempts=1)
+    bench = Bench().up(A).submit("r", max_attempts=1)
     for _ in range(5):
         bench.chunk("r", 65)
         bench.front.gate(A, is_open=False, now=bench.now)

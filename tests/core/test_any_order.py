@@ -49,9 +49,9 @@ class Dice:
     def step(self, ids: list[str]) -> Step:
         some = sorted({self.random.choice(ids) for _ in range(self.random.randrange(1, 4))})
         makers: list[Callable[[], Step]] = [
-            lambda: start(some, at_once=self.random.choice([None, 1, 3])),
+            lambda: start(some, concurrency=self.random.choice([None, 1, 3])),
             lambda: stop(some),
-            lambda: wait_serving(some[0], within=2.0),
+            lambda: wait_serving(some[0], timeout=2.0),
             lambda: in_place("try"),
             lambda: escalate("enough"),
         ]
@@ -60,7 +60,7 @@ class Dice:
 
 GROUPS: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(
-        [Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE, Quorum(1), Rolling(within=2.0)]
+        [Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE, Quorum(1), Rolling(timeout=2.0)]
     ),
     st.builds(Dice, st.integers(0, 99)),
 )
@@ -78,25 +78,27 @@ async def sync(_: object) -> None: ...
 
 
 def child(name: str, restart: Restart = Restart.PERMANENT, **more: Any) -> ChildSpec:
-    return ChildSpec(id=name, start=more.pop("kind", NOTHING), restart=restart, start_deadline=0.5, **more)
+    return ChildSpec(id=name, start=more.pop("kind", NOTHING), restart=restart, start_timeout=0.5, **more)
 
 
 @st.composite
 def trees(draw: st.DrawFn) -> SupervisorSpec:
-    slow = draw(st.sampled_from([None, Backoff(initial=1.0, maximum=2.0), Backoff(maximum=3.0, attempts=2)]))
+    slow = draw(
+        st.sampled_from([None, Backoff(initial=1.0, maximum=2.0), Backoff(maximum=3.0, max_retries=2)])
+    )
     automatic = draw(st.sampled_from(list(AutoShutdown)))
     significant = automatic is not AutoShutdown.NEVER and draw(st.booleans())
     inner = SupervisorSpec(
         strategy=draw(GROUPS),
         intensity=draw(st.integers(0, 2)),
         period=5.0,
-        start_limit=draw(st.integers(1, 2)),
+        max_concurrent_starts=draw(st.integers(1, 2)),
         auto_shutdown=automatic,
         children=[
             child("x", Restart.TRANSIENT, significant=significant, kind=Engine(), recoveries=1),
             child("y", draw(TYPES), kind=Engine(), gate=draw(st.sampled_from([None, sync]))),
         ],
-        together=draw(st.booleans()),
+        recover_as_group=draw(st.booleans()),
     )
     pool = SupervisorSpec(
         strategy=Strategy.SIMPLE_ONE_FOR_ONE, intensity=1, children=[child("template", draw(TYPES))]
@@ -105,9 +107,9 @@ def trees(draw: st.DrawFn) -> SupervisorSpec:
         strategy=draw(GROUPS),
         intensity=draw(st.integers(0, 4)),
         period=30.0,
-        start_limit=draw(st.integers(1, 3)),
+        max_concurrent_starts=draw(st.integers(1, 3)),
         children=[
-            child("a", draw(TYPES), no_progress=draw(st.sampled_from([None, 2]))),
+            child("a", draw(TYPES), crash_loop_limit=draw(st.sampled_from([None, 2]))),
             ChildSpec(
                 id="s",
                 start=inner,
@@ -252,7 +254,7 @@ class AnyOrder(RuleBasedStateMachine):
         argument: Any = name
         if verb is m.Verb.START_CHILD:
             argument = Instance("k") if target == "pool" else child("new")
-        elif verb is m.Verb.UPDATE:
+        elif verb is m.Verb.APPLY_SPEC:
             supervisor = self.core.supervisors.get(target)
             argument = None if supervisor is None else supervisor.spec
         number = len(self.calls) + 1
@@ -346,7 +348,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert known is None or known == effect.before, "a change that nobody saw"
         self.where[effect.child] = effect.after
 
-    def see_forgotten(self, effect: m.Forgotten) -> None:
+    def see_removed(self, effect: m.Removed) -> None:
         assert effect.child not in self.live, "forgotten while it may be alive"
         self.forget_below(effect.child)
 

@@ -17,9 +17,9 @@ LONG = 100_000.0
 
 def tree(backoff: Backoff | None, *others: str, **flags: Any) -> VirtualTree:
     flags = {"intensity": 50, "period": LONG} | flags
-    more = {name: flags.pop(name) for name in ("no_progress", "retry_first_start") if name in flags}
+    more = {name: flags.pop(name) for name in ("crash_loop_limit", "retry_first_start") if name in flags}
     outcomes = flags.pop("outcomes", None)
-    children = [ChildSpec(id="a", start=NOTHING, backoff=backoff, start_deadline=1.0, **more)]
+    children = [ChildSpec(id="a", start=NOTHING, backoff=backoff, start_timeout=1.0, **more)]
     children += [ChildSpec(id=name, start=NOTHING) for name in others]
     made = VirtualTree(SupervisorSpec(children=children, **flags), outcomes=outcomes)
     made.take()
@@ -43,7 +43,7 @@ def waits(sup: VirtualTree, times: int) -> list[float]:
 @pytest.mark.parametrize("jitter", list(Jitter))
 @pytest.mark.parametrize("seed", range(5))
 def test_every_delay_is_within_the_bounds_of_its_jitter(jitter: Jitter, seed: int) -> None:
-    backoff = Backoff(initial=1.0, factor=2.0, maximum=10.0, jitter=jitter, first_at_once=False)
+    backoff = Backoff(initial=1.0, factor=2.0, maximum=10.0, jitter=jitter, first_delay_zero=False)
     random, previous = Random(seed), 0.0
     for attempt, ceiling in enumerate((1.0, 2.0, 4.0, 8.0, 10.0, 10.0)):
         here = delay(backoff, attempt, previous, random)
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_delays_and_another_seed_others(jitter: Jit
                     ChildSpec(
                         id="a",
                         start=NOTHING,
-                        start_deadline=1.0,
+                        start_timeout=1.0,
                         backoff=Backoff(initial=1.0, maximum=60.0, jitter=jitter),
                     )
                 ],
@@ -87,12 +87,12 @@ def test_the_first_restart_is_at_once_and_the_delays_grow_from_the_second() -> N
 
 
 def test_the_first_restart_waits_where_that_is_asked_for() -> None:
-    sup = tree(Backoff(initial=1.0, maximum=5.0, jitter=Jitter.NONE, first_at_once=False))
+    sup = tree(Backoff(initial=1.0, maximum=5.0, jitter=Jitter.NONE, first_delay_zero=False))
     assert waits(sup, 3) == [1.0, 2.0, 4.0]
 
 
 def test_a_child_waits_in_backoff_and_starts_when_the_delay_is_over_not_before() -> None:
-    sup = tree(Backoff(initial=2.0, maximum=2.0, jitter=Jitter.NONE, first_at_once=False))
+    sup = tree(Backoff(initial=2.0, maximum=2.0, jitter=Jitter.NONE, first_delay_zero=False))
     sup.crash("a")
     sup.advance(1.999)
     assert sup.leaf("a") == "BACKOFF"
@@ -111,19 +111,19 @@ def test_serving_for_a_while_resets_the_delays() -> None:
 
 
 def test_attempts_bounds_the_restarts_in_a_row() -> None:
-    sup = tree(Backoff(initial=1.0, maximum=1.0, attempts=3))
+    sup = tree(Backoff(initial=1.0, maximum=1.0, max_retries=3))
     waits(sup, 3)
     sup.crash("a")
     assert sup.ended is not None
-    assert sup.ended.gave_up == "3 restarts in a row, backoff.attempts is 3"
+    assert sup.ended.gave_up == "3 restarts in a row, backoff.max_retries is 3"
 
 
 def test_elapsed_bounds_the_time_since_the_first_fault_in_a_row() -> None:
-    sup = tree(Backoff(initial=4.0, factor=1.0, maximum=4.0, jitter=Jitter.NONE, elapsed=9.0))
+    sup = tree(Backoff(initial=4.0, factor=1.0, maximum=4.0, jitter=Jitter.NONE, timeout=9.0))
     assert waits(sup, 3) == [0.0, 4.0, 4.0]
     sup.crash("a")
     assert sup.ended is not None
-    assert "backoff.elapsed=9" in sup.ended.gave_up
+    assert "backoff.timeout=9" in sup.ended.gave_up
 
 
 def test_a_failed_attempt_is_counted_when_it_fails_and_waits_longer() -> None:
@@ -138,7 +138,7 @@ def test_a_failed_attempt_is_counted_when_it_fails_and_waits_longer() -> None:
 
 
 def test_independent_restarts_run_side_by_side() -> None:
-    sup = tree(Backoff(initial=5.0, maximum=5.0, jitter=Jitter.NONE, first_at_once=False), "b")
+    sup = tree(Backoff(initial=5.0, maximum=5.0, jitter=Jitter.NONE, first_delay_zero=False), "b")
     sup.crash("a")
     sup.crash("b")
     assert sup.take() == ["start b 2"]
@@ -147,7 +147,7 @@ def test_independent_restarts_run_side_by_side() -> None:
 
 
 def test_a_group_is_stopped_at_once_and_waits_down() -> None:
-    slow = Backoff(initial=3.0, maximum=3.0, jitter=Jitter.NONE, first_at_once=False)
+    slow = Backoff(initial=3.0, maximum=3.0, jitter=Jitter.NONE, first_delay_zero=False)
     sup = tree(slow, "b", strategy=Strategy.ONE_FOR_ALL)
     sup.crash("a")
     assert sup.take() == ["stop b 1"]
@@ -158,10 +158,10 @@ def test_a_group_is_stopped_at_once_and_waits_down() -> None:
 
 
 def test_a_siblings_death_takes_over_the_waiting_restart() -> None:
-    slow = Backoff(initial=3.0, maximum=3.0, jitter=Jitter.NONE, first_at_once=False)
+    slow = Backoff(initial=3.0, maximum=3.0, jitter=Jitter.NONE, first_delay_zero=False)
     children = [
         ChildSpec(id="z", start=NOTHING),
-        ChildSpec(id="a", start=NOTHING, backoff=slow, start_deadline=1.0),
+        ChildSpec(id="a", start=NOTHING, backoff=slow, start_timeout=1.0),
     ]
     sup = VirtualTree(
         SupervisorSpec(strategy=Strategy.REST_FOR_ONE, intensity=50, period=LONG, children=children)
@@ -178,7 +178,7 @@ def test_a_siblings_death_takes_over_the_waiting_restart() -> None:
 
 
 def test_incarnations_that_do_no_work_end_the_child_whatever_the_window_says() -> None:
-    sup = tree(None, no_progress=3)
+    sup = tree(None, crash_loop_limit=3)
     for _ in range(3):
         sup.advance(1000.0)
         sup.crash("a")
@@ -188,7 +188,7 @@ def test_incarnations_that_do_no_work_end_the_child_whatever_the_window_says() -
 
 
 def test_useful_work_begins_the_count_anew() -> None:
-    sup = tree(None, no_progress=2)
+    sup = tree(None, crash_loop_limit=2)
     sup.crash("a")
     sup.feed(m.Progressed("a", 2))
     sup.crash("a")
@@ -199,7 +199,7 @@ def test_useful_work_begins_the_count_anew() -> None:
 
 
 def test_progress_of_an_earlier_incarnation_does_not_count() -> None:
-    sup = tree(None, no_progress=2)
+    sup = tree(None, crash_loop_limit=2)
     sup.crash("a")
     sup.feed(m.Progressed("a", 1))
     sup.crash("a")
@@ -207,7 +207,7 @@ def test_progress_of_an_earlier_incarnation_does_not_count() -> None:
 
 
 def test_failed_starts_are_incarnations_without_progress() -> None:
-    sup = tree(None, no_progress=3)
+    sup = tree(None, crash_loop_limit=3)
     sup.outcomes["a"] = [fails(), fails()]
     sup.crash("a")
     assert sup.ended is not None

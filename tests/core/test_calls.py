@@ -23,11 +23,11 @@ from rayvisor.faults import NORMAL
 from rayvisor.specs import Backoff, ChildSpec, Instance, Jitter, Strategy, SupervisorSpec
 from rayvisor.testing import BOOM, HANGS, IGNORES, NOTHING, VirtualTree, fails
 
-SLOW = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_at_once=False)
+SLOW = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_delay_zero=False)
 
 
 def child(name: str, **more: Any) -> ChildSpec:
-    return ChildSpec(id=name, start=NOTHING, start_deadline=1.0, **more)
+    return ChildSpec(id=name, start=NOTHING, start_timeout=1.0, **more)
 
 
 def tree(*children: ChildSpec, outcomes: Any = None, **flags: Any) -> VirtualTree:
@@ -360,12 +360,12 @@ def test_the_template_itself_cannot_be_started_or_ended() -> None:
 
 
 def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayvisor._core.supervision.children._GRAVES", 10)
+    monkeypatch.setattr("rayvisor._core.supervision.children._MOST_RETIRED", 10)
     sup = pool(restart="temporary")
     for number in range(100):
         value(sup, m.Verb.START_CHILD, Instance(str(number)), "pool")
         sup.crash(f"pool/{number}", NORMAL)
-    assert len(sup.core._graves) <= 10
+    assert len(sup.core._retired_epochs) <= 10
     value(sup, m.Verb.START_CHILD, Instance("0"), "pool")
     assert sup.live["pool/0"] > 1  # a number is never used twice for a path, also when it was dropped
 
@@ -376,7 +376,9 @@ def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch
 def test_an_update_starts_and_ends_nothing_and_rules_from_the_next_event() -> None:
     sup = tree(child("a"), child("b"))
     value(
-        sup, m.Verb.UPDATE, SupervisorSpec(strategy=Strategy.ONE_FOR_ALL, children=[child("b"), child("a")])
+        sup,
+        m.Verb.APPLY_SPEC,
+        SupervisorSpec(strategy=Strategy.ONE_FOR_ALL, children=[child("b"), child("a")]),
     )
     assert sup.take() == []
     sup.crash("a")
@@ -385,7 +387,7 @@ def test_an_update_starts_and_ends_nothing_and_rules_from_the_next_event() -> No
 
 def test_an_update_adds_at_rest_and_keeps_what_is_gone_from_the_list_after_the_new_ones() -> None:
     sup = tree(child("a"), child("b"))
-    value(sup, m.Verb.UPDATE, SupervisorSpec(children=[child("new"), child("b")]))
+    value(sup, m.Verb.APPLY_SPEC, SupervisorSpec(children=[child("new"), child("b")]))
     lines = value(sup, m.Verb.WHICH_CHILDREN)
     assert [(line.id, line.running) for line in lines] == [("a", True), ("b", True), ("new", False)]
 
@@ -393,11 +395,11 @@ def test_an_update_adds_at_rest_and_keeps_what_is_gone_from_the_list_after_the_n
 def test_an_update_rules_the_next_incarnation_of_a_supervisor_as_well() -> None:
     inner = SupervisorSpec(children=[child("x")], intensity=0)
     sup = tree(ChildSpec(id="s", start=inner))
-    value(sup, m.Verb.UPDATE, SupervisorSpec(children=[child("x"), child("y")], intensity=0), "s")
+    value(sup, m.Verb.APPLY_SPEC, SupervisorSpec(children=[child("x"), child("y")], intensity=0), "s")
     sup.crash("s/x")
     assert sup.take() == ["start s/x 2", "start s/y 1"]
 
 
 def test_an_update_that_is_no_spec_is_refused() -> None:
     sup = tree(child("a"))
-    assert isinstance(error(sup, m.Verb.UPDATE, "one_for_all"), SpecError)
+    assert isinstance(error(sup, m.Verb.APPLY_SPEC, "one_for_all"), SpecError)

@@ -16,7 +16,7 @@ NOTHING = _Nothing()
 
 
 def pool(restart: Restart) -> ChildSpec:
-    engine = ChildSpec(id="1", start=NOTHING, no_progress=3, retry_first_start=True)
+    engine = ChildSpec(id="1", start=NOTHING, crash_loop_limit=3, retry_first_start=True)
     return ChildSpec(
         id="pool", start=SupervisorSpec(intensity=9, period=1e6, children=[engine]), restart=restart
     )

@@ -33,7 +33,7 @@ def tree(
     **options: Any,
 ) -> VirtualTree:
     options.setdefault("strategy", "one_for_all")
-    options.setdefault("together", True)
+    options.setdefault("recover_as_group", True)
     children = [
         ChildSpec(
             id=each,
@@ -155,7 +155,7 @@ def test_recoveries_have_a_budget_of_their_own() -> None:
 
 
 def test_without_recoveries_a_sick_engine_is_restarted() -> None:
-    t = tree("0", recoveries=0, together=False, strategy="one_for_one")
+    t = tree("0", recoveries=0, recover_as_group=False, strategy="one_for_one")
     sick(t, "0")
     assert t.take() == ["clean 0 1"]
     t.prove("0")
@@ -163,7 +163,7 @@ def test_without_recoveries_a_sick_engine_is_restarted() -> None:
 
 
 def test_an_engine_of_its_own_recovers_alone() -> None:
-    t = tree(together=False, strategy="one_for_one")
+    t = tree(recover_as_group=False, strategy="one_for_one")
     sick(t, "0")
     assert leaves(t) == ["RETRYING", "SERVING"]
     t.acted("0")
@@ -208,7 +208,7 @@ def test_an_engine_with_a_gate_serves_only_when_that_is_passed_also_after_a_rest
 
 
 def test_declared_stale_it_stops_serving_a_spare_as_well() -> None:
-    t = tree("01", gate=sync, standby="1", together=False)
+    t = tree("01", gate=sync, standby="1", recover_as_group=False)
     for each in "01":
         t.report(each, "synced")
     assert leaves(t) == ["SERVING", "STANDBY"]

@@ -71,7 +71,7 @@ def test_what_is_brought_up_again_by_somebody_else_is_followed_and_never_counted
 ) -> None:
     sup = tree(child("a", restart=restart), child("b"), strategy=strategy, intensity=0)
     for incarnation in (2, 3, 4):
-        sup.crash("a", BOOM._replace(renewed=True))
+        sup.crash("a", BOOM._replace(restarted_by_ray=True))
         assert sup.take() == [f"start a {incarnation}"]
     assert sup.leaf("b") == "SERVING"
 
@@ -80,7 +80,7 @@ def test_what_is_brought_up_again_by_somebody_else_meanwhile_waits_for_the_group
     sup = tree(*map(child, "abc"), strategy="rest_for_one")
     sup.outcomes["b"] = [HANGS]
     sup.crash("b")
-    sup.crash("a", BOOM._replace(renewed=True))
+    sup.crash("a", BOOM._replace(restarted_by_ray=True))
     assert sup.take() == ["stop c 1", "start b 2"]
     sup.feed(m.Started("b", 2))
     assert sup.take() == ["start c 2", "start a 2"]

@@ -66,12 +66,12 @@ def test_a_spare_that_comes_up_late_steps_in_for_whom_it_was_missing() -> None:
 
 
 def test_at_the_first_start_nobody_steps_in() -> None:
-    t = tree({"a": [HANGS]}, start_limit=3)
+    t = tree({"a": [HANGS]}, max_concurrent_starts=3)
     assert leaves(t) == ["STARTING", "SERVING", "STANDBY"]
 
 
 def test_a_start_that_fails_is_replaced_as_well() -> None:
-    t = tree({"a": [UP, fails(), HANGS], "c": [HANGS]}, start_limit=3)
+    t = tree({"a": [UP, fails(), HANGS], "c": [HANGS]}, max_concurrent_starts=3)
     t.crash("a")
     assert leaves(t) == ["STARTING", "SERVING", "STARTING"]
     t.feed(m.Started("c", 1))

@@ -39,7 +39,7 @@ BAD: list[tuple[Callable[[], object], str, str]] = [
     (lambda: spec(period="5"), "period='5'", "invalid_period"),
     (lambda: spec(strategy="all_for_one"), "strategy='all_for_one'", "invalid_strategy"),
     (lambda: spec(auto_shutdown="sometimes"), "auto_shutdown='sometimes'", "invalid_auto_shutdown"),
-    (lambda: spec(start_limit=0), "start_limit=0", "invalid_start_limit"),
+    (lambda: spec(max_concurrent_starts=0), "max_concurrent_starts=0", "invalid_start_limit"),
     (lambda: spec(children=["a"]), "children[0]='a'", ""),
     (lambda: spec(children=[child(), child()]), "children[1].id='a'", "duplicate_child_name"),
     (lambda: spec(strategy="simple_one_for_one"), "children=()", "bad_start_spec"),
@@ -53,14 +53,14 @@ BAD: list[tuple[Callable[[], object], str, str]] = [
     (lambda: child(shutdown=math.nan), "shutdown=nan", "invalid_shutdown"),
     (lambda: child(shutdown=Shutdown(-1.0)), "shutdown=Shutdown(seconds=-1.0)", "invalid_shutdown"),
     (lambda: child(backoff=3.0), "backoff=3.0", ""),
-    (lambda: child(start_deadline=0), "start_deadline=0", ""),
-    (lambda: child(no_progress=0), "no_progress=0", "invalid_no_progress"),
+    (lambda: child(start_timeout=0), "start_timeout=0", ""),
+    (lambda: child(crash_loop_limit=0), "crash_loop_limit=0", "invalid_no_progress"),
     (lambda: Backoff(initial=-1.0), "backoff.initial=-1.0", ""),
     (lambda: Backoff(factor=0.5), "backoff.factor=0.5", ""),
     (lambda: Backoff(initial=5.0, maximum=4.0), "backoff.maximum=4.0", ""),
     (lambda: Backoff(jitter="some"), "backoff.jitter='some'", "invalid_backoff.jitter"),  # type: ignore[arg-type]
-    (lambda: Backoff(attempts=0), "backoff.attempts=0", "invalid_backoff.attempts"),
-    (lambda: Backoff(elapsed=-1.0), "backoff.elapsed=-1.0", ""),
+    (lambda: Backoff(max_retries=0), "backoff.max_retries=0", "invalid_backoff.max_retries"),
+    (lambda: Backoff(timeout=-1.0), "backoff.timeout=-1.0", ""),
     (lambda: Backoff(reset_after=math.nan), "backoff.reset_after=nan", ""),
     (
         lambda: spec(children=[child(significant=True, restart="transient")]),
@@ -85,7 +85,7 @@ def test_a_bad_value_is_refused_by_field_and_value(make: Callable[[], object], h
 
 
 def test_a_backoff_that_could_never_trip_the_window_is_refused_with_the_way_out() -> None:
-    patient = child(backoff=Backoff(initial=1.0, maximum=30.0), start_deadline=60.0)
+    patient = child(backoff=Backoff(initial=1.0, maximum=30.0), start_timeout=60.0)
     with pytest.raises(SpecError) as caught:
         spec(children=[patient], intensity=3, period=100.0)
     assert caught.value.field == "children['a'].backoff"

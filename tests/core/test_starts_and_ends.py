@@ -39,7 +39,9 @@ def test_a_subtree_is_up_before_its_next_sibling_starts() -> None:
 
 def test_as_many_children_as_the_start_limit_start_side_by_side() -> None:
     sup = tree(
-        *map(child, "abcde"), start_limit=2, outcomes={name: [UP._replace(after=1.0)] for name in "abcde"}
+        *map(child, "abcde"),
+        max_concurrent_starts=2,
+        outcomes={name: [UP._replace(after=1.0)] for name in "abcde"},
     )
     assert sup.take() == ["start a 1", "start b 1"]
     sup.advance(1.0)
@@ -80,7 +82,9 @@ def test_a_failed_first_start_deep_below_names_the_child_that_failed() -> None:
 
 
 def test_a_failed_start_side_by_side_ends_the_others_that_still_start() -> None:
-    sup = tree(*map(child, "abc"), start_limit=3, outcomes={"a": [HANGS], "b": [fails()], "c": [HANGS]})
+    sup = tree(
+        *map(child, "abc"), max_concurrent_starts=3, outcomes={"a": [HANGS], "b": [fails()], "c": [HANGS]}
+    )
     assert sup.take() == ["start a 1", "start b 1", "start c 1", "stop c 1", "stop a 1", "tree ended"]
 
 
@@ -170,8 +174,8 @@ PHASES = [
 @pytest.mark.parametrize("strategy", [Strategy.ONE_FOR_ONE, Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_halt_ends_the_tree_from_wherever_it_is(phase: str, strategy: Strategy) -> None:
-    slow = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_at_once=False)
-    children = [child("a"), child("w", backoff=slow, start_deadline=1.0), child("b"), child("c")]
+    slow = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_delay_zero=False)
+    children = [child("a"), child("w", backoff=slow, start_timeout=1.0), child("b"), child("c")]
     sup = VirtualTree(
         SupervisorSpec(strategy=strategy, intensity=5, period=1000.0, children=children),
         outcomes={"b": [HANGS]},

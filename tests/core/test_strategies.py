@@ -45,7 +45,7 @@ class Asked:
 
 
 def tree(strategy: Any, ids: str = "abc", *, outcomes: Any = None, **options: Any) -> VirtualTree:
-    child = {key: options.pop(key) for key in ("restart", "backoff", "start_deadline") if key in options}
+    child = {key: options.pop(key) for key in ("restart", "backoff", "start_timeout") if key in options}
     options.setdefault("intensity", 5)
     children = [ChildSpec(id=each, start=NOTHING, **child) for each in ids]
     made = VirtualTree(SupervisorSpec(strategy=strategy, children=children, **options), outcomes=outcomes)
@@ -76,7 +76,7 @@ def test_a_plan_that_only_starts_the_failed_child_waits_until_it_is_proven_gone(
 
 def test_starts_side_by_side_are_as_many_as_the_step_says() -> None:
     t = tree(
-        Asked(lambda _, siblings: [stop(siblings), start(siblings, at_once=2)]),
+        Asked(lambda _, siblings: [stop(siblings), start(siblings, concurrency=2)]),
         "abcd",
         outcomes={each: [UP, HANGS] for each in "abcd"},
     )
@@ -108,7 +108,7 @@ def test_a_temporary_child_that_a_plan_stops_is_forgotten_and_told_of_no_more() 
     t.crash("b")
     assert t.take() == ["stop c 1", "start b 2"]
     told = [effect for effect in t.effects if getattr(effect, "child", "") == "c"]
-    assert isinstance(told[-1], m.Forgotten)
+    assert isinstance(told[-1], m.Removed)
 
 
 def test_without_steps_the_failed_child_stays_down_and_nothing_is_counted() -> None:
@@ -176,7 +176,7 @@ def gave_up(tree: VirtualTree) -> str:
 def test_a_child_that_does_not_serve_in_time_fails_the_step() -> None:
     asked = Asked(
         lambda failure, _: (
-            [start("b"), wait_serving("a", within=7)] if failure.step is None else [escalate("late")]
+            [start("b"), wait_serving("a", timeout=7)] if failure.step is None else [escalate("late")]
         )
     )
     t = tree(asked)
@@ -205,7 +205,7 @@ def test_a_child_that_dies_while_it_is_waited_for_fails_the_step() -> None:
 def test_what_a_live_child_does_in_place_is_asked_for_and_waited_for() -> None:
     asked = Asked(
         lambda failure, _: (
-            [wait_serving("a", within=1)]
+            [wait_serving("a", timeout=1)]
             if failure.child == "b"
             else [in_place("reload"), stop("c"), start("c")]
         )
@@ -220,7 +220,7 @@ def test_what_a_live_child_does_in_place_is_asked_for_and_waited_for() -> None:
 
 
 def test_what_did_not_help_in_place_asks_again() -> None:
-    plans: Iterator[list[Step]] = iter([[wait_serving("a", within=1)], [in_place("reload")], [start("a")]])
+    plans: Iterator[list[Step]] = iter([[wait_serving("a", timeout=1)], [in_place("reload")], [start("a")]])
     asked = Asked(lambda *_: next(plans))
     t = tree(asked)
     t.call(m.Verb.PAUSE, "", "a")
@@ -285,8 +285,8 @@ def test_the_tree_ends_in_the_middle_of_a_plan() -> None:
 
 def test_backoff_comes_before_the_first_start_and_the_strategy_is_asked_anew_after_it() -> None:
     asked = Asked(lambda _, siblings: [stop(siblings), start(siblings)])
-    backoff = rv.Backoff(initial=2, maximum=2, jitter="none", first_at_once=False)  # type: ignore[arg-type]
-    t = tree(asked, backoff=backoff, period=1000, start_deadline=1.0)
+    backoff = rv.Backoff(initial=2, maximum=2, jitter="none", first_delay_zero=False)  # type: ignore[arg-type]
+    t = tree(asked, backoff=backoff, period=1000, start_timeout=1.0)
     t.crash("b")
     assert t.take() == ["stop c 1", "stop a 1"]
     t.advance(2)
@@ -327,12 +327,12 @@ def half(*_: object) -> Iterable[Step]:
         ),
         (lambda *_: [stop(["a", "a"])], "Stop names 'a' twice in one plan"),
         (
-            lambda *_: [start("b", at_once=0)],
-            "at_once=0: must be a whole number of starts side by side, 1 or more",
+            lambda *_: [start("b", concurrency=0)],
+            "concurrency=0: must be a whole number of starts side by side, 1 or more",
         ),
         (
-            lambda *_: [wait_serving("b", within=0)],
-            "within=0: must be a number of seconds, more than 0, and finite",
+            lambda *_: [wait_serving("b", timeout=0)],
+            "timeout=0: must be a number of seconds, more than 0, and finite",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_strategy_asked_too_often_over_one_fault_is_stopped_asking() -> None:
 
 def test_two_children_that_blame_each_other_do_not_go_on_for_ever() -> None:
     other = {"a": "b", "b": "a"}
-    asked = Asked(lambda failure, _: [wait_serving(other.get(failure.child, "a"), within=1)])
+    asked = Asked(lambda failure, _: [wait_serving(other.get(failure.child, "a"), timeout=1)])
     t = tree(asked)
     t.call(m.Verb.PAUSE, "", "a")
     t.call(m.Verb.PAUSE, "", "b")

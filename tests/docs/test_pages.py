@@ -127,7 +127,7 @@ def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
             for name, each in inspect.signature(maker).parameters.items()
             if each.kind.name != "VAR_KEYWORD"
         }
-        assert names - keys <= {"cls", "actor", "spec", "start_deadline", "args"}, (
+        assert names - keys <= {"cls", "actor", "spec", "start_timeout", "args"}, (
             "a key without a type, or without a line"
         )
     assert "\n\n\n\n" not in made

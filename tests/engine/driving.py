@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from rayvisor._backends.host.engine import Engine
-from rayvisor._core.protocol.wire import Chunk, EngineInfo, Order, ProcessId, Prompt
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId, Prompt
 
 __all__ = ["REAL", "Result", "Served", "alive", "order"]
 
@@ -35,9 +35,11 @@ REAL = pytest.param(
 _numbers = count()
 
 
-def order(prompt: Prompt, delivered: tuple[int, ...] = (), characters: int = 0, **params: Any) -> Order:
+def order(
+    prompt: Prompt, delivered: tuple[int, ...] = (), characters: int = 0, **params: Any
+) -> GenerateCommand:
     """Make an order with a name of its own; greedy unless told otherwise."""
-    return Order(
+    return GenerateCommand(
         f"request-{next(_numbers)}", 1, prompt, {"temperature": 0.0, **params}, delivered, characters
     )
 
@@ -96,7 +98,7 @@ class Served:
     def process(self, name: str) -> ProcessId:
         return next(process for process in self.live.processes() if name in process.name)
 
-    async def run(self, given: Order, into: Result | None = None) -> Result:
+    async def run(self, given: GenerateCommand, into: Result | None = None) -> Result:
         result = into or Result()
         async with asyncio.timeout(60):
             async for chunk in self.live.generate(given):

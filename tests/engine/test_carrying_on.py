@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayvisor._backends.host.engine import RequestRefused
+from rayvisor._backends.host.engine import RequestRefusedError
 from tests.engine.driving import Result, Served, order
 from tests.engine.tiny_model import byte_tokens
 
@@ -119,5 +119,5 @@ async def test_when_nothing_is_left_to_generate_the_stream_ends_at_once(served: 
 
 
 async def test_text_as_prompt_cannot_be_carried_on(served: Served) -> None:
-    with pytest.raises(RequestRefused, match="token ids"):
+    with pytest.raises(RequestRefusedError, match="token ids"):
         await served.run(order("A", delivered=(66,), characters=1))

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._backends.host.liveness import Vigil
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, HostItem, Order, Suspicion, Worked
+from rayvisor._backends.host.liveness import LivenessMonitor
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, HostItem, Suspicion, Worked
 from rayvisor.specs import StallLimits
 from tests.engine.driving import Result, Served, alive, order
 from tests.waiting import until
 
 # Scaled down; a process that wants a core and gets none on a crowded machine counts as busy.
-LIMITS = StallLimits(stall_after=1.5, step_limit=60.0, probe_interval=0.25, probes=(2, 4))
+LIMITS = StallLimits(stall_after=1.5, step_limit=60.0, probe_interval=0.25, failure_threshold=(2, 4))
 PARAMS = {"temperature": 0.0, "ignore_eos": True}
 
 
@@ -45,7 +45,7 @@ class Hosted:
 
     async def submit(self, count: int = 3, max_tokens: int = 4000, incarnation: int = 1) -> None:
         orders = [
-            Order(f"r{number}", incarnation, "A", {**PARAMS, "max_tokens": max_tokens})
+            GenerateCommand(f"r{number}", incarnation, "A", {**PARAMS, "max_tokens": max_tokens})
             for number in range(count)
         ]
         await self.host.submit(incarnation, orders)
@@ -112,7 +112,9 @@ async def test_an_engine_that_hangs_is_suspect_then_dead_with_what_holds_it_as_r
 
 
 async def test_a_step_that_computes_for_ever_is_ended_at_the_step_limit(hosted: Hosted) -> None:
-    await hosted.start(StallLimits(stall_after=1.0, step_limit=2.5, probe_interval=0.25, probes=(2, 4)))
+    await hosted.start(
+        StallLimits(stall_after=1.0, step_limit=2.5, probe_interval=0.25, failure_threshold=(2, 4))
+    )
     await hosted.submit()
     await until(hosted.streaming)
     hosted.signal("Worker", signal.SIGUSR2)
@@ -129,7 +131,9 @@ async def test_a_step_that_computes_for_ever_is_ended_at_the_step_limit(hosted: 
 async def test_an_engine_that_was_stopped_for_a_moment_is_clear_again_and_loses_nothing(
     hosted: Hosted,
 ) -> None:
-    await hosted.start(StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, probes=(2, 4)))
+    await hosted.start(
+        StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, failure_threshold=(2, 4))
+    )
     await hosted.submit(max_tokens=200)
     await until(hosted.streaming)
     hosted.signal("EngineCore", signal.SIGSTOP)
@@ -153,7 +157,9 @@ async def test_an_idle_engine_that_is_stopped_is_found_by_a_probe_which_nobody_e
 
 
 async def test_an_idle_engine_that_answers_its_probe_goes_on(hosted: Hosted) -> None:
-    await hosted.start(StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, probes=(2, 4)))
+    await hosted.start(
+        StallLimits(stall_after=60.0, step_limit=60.0, probe_interval=0.1, failure_threshold=(2, 4))
+    )
     hosted.signal("EngineCore", signal.SIGSTOP)
     await until(lambda: hosted.of(Suspicion))
     hosted.signal("EngineCore", signal.SIGCONT)
@@ -181,7 +187,8 @@ async def test_requests_that_are_aborted_unserved_do_not_save_a_hanging_engine(h
 )
 async def test_a_busy_engine_raises_no_alarm(hosted: Hosted, arguments: dict[str, Any], count: int) -> None:
     await hosted.start(
-        StallLimits(stall_after=0.5, step_limit=120.0, probe_interval=0.25, probes=(2, 4)), **arguments
+        StallLimits(stall_after=0.5, step_limit=120.0, probe_interval=0.25, failure_threshold=(2, 4)),
+        **arguments,
     )
     await hosted.submit(count, max_tokens=20)
     await until(lambda: hosted.finished() == count)
@@ -189,7 +196,7 @@ async def test_a_busy_engine_raises_no_alarm(hosted: Hosted, arguments: dict[str
 
 
 async def test_a_start_that_computes_is_given_longer_than_its_deadline(hosted: Hosted) -> None:
-    limits = StallLimits(start_longest=240.0)
+    limits = StallLimits(total_start_timeout=240.0)
     info = await hosted.host.ensure_started(1, {"compile_seconds": 2.5}, 1.5, limits)
     assert info.startup_seconds > 2.5
 
@@ -197,8 +204,8 @@ async def test_a_start_that_computes_is_given_longer_than_its_deadline(hosted: H
 async def test_a_start_that_hangs_after_some_progress_is_given_its_deadline_from_then_on(
     hosted: Hosted,
 ) -> None:
-    late = r"StartDeadlineExceeded: .* not up after \d+\.\d s, the last 2 s without progress, while loading"
-    with pytest.raises(EngineStartFailed, match=late):
+    late = r"StartTimeout: .* not up after \d+\.\d s, the last 2 s without progress, while loading"
+    with pytest.raises(EngineStartFailedError, match=late):
         await hosted.host.ensure_started(1, {"compile_seconds": 1.0, "start_delay": 600.0}, 2.0, LIMITS)
 
 
@@ -213,15 +220,15 @@ async def test_a_start_whose_process_was_stopped_names_the_process(hosted: Hoste
 
     stopping = asyncio.create_task(stop_it())
     stopped = r"ProcessStopped: EngineCore \(pid \d+\) is stopped \(SIGSTOP\)"
-    with pytest.raises(EngineStartFailed, match=stopped) as failed:
+    with pytest.raises(EngineStartFailedError, match=stopped) as failed:
         await hosted.host.ensure_started(1, {"start_delay": 600.0}, 4.0, LIMITS)
     await stopping
-    assert [name for name, _ in failed.value.died.causes] == ["StartDeadlineExceeded", "ProcessStopped"]
+    assert [name for name, _ in failed.value.died.causes] == ["StartTimeout", "ProcessStopped"]
 
 
 async def test_a_start_is_bounded_in_all_whatever_progress_it_makes(hosted: Hosted) -> None:
-    limits = StallLimits(start_longest=2.0)
-    with pytest.raises(EngineStartFailed, match=r"not up after [2-9]\.\d s, while loading"):
+    limits = StallLimits(total_start_timeout=2.0)
+    with pytest.raises(EngineStartFailedError, match=r"not up after [2-9]\.\d s, while loading"):
         await hosted.host.ensure_started(1, {"compile_seconds": 600.0}, 1.5, limits)
 
 
@@ -235,13 +242,13 @@ class Watched:
 
     def __init__(self, served: Served, limits: StallLimits) -> None:
         self.told: list[Suspicion | Worked] = []
-        self.vigil = Vigil(served.live, 1, limits, self.told.append, "")
-        self.stalled = asyncio.create_task(self.vigil.stalled())
+        self.monitor = LivenessMonitor(served.live, 1, limits, self.told.append, "")
+        self.stalled = asyncio.create_task(self.monitor.stalled())
         self._served = served
 
-    async def run(self, given: Order, into: Result) -> None:
+    async def run(self, given: GenerateCommand, into: Result) -> None:
         chunks = self._served.live.generate(given)
-        while (chunk := await self.vigil.next_of(chunks)) is not None:
+        while (chunk := await self.monitor.next_of(chunks)) is not None:
             into.chunks.append(chunk)
 
 
@@ -250,7 +257,7 @@ class Watched:
 async def test_a_stopped_process_of_any_engine_is_named_and_when_it_goes_on_so_do_its_requests(
     served: Served, name: str
 ) -> None:
-    limits = StallLimits(stall_after=2.0, step_limit=60.0, probe_interval=0.25, probes=(2, 4))
+    limits = StallLimits(stall_after=2.0, step_limit=60.0, probe_interval=0.25, failure_threshold=(2, 4))
     watched, result = Watched(served, limits), Result()
     running = asyncio.create_task(watched.run(order("A", max_tokens=240, ignore_eos=True), result))
     await until(lambda: result.chunks)
@@ -268,7 +275,7 @@ async def test_a_stopped_process_of_any_engine_is_named_and_when_it_goes_on_so_d
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_any_engine_that_is_idle_or_works_raises_no_alarm(served: Served) -> None:
-    limits = StallLimits(stall_after=5.0, step_limit=60.0, probe_interval=0.25, probes=(20, 20))
+    limits = StallLimits(stall_after=5.0, step_limit=60.0, probe_interval=0.25, failure_threshold=(20, 20))
     watched = Watched(served, limits)
     results = [Result() for _ in range(20)]
     orders = [order("A", max_tokens=100, ignore_eos=True) for _ in results]

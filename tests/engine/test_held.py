@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import psutil
 
 from rayvisor._backends.process.engine_tree import process_id
-from rayvisor._backends.process.pidfd import Held
+from rayvisor._backends.process.pidfd import PidfdHandle
 from tests.waiting import until
 
 # Large, with threads: as an engine is. A byte on its input ends two of its threads; the rest stay.
@@ -37,11 +37,11 @@ time.sleep(600)
 
 
 @contextmanager
-def running() -> Iterator[tuple[subprocess.Popen[bytes], Held]]:
+def running() -> Iterator[tuple[subprocess.Popen[bytes], PidfdHandle]]:
     process = subprocess.Popen([sys.executable, "-c", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    held = Held(process_id(process.pid))
+    held = PidfdHandle(process_id(process.pid))
     try:
         yield process, held
     finally:
@@ -115,7 +115,7 @@ async def test_a_stopped_process_is_not_dead() -> None:
 
 async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() -> None:
     process = exits_with_3()
-    held = Held(process_id(process.pid))
+    held = PidfdHandle(process_id(process.pid))
     assert held.alive()
     told = asyncio.Event()
     held.watch(told.set)
@@ -131,7 +131,7 @@ async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() 
 async def test_a_process_with_the_pid_of_one_that_ended_is_neither_held_nor_killed() -> None:
     with running() as (process, _):
         real = process_id(process.pid)
-        other = Held(real._replace(start_time=real.start_time - 100))
+        other = PidfdHandle(real._replace(start_time=real.start_time - 100))
         assert not other.alive()
         other.kill()
         assert not other.watch(lambda: None)

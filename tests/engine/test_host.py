@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from rayvisor._backends.host import batching as outlet_module
-from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._core.protocol.wire import Chunk, Died, HostItem, Lost, Order, Phase, Refused
+from rayvisor._core.protocol.wire import Chunk, Died, GenerateCommand, HostItem, Lost, Phase, Refused
 from tests.engine.driving import alive
 from tests.waiting import until
 
@@ -69,8 +69,8 @@ async def reader(host: EngineHost) -> AsyncIterator[Reader]:
     await asyncio.wait([made.task])
 
 
-def order(request: str, attempt: int = 1, prompt: str = "A", **params: Any) -> Order:
-    return Order(request, attempt, prompt, {**GREEDY, "max_tokens": 20, **params})
+def order(request: str, attempt: int = 1, prompt: str = "A", **params: Any) -> GenerateCommand:
+    return GenerateCommand(request, attempt, prompt, {**GREEDY, "max_tokens": 20, **params})
 
 
 async def test_tokens_of_all_requests_come_through_one_stream(host: EngineHost, reader: Reader) -> None:
@@ -127,7 +127,7 @@ async def test_a_caller_that_goes_away_does_not_take_the_start_with_it(host: Eng
 async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) -> None:
     causes = []
     for _ in range(2):
-        with pytest.raises(EngineStartFailed) as failed:
+        with pytest.raises(EngineStartFailedError) as failed:
             await host.ensure_started(1, {"fail_start": "no"}, 60)
         causes.append(failed.value.died.causes)
     assert causes[0] == causes[1]
@@ -136,7 +136,7 @@ async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) ->
 
 async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHost) -> None:
     late = r"not up after \d\.\d s, the last 0\.5 s without progress, while loading"
-    with pytest.raises(EngineStartFailed, match=late) as failed:
+    with pytest.raises(EngineStartFailedError, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
     assert not failed.value.died.permanent
     assert not (await host.describe()).serving
@@ -145,7 +145,7 @@ async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHo
 
 async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp_path: Path) -> None:
     host = EngineHost("llm/1", 1, "gpt", str(tmp_path))
-    with pytest.raises(EngineStartFailed, match="engine must be one of server, sim, vllm") as failed:
+    with pytest.raises(EngineStartFailedError, match="engine must be one of server, sim, vllm") as failed:
         await host.ensure_started(1, {}, 60)
     assert failed.value.died.permanent
 
@@ -159,7 +159,7 @@ async def test_a_newer_incarnation_ends_the_older_engine_first(host: EngineHost)
 
 async def test_an_older_incarnation_never_starts_once_a_newer_one_was_asked_for(host: EngineHost) -> None:
     newer = await host.ensure_started(2, FAST, 60)
-    with pytest.raises(EngineStartFailed) as failed:
+    with pytest.raises(EngineStartFailedError) as failed:
         await host.ensure_started(1, FAST, 60)
     assert failed.value.died.causes[0][0] == "StaleIncarnation"
     assert len(alive(newer.processes)) == 2
@@ -168,7 +168,7 @@ async def test_an_older_incarnation_never_starts_once_a_newer_one_was_asked_for(
 async def test_an_incarnation_never_starts_once_it_was_stopped(host: EngineHost) -> None:
     await host.stop_engine(3, 1.0)
     for incarnation in (2, 3):
-        with pytest.raises(EngineStartFailed, match="stopped"):
+        with pytest.raises(EngineStartFailedError, match="stopped"):
             await host.ensure_started(incarnation, FAST, 60)
     assert (await host.ensure_started(4, FAST, 60)).processes
 
@@ -179,7 +179,7 @@ async def test_a_stop_while_starting_ends_the_start(host: EngineHost) -> None:
     assert host._engine is not None
     processes = host._engine.processes()
     await host.stop_engine(1, 0.0)
-    with pytest.raises(EngineStartFailed, match="stopped"):
+    with pytest.raises(EngineStartFailedError, match="stopped"):
         await starting
     assert alive(processes) == []
 
@@ -266,9 +266,9 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
 async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: EngineHost) -> None:
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=2000) for i in range(8)])
-    await until(lambda: host._outlet.paced == 8)
+    await until(lambda: host._batcher.paced == 8)
     await asyncio.sleep(5 * outlet_module.TICK_SECONDS)
-    assert len([item for item in host._outlet.items if isinstance(item, Chunk)]) == 8
+    assert len([item for item in host._batcher.items if isinstance(item, Chunk)]) == 8
     reader = Reader(host)
     await until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     assert all(len(reader.tokens(f"r{i}")) == 2000 for i in range(8))
@@ -276,7 +276,7 @@ async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: Eng
 
 
 async def test_a_newer_stream_ends_the_older_one(host: EngineHost, reader: Reader) -> None:
-    await until(lambda: host._outlet.reader == 1)
+    await until(lambda: host._batcher.reader == 1)
     newer = Reader(host)
     await asyncio.wait_for(reader.task, 60)
     await host.ensure_started(1, FAST, 60)
@@ -349,7 +349,7 @@ async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_
     host: EngineHost, reader: Reader, tmp_path: Path
 ) -> None:
     other = EngineHost("llm/1", 1, "sim", str(tmp_path))
-    with pytest.raises(EngineStartFailed, match="no weights"):
+    with pytest.raises(EngineStartFailedError, match="no weights"):
         await other.ensure_started(1, {"fail_start": "no weights"}, 60)
     info = await host.ensure_started(1, FAST, 60)
     os.kill(next(each.pid for each in info.processes if "Worker" in each.name), signal.SIGKILL)

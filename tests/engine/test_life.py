@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rayvisor._backends.host.engine import Engine, EngineGone, EngineStartFailed
+from rayvisor._backends.host.engine import Engine, EngineGoneError, EngineStartFailedError
 from rayvisor._core.protocol.wire import Died
 from tests.engine.driving import REAL, Result, Served, alive, order
 from tests.waiting import until, until_now
@@ -69,9 +69,9 @@ async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
     said = await asyncio.wait_for(died, SOON)
     took = time.monotonic() - began
     ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SOON)
-    assert [type(end) for end in ends] == [EngineGone] * 3
+    assert [type(end) for end in ends] == [EngineGoneError] * 3
     assert f"(pid {process.pid})" in said.causes[-1][1]
-    with pytest.raises(EngineGone):
+    with pytest.raises(EngineGoneError):
         await served.run(order("A"))
     return said, took
 
@@ -85,13 +85,13 @@ async def test_a_killed_process_is_the_root_cause_and_all_streams_end(served: Se
         "ProcessKilled",
         f"{name} (pid {served.process(name).pid}) was ended by SIGKILL",
     )
-    assert (said.signal, said.exit_code, said.doing) == (signal.SIGKILL, None, "serving")
+    assert (said.signal, said.exit_code, said.phase) == (signal.SIGKILL, None, "serving")
     assert not said.permanent
     assert len(said.log_tail.encode()) <= 8192
     assert took < SOON
     await served.end()
     assert alive(processes) == []
-    with pytest.raises(EngineGone):
+    with pytest.raises(EngineGoneError):
         await anext(engine.generate(order("A")))
 
 
@@ -122,7 +122,7 @@ async def test_a_stopped_worker_does_not_hold_the_end_up(served: Served) -> None
     await served.end(1.0)
     assert time.monotonic() - began < 1.0 + SOON
     assert alive(processes) == []
-    with pytest.raises(EngineGone):
+    with pytest.raises(EngineGoneError):
         await task
 
 
@@ -154,7 +154,7 @@ async def test_an_unknown_argument_is_named_and_no_start_can_cure_it(
     keeper: Served, arguments: dict[str, Any], make_engine: MakeEngine
 ) -> None:
     await keeper.end()
-    with pytest.raises(EngineStartFailed, match="tensor_paralel") as failed:
+    with pytest.raises(EngineStartFailedError, match="tensor_paralel") as failed:
         await make_engine({**arguments, "tensor_paralel": 2}).start(_ignore)
     assert failed.value.died.causes[-1][0] == "TypeError"
     assert failed.value.died.permanent
@@ -164,7 +164,7 @@ async def test_a_wrong_value_is_named_and_no_start_can_cure_it(
     keeper: Served, arguments: dict[str, Any], make_engine: MakeEngine
 ) -> None:
     await keeper.end()
-    with pytest.raises(EngineStartFailed, match="max_model_len") as failed:
+    with pytest.raises(EngineStartFailedError, match="max_model_len") as failed:
         await make_engine({**arguments, "max_model_len": -5}).start(_ignore)
     assert failed.value.died.permanent
 
@@ -175,7 +175,7 @@ async def test_a_model_that_is_not_there_is_found_out_at_once(
     await keeper.end()
     began = time.monotonic()
     missing = str(tmp_path / "no-model")
-    with pytest.raises(EngineStartFailed, match="model") as failed:
+    with pytest.raises(EngineStartFailedError, match="model") as failed:
         await make_engine({**arguments, "model": missing}).start(_ignore)
     assert missing in failed.value.died.causes[-1][1]
     assert failed.value.died.permanent
@@ -193,7 +193,7 @@ async def test_a_start_that_is_stopped_leaves_no_process(
     processes = engine.processes()
     assert processes
     await asyncio.wait_for(engine.stop(0.0), 2 * SOON)
-    with pytest.raises(EngineStartFailed, match="stopped"):
+    with pytest.raises(EngineStartFailedError, match="stopped"):
         await asyncio.wait_for(starting, SOON)
     assert alive((*processes, *engine.processes())) == []
 
@@ -220,7 +220,7 @@ async def test_an_engine_that_was_stopped_never_starts(
     await keeper.end()
     engine = make_engine(arguments)
     await engine.stop(0.0)
-    with pytest.raises(EngineStartFailed, match="stopped"):
+    with pytest.raises(EngineStartFailedError, match="stopped"):
         await engine.start(_ignore)
     assert engine.processes() == ()
 
@@ -234,10 +234,10 @@ async def test_a_process_killed_while_starting_fails_the_start_with_it_as_root_c
     starting = asyncio.create_task(engine.start(_ignore))
     await until(lambda: any("EngineCore" in process.name for process in engine.processes()), 120)
     os.kill(next(each.pid for each in engine.processes() if "EngineCore" in each.name), signal.SIGKILL)
-    with pytest.raises(EngineStartFailed, match=r"EngineCore .*was ended by SIGKILL") as failed:
+    with pytest.raises(EngineStartFailedError, match=r"EngineCore .*was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, 2 * SOON)
     assert failed.value.died.signal == signal.SIGKILL
-    assert failed.value.died.doing == "starting"
+    assert failed.value.died.phase == "starting"
     assert alive(engine.processes()) == []
 
 
@@ -257,7 +257,7 @@ async def test_a_process_killed_at_its_birth_is_the_root_cause(
     killing = asyncio.create_task(asyncio.to_thread(kill_the_first))
     starting = asyncio.create_task(engine.start(_ignore))
     await killing
-    with pytest.raises(EngineStartFailed, match=r"EngineCore .*was ended by SIGKILL") as failed:
+    with pytest.raises(EngineStartFailedError, match=r"EngineCore .*was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, SOON)
     assert failed.value.died.signal == signal.SIGKILL
     assert alive(engine.processes()) == []
@@ -274,12 +274,12 @@ async def test_what_fails_in_a_child_process_is_the_root_cause_of_the_start(
         arguments = {**arguments, "model": _broken(Path(arguments["model"]), tmp_path / "broken-model")}
         expected = ("SafetensorError", "Error while deserializing header")
     engine = make_engine(arguments)
-    with pytest.raises(EngineStartFailed) as failed:
+    with pytest.raises(EngineStartFailedError) as failed:
         await asyncio.wait_for(engine.start(_ignore), 120)
     name, message = failed.value.died.causes[-1]
     assert name == expected[0]
     assert message.startswith(expected[1])
     assert "Traceback" in failed.value.died.traceback
     assert alive(engine.processes()) == []
-    with contextlib.suppress(EngineStartFailed):
+    with contextlib.suppress(EngineStartFailedError):
         await engine.stop(0.0)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from rayvisor._backends.host.engine import RequestRefused
+from rayvisor._backends.host.engine import RequestRefusedError
 from rayvisor._core.protocol.wire import Chunk
 from tests.engine.driving import Result, Served, order
 from tests.engine.tiny_model import byte_tokens
@@ -153,7 +153,7 @@ async def test_a_choice_as_structured_output_is_kept(served: Served) -> None:
 async def test_a_wrong_request_is_refused_with_what_is_wrong(
     served: Served, prompt: Any, params: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(RequestRefused, match=said) as refused:
+    with pytest.raises(RequestRefusedError, match=said) as refused:
         await served.run(order(prompt, **params))
     assert all(isinstance(text, str) for cause in refused.value.causes for text in cause)
     assert (await served.run(order("A", max_tokens=2, ignore_eos=True))).finish == "length"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayvisor._core.health.stall import Look, StallWatch, StartClock, Verdict
+from rayvisor._core.health.stall import HealthAction, Look, StallWatch, StartClock
 from rayvisor.errors import SpecError
 from rayvisor.specs import StallLimits
 
-LIMITS = StallLimits(stall_after=10.0, step_limit=60.0, probe_interval=1.0, probes=(3, 5))
+LIMITS = StallLimits(stall_after=10.0, step_limit=60.0, probe_interval=1.0, failure_threshold=(3, 5))
 NEVER = float("-inf")
 
 
@@ -26,7 +26,7 @@ class Scene:
         self.waiting_since = 0.0
         self.watch = StallWatch(limits, 0.0)
 
-    def look(self, after: float | None = None, **seen: Any) -> Verdict:
+    def look(self, after: float | None = None, **seen: Any) -> HealthAction:
         """Look at the moment at which the watch wants to."""
         self.now = self.watch.next_look(self.now) if after is None else self.now + after
         waiting = seen.pop("waiting", 1)
@@ -34,39 +34,39 @@ class Scene:
             Look(self.now, self.progressed, waiting, seen.pop("since", self.waiting_since), **seen)
         )
 
-    def until(self, wanted: Verdict, most: int = 1000, **seen: Any) -> list[Verdict]:
+    def until(self, wanted: HealthAction, most: int = 1000, **seen: Any) -> list[HealthAction]:
         verdicts = []
         for _ in range(most):
             verdicts.append(self.look(**seen))
             if verdicts[-1] is wanted:
-                return [each for each in verdicts if each is not Verdict.NOTHING]
+                return [each for each in verdicts if each is not HealthAction.NOTHING]
         raise AssertionError(f"never {wanted}: {verdicts}")
 
 
 def test_who_does_nothing_though_work_waits_is_suspect_after_k_misses_and_stalled_at_the_limit() -> None:
     scene = Scene()
-    assert scene.until(Verdict.SUSPECT) == [Verdict.SUSPECT]
+    assert scene.until(HealthAction.SUSPECT) == [HealthAction.SUSPECT]
     assert scene.now == 3.0
-    assert scene.until(Verdict.STALLED) == [Verdict.STALLED]
+    assert scene.until(HealthAction.STALLED) == [HealthAction.STALLED]
     assert scene.now == 10.0
     assert scene.watch.silent == 10.0
-    assert scene.look() is Verdict.NOTHING  # said once
+    assert scene.look() is HealthAction.NOTHING  # said once
 
 
 def test_one_token_makes_a_suspect_clear_again_and_all_is_forgotten() -> None:
     scene = Scene()
-    scene.until(Verdict.SUSPECT)
+    scene.until(HealthAction.SUSPECT)
     scene.progressed = scene.now + 0.5
-    assert scene.look() is Verdict.CLEAR
-    assert scene.until(Verdict.SUSPECT) == [Verdict.SUSPECT]
+    assert scene.look() is HealthAction.CLEAR
+    assert scene.until(HealthAction.SUSPECT) == [HealthAction.SUSPECT]
     assert scene.now == pytest.approx(scene.progressed + 3.0, abs=1.0)
 
 
 def test_who_computes_is_given_until_the_step_limit_and_is_suspect_at_half_of_it() -> None:
     scene = Scene()
-    assert scene.until(Verdict.SUSPECT, load=1.0) == [Verdict.SUSPECT]
+    assert scene.until(HealthAction.SUSPECT, load=1.0) == [HealthAction.SUSPECT]
     assert scene.now == 30.0
-    assert scene.until(Verdict.STALLED, load=1.0) == [Verdict.STALLED]
+    assert scene.until(HealthAction.STALLED, load=1.0) == [HealthAction.STALLED]
     assert scene.now == 60.0
 
 
@@ -80,71 +80,74 @@ def test_who_computes_is_given_until_the_step_limit_and_is_suspect_at_half_of_it
 def test_who_stops_computing_is_stalled(computing: int, stalled_at: float) -> None:
     scene = Scene()
     for _ in range(computing):
-        assert scene.look(load=0.9) is Verdict.NOTHING
-    assert scene.until(Verdict.STALLED, load=0.1) == [Verdict.SUSPECT, Verdict.STALLED]
+        assert scene.look(load=0.9) is HealthAction.NOTHING
+    assert scene.until(HealthAction.STALLED, load=0.1) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == stalled_at
 
 
 def test_what_partners_of_a_stopped_process_burn_earns_no_time() -> None:
     scene = Scene()
-    assert scene.until(Verdict.STALLED, load=2.0, stopped=True) == [Verdict.SUSPECT, Verdict.STALLED]
+    assert scene.until(HealthAction.STALLED, load=2.0, stopped=True) == [
+        HealthAction.SUSPECT,
+        HealthAction.STALLED,
+    ]
     assert scene.now == 10.0
 
 
 def test_an_idle_one_is_left_alone_and_its_time_counts_from_the_first_request() -> None:
     scene = Scene()
     for _ in range(100):
-        assert scene.look(waiting=0) is Verdict.NOTHING
+        assert scene.look(waiting=0) is HealthAction.NOTHING
     scene.waiting_since = scene.now + 0.4
-    assert scene.until(Verdict.STALLED, most=20) == [Verdict.SUSPECT, Verdict.STALLED]
+    assert scene.until(HealthAction.STALLED, most=20) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == pytest.approx(scene.waiting_since + 10.0)
 
 
 def test_an_idle_one_with_a_stopped_process_is_probed_and_judged_by_its_probe() -> None:
     scene = Scene()
-    assert scene.look(waiting=0, stopped=True) is Verdict.PROBE
+    assert scene.look(waiting=0, stopped=True) is HealthAction.PROBE
     scene.waiting_since = scene.now
-    assert scene.until(Verdict.STALLED, stopped=True) == [Verdict.SUSPECT, Verdict.STALLED]
+    assert scene.until(HealthAction.STALLED, stopped=True) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == pytest.approx(scene.waiting_since + 10.0)
 
 
 def test_a_probe_that_is_answered_ends_the_suspicion() -> None:
     scene = Scene()
-    assert scene.look(waiting=0, stopped=True) is Verdict.PROBE
-    assert scene.look(stopped=True) is Verdict.NOTHING
+    assert scene.look(waiting=0, stopped=True) is HealthAction.PROBE
+    assert scene.look(stopped=True) is HealthAction.NOTHING
     scene.progressed = scene.now + 0.1
-    assert scene.look(waiting=0) is Verdict.NOTHING
-    assert scene.look(waiting=0) is Verdict.NOTHING
+    assert scene.look(waiting=0) is HealthAction.NOTHING
+    assert scene.look(waiting=0) is HealthAction.NOTHING
 
 
 def test_requests_that_go_away_unserved_leave_a_suspicion_and_the_time_goes_on() -> None:
     scene = Scene()
     scene.look()
-    assert scene.look() is Verdict.NOTHING  # the second miss
-    assert scene.look(waiting=0) is Verdict.PROBE
-    assert scene.until(Verdict.STALLED) == [Verdict.SUSPECT, Verdict.STALLED]
+    assert scene.look() is HealthAction.NOTHING  # the second miss
+    assert scene.look(waiting=0) is HealthAction.PROBE
+    assert scene.until(HealthAction.STALLED) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == 10.0
 
 
 def test_a_suspect_that_nobody_waits_for_any_more_is_probed() -> None:
     scene = Scene()
-    scene.until(Verdict.SUSPECT)
-    assert scene.look(waiting=0) is Verdict.PROBE
+    scene.until(HealthAction.SUSPECT)
+    assert scene.look(waiting=0) is HealthAction.PROBE
 
 
 def test_time_in_which_nobody_looked_is_not_held_against_anybody() -> None:
     scene = Scene()
     scene.look()
-    assert scene.look(after=600.0) is Verdict.NOTHING
-    assert scene.until(Verdict.STALLED) == [Verdict.SUSPECT, Verdict.STALLED]
+    assert scene.look(after=600.0) is HealthAction.NOTHING
+    assert scene.until(HealthAction.STALLED) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == pytest.approx(609.0)
 
 
 def test_nothing_is_expected_of_one_that_was_asked_to_rest() -> None:
     scene = Scene()
     for _ in range(100):
-        assert scene.look(resting=True) is Verdict.NOTHING
-    assert scene.until(Verdict.STALLED) == [Verdict.SUSPECT, Verdict.STALLED]
+        assert scene.look(resting=True) is HealthAction.NOTHING
+    assert scene.until(HealthAction.STALLED) == [HealthAction.SUSPECT, HealthAction.STALLED]
     assert scene.now == pytest.approx(110.0)
 
 
@@ -185,7 +188,7 @@ def test_a_busy_engine_raises_no_alarm(seed: int) -> None:
         now = watch.next_look(now) + random.choice([0.0, 0.0, 0.3, 2.5])  # who looks is late at times
         engine.go_on(now)
         seen = Look(now, engine.last, engine.queue, 0.0, engine.load(now))
-        assert watch.look(seen) is Verdict.NOTHING
+        assert watch.look(seen) is HealthAction.NOTHING
     assert engine.queue == 0
 
 
@@ -201,7 +204,7 @@ def test_a_stall_is_found_within_its_limit_and_one_interval(
     for number in range(10_000):
         now = watch.next_look(now) + delays[number % len(delays)]
         verdict = watch.look(Look(now, min(now, stop_at), 4, 0.0, load))
-        if verdict is Verdict.STALLED:
+        if verdict is HealthAction.STALLED:
             break
     late = LIMITS.probe_interval + max(delays)
     assert LIMITS.stall_after <= now - stop_at + 1e-6
@@ -209,7 +212,7 @@ def test_a_stall_is_found_within_its_limit_and_one_interval(
 
 
 def test_a_start_is_given_its_deadline_from_its_last_progress_and_a_bound_for_the_whole() -> None:
-    clock = StartClock(deadline=10.0, longest=40.0, now=100.0)
+    clock = StartClock(timeout=10.0, longest=40.0, now=100.0)
     assert clock.due == 110.0
     assert [clock.progressed(at) for at in (105.0, 114.0, 123.0, 132.0)] == [115.0, 124.0, 133.0, 140.0]
 
@@ -221,11 +224,11 @@ def test_a_start_is_given_its_deadline_from_its_last_progress_and_a_bound_for_th
         ({"stall_after": float("inf")}, "stall_after=inf: must be a number of seconds"),
         ({"probe_interval": "1"}, "probe_interval='1': must be a number of seconds"),
         ({"step_limit": True}, "step_limit=True: must be a number of seconds"),
-        ({"start_longest": -1.0}, r"start_longest=-1\.0: must be a number of seconds"),
-        ({"probes": (4, 3)}, r"probes=\(4, 3\): must be \(k, n\)"),
-        ({"probes": (0, 3)}, r"probes=\(0, 3\): must be \(k, n\)"),
-        ({"probes": 3}, r"probes=3: must be \(k, n\)"),
-        ({"probes": (1.0, 3)}, r"probes=\(1\.0, 3\): must be \(k, n\)"),
+        ({"total_start_timeout": -1.0}, r"total_start_timeout=-1\.0: must be a number of seconds"),
+        ({"failure_threshold": (4, 3)}, r"failure_threshold=\(4, 3\): must be \(k, n\)"),
+        ({"failure_threshold": (0, 3)}, r"failure_threshold=\(0, 3\): must be \(k, n\)"),
+        ({"failure_threshold": 3}, r"failure_threshold=3: must be \(k, n\)"),
+        ({"failure_threshold": (1.0, 3)}, r"failure_threshold=\(1\.0, 3\): must be \(k, n\)"),
         ({"stall_after": 5.0}, r"stall_after=5\.0: must be at least 6 s, k=3 times probe_interval=2"),
         ({"step_limit": 20.0}, r"step_limit=20\.0: must not be below stall_after=30"),
     ],

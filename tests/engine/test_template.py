@@ -185,7 +185,7 @@ def test_a_start_that_is_called_off_does_not_wait_for_the_template(
     monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)  # {}")
     template = host.template()
     threading.Timer(0.2, host.called_off.set).start()
-    with pytest.raises(templates.TemplateGone, match="not waited for"):
+    with pytest.raises(templates.TemplateGoneError, match="not waited for"):
         host.start(_leave, 0)
     assert not template.ended()
 

@@ -165,7 +165,7 @@ class Slow:
     def write(self, text): time.sleep(600)
     def flush(self): time.sleep(600)
 sys.stderr = Slow()
-rv.fatal(Dead, exit_code=7, deadline=0.5)(crash)("direct")
+rv.fatal(Dead, exit_code=7, timeout=0.5)(crash)("direct")
 """
     )
     assert done.returncode == 7
@@ -220,7 +220,7 @@ def test_a_type_or_a_dotted_name_is_found_anywhere_in_the_chain() -> None:
         ((KeyError,), {"limit": 0}, "limit=0"),
         ((KeyError,), {"exit_code": 0}, "exit_code=0"),
         ((KeyError,), {"exit_code": 256}, "exit_code=256"),
-        ((KeyError,), {"deadline": 0}, "deadline=0"),
+        ((KeyError,), {"timeout": 0}, "timeout=0"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_made(errors: Any, values: Any, message: str) -> None:

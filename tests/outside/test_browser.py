@@ -73,7 +73,7 @@ async def picture(page: Any, name: str) -> None:
 async def pool() -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
     """Two simulated engines with requests all the time, and a supervisor beside them."""
     arguments = {"tokens_per_second": 60.0}
-    engines = rv.engine_pool("llm", engine="sim", size=2, engine_args=arguments, start_deadline=120.0)
+    engines = rv.engine_pool("llm", engine="sim", size=2, engine_args=arguments, start_timeout=120.0)
     side = rv.subtree("side", rv.SupervisorSpec(children=[rv.coroutine("checkpoints", idle)]))
     async with tree(engines, side) as (sup, reader), anyio.create_task_group() as tasks:
 
@@ -313,7 +313,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_text_can_be_read_in_light_and_in_dark(browser: Any, scheme: str) -> None:
-    backoff = rv.Backoff(initial=40.0, maximum=40.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    backoff = rv.Backoff(initial=40.0, maximum=40.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     gate = anyio.Event()
 
     async def fail() -> None:

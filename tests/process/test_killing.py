@@ -36,7 +36,7 @@ killing.kill = seen
 if sys.argv[1] == "children":
     killed = end_children(20.0)
 else:
-    end = functools.partial(killing.end_processes, [identify(child.pid)], key=None, deadline=20.0)
+    end = functools.partial(killing.end_processes, [identify(child.pid)], key=None, timeout=20.0)
     killed = anyio.run(end).killed
 print(len(killed), "".join(sorted(set(states))), len(tree(identify(os.getpid()))))
 """

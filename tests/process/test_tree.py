@@ -72,7 +72,7 @@ async def test_a_whole_tree_is_ended_and_proven_gone_though_it_ignores_sigterm_a
     grandchild = known(read_pid(child))
     os.kill(grandchild.pid, signal.SIGSTOP)
     root = known(child.pid)
-    report = await end_processes([root], key=None, deadline=30.0)
+    report = await end_processes([root], key=None, timeout=30.0)
     assert report.verified
     assert report.left == ()
     assert {process.pid for process in report.killed} == {root.pid, grandchild.pid}
@@ -88,7 +88,7 @@ async def test_an_orphan_is_found_by_the_key_in_its_environment(spawn: Spawn, fa
     until_now(lambda: psutil.Process(orphan.pid).ppid() != child.pid)
     assert [process.pid for process in marked(f"{KEY}/orphan")] == [orphan.pid]
     assert marked(f"{KEY}/orpha") == ()
-    report = await end_processes([], key=f"{KEY}/orphan", deadline=30.0)
+    report = await end_processes([], key=f"{KEY}/orphan", timeout=30.0)
     assert report.verified
     assert [process.pid for process in report.killed] == [orphan.pid]
 
@@ -99,12 +99,12 @@ async def test_what_cannot_be_ended_in_time_is_reported_and_not_verified(
     child = spawn(stubborn)
     process = known(child.pid)
     monkeypatch.setattr(reaper, "send", lambda *_: False)
-    report = await end_processes([process], key=None, deadline=0.1)
+    report = await end_processes([process], key=None, timeout=0.1)
     assert not report.verified
     assert report.left == (process,)
 
 
 async def test_nothing_to_end_is_proof_enough() -> None:
-    report = await end_processes([], key=f"{KEY}/nobody", deadline=30.0)
+    report = await end_processes([], key=f"{KEY}/nobody", timeout=30.0)
     assert report.verified
     assert report.killed == ()

@@ -38,8 +38,8 @@ FAULT = Fault(
 WITHIN = 30.0
 
 
-def moved(path: str = "llm", why: str = "") -> r.SupervisorMoved:
-    return r.SupervisorMoved(at=1.0, path=path, state="running", why=why)
+def moved(path: str = "llm", why: str = "") -> r.SupervisorStateChanged:
+    return r.SupervisorStateChanged(at=1.0, path=path, state="running", why=why)
 
 
 def sample(kind: type[Any]) -> Any:
@@ -95,7 +95,7 @@ def test_every_record_becomes_json_and_is_described_field_by_field(kind: type[An
 
 def test_a_topic_is_the_path_of_the_child_and_each_is_numbered_by_itself() -> None:
     assert topic_of(r.FaultSeen(at=5.0, fault=FAULT)) == "rayvisor.llm/1"
-    assert topic_of(r.LoopStoodStill(at=5.0, seconds=1.0, doing="", stack="")) == "rayvisor."
+    assert topic_of(r.EventLoopBlocked(at=5.0, seconds=1.0, activity="", stack="")) == "rayvisor."
     messages = Messages("a")
     order = [json.loads(messages.of(moved(path), 0.0)[1])["sequence"] for path in ("a", "b", "a", "a", "b")]
     assert order == [1, 1, 2, 3, 2]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 
 
 @pytest.fixture
@@ -16,6 +16,6 @@ async def cluster(cluster_address: str) -> AsyncIterator[RayCluster]:
 
 
 @pytest.fixture
-async def place(cluster: RayCluster) -> AsyncIterator[RayPlace]:
-    async with RayPlace(cluster) as place:
+async def place(cluster: RayCluster) -> AsyncIterator[RayHostFactory]:
+    async with RayHostFactory(cluster) as place:
         yield place

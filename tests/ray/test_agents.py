@@ -8,14 +8,14 @@ import pytest
 
 from rayvisor._backends.process.tree import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.wire import EngineInfo
 from rayvisor.specs import ActorOptions
 
 pytestmark = pytest.mark.ray
 
 
-async def agent_pid(place: RayPlace, node: str, *, other_than: int = 0) -> int:
+async def agent_pid(place: RayHostFactory, node: str, *, other_than: int = 0) -> int:
     with anyio.fail_after(60):
         while True:
             pid = await place.agents.pid(node)
@@ -25,7 +25,7 @@ async def agent_pid(place: RayPlace, node: str, *, other_than: int = 0) -> int:
 
 
 async def test_an_agent_that_dies_is_made_again_and_told_of_every_host(
-    place: RayPlace, cluster: RayCluster
+    place: RayHostFactory, cluster: RayCluster
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
     info = await host.ensure_started(1, {}, 90)
@@ -41,7 +41,7 @@ async def test_an_agent_that_dies_is_made_again_and_told_of_every_host(
 
 
 async def test_a_stopped_agent_gives_no_proof_and_a_dead_one_is_replaced_for_it(
-    place: RayPlace, cluster: RayCluster
+    place: RayHostFactory, cluster: RayCluster
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
     await host.ready(90)
@@ -54,7 +54,7 @@ async def test_a_stopped_agent_gives_no_proof_and_a_dead_one_is_replaced_for_it(
 
 
 async def test_a_node_that_is_dead_needs_no_agents_word(
-    place: RayPlace, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+    place: RayHostFactory, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
     await host.ready(90)

@@ -28,7 +28,7 @@ async def test_a_call_that_is_not_answered_in_time_is_named_by_the_error(
     calls: CallThreads, gate: threading.Event
 ) -> None:
     with pytest.raises(RayCallTimeout, match=r"ray\.stuck was not answered within 0\.05 s") as raised:
-        await calls.run("ray.stuck", gate.wait, deadline=0.05)
+        await calls.run("ray.stuck", gate.wait, timeout=0.05)
     assert raised.value.call == "ray.stuck"
     assert isinstance(raised.value, TimeoutError)
 
@@ -44,7 +44,7 @@ async def test_the_loop_goes_on_while_calls_block(calls: CallThreads, gate: thre
 
     counting = asyncio.create_task(count())
     with pytest.raises(RayCallTimeout):
-        await calls.run("ray.stuck", gate.wait, deadline=0.5)
+        await calls.run("ray.stuck", gate.wait, timeout=0.5)
     counting.cancel()
     assert turns > 5
 
@@ -54,12 +54,12 @@ async def test_a_call_given_up_still_holds_its_thread_so_that_the_bound_stays_on
 ) -> None:
     for name in ("first", "second"):
         with pytest.raises(RayCallTimeout):
-            await calls.run(name, gate.wait, deadline=0.05)
+            await calls.run(name, gate.wait, timeout=0.05)
     ran = threading.Event()
     with pytest.raises(RayCallTimeout, match="also under way: first, second"):
-        await calls.run("third", ran.set, deadline=0.05)
+        await calls.run("third", ran.set, timeout=0.05)
     gate.set()
-    assert await calls.run("fourth", lambda: 4, deadline=60) == 4
+    assert await calls.run("fourth", lambda: 4, timeout=60) == 4
     assert not ran.is_set()  # nobody waited for it any more when its turn came
 
 
@@ -77,7 +77,7 @@ async def test_what_comes_too_late_is_undone(calls: CallThreads, gate: threading
         loop.call_soon_threadsafe(known.set)
 
     with pytest.raises(RayCallTimeout):
-        await calls.run("create", create, deadline=0.05, undo=undo)
+        await calls.run("create", create, timeout=0.05, undo=undo)
     gate.set()
     await asyncio.wait_for(known.wait(), 60)
     assert undone == [7]
@@ -88,11 +88,11 @@ async def test_what_a_call_raises_is_raised_to_the_waiter(calls: CallThreads) ->
         raise KeyError("name")
 
     with pytest.raises(KeyError, match="name"):
-        await calls.run("fail", fail, deadline=60)
+        await calls.run("fail", fail, timeout=60)
 
 
 async def test_cancelling_the_waiter_gives_the_call_up(calls: CallThreads, gate: threading.Event) -> None:
-    waiting = asyncio.create_task(calls.run("stuck", gate.wait, deadline=60))
+    waiting = asyncio.create_task(calls.run("stuck", gate.wait, timeout=60))
     await until(calls.under_way)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -21,11 +21,11 @@ DRIVER = """
 import asyncio, json, os
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 
 async def main():
     # What only a Ray can be told that is started is no hindrance to attach to one.
-    async with await RayCluster.connect(options={"num_cpus": 2}) as cluster, RayPlace(cluster) as place:
+    async with await RayCluster.connect(options={"num_cpus": 2}) as cluster, RayHostFactory(cluster) as place:
         host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         description = await host.ready(90)
         print(json.dumps({"started": cluster.started, "host": description.process.pid}), flush=True)
@@ -37,12 +37,12 @@ CHECKOUT = """
 import asyncio, json
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._backends.ray.package import package_folders
 
 async def main():
     upload = {"runtime_env": {"py_modules": list(package_folders())}}
-    async with await RayCluster.connect(options=upload) as cluster, RayPlace(cluster) as place:
+    async with await RayCluster.connect(options=upload) as cluster, RayHostFactory(cluster) as place:
         import ray
 
         def where():
@@ -60,7 +60,7 @@ LOCAL = """
 import asyncio, json, os, sys
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 
 async def main():
     assert "ray" not in sys.modules
@@ -73,7 +73,7 @@ async def main():
     counting = asyncio.create_task(count())
     cluster = await RayCluster.connect(num_cpus=2)
     counting.cancel()
-    async with cluster, RayPlace(cluster) as place:
+    async with cluster, RayHostFactory(cluster) as place:
         host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         info = await host.ensure_started(1, {}, 90)
         if sys.argv[1] == "wait":
@@ -157,9 +157,9 @@ async def test_a_driver_that_is_killed_leaves_no_host_and_no_engine_behind() -> 
     assert len(ours) == 3
     os.kill(process.pid, signal.SIGKILL)
     await process.wait()
-    deadline = time.monotonic() + 60
+    timeout = time.monotonic() + 60
     while any(alive(found) for found in ours):
-        assert time.monotonic() < deadline, ours
+        assert time.monotonic() < timeout, ours
         await asyncio.sleep(0.05)
 
 

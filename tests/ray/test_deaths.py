@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._backends.ray.actors import UserActor, UserActorPlace
+from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.adopted import Adoption
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.table import ActorState, died_of, look_up, read_row
@@ -57,8 +57,8 @@ def mortal() -> Any:
 
 
 @pytest.fixture(params=[True, False], ids=["push", "ask"])
-async def place(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[UserActorPlace]:
-    async with UserActorPlace(cluster, push=request.param) as place:
+async def place(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[UserActorFactory]:
+    async with UserActorFactory(cluster, push=request.param) as place:
         yield place
 
 
@@ -97,7 +97,7 @@ ROWS = {
 }
 
 
-async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActorPlace) -> None:
+async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActorFactory) -> None:
     found: dict[str, tuple[str, FaultClass, int | None]] = {}
     rows = ROWS if place.watch.push else ("SIGKILL", "exit_actor")
 
@@ -122,7 +122,7 @@ async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActor
 
 
 @pytest.mark.parametrize("place", [True], indirect=True, ids=["push"])
-async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorPlace) -> None:
+async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorFactory) -> None:
     owner = await place.create(mortal(), child="owner", incarnation=1, options=PLAIN)
     await owner.ready(90)
     handle = await owner.call("another")
@@ -135,7 +135,7 @@ async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorPla
     assert classify(ending_of(end, "serving")) is FATAL
 
 
-async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: UserActorPlace) -> None:
+async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: UserActorFactory) -> None:
     import ray
 
     remote: Any = ray.remote
@@ -144,7 +144,7 @@ async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: Use
     os.kill(await actor.call("pid"), signal.SIGKILL)
     with anyio.fail_after(60):
         end = await actor.ended()
-    assert end.renewed
+    assert end.restarted_by_ray
     assert end.root.type == "SYSTEM_ERROR"
     ray.kill(handle)
 

@@ -10,25 +10,25 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from rayvisor._backends.host.local import LocalPlace
+from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor._backends.process.tree import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
-from rayvisor._core.protocol.links import HostGone, HostLink, HostPlace
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, HostItem, Order, Phase
+from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._core.protocol.links import HostFactory, HostGoneError, HostLink
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, HostItem, Phase
 from rayvisor.specs import ActorOptions
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(params=["here", "ray"])
-async def place(request: pytest.FixtureRequest, cluster: RayCluster) -> AsyncIterator[HostPlace]:
-    place: HostPlace = LocalPlace() if request.param == "here" else RayPlace(cluster)
+async def place(request: pytest.FixtureRequest, cluster: RayCluster) -> AsyncIterator[HostFactory]:
+    place: HostFactory = LocalHostFactory() if request.param == "here" else RayHostFactory(cluster)
     yield place
     await place.close()
 
 
-async def make(place: HostPlace, epoch: int = 1) -> HostLink:
+async def make(place: HostFactory, epoch: int = 1) -> HostLink:
     return await place.create(child="llm/1", epoch=epoch, engine="sim", options=ActorOptions())
 
 
@@ -51,7 +51,7 @@ async def items(host: HostLink, kind: type[HostItem], count: int) -> list[HostIt
     return found
 
 
-async def test_a_host_describes_itself(place: HostPlace) -> None:
+async def test_a_host_describes_itself(place: HostFactory) -> None:
     host = await make(place)
     description = await host.ready(90)
     assert (description.child, description.epoch, description.engine) == ("llm/1", 1, "sim")
@@ -62,14 +62,14 @@ async def test_a_host_describes_itself(place: HostPlace) -> None:
     assert (await host.ready(90)).serving
 
 
-async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(place: HostPlace) -> None:
+async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(place: HostFactory) -> None:
     host = await make(place)
     first, second = await asyncio.gather(started(host), started(host))
     assert first == second
     assert await started(host) == first
 
 
-async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(place: HostPlace) -> None:
+async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(place: HostFactory) -> None:
     host = await make(place)
     died = await host.ensure_started(1, {"fail_start": "no weights"}, 90)
     assert isinstance(died, Died)
@@ -77,18 +77,18 @@ async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(place: 
     await started(host, 2)
 
 
-async def test_tokens_come_through_the_one_stream(place: HostPlace) -> None:
+async def test_tokens_come_through_the_one_stream(place: HostFactory) -> None:
     host = await make(place)
     await started(host)
     reading = asyncio.ensure_future(items(host, Chunk, 1))
-    await host.submit(1, [Order("r1", 1, "once upon a time", {"max_tokens": 5})])
+    await host.submit(1, [GenerateCommand("r1", 1, "once upon a time", {"max_tokens": 5})])
     (chunk, *_) = await reading
     assert isinstance(chunk, Chunk)
     assert (chunk.request, chunk.attempt) == ("r1", 1)
     await host.abort([("r1", 1)])
 
 
-async def test_the_phases_of_a_start_come_through_the_stream(place: HostPlace) -> None:
+async def test_the_phases_of_a_start_come_through_the_stream(place: HostFactory) -> None:
     host = await make(place)
     await started(host)
     (phase,) = (await items(host, Phase, 1))[:1]
@@ -96,7 +96,7 @@ async def test_the_phases_of_a_start_come_through_the_stream(place: HostPlace) -
     assert phase.incarnation == 1
 
 
-async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostPlace) -> None:
+async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostFactory) -> None:
     host = await make(place)
     info = await started(host)
     reading = asyncio.ensure_future(items(host, Died, 1))
@@ -108,7 +108,7 @@ async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostPlace)
     assert set(again.processes).isdisjoint(info.processes)
 
 
-async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: HostPlace) -> None:
+async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: HostFactory) -> None:
     host = await make(place)
     info = await started(host)
     await host.stop_engine(1, 1.0)
@@ -117,7 +117,7 @@ async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: H
     assert not (await host.ready(90)).serving
 
 
-async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: HostPlace) -> None:
+async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: HostFactory) -> None:
     host = await make(place)
     info = await started(host)
     os.kill(info.processes[-1].pid, signal.SIGSTOP)
@@ -130,15 +130,15 @@ async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: H
     with anyio.fail_after(60):
         ends = await asyncio.gather(*waiting)
     assert all(end.intended for end in ends)
-    with pytest.raises(HostGone):
+    with pytest.raises(HostGoneError):
         await reading
-    with pytest.raises(HostGone) as gone:
+    with pytest.raises(HostGoneError) as gone:
         await host.submit(1, [])
     assert gone.value.end.intended
 
 
 async def test_a_newer_epoch_comes_up_beside_what_is_left_of_the_older_and_all_end_together(
-    place: HostPlace,
+    place: HostFactory,
 ) -> None:
     first, second = await make(place, 1), await make(place, 2)
     infos = [await started(first), await started(second)]
@@ -149,7 +149,7 @@ async def test_a_newer_epoch_comes_up_beside_what_is_left_of_the_older_and_all_e
     assert (await place.end_child("llm/1", 30)).verified
 
 
-async def test_closing_the_place_tells_everyone_who_waits_for_a_host(place: HostPlace) -> None:
+async def test_closing_the_place_tells_everyone_who_waits_for_a_host(place: HostFactory) -> None:
     host = await make(place)
     info = await started(host)
     waiting = asyncio.ensure_future(host.ended())

@@ -16,8 +16,8 @@ from rayvisor._backends.process.tree import alive, marked
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, WorkerPackageError
 from rayvisor._backends.ray.hosts import RayHost
-from rayvisor._backends.ray.place import RayPlace
-from rayvisor._core.protocol.links import HostGone
+from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
 from rayvisor.specs import ActorOptions, NodePin
 
@@ -39,7 +39,7 @@ async def until_gone(*processes: ProcessId, seconds: float = 60.0) -> None:
 
 
 async def test_a_host_that_ray_loses_sight_of_while_it_comes_up_is_asked_again_and_made_once(
-    place: RayPlace,
+    place: RayHostFactory,
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     real = host._actor
@@ -70,7 +70,7 @@ async def test_a_host_that_ray_loses_sight_of_while_it_comes_up_is_asked_again_a
     assert pid != os.getpid()
 
 
-async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayPlace) -> None:
+async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     description = await host.ready(90)
     assert description.process.pid != os.getpid()
@@ -85,7 +85,7 @@ async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayP
     assert await host.ended() == end
 
 
-async def test_of_a_host_with_an_engine_its_node_tells_first_and_how_it_ended(place: RayPlace) -> None:
+async def test_of_a_host_with_an_engine_its_node_tells_first_and_how_it_ended(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     await started(host)
     pid = (await host.ready(90)).process.pid
@@ -101,7 +101,7 @@ async def test_of_a_host_with_an_engine_its_node_tells_first_and_how_it_ended(pl
     assert not ends[0].unavailable
 
 
-async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: RayPlace) -> None:
+async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     await started(host)
     os.kill(await place.agents.pid(host.node_id), signal.SIGKILL)
@@ -114,7 +114,7 @@ async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: Ra
 
 
 async def test_a_killed_hosts_process_tree_is_gone_within_seconds_though_it_is_stopped(
-    place: RayPlace,
+    place: RayHostFactory,
 ) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
@@ -131,7 +131,7 @@ async def test_a_killed_hosts_process_tree_is_gone_within_seconds_though_it_is_s
     assert marked(host.key) == ()
 
 
-async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place: RayPlace) -> None:
+async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
     description = await host.ready(90)
@@ -146,20 +146,20 @@ async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place
     assert end.intended
 
 
-async def test_a_stream_ends_with_the_host(place: RayPlace) -> None:
+async def test_a_stream_ends_with_the_host(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     description = await host.ready(90)
     reading = asyncio.ensure_future(anext(aiter(host.stream())))
     await host.flow("nobody", 1, is_open=True)
     os.kill(description.process.pid, signal.SIGKILL)
-    with pytest.raises(HostGone) as gone:
+    with pytest.raises(HostGoneError) as gone:
         await reading
     assert gone.value.end.root.type == "SYSTEM_ERROR"
-    with pytest.raises(HostGone):
+    with pytest.raises(HostGoneError):
         await host.abort([])
 
 
-async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(place: RayPlace) -> None:
+async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(place: RayHostFactory) -> None:
     first = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     with pytest.raises(ValueError, match="epoch=1"):
         await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
@@ -172,15 +172,15 @@ async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(place: RayPlac
     assert {process.pid for process in report.killed} <= pids
 
 
-async def test_a_host_that_never_came_up_is_ended_all_the_same(place: RayPlace) -> None:
+async def test_a_host_that_never_came_up_is_ended_all_the_same(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     report = await host.end(10)
     assert report.verified
-    with pytest.raises(HostGone):
+    with pytest.raises(HostGoneError):
         await host.ready(5)
 
 
-async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayPlace) -> None:
+async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayHostFactory) -> None:
     options = ActorOptions(num_cpus=0, resources={"slot": 99})
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
     with pytest.raises(RayCallTimeout, match="no node has slot=99: the largest has 4 in all"):
@@ -189,7 +189,7 @@ async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayP
 
 
 async def test_resources_variables_and_the_node_are_passed_through(
-    place: RayPlace, cluster: RayCluster, tmp_path: Path
+    place: RayHostFactory, cluster: RayCluster, tmp_path: Path
 ) -> None:
     options = ActorOptions(
         num_cpus=1,
@@ -208,7 +208,7 @@ async def test_resources_variables_and_the_node_are_passed_through(
     await crowded.ready(90)
 
 
-async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(place: RayPlace) -> None:
+async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(place: RayHostFactory) -> None:
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
     pid = (await host.ready(90)).process.pid
@@ -224,7 +224,7 @@ async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(p
 
 @pytest.mark.parametrize("body", ["__version__ = '0.0.1'", "raise ImportError('no rayvisor here')"])
 async def test_workers_without_the_drivers_package_get_one_error_with_the_line_to_paste(
-    place: RayPlace, tmp_path: Path, body: str
+    place: RayHostFactory, tmp_path: Path, body: str
 ) -> None:
     package = tmp_path / "rayvisor"
     package.mkdir()

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.process.tree import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayPlace
+from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._backends.ray.nodes import NodeWatch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayvisor as rv
@@ -53,7 +53,7 @@ async def apart(place, child, *siblings):
     return host.node_id
 
 async def main():
-    async with await RayCluster.connect(nodes.address) as cluster, RayPlace(cluster) as place:
+    async with await RayCluster.connect(nodes.address) as cluster, RayHostFactory(cluster) as place:
         near = await place.create(
             child="llm/1", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"near": 1})
         )

@@ -31,7 +31,7 @@ async def supervisor(random_model: Path, cluster_address: str) -> AsyncIterator[
                 num_cpus=0,
                 intensity=20,
                 period=7200.0,
-                deadline=240.0,
+                request_timeout=240.0,
             )
         ]
     )

@@ -35,7 +35,7 @@ class Armoury:
         self.gate = gate
 
     async def arm(self, message: str) -> None:
-        await self.gate.call("collective_rpc", "arm", args=(message,), within=30.0)
+        await self.gate.call("collective_rpc", "arm", args=(message,), timeout=30.0)
 
 
 def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
@@ -45,8 +45,8 @@ def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
         ranks=1,
         gate=gate,
         recoveries=1,
-        start_deadline=600.0,
-        deadline=900.0,
+        start_timeout=600.0,
+        timeout=900.0,
         period=86400.0,
     )
     spec = cast("EnginePoolSpec", pool.start)
@@ -91,18 +91,18 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
     armoury = Armoury()
     async with tree(random_model, armoury.keep) as sup:
         watch = sup.watch()
-        await wait_for_state(sup, "llm/1", SERVING, within=600)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=600)
         info = sup.engine_info("llm/1")
         assert info is not None
         assert (info.instructions, info.recovery_timeout) == (("retry",), 120.0)
         expected = await read_all(sup)
 
         assert await read_over_a_fault(sup, armoury, "the first") == expected
-        await wait_for_state(sup, "llm/1", SERVING, incarnation=1, within=60)
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=1, timeout=60)
 
         # There is one recovery in this period: the next fault has it restarted.
         assert await read_over_a_fault(sup, armoury, "the second") == expected
-        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, within=600)
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=600)
         info = sup.engine_info("llm/1")
         assert info is not None
         assert info.instructions == ()
@@ -111,7 +111,7 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read, sup, {}, PROMPTS[0])
             await armoury.arm("the third")
-            await wait_for_state(sup, "llm/1", "RESTARTING", within=60)
+            await wait_for_state(sup, "llm/1", "RESTARTING", timeout=60)
             tasks.cancel_scope.cancel()
     seen = [record async for record in watch]
     faults = [x.fault for x in seen if isinstance(x, r.FaultSeen)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from rayvisor._core.protocol.wire import Chunk, EngineInfo, LogprobEntry, Order, Prompt
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, LogprobEntry, Prompt
 from rayvisor.faults import Cause, Fault, FaultClass
 
 EOS = 0
@@ -81,7 +81,7 @@ def logprobs_of(token: int) -> tuple[LogprobEntry, ...]:
 class Run:
     """One order in an engine."""
 
-    order: Order
+    order: GenerateCommand
     whole: Answer = field(init=False)
     position: int = field(init=False)
     characters: int = field(init=False)

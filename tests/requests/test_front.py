@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rayvisor._core.protocol.wire import Chunk, EngineInfo, Lost, Order, Refused
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, Lost, Refused
 from rayvisor._core.requests.effects import (
     Abort,
     Deliver,
@@ -19,9 +19,9 @@ from rayvisor._core.requests.effects import (
     Fail,
     Finish,
     Flow,
+    MadeProgress,
     NextDeadline,
-    SendOrders,
-    Useful,
+    SendCommands,
 )
 from rayvisor._core.requests.errors import (
     AttemptsExhaustedError,
@@ -34,7 +34,7 @@ from rayvisor._core.requests.errors import (
     RequestError,
     UnmovableRequestError,
 )
-from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor.faults import FaultClass
 from tests.requests.oracle import fault_of
@@ -49,18 +49,18 @@ class Bench:
     """A front, and what it asked for last."""
 
     def __init__(self, **limits: Any) -> None:
-        self.front = Front(RequestLimits(**limits), Random(1))
+        self.front = RequestScheduler(RequestLimits(**limits), Random(1))
         self.now = 0.0
         self.last: list[Effect] = []
         self.all: list[Effect] = []
-        self.at: dict[str, tuple[str, int, Order]] = {}
+        self.at: dict[str, tuple[str, int, GenerateCommand]] = {}
         self.incarnations: dict[str, int] = {}
 
     def note(self, effects: list[Effect]) -> Bench:
         self.last = effects
         self.all += effects
         for effect in effects:
-            if isinstance(effect, SendOrders):
+            if isinstance(effect, SendCommands):
                 for order in effect.orders:
                     self.at[order.request] = (effect.child, effect.incarnation, order)
         return self
@@ -110,7 +110,7 @@ class Bench:
         return self.at[f"{request}.0"][0]
 
     def sent(self) -> list[str]:
-        return [order.request for effect in self.of(SendOrders) for order in effect.orders]
+        return [order.request for effect in self.of(SendCommands) for order in effect.orders]
 
     def error(self) -> RequestError:
         (fail,) = self.of(Fail)
@@ -274,7 +274,7 @@ def test_an_engine_that_gave_a_request_up_rests_before_it_is_given_another() -> 
 
 
 def test_orders_that_could_not_be_sent_do_not_count_as_attempts() -> None:
-    bench = Bench(attempts=1).up(A, B).submit("r0")
+    bench = Bench(max_attempts=1).up(A, B).submit("r0")
     for expected in (B, A, B):
         child, incarnation, order = bench.at["r0.0"]
         bench.note(
@@ -318,14 +318,14 @@ def test_a_finish_that_was_lost_is_made_good_without_an_engine() -> None:
 
 def test_an_engine_is_useful_from_its_first_delivered_token_and_that_is_said_once() -> None:
     bench = Bench().up(A).submit("r0", SAMPLED)
-    assert bench.chunk("r0").of(Useful) == []
-    assert bench.chunk("r0", 65).of(Useful) == [Useful(A, 1)]
-    assert bench.chunk("r0", 66).of(Useful) == []
+    assert bench.chunk("r0").of(MadeProgress) == []
+    assert bench.chunk("r0", 65).of(MadeProgress) == [MadeProgress(A, 1)]
+    assert bench.chunk("r0", 66).of(MadeProgress) == []
     bench.down(A).up(A)
-    assert bench.chunk("r0", 65, 66).of(Useful) == [], (
+    assert bench.chunk("r0", 65, 66).of(MadeProgress) == [], (
         "tokens that were delivered before are no use to anybody"
     )
-    assert bench.chunk("r0", 67).of(Useful) == [Useful(A, 2)]
+    assert bench.chunk("r0", 67).of(MadeProgress) == [MadeProgress(A, 2)]
 
 
 # What ends a request otherwise
@@ -342,17 +342,17 @@ def test_a_request_that_is_refused_fails_with_what_the_engine_said() -> None:
 
 
 def test_a_deadline_ends_a_request_wherever_it_is() -> None:
-    bench = Bench(deadline=10.0).up(A).submit("r0").chunk("r0", 65)
+    bench = Bench(timeout=10.0).up(A).submit("r0").chunk("r0", 65)
     assert bench.of(NextDeadline, ever=True)[0].at == 10.0
     assert bench.wait(9.9).of(Fail) == []
     error = bench.wait(0.1).error()
     assert isinstance(error, DeadlineExceededError)
-    assert (error.deadline, error.delivered, error.where) == (10.0, 1, "in flight")
+    assert (error.timeout, error.delivered, error.where) == (10.0, 1, "in flight")
     assert bench.of(Abort) == [Abort(A, 1, (("r0.0", 1),))]
 
 
 def test_a_deadline_ends_a_request_that_waits_and_names_the_fault_it_met() -> None:
-    bench = Bench().up(A).submit("r0", deadline=5.0).chunk("r0", 65).down(A)
+    bench = Bench().up(A).submit("r0", timeout=5.0).chunk("r0", 65).down(A)
     error = bench.wait(5.0).error()
     assert isinstance(error, DeadlineExceededError)
     assert str(error).startswith("ProcessKilled: EngineCore was ended by SIGKILL")
@@ -360,7 +360,7 @@ def test_a_deadline_ends_a_request_that_waits_and_names_the_fault_it_met() -> No
 
 
 def test_attempts_are_bounded() -> None:
-    bench = Bench(attempts=2).up(A).submit("r0").down(A).up(A).down(A)
+    bench = Bench(max_attempts=2).up(A).submit("r0").down(A).up(A).down(A)
     error = bench.error()
     assert isinstance(error, AttemptsExhaustedError)
     assert error.attempts == 2
@@ -396,11 +396,11 @@ def test_what_has_not_delivered_anything_is_sent_anew_whatever_it_is() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("deadline", 0),
-        ("deadline", float("inf")),
-        ("attempts", 0),
+        ("timeout", 0),
+        ("timeout", float("inf")),
+        ("max_attempts", 0),
         ("on_divergence", "ignore"),
-        ("deadline", "1"),
+        ("timeout", "1"),
     ],
 )
 def test_a_wrong_bound_is_named_with_its_value(field: str, value: Any) -> None:
@@ -493,7 +493,7 @@ def test_a_request_under_which_its_engine_dies_alone_is_poison_and_the_innocents
     assert (error.request, error.strikes) == ("r0", 3)
     assert error.fault is not None
     assert str(error).startswith("ProcessKilled: EngineCore was ended by SIGKILL")
-    assert bench.of(Useful) == [Useful(A, 3)], "the engine is not to blame"
+    assert bench.of(MadeProgress) == [MadeProgress(A, 3)], "the engine is not to blame"
     assert bench.up(A).sent() == ["r1.0"]
     assert len(bench.chunk("r1", 65, finish_reason="stop").of(Finish)) == 1
 
@@ -539,7 +539,7 @@ def test_quarantine_is_never_on_a_spare() -> None:
 
 
 def test_a_suspect_that_others_keep_out_is_let_in_when_half_of_its_time_is_over() -> None:
-    bench = Bench(deadline=100.0).up(A).submit("r0").down(A).up(A).down(A)
+    bench = Bench(timeout=100.0).up(A).submit("r0").down(A).up(A).down(A)
     bench.submit("r1").submit("r2").up(A)
     assert bench.sent() == ["r1.0", "r2.0"]
     bench.wait(50.0)
@@ -560,7 +560,7 @@ def test_a_suspect_whose_lost_finish_can_be_made_good_is_not_poison() -> None:
 
 
 def test_after_one_deadline_the_next_one_is_asked_for() -> None:
-    bench = Bench().up(A).submit("r0", deadline=5.0).submit("r1", deadline=9.0)
+    bench = Bench().up(A).submit("r0", timeout=5.0).submit("r1", timeout=9.0)
     assert [effect.at for effect in bench.of(NextDeadline, ever=True)] == [5.0]
     assert [effect.at for effect in bench.wait(5.0).of(NextDeadline)] == [9.0]
     assert [fail.request for fail in bench.wait(4.0).of(Fail)] == ["r1"]

@@ -10,28 +10,28 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rayvisor._core.protocol.wire import Chunk, HostItem, Lost, Order
+from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost
 from rayvisor._core.requests.effects import (
+    Abandoned,
     Abort,
     Deliver,
     Effect,
     Fail,
     Finish,
     Flow,
-    Left,
+    MadeProgress,
     NextDeadline,
-    SendOrders,
-    Useful,
+    SendCommands,
 )
 from rayvisor._core.requests.errors import PoisonRequestError
-from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.results import Completion, GenerationChunk
 from rayvisor.faults import FaultClass
 from tests.requests.oracle import INFO, Run, answer, fault_of
 
 CHILDREN = ("pool/1", "pool/2", "pool/3")
-LIMITS = RequestLimits(queue_limit=1000, deadline=1e6, attempts=10_000, slow_at=6, fast_at=2)
+LIMITS = RequestLimits(queue_limit=1000, timeout=1e6, max_attempts=10_000, slow_at=6, fast_at=2)
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Engine:
     incarnation: int
     spare: bool
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
-    on_the_way: list[Order] = field(default_factory=list)
+    on_the_way: list[GenerateCommand] = field(default_factory=list)
     items: list[HostItem] = field(default_factory=list)
     gone: set[tuple[str, int]] = field(default_factory=set)
     stopped_reading: set[tuple[str, int]] = field(default_factory=set)
@@ -69,7 +69,7 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.front = Front(LIMITS, Random(1))
+        self.front = RequestScheduler(LIMITS, Random(1))
         self.now = 0.0
         self.engines: dict[str, Engine] = {}
         self.dead: list[Engine] = []
@@ -91,16 +91,16 @@ class Requests(RuleBasedStateMachine):
                     assert isinstance(error, PoisonRequestError), error
                     assert request in self.poisonable
                     self.readers[request].state = "failed"
-                case Left(request):
+                case Abandoned(request):
                     self.readers[request].state = "left"
-                case SendOrders(child, incarnation, orders):
+                case SendCommands(child, incarnation, orders):
                     self.send(self.engine(child, incarnation), orders)
                 case Abort(child, incarnation, attempts):
                     self.drop(self.engine(child, incarnation), set(attempts))
                 case Flow(child, incarnation, request, attempt, is_open):
                     stopped = self.engine(child, incarnation).stopped_reading
                     (stopped.discard if is_open else stopped.add)((request, attempt))
-                case Useful() | NextDeadline():
+                case MadeProgress() | NextDeadline():
                     pass
 
     def engine(self, child: str, incarnation: int) -> Engine:
@@ -145,7 +145,7 @@ class Requests(RuleBasedStateMachine):
         assert tuple(reader.tokens[index]) == expected.tokens[: len(reader.tokens[index])]
         assert expected.text.startswith(reader.text[index])
 
-    def send(self, engine: Engine, orders: tuple[Order, ...]) -> None:
+    def send(self, engine: Engine, orders: tuple[GenerateCommand, ...]) -> None:
         assert not engine.spare
         assert self.open_gates[engine.child]
         for order in orders:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._core.protocol.wire import Order, Refused
+from rayvisor._core.protocol.wire import GenerateCommand, Refused
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor.pool import (
     DeadlineExceededError,
@@ -45,7 +45,7 @@ class Line:
         self.submitted: list[str] = []
         self.before_submit: Callable[[str], Awaitable[None]] | None = None
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[Order], /) -> None:
+    async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand], /) -> None:
         if self.before_submit is not None:
             await self.before_submit(child)
         for order in orders:
@@ -319,7 +319,7 @@ async def test_result_takes_everything_so_nothing_is_held_back() -> None:
 async def test_a_deadline_ends_the_stream_after_what_was_delivered() -> None:
     clock = Clock()
     async with running(A, clock=clock) as (pool, line):
-        generation = pool.generate("once", LONG, deadline=5)
+        generation = pool.generate("once", LONG, timeout=5)
         await until(lambda: line.runs)
         line.generate(3)
         clock.now = 5.0
@@ -335,7 +335,7 @@ async def test_the_pool_keeps_deadlines_by_itself() -> None:
     with anyio.fail_after(60):
         async with EnginePool(line) as pool:
             with pytest.raises(DeadlineExceededError):
-                await pool.generate("once", deadline=0.01).result()
+                await pool.generate("once", timeout=0.01).result()
 
 
 async def test_when_no_engine_will_come_back_the_root_cause_is_named() -> None:
@@ -399,7 +399,7 @@ async def test_an_engine_that_does_not_take_its_orders_is_routed_around() -> Non
 
 async def test_a_send_that_hangs_is_given_up() -> None:
     line = Line()
-    pool = EnginePool(line, send_deadline=0.01)
+    pool = EnginePool(line, send_timeout=0.01)
     line.pool = pool
     with anyio.fail_after(60):
         async with pool:
@@ -493,7 +493,7 @@ async def test_a_batch_takes_parameters_for_each() -> None:
 async def test_the_first_error_of_a_batch_is_raised_and_the_rest_aborted() -> None:
     async with running(A) as (pool, line):
         batch = asyncio.ensure_future(
-            pool.generate_many(["a", "b"], [LONG, {**LONG, "deadline": None, "n": 0}])
+            pool.generate_many(["a", "b"], [LONG, {**LONG, "timeout": None, "n": 0}])
         )
         with pytest.raises(InvalidRequestError, match="n"):
             await batch

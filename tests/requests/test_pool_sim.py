@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._core.protocol.wire import Died, EngineInfo, Order, ProcessId
+from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, ProcessId
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor.pool import Completion
 from tests.requests.oracle import fault_of
@@ -51,7 +51,7 @@ class Host:
         self.pool = EnginePool(self, rng=Random(2))
         self.kill_at = math.inf
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[Order], /) -> None:
+    async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand], /) -> None:
         del child
         await self.host.submit(incarnation, orders)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayvisor._core.protocol.wire import Chunk
-from rayvisor._core.requests.effects import Abort, Deliver, Fail, Finish, SendOrders
+from rayvisor._core.requests.effects import Abort, Deliver, Fail, Finish, SendCommands
 from rayvisor._core.requests.errors import InvalidRequestError, WeightsChangedError
 from tests.requests.test_front import SAMPLED, A, B, Bench
 
@@ -65,7 +65,7 @@ def test_where_nobody_says_which_weights_there_are_it_stays_where_it_is() -> Non
 def test_restarted_it_leaves_at_once_begins_anew_and_nothing_old_is_in_its_completion() -> None:
     bench = stale(one(Bench(), "restart", params={**SAMPLED, "logprobs": 0}), A)
     assert bench.of(Abort)
-    assert not bench.of(SendOrders)
+    assert not bench.of(SendCommands)
     bench.front.weights(A, 1, NEW)
     bench.note(bench.front.gate(A, is_open=True, now=0.0))
     _, _, order = bench.at["r.0"]

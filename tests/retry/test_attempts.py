@@ -13,13 +13,13 @@ from rayvisor._core.tasks.attempts import Attempts, Limits
 
 
 def delays(backoff: rv.Backoff, *, attempts: int = 6, seed: int = 1) -> list[float]:
-    tried = Attempts(Limits(attempts=attempts, backoff=backoff), Random(seed), 0.0)
+    tried = Attempts(Limits(max_attempts=attempts, backoff=backoff), Random(seed), 0.0)
     found = iter(lambda: tried.failed("no", 0.0), None)
     return list(found)
 
 
 def test_as_many_attempts_are_made_as_are_allowed_and_each_but_the_last_is_followed_by_a_delay() -> None:
-    backoff = rv.Backoff(initial=6.0, maximum=8.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    backoff = rv.Backoff(initial=6.0, maximum=8.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     assert delays(backoff, attempts=3) == [6.0, 8.0]
     assert delays(backoff, attempts=1) == []
 
@@ -35,7 +35,7 @@ def test_no_delay_is_longer_than_the_maximum_and_a_seed_repeats_them_all(
     jitter: rv.Jitter, initial: float, factor: float, room: float, seed: int
 ) -> None:
     backoff = rv.Backoff(
-        initial=initial, factor=factor, maximum=initial + room, jitter=jitter, first_at_once=False
+        initial=initial, factor=factor, maximum=initial + room, jitter=jitter, first_delay_zero=False
     )
     found = delays(backoff, seed=seed)
     assert len(found) == 5
@@ -47,36 +47,36 @@ def test_no_delay_is_longer_than_the_maximum_and_a_seed_repeats_them_all(
 
 @pytest.mark.parametrize("jitter", [rv.Jitter.FULL, rv.Jitter.EQUAL, rv.Jitter.DECORRELATED])
 def test_many_that_fail_together_do_not_come_back_together(jitter: rv.Jitter) -> None:
-    backoff = rv.Backoff(initial=1.0, maximum=9.0, jitter=jitter, first_at_once=False)
+    backoff = rv.Backoff(initial=1.0, maximum=9.0, jitter=jitter, first_delay_zero=False)
     seconds = {delays(backoff, seed=seed)[1] for seed in range(50)}
     assert len(seconds) == 50
 
 
 def test_no_attempt_begins_after_the_elapsed_time() -> None:
-    backoff = rv.Backoff(initial=2.0, maximum=2.0, jitter=rv.Jitter.NONE, first_at_once=False)
-    tried = Attempts(Limits(elapsed=10.0, backoff=backoff), Random(1), now=100.0)
+    backoff = rv.Backoff(initial=2.0, maximum=2.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
+    tried = Attempts(Limits(timeout=10.0, backoff=backoff), Random(1), now=100.0)
     assert tried.failed("no", 105.0) == 2.0
     assert tried.failed("no", 108.0) == 2.0
     assert tried.failed("no", 108.1) is None
 
 
 def test_the_bounds_of_the_backoff_hold_as_well() -> None:
-    few = rv.Backoff(initial=0.0, maximum=0.0, attempts=2)
+    few = rv.Backoff(initial=0.0, maximum=0.0, max_retries=2)
     assert len(delays(few, attempts=9)) == 2
-    short = Limits(elapsed=60.0, backoff=rv.Backoff(elapsed=5.0))
+    short = Limits(timeout=60.0, backoff=rv.Backoff(timeout=5.0))
     assert (short.longest, short.most) == (5.0, None)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attempts": 0}, "attempts=0: must be a whole number of attempts in all"),
-        ({"attempts": True}, "attempts=True"),
-        ({"attempts": 2.5}, "attempts=2.5"),
-        ({"attempts": None}, "would go on for ever"),
-        ({"elapsed": -1.0}, "elapsed=-1.0"),
-        ({"elapsed": float("nan")}, "elapsed=nan"),
-        ({"elapsed": float("inf")}, "elapsed=inf"),
+        ({"max_attempts": 0}, "max_attempts=0: must be a whole number of attempts in all"),
+        ({"max_attempts": True}, "max_attempts=True"),
+        ({"max_attempts": 2.5}, "max_attempts=2.5"),
+        ({"max_attempts": None}, "would go on for ever"),
+        ({"timeout": -1.0}, "timeout=-1.0"),
+        ({"timeout": float("nan")}, "timeout=nan"),
+        ({"timeout": float("inf")}, "timeout=inf"),
         ({"backoff": 3.0}, "backoff=3.0: must be a Backoff"),
         ({"seed": "x"}, "seed='x'"),
         ({"retry_on": "ConnectionError"}, "retry_on='ConnectionError'"),
@@ -94,7 +94,7 @@ def test_a_value_that_cannot_work_is_refused_when_it_is_given(
 
 
 def test_the_note_counts_all_and_shows_the_last_ones() -> None:
-    tried = Attempts(Limits(attempts=12, backoff=rv.Backoff(initial=0.0)), Random(1), 0.0)
+    tried = Attempts(Limits(max_attempts=12, backoff=rv.Backoff(initial=0.0)), Random(1), 0.0)
     for number in range(12):
         tried.failed(f"KeyError: {number}\nmore", number / 2)
     lines = tried.note().splitlines()

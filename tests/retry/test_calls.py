@@ -15,7 +15,7 @@ import pytest
 
 import rayvisor as rv
 
-QUICK = rv.Backoff(initial=0.001, maximum=0.002, first_at_once=False)
+QUICK = rv.Backoff(initial=0.001, maximum=0.002, first_delay_zero=False)
 
 
 class Flaky:
@@ -50,7 +50,7 @@ async def test_a_coroutine_function_is_awaited_again() -> None:
 
 @pytest.mark.parametrize("bare", [True, False])
 async def test_it_decorates_functions_methods_and_coroutine_functions(*, bare: bool) -> None:
-    decorate = rv.retry if bare else rv.retry(backoff=QUICK, attempts=5)
+    decorate = rv.retry if bare else rv.retry(backoff=QUICK, max_attempts=5)
 
     class Client:
         def __init__(self) -> None:
@@ -168,7 +168,7 @@ def test_a_cancelled_future_passes_too() -> None:
 
 
 async def test_cancellation_passes_from_an_attempt_and_from_a_delay() -> None:
-    slow = rv.Backoff(initial=60.0, maximum=60.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    slow = rv.Backoff(initial=60.0, maximum=60.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     for target in (anyio.sleep_forever, Flaky(ConnectionResetError()).later):
         with anyio.move_on_after(0.05) as scope:
             await rv.retry(target, retry_on=Exception, backoff=slow)()
@@ -179,7 +179,7 @@ def test_when_it_is_exhausted_the_last_error_is_raised_with_the_attempts_in_a_no
     errors = [ConnectionResetError(f"number {number}") for number in range(9)]
     flaky = Flaky(*errors)
     with pytest.raises(ConnectionResetError) as raised:
-        rv.retry(flaky, attempts=3, backoff=QUICK)()
+        rv.retry(flaky, max_attempts=3, backoff=QUICK)()
     assert raised.value is errors[2]
     (note,) = raised.value.__notes__
     assert note.startswith("rayvisor.retry: 3 attempts in ")
@@ -204,10 +204,10 @@ def test_elapsed_time_ends_the_attempts() -> None:
         calls += 1
         raise ConnectionResetError
 
-    backoff = rv.Backoff(initial=0.01, maximum=0.01, jitter=rv.Jitter.NONE, first_at_once=False)
+    backoff = rv.Backoff(initial=0.01, maximum=0.01, jitter=rv.Jitter.NONE, first_delay_zero=False)
     began = time.monotonic()
     with pytest.raises(ConnectionResetError):
-        rv.retry(fail, attempts=None, elapsed=0.1, backoff=backoff)()
+        rv.retry(fail, max_attempts=None, timeout=0.1, backoff=backoff)()
     assert 2 <= calls <= 11
     assert time.monotonic() - began < 30.0
 

@@ -18,7 +18,7 @@ import rayvisor as rv
 
 pytestmark = pytest.mark.ray
 
-QUICK = rv.Backoff(initial=0.01, maximum=0.05, first_at_once=False)
+QUICK = rv.Backoff(initial=0.01, maximum=0.05, first_delay_zero=False)
 ENGINES = 8
 
 
@@ -93,7 +93,7 @@ def test_all_engines_come_up_made_once_though_a_third_of_the_waits_fails_and_act
                 engine.ensure_started.remote(seed, die=rank in dying) for rank, engine in enumerate(engines)
             ]
             up = rv.retry(
-                refs, attempts=12, backoff=QUICK, seed=seed, reprobe=partial(ask, engines, seed)
+                refs, max_attempts=12, backoff=QUICK, seed=seed, reprobe=partial(ask, engines, seed)
             ).result()
             failed += len(injected) + len(dying)
         assert up == [f"engine {rank} of round {seed}" for rank in range(ENGINES)]
@@ -140,7 +140,9 @@ async def test_a_spent_ref_is_asked_for_anew_and_the_same_actor_answers(
     engine = Engine.remote(diary, 0)
     spent = engine.ensure_started.remote(1, die=True)
     with pytest.raises(ActorUnavailableError) as raised:
-        await rv.retry(spent, attempts=2, backoff=QUICK)  # without reprobe: the same ref, which keeps raising
+        await rv.retry(
+            spent, max_attempts=2, backoff=QUICK
+        )  # without reprobe: the same ref, which keeps raising
     (note,) = raised.value.__notes__
     assert note.startswith("rayvisor.retry: 2 attempts")
 
@@ -150,14 +152,14 @@ async def test_a_spent_ref_is_asked_for_anew_and_the_same_actor_answers(
         asked.append(rank)
         return engine.ensure_started.remote(1)
 
-    slow = rv.Backoff(initial=0.2, maximum=1.0, first_at_once=False)
-    assert await rv.retry(spent, attempts=20, backoff=slow, reprobe=reprobe) == "engine 0 of round 1"
+    slow = rv.Backoff(initial=0.2, maximum=1.0, first_delay_zero=False)
+    assert await rv.retry(spent, max_attempts=20, backoff=slow, reprobe=reprobe) == "engine 0 of round 1"
     assert asked
     assert lines(diary, "made") == ["made 1 0"]
     assert len(lines(diary, "init")) == 2
 
     with pytest.raises(TypeError, match=r"reprobe\(0\) returned None"):
-        await rv.retry(spent, attempts=3, backoff=QUICK, reprobe=lambda _: None)  # type: ignore[arg-type,return-value]
+        await rv.retry(spent, max_attempts=3, backoff=QUICK, reprobe=lambda _: None)  # type: ignore[arg-type,return-value]
     ray.kill(engine)
 
 
@@ -201,9 +203,9 @@ async def test_values_come_in_the_order_of_the_refs_and_elapsed_time_bounds_the_
     assert rv.retry([]).result() == await rv.retry([]) == []
 
     slow = double.remote(6)
-    for wait in (lambda: rv.retry([refs[0], slow], elapsed=0.2).result(), None):
-        with pytest.raises(TimeoutError, match="1 of 2 refs are not there after elapsed="):
-            wait() if wait is not None else await rv.retry([refs[0], slow], elapsed=0.2)
+    for wait in (lambda: rv.retry([refs[0], slow], timeout=0.2).result(), None):
+        with pytest.raises(TimeoutError, match="1 of 2 refs are not there after timeout="):
+            wait() if wait is not None else await rv.retry([refs[0], slow], timeout=0.2)
     ray.cancel(slow, force=True)
 
     with pytest.raises(rv.SpecError, match=r"use rv\.submit"):

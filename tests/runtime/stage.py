@@ -14,16 +14,16 @@ from anyio.abc import TaskGroup
 
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
+from rayvisor._runtime.broadcaster import RecordBroadcaster
 from rayvisor._runtime.lifecycle import LifecycleMachine
 from rayvisor._runtime.loop import Runtime
-from rayvisor._runtime.reporting import Teller
-from rayvisor._runtime.watchers import Watchers
+from rayvisor._runtime.reporting import EventReporter
 from rayvisor.faults import Cause, Ending, Exit
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 from statecharts.lifecycles import CHARTS
 from tests.waiting import until
 
-Step = Callable[["ScriptedCarrier"], Awaitable[Any]]
+Step = Callable[["ScriptedIncarnation"], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Scripted:
     kind: str = "scripted"
 
 
-async def nothing(_: ScriptedCarrier) -> None:
+async def nothing(_: ScriptedIncarnation) -> None:
     """Do it at once."""
 
 
-async def proven(_: ScriptedCarrier) -> bool:
+async def proven(_: ScriptedIncarnation) -> bool:
     return True
 
 
-class ScriptedCarrier:
+class ScriptedIncarnation:
     """A carrier that does what its test says."""
 
     def __init__(self, backend: ScriptedBackend, child: str, incarnation: int) -> None:
@@ -86,16 +86,16 @@ class ScriptedBackend:
     kill: Step = proven
     clean: Step = proven
     diary: list[str] = field(default_factory=list)
-    carriers: dict[str, ScriptedCarrier] = field(default_factory=dict)
+    carriers: dict[str, ScriptedIncarnation] = field(default_factory=dict)
 
     async def open(self) -> None:
         pass
 
-    def carry(
+    def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
-    ) -> ScriptedCarrier:
+    ) -> ScriptedIncarnation:
         del spec, predecessor
-        carrier = self.carriers[f"{child}#{incarnation}"] = ScriptedCarrier(self, child, incarnation)
+        carrier = self.carriers[f"{child}#{incarnation}"] = ScriptedIncarnation(self, child, incarnation)
         return carrier
 
     async def release(self, child: str) -> None:
@@ -135,7 +135,7 @@ class Stage:
         return [record for record in self.records if isinstance(record, kind)]
 
 
-class _Recording(Watchers):
+class _Recording(RecordBroadcaster):
     def __init__(self) -> None:
         super().__init__(time.monotonic)
         self.records: list[r.Record] = []
@@ -159,7 +159,7 @@ async def play(
 ) -> AsyncIterator[Stage]:
     """Run a tree whose children a `ScriptedBackend` carries."""
     backend = backend or ScriptedBackend()
-    watchers = _Recording()
+    broadcaster = _Recording()
     machines = {name: LifecycleMachine(CHARTS[name]) for name in ("actor", "engine")}
     async with anyio.create_task_group() as tasks:
         runtime = Runtime(
@@ -168,13 +168,13 @@ async def play(
             tasks,
             {"scripted": backend},
             machines=machines,
-            teller=Teller(watchers),
+            reporter=EventReporter(broadcaster),
             call_limit=call_limit,
         )
         tasks.start_soon(runtime.run)
-        yield Stage(runtime, backend, watchers.records, tasks)
+        yield Stage(runtime, backend, broadcaster.records, tasks)
         if not runtime.over.is_set():
-            runtime.hurry()
+            runtime.kill()
             with anyio.fail_after(60):
                 await runtime.over.wait()
         tasks.cancel_scope.cancel()

@@ -14,7 +14,7 @@ from rayvisor._runtime import deadlines, incarnations
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
 from rayvisor.faults import Cause, Ending, FaultClass
 from rayvisor.specs import ChildSpec, Shutdown
-from tests.runtime.stage import ScriptedBackend, ScriptedCarrier, children, play
+from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children, play
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +25,22 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "UNWIND_SECONDS", 0.05)
 
 
-async def hang(_: ScriptedCarrier) -> None:
+async def hang(_: ScriptedIncarnation) -> None:
     await anyio.sleep_forever()
 
 
-async def resist(carrier: ScriptedCarrier) -> bool:
+async def resist(carrier: ScriptedIncarnation) -> bool:
     """Ignore every cancellation until the test lets go."""
     with anyio.CancelScope(shield=True):
         await carrier.dead.wait()
     return False
 
 
-async def raise_(carrier: ScriptedCarrier) -> None:
+async def raise_(carrier: ScriptedIncarnation) -> None:
     raise OSError(f"{carrier.name} is broken")
 
 
-async def unproven(_: ScriptedCarrier) -> bool:
+async def unproven(_: ScriptedIncarnation) -> bool:
     return False
 
 
@@ -50,7 +50,7 @@ async def unproven(_: ScriptedCarrier) -> bool:
 async def test_children_start_in_order_each_after_the_one_before_is_up() -> None:
     gate = anyio.Event()
 
-    async def wait(carrier: ScriptedCarrier) -> None:
+    async def wait(carrier: ScriptedIncarnation) -> None:
         if carrier.child == "a":
             await gate.wait()
 
@@ -65,22 +65,22 @@ async def test_children_start_in_order_each_after_the_one_before_is_up() -> None
 async def test_a_start_that_ignores_its_deadline_is_given_up_and_ended_when_it_comes_up_late() -> None:
     gate = anyio.Event()
 
-    async def ignore(carrier: ScriptedCarrier) -> None:
+    async def ignore(carrier: ScriptedIncarnation) -> None:
         if carrier.name == "a#2":
             with anyio.CancelScope(shield=True):
                 await gate.wait()
 
     backend = ScriptedBackend(start=ignore)
-    specs = children("a", start_deadline=0.05)
+    specs = children("a", start_timeout=0.05)
     async with play(*specs, backend=backend, flags={"intensity": 3}) as stage:
         await stage.up()
         backend.carriers["a#1"].die()
         await stage.until(lambda: stage.at("a") == "SERVING" and "start a#3" in backend.diary)
         late = next(f.fault for f in stage.seen(r.FaultSeen) if f.fault.incarnation == 2)
-        assert late.root.type == "StartDeadlineExceeded"
+        assert late.root.type == "StartTimeout"
         gate.set()
         await stage.until(lambda: "kill a#2" in backend.diary)
-        assert [(x.child, x.incarnation) for x in stage.seen(r.StartedLate)] == [("a", 2)]
+        assert [(x.child, x.incarnation) for x in stage.seen(r.LateStart)] == [("a", 2)]
         assert stage.at("a") == "SERVING"
         assert "kill a#3" not in backend.diary
 
@@ -89,7 +89,7 @@ async def test_a_start_that_was_given_up_and_fails_later_is_one_fault() -> None:
     gate = anyio.Event()
     over = anyio.Event()
 
-    async def ignore(carrier: ScriptedCarrier) -> None:
+    async def ignore(carrier: ScriptedIncarnation) -> None:
         if carrier.name == "a#2":
             try:
                 with anyio.CancelScope(shield=True):
@@ -99,22 +99,22 @@ async def test_a_start_that_was_given_up_and_fails_later_is_one_fault() -> None:
                 over.set()
 
     backend = ScriptedBackend(start=ignore)
-    async with play(*children("a", start_deadline=0.05), backend=backend, flags={"intensity": 3}) as stage:
+    async with play(*children("a", start_timeout=0.05), backend=backend, flags={"intensity": 3}) as stage:
         await stage.up()
         backend.carriers["a#1"].die()
         await stage.until(lambda: stage.at("a") == "SERVING" and "start a#3" in backend.diary)
         gate.set()
         await over.wait()
         await anyio.wait_all_tasks_blocked()
-        assert [x.fault.root.type for x in stage.seen(r.FaultSeen)] == ["Crash", "StartDeadlineExceeded"]
+        assert [x.fault.root.type for x in stage.seen(r.FaultSeen)] == ["Crash", "StartTimeout"]
 
 
 async def test_a_start_that_is_called_off_makes_nothing() -> None:
     async with play() as stage:
         await stage.up()
         # Both effects are carried out before the first one's task has had its turn.
-        stage.runtime.lives.start(m.Start("x", 1, children("x")[0], None))
-        stage.runtime.lives.stop(m.Stop("x", 1, Shutdown(1.0)))
+        stage.runtime.incarnations.start(m.Start("x", 1, children("x")[0], None))
+        stage.runtime.incarnations.stop(m.Stop("x", 1, Shutdown(1.0)))
         await stage.until(lambda: not stage.runtime._mailbox._events)
         await anyio.wait_all_tasks_blocked()
         assert stage.backend.diary == []
@@ -150,7 +150,7 @@ async def test_a_backend_that_raises_in_a_start_is_a_fault_with_its_traceback() 
 async def test_children_end_in_reverse_order_each_after_the_one_before_is_gone() -> None:
     gates = {name: anyio.Event() for name in "abc"}
 
-    async def wait(carrier: ScriptedCarrier) -> bool:
+    async def wait(carrier: ScriptedIncarnation) -> bool:
         await gates[carrier.child].wait()
         return True
 
@@ -168,14 +168,14 @@ async def test_children_end_in_reverse_order_each_after_the_one_before_is_gone()
 
 @pytest.mark.parametrize("stop", [hang, resist, raise_], ids=["hangs", "resists", "raises"])
 async def test_a_stop_that_fails_is_followed_by_the_kill_and_the_tree_ends(
-    stop: Callable[[ScriptedCarrier], Awaitable[bool]],
+    stop: Callable[[ScriptedIncarnation], Awaitable[bool]],
 ) -> None:
     backend = ScriptedBackend(stop=stop)
     async with play(*children("a", shutdown=0.05), backend=backend) as stage:
         await stage.up()
         await stage.end()
         assert backend.diary[:3] == ["start a#1", "stop a#1", "kill a#1"]
-        assert stage.seen(r.GoneUnverified) == []
+        assert stage.seen(r.CleanupUnverified) == []
         backend.carriers["a#1"].die()
 
 
@@ -183,13 +183,15 @@ async def test_a_stop_that_fails_is_followed_by_the_kill_and_the_tree_ends(
     "kill", [hang, resist, raise_, unproven], ids=["hangs", "resists", "raises", "fails"]
 )
 async def test_a_kill_that_fails_is_recorded_as_unproven_and_the_tree_ends(
-    kill: Callable[[ScriptedCarrier], Awaitable[bool]],
+    kill: Callable[[ScriptedIncarnation], Awaitable[bool]],
 ) -> None:
     backend = ScriptedBackend(kill=kill)
     async with play(*children("a", shutdown=Shutdown.BRUTAL_KILL), backend=backend) as stage:
         await stage.up()
         await stage.end()
-        assert [(x.child, x.incarnation, x.why) for x in stage.seen(r.GoneUnverified)] == [("a", 1, "stop")]
+        assert [(x.child, x.incarnation, x.why) for x in stage.seen(r.CleanupUnverified)] == [
+            ("a", 1, "stop")
+        ]
         backend.carriers["a#1"].die()
 
 
@@ -197,20 +199,22 @@ async def test_a_kill_that_fails_is_recorded_as_unproven_and_the_tree_ends(
     "clean", [hang, resist, raise_, unproven], ids=["hangs", "resists", "raises", "fails"]
 )
 async def test_the_next_incarnation_starts_though_the_proof_fails_and_that_is_recorded(
-    clean: Callable[[ScriptedCarrier], Awaitable[bool]],
+    clean: Callable[[ScriptedIncarnation], Awaitable[bool]],
 ) -> None:
     backend = ScriptedBackend(clean=clean)
     async with play(*children("a"), backend=backend) as stage:
         await stage.up()
         backend.carriers["a#1"].dead.set()
         await stage.until(lambda: "start a#2" in backend.diary)
-        assert [(x.child, x.incarnation, x.why) for x in stage.seen(r.GoneUnverified)] == [("a", 1, "clean")]
+        assert [(x.child, x.incarnation, x.why) for x in stage.seen(r.CleanupUnverified)] == [
+            ("a", 1, "clean")
+        ]
 
 
 async def test_the_next_incarnation_starts_only_after_the_proof() -> None:
     gate = anyio.Event()
 
-    async def wait(_: ScriptedCarrier) -> bool:
+    async def wait(_: ScriptedIncarnation) -> bool:
         await gate.wait()
         return True
 
@@ -223,7 +227,7 @@ async def test_the_next_incarnation_starts_only_after_the_proof() -> None:
         assert "start a#2" not in backend.diary
         gate.set()
         await stage.until(lambda: "start a#2" in backend.diary)
-        assert stage.seen(r.GoneUnverified) == []
+        assert stage.seen(r.CleanupUnverified) == []
 
 
 async def test_infinity_is_waited_for_beyond_every_deadline_until_a_hurry() -> None:
@@ -234,7 +238,7 @@ async def test_infinity_is_waited_for_beyond_every_deadline_until_a_hurry() -> N
         with anyio.move_on_after(0.5):
             await stage.runtime.over.wait()
         assert not stage.runtime.over.is_set()
-        stage.runtime.hurry()
+        stage.runtime.kill()
         with anyio.fail_after(60):
             await stage.runtime.over.wait()
         assert backend.diary[1:3] == ["stop a#1", "kill a#1"]
@@ -244,14 +248,14 @@ async def test_after_a_hurry_nothing_is_asked_any_more_only_killed() -> None:
     backend = ScriptedBackend(stop=hang)
     async with play(*children("a", "b", shutdown=60.0), backend=backend) as stage:
         await stage.up()
-        stage.runtime.hurry()
+        stage.runtime.kill()
         with anyio.fail_after(60):
             await stage.runtime.over.wait()
         assert sorted(x for x in backend.diary if "stop" in x or "kill" in x) == ["kill a#1", "kill b#1"]
 
 
 async def test_a_fault_while_stopping_changes_nothing() -> None:
-    async def die_then_end(carrier: ScriptedCarrier) -> bool:
+    async def die_then_end(carrier: ScriptedIncarnation) -> bool:
         carrier.die()
         await anyio.sleep(0.01)
         return True
@@ -276,7 +280,7 @@ async def test_two_faults_at_once_are_two_restarts() -> None:
 
 
 async def test_a_fault_during_recovery_is_tried_again_and_counted() -> None:
-    async def fail_twice(carrier: ScriptedCarrier) -> None:
+    async def fail_twice(carrier: ScriptedIncarnation) -> None:
         if carrier.incarnation in {2, 3}:
             raise ConnectionResetError(carrier.name)
 
@@ -314,7 +318,7 @@ async def test_giving_up_names_the_last_fault_and_who_gave_up() -> None:
 async def test_a_failing_start_is_permanent_unless_the_configuration_has_served(
     *, served: bool, expected: FaultClass
 ) -> None:
-    async def fail(carrier: ScriptedCarrier) -> None:
+    async def fail(carrier: ScriptedIncarnation) -> None:
         if carrier.incarnation == 1 + served:
             raise ValueError("no such model")
 
@@ -328,7 +332,7 @@ async def test_a_failing_start_is_permanent_unless_the_configuration_has_served(
 
 
 async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve() -> None:
-    async def fail(carrier: ScriptedCarrier) -> None:
+    async def fail(carrier: ScriptedIncarnation) -> None:
         if carrier.name == "b#1":
             raise RuntimeError("no memory left for it")
 
@@ -393,7 +397,7 @@ async def test_a_crash_that_its_backend_calls_intended_is_no_fault() -> None:
 
 
 async def test_calls_are_answered_while_a_child_takes_long_to_start() -> None:
-    async def slow(carrier: ScriptedCarrier) -> None:
+    async def slow(carrier: ScriptedIncarnation) -> None:
         if carrier.child == "slow":
             await anyio.sleep_forever()
 
@@ -417,7 +421,7 @@ async def test_calls_are_answered_while_a_child_takes_long_to_start() -> None:
 
 
 async def test_more_calls_than_may_wait_are_refused_but_no_death_is() -> None:
-    async def slow(carrier: ScriptedCarrier) -> None:
+    async def slow(carrier: ScriptedIncarnation) -> None:
         if carrier.child != "up":
             await anyio.sleep_forever()
 

@@ -9,28 +9,28 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._core.protocol.links import GoneReport, HostCallFailed, HostEnd, HostGone, HostView
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
 from rayvisor._core.protocol.wire import (
     Chunk,
     Condition,
     Died,
     EngineInfo,
+    GenerateCommand,
     HostDescription,
     HostItem,
-    Order,
     Phase,
     ProcessId,
 )
 from rayvisor._runtime.children import engines
-from rayvisor._runtime.children.engines import EngineBackend, EngineCarrier
-from rayvisor._runtime.children.protocol import StartRefused
+from rayvisor._runtime.children.engines import EngineBackend, EngineIncarnation
+from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor.faults import Cause
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
 
 HOST = ProcessId(4711, 0.0, "host")
 INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1)
-SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_deadline=5.0)
+SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_timeout=5.0)
 
 
 def died(incarnation: int) -> Died:
@@ -60,12 +60,12 @@ class FakeHost:
         self.verified = True
         self.seen = HostView(())
 
-    def gone(self, *, unavailable: bool = False) -> HostGone:
+    def gone(self, *, unavailable: bool = False) -> HostGoneError:
         end = HostEnd(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
-        return HostGone(self.child, self.epoch, end)
+        return HostGoneError(self.child, self.epoch, end)
 
-    async def ready(self, deadline: float) -> HostDescription:
-        del deadline
+    async def ready(self, timeout: float) -> HostDescription:
+        del timeout
         self.calls.append("ready")
         if self.unready is not None:
             raise self.unready
@@ -75,10 +75,10 @@ class FakeHost:
         self,
         incarnation: int,
         arguments: Mapping[str, Any],
-        deadline: float,
+        timeout: float,
         limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
-        del deadline, limits
+        del timeout, limits
         self.calls.append(f"start {incarnation} {dict(arguments)}")
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -104,7 +104,7 @@ class FakeHost:
         self.streams.append(list(steps))
         self.stream_came.set()
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         self.calls.append(f"submit {incarnation} {len(orders)}")
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
@@ -123,17 +123,17 @@ class FakeHost:
             await self.end_came.wait()
         return self.ends.pop(0)
 
-    async def ask(self, incarnation: int, method: str, args: Any, kwargs: Any, deadline: float) -> Any:
-        return incarnation, method, args, kwargs, deadline
+    async def ask(self, incarnation: int, method: str, args: Any, kwargs: Any, timeout: float) -> Any:
+        return incarnation, method, args, kwargs, timeout
 
-    async def view(self, deadline: float) -> HostView:
-        del deadline
+    async def view(self, timeout: float) -> HostView:
+        del timeout
         return self.seen
 
-    async def end(self, deadline: float) -> GoneReport:
-        del deadline
+    async def end(self, timeout: float) -> CleanupReport:
+        del timeout
         self.calls.append("end")
-        return GoneReport((), (), verified=self.verified)
+        return CleanupReport((), (), verified=self.verified)
 
 
 class FakePlace:
@@ -149,12 +149,12 @@ class FakePlace:
         self.prepare(self.hosts[-1])
         return self.hosts[-1]
 
-    async def end_child(self, child: str, deadline: float) -> GoneReport:
-        del child, deadline
-        return GoneReport((), (), verified=True)
+    async def end_child(self, child: str, timeout: float) -> CleanupReport:
+        del child, timeout
+        return CleanupReport((), (), verified=True)
 
-    async def close(self, deadline: float = 30.0) -> None:
-        del deadline
+    async def close(self, timeout: float = 30.0) -> None:
+        del timeout
 
 
 class Stage:
@@ -188,8 +188,8 @@ class Stage:
     def host(self) -> FakeHost:
         return self.place.hosts[-1]
 
-    async def carry(self, incarnation: int, spec: ChildSpec = SPEC) -> EngineCarrier:
-        carrier = self.backend.carry("llm/1", incarnation, spec, None)
+    async def create_incarnation(self, incarnation: int, spec: ChildSpec = SPEC) -> EngineIncarnation:
+        carrier = self.backend.create_incarnation("llm/1", incarnation, spec, None)
         await carrier.start()
         return carrier
 
@@ -216,7 +216,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:
     async with staged() as stage:
-        first = await stage.carry(1)
+        first = await stage.create_incarnation(1)
         assert stage.backend.info("llm/1", 1) == INFO
         assert stage.backend.processes("llm/1") == [("host", HOST), ("engine", INFO.processes[0])]
         stage.host.say(died(1))
@@ -225,7 +225,7 @@ async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:
         assert str(ending.root) == "ProcessKilled: by SIGKILL"
         assert ending.signal == 9
         assert await first.clean()
-        await stage.carry(2)
+        await stage.create_incarnation(2)
         assert len(stage.place.hosts) == 1
         assert [x for x in stage.host.calls if x != "stream"] == [
             "ready",
@@ -237,14 +237,14 @@ async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:
 
 async def test_a_host_that_cannot_prove_its_engine_gone_is_ended_and_another_takes_its_place() -> None:
     async with staged() as stage:
-        first = await stage.carry(1)
+        first = await stage.create_incarnation(1)
         old = stage.host
         old.say(died(1))
         await first.ended()
-        old.unstoppable = HostCallFailed("stop_engine", (("EngineError", "outlived SIGKILL"),), "")
+        old.unstoppable = HostCallFailedError("stop_engine", (("EngineError", "outlived SIGKILL"),), "")
         old.verified = False
         assert not await first.clean()
-        await stage.carry(2)
+        await stage.create_incarnation(2)
         assert stage.host is not old
         assert stage.host.epoch > old.epoch
         assert old.calls[-1] == "end"
@@ -252,7 +252,7 @@ async def test_a_host_that_cannot_prove_its_engine_gone_is_ended_and_another_tak
 
 async def test_a_host_that_died_is_ended_with_its_processes_before_the_next_one_is_made() -> None:
     async with staged() as stage:
-        first = await stage.carry(1)
+        first = await stage.create_incarnation(1)
         old = stage.host
         old.unstoppable = old.gone()
         old.die()
@@ -262,7 +262,7 @@ async def test_a_host_that_died_is_ended_with_its_processes_before_the_next_one_
         assert not ending.intended
         assert await first.clean()
         assert old.calls[-2:] == ["stop 1 0", "end"]
-        await stage.carry(2)
+        await stage.create_incarnation(2)
         assert stage.host is not old
 
 
@@ -272,15 +272,15 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
 
     async with staged() as stage:
         stage.place.prepare = unready
-        carrier = stage.backend.carry("llm/1", 1, SPEC, None)
-        with pytest.raises(StartRefused) as refused:
+        carrier = stage.backend.create_incarnation("llm/1", 1, SPEC, None)
+        with pytest.raises(StartRefusedError) as refused:
             await carrier.start()
         assert refused.value.ending.overdue
-        assert str(refused.value.ending.root) == "StartDeadlineExceeded: no node has slot=99"
+        assert str(refused.value.ending.root) == "StartTimeout: no node has slot=99"
         assert await carrier.clean()
         assert stage.host.calls == ["ready", "end"]
         stage.place.prepare = lambda _: None
-        await stage.carry(2)
+        await stage.create_incarnation(2)
         assert len(stage.place.hosts) == 2
 
 
@@ -288,21 +288,21 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
     ("answer", "root"),
     [
         (died(1), "ProcessKilled: by SIGKILL"),
-        (HostCallFailed("x", (("ValueError", "no such model"),), "trace"), "ValueError: no such model"),
+        (HostCallFailedError("x", (("ValueError", "no such model"),), "trace"), "ValueError: no such model"),
     ],
     ids=["died", "raised"],
 )
 async def test_a_start_that_fails_in_its_host_says_why(answer: Died | Exception, root: str) -> None:
     async with staged() as stage:
         stage.place.prepare = lambda host: setattr(host, "answer", answer)
-        with pytest.raises(StartRefused) as refused:
-            await stage.carry(1)
+        with pytest.raises(StartRefusedError) as refused:
+            await stage.create_incarnation(1)
         assert str(refused.value.ending.root) == root
 
 
 async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_answers() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         stage.host.die(unavailable=True)
         await stage.until_told("suspect", "llm/1", 1)
         await stage.until_told("clear", "llm/1", 1)
@@ -315,7 +315,7 @@ async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_ans
 
 async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         stage.host.unready = stage.host.gone(unavailable=True)
         for _ in range(engines.UNRULED_TRIES + 1):
             stage.host.die(unavailable=True)
@@ -329,7 +329,7 @@ async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -
 
 async def test_a_stream_that_breaks_is_opened_anew_and_what_may_be_lost_is_told() -> None:
     async with staged() as stage:
-        await stage.carry(1)
+        await stage.create_incarnation(1)
         stage.host.say(chunk("a"), stage.host.gone(unavailable=True))
         stage.host.say(chunk("b"))
         await stage.until_told("items", "llm/1", 1, chunk("b"))
@@ -339,7 +339,7 @@ async def test_a_stream_that_breaks_is_opened_anew_and_what_may_be_lost_is_told(
 
 async def test_a_stream_that_brings_something_each_time_may_break_as_often_as_it_likes() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         for number in range(3 * engines.STREAM_TRIES):
             stage.host.say(chunk(str(number)), ConnectionResetError("reset"))
         await stage.until_told("items", "llm/1", 1, chunk(str(3 * engines.STREAM_TRIES - 1)))
@@ -350,7 +350,7 @@ async def test_a_stream_that_brings_something_each_time_may_break_as_often_as_it
 
 async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_likes() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         for number in range(1, 2 * engines.UNRULED_TRIES):
             stage.host.die(unavailable=True)
             with anyio.fail_after(60):
@@ -363,7 +363,7 @@ async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_
 
 async def test_a_stream_that_keeps_breaking_ends_the_incarnation() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         for _ in range(engines.STREAM_TRIES):
             stage.host.say(ConnectionResetError("reset"))
         with anyio.fail_after(60):
@@ -373,8 +373,8 @@ async def test_a_stream_that_keeps_breaking_ends_the_incarnation() -> None:
 
 async def test_words_of_an_older_incarnation_change_nothing() -> None:
     async with staged() as stage:
-        await stage.carry(1)
-        carrier = await stage.carry(2)
+        await stage.create_incarnation(1)
+        carrier = await stage.create_incarnation(2)
         stage.host.say(died(1), Phase(1, "late", "", 0.0), Phase(2, "loading", "", 0.0))
         await stage.until_told("phase", "llm/1", "loading")
         assert ("phase", "llm/1", "late") not in stage.told
@@ -385,14 +385,14 @@ async def test_words_of_an_older_incarnation_change_nothing() -> None:
 
 async def test_stopping_asks_with_the_shutdown_time_and_then_ends_the_host() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         assert await carrier.stop(Shutdown(7.0), "shutdown")
         assert stage.host.calls[-2:] == ["stop 1 7", "end"]
 
 
 async def test_a_brutal_kill_ends_the_host_at_once() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
+        carrier = await stage.create_incarnation(1)
         assert await carrier.stop(Shutdown.BRUTAL_KILL, "killed")
         assert stage.host.calls[-1] == "end"
         assert not any(call.startswith("stop") for call in stage.host.calls)
@@ -400,8 +400,8 @@ async def test_a_brutal_kill_ends_the_host_at_once() -> None:
 
 async def test_the_end_of_an_older_incarnation_never_touches_the_newer_one_in_its_host() -> None:
     async with staged() as stage:
-        first = await stage.carry(1)
-        await stage.carry(2)
+        first = await stage.create_incarnation(1)
+        await stage.create_incarnation(2)
         assert await first.stop(Shutdown.BRUTAL_KILL, "late")
         assert stage.host.calls[-1] == "stop 1 0"
         assert "end" not in stage.host.calls
@@ -409,15 +409,15 @@ async def test_the_end_of_an_older_incarnation_never_touches_the_newer_one_in_it
 
 async def test_orders_for_an_incarnation_that_has_ended_are_refused() -> None:
     async with staged() as stage:
-        carrier = await stage.carry(1)
-        await stage.backend.submit("llm/1", 1, [Order("r", 1, "p", {})])
+        carrier = await stage.create_incarnation(1)
+        await stage.backend.submit("llm/1", 1, [GenerateCommand("r", 1, "p", {})])
         await stage.backend.flow("llm/1", 1, "r", 1, is_open=False)
         await stage.backend.abort("llm/1", 1, [("r", 1)])
         assert stage.host.calls[-3:] == ["submit 1 1", "flow r 1 False", "abort [('r', 1)]"]
         stage.host.say(died(1))
         await carrier.ended()
         for child, incarnation in (("llm/1", 1), ("llm/1", 2), ("llm/9", 1)):
-            with pytest.raises(HostGone):
+            with pytest.raises(HostGoneError):
                 await stage.backend.submit(child, incarnation, [])
 
 
@@ -425,6 +425,8 @@ async def test_gpus_are_derived_for_vllm_unless_its_child_says_how_many() -> Non
     async with staged() as stage:
         for number, (kind, gpus) in enumerate([("sim", None), ("vllm", None), ("vllm", 0.5)], start=1):
             start = EngineStart(engine=kind, arguments={"x": 4}, options=ActorOptions(num_gpus=gpus))
-            carrier = stage.backend.carry(f"llm/{number}", 1, ChildSpec(id="1", start=start), None)
+            carrier = stage.backend.create_incarnation(
+                f"llm/{number}", 1, ChildSpec(id="1", start=start), None
+            )
             await carrier.start()
         assert [options.num_gpus for options in stage.place.options] == [None, 4.0, 0.5]

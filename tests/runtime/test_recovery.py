@@ -9,11 +9,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rayvisor._core.protocol.links import HostCallFailed, HostEnd, HostGone, HostLink
+from rayvisor._core.protocol.links import HostCallFailedError, HostEnd, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import EngineInfo
-from rayvisor._runtime.children.protocol import RecoveryFailed
+from rayvisor._runtime.children.protocol import RecoveryFailedError
 from rayvisor._runtime.children.recovery import recover, recovery_seconds
-from rayvisor._runtime.children.slots import Seat
+from rayvisor._runtime.children.slots import EngineSlot
 from rayvisor.faults import Cause
 
 INFO = EngineInfo("vllm", "1", 100, 8, (0,), (), 0.1, instructions=("retry",), recovery_timeout=60.0)
@@ -30,9 +30,9 @@ class Engine:
         self.told: list[Mapping[str, Any]] = []
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
-        del incarnation, kwargs, deadline
+        del incarnation, kwargs, timeout
         await anyio.lowlevel.checkpoint()
         if method == "get_status":
             return {"engines": [{"id": 0, "status": "healthy"}, {"id": 1, "status": self.status}]}
@@ -46,15 +46,15 @@ class Engine:
         return {"request_id": args[0]["request_id"], **self.answer}
 
 
-def seat(engine: Engine, info: EngineInfo | None = INFO) -> Seat:
-    made = Seat("llm/1")
+def slot(engine: Engine, info: EngineInfo | None = INFO) -> EngineSlot:
+    made = EngineSlot("llm/1")
     made.incarnation, made.info, made.link = 1, info, cast("HostLink", engine)
-    made.ails = engine.status == "unhealthy"
+    made.unhealthy = engine.status == "unhealthy"
     return made
 
 
-async def retry(engine: Engine, *, within: float = 5.0, info: EngineInfo | None = INFO) -> None:
-    await recover(seat(engine, info), 1, "retry", within, lambda: False)
+async def retry(engine: Engine, *, timeout: float = 5.0, info: EngineInfo | None = INFO) -> None:
+    await recover(slot(engine, info), 1, "retry", timeout, lambda: False)
 
 
 async def test_each_instruction_has_a_request_id_of_its_own() -> None:
@@ -75,7 +75,7 @@ async def test_each_instruction_has_a_request_id_of_its_own() -> None:
     ],
 )
 async def test_what_is_no_acknowledgement_is_a_failure(answer: dict[str, Any], why: str) -> None:
-    with pytest.raises(RecoveryFailed, match=why):
+    with pytest.raises(RecoveryFailedError, match=why):
         await retry(Engine(**answer))
 
 
@@ -83,15 +83,15 @@ async def test_what_is_no_acknowledgement_is_a_failure(answer: dict[str, Any], w
 async def test_an_acknowledgement_alone_does_not_make_an_engine_well(status: str) -> None:
     engine = Engine()
     engine.then = status
-    with pytest.raises(RecoveryFailed, match=f"acknowledged, but the engine is {status}"):
+    with pytest.raises(RecoveryFailedError, match=f"acknowledged, but the engine is {status}"):
         await retry(engine)
 
 
 async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
     engine = Engine()
-    with pytest.raises(RecoveryFailed, match="does not know the instruction 'retry'; it knows none"):
+    with pytest.raises(RecoveryFailedError, match="does not know the instruction 'retry'; it knows none"):
         await retry(engine, info=INFO._replace(instructions=()))
-    with pytest.raises(RecoveryFailed, match="not there any more"):
+    with pytest.raises(RecoveryFailedError, match="not there any more"):
         await retry(engine, info=None)
     assert engine.told == []
 
@@ -99,26 +99,26 @@ async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        HostCallFailed("ask", [("EngineDeadError", "gone")], ""),
-        HostGone("llm/1", 1, HostEnd(causes=(Cause("ActorDied", "gone"),))),
+        HostCallFailedError("ask", [("EngineDeadError", "gone")], ""),
+        HostGoneError("llm/1", 1, HostEnd(causes=(Cause("ActorDied", "gone"),))),
     ],
 )
 async def test_an_engine_that_goes_away_meanwhile_has_not_recovered(broken: Exception) -> None:
     engine = Engine()
     engine.broken = broken
-    with pytest.raises(RecoveryFailed, match="gone"):
+    with pytest.raises(RecoveryFailedError, match="gone"):
         await retry(engine)
 
 
 async def test_a_healthy_rank_waits_for_the_others_and_is_told_again_if_it_turns_unhealthy() -> None:
     engine = Engine("healthy")
-    its_seat = seat(engine)
+    its_seat = slot(engine)
     ailing = True
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(recover, its_seat, 1, "retry", 30.0, lambda: ailing)
         while not engine.told:  # noqa: ASYNC110 - any condition
             await anyio.sleep(0.001)
-        engine.status, its_seat.ails = "unhealthy", True
+        engine.status, its_seat.unhealthy = "unhealthy", True
     assert len(engine.told) == 2
     assert engine.status == "healthy"
 

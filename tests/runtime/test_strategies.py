@@ -77,9 +77,9 @@ async def test_a_strategy_that_does_not_return_is_named_with_its_stack() -> None
         watch = sup.watch()
         puppets.crash("b")
         with anyio.fail_after(30):
-            told = await anext(record async for record in watch if isinstance(record, r.LoopStoodStill))
+            told = await anext(record async for record in watch if isinstance(record, r.EventLoopBlocked))
         await wait_for_state(sup, "b", SERVING, incarnation=2)
-    assert told.doing == "strategy Sleeps"
+    assert told.activity == "strategy Sleeps"
     assert "time.sleep(3.0)" in told.stack
     assert told.seconds > 2
 
@@ -88,7 +88,7 @@ async def test_waiting_for_a_state_says_where_the_child_is_instead() -> None:
     puppets = Puppets()
     async with rv.Supervisor(spec(puppets, Rolling())) as sup:
         with pytest.raises(TimeoutError, match=r"'a' was not DEAD within 0\.1 s; it is ALIVE\.SERVING"):
-            await wait_for_state(sup, "a", "DEAD", within=0.1)
+            await wait_for_state(sup, "a", "DEAD", timeout=0.1)
 
 
 def test_a_plan_that_cannot_be_is_refused() -> None:

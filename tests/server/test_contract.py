@@ -99,7 +99,7 @@ async def test_a_fault_is_recovered_from_in_place_a_death_by_a_restart_and_a_sto
         first = sup.processes("web")
         core = pid_of(sup, "EngineCore")
         os.kill(core, signal.SIGKILL)
-        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=SECONDS)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=SECONDS)
         assert not [process for _, process in first if alive(process)]
         assert sup["web"].url == url
         assert await complete(url, kind.model) == 8
@@ -120,7 +120,7 @@ async def test_a_model_that_is_not_there_is_a_permanent_fault_with_its_cause(
     (tmp_path / "empty").mkdir()
     sup = kind.tree(model=str(tmp_path / "empty"))
     watch = sup.watch()
-    with pytest.raises(rv.StartFailed, match=r"config|[Mm]odel"):
+    with pytest.raises(rv.StartFailedError, match=r"config|[Mm]odel"):
         async with sup:
             pass
     (fault,) = (record.fault for record in watch.rest() if isinstance(record, r.FaultSeen))

@@ -54,7 +54,7 @@ async def test_a_step_that_never_returns_is_found_by_what_does_not_move_while_re
             tasks.start_soon(ask)
             await until(lambda: has_tokens(url))
             os.kill(pid_of(sup, "Worker"), signal.SIGUSR1)
-            await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+            await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
         assert str(faults(watch)[0].root).startswith("EngineStalled: no token for ")
 
 
@@ -80,7 +80,9 @@ async def test_a_burst_of_work_raises_no_alarm() -> None:
 async def test_a_wrong_argument_is_a_permanent_fault_that_says_which() -> None:
     sup = tree(args=["--no-such-option", "3"])
     watch = sup.watch()
-    with pytest.raises(rv.StartFailed, match="ArgumentError: unrecognized arguments: --no-such-option 3"):
+    with pytest.raises(
+        rv.StartFailedError, match="ArgumentError: unrecognized arguments: --no-such-option 3"
+    ):
         async with sup:
             pass
     assert [fault.fault_class for fault in faults(watch)] == [rv.FaultClass.PERMANENT]
@@ -92,7 +94,7 @@ async def test_a_fault_is_recovered_from_in_place_wherever_the_fault_tolerance_i
     async with tree(engine_args=tolerant) as sup:
         watch = sup.watch()
         url = await sup["web"].serving()
-        assert sup.instructions("web") == ("retry",)
+        assert sup.recovery_instructions("web") == ("retry",)
         os.kill(pid_of(sup, "EngineCore"), signal.SIGUSR1)
         assert await complete(url, "sim") < 8  # its request is what the fault costs
         await until(lambda: recovered(watch))
@@ -101,7 +103,7 @@ async def test_a_fault_is_recovered_from_in_place_wherever_the_fault_tolerance_i
         assert await complete(url, "sim") == 8
         # What it has recovered from is not why it leaves later.
         os.kill(pid_of(sup, "APIServer"), signal.SIGTERM)
-        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
         assert str(faults(watch)[-1].root).endswith("ended with exit code 0")
 
 
@@ -152,23 +154,23 @@ async def test_a_paused_server_is_not_given_out_and_does_nothing_until_it_is_res
 
 async def test_servers_that_die_before_anybody_had_a_token_end_the_child() -> None:
     async def kill_twice() -> None:
-        async with tree(no_progress=2) as sup:
+        async with tree(crash_loop_limit=2) as sup:
             for incarnation in (1, 2):
-                await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=incarnation, within=60.0)
+                await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=incarnation, timeout=60.0)
                 os.kill(pid_of(sup, "APIServer"), signal.SIGKILL)
             await anyio.sleep_forever()  # until the tree ends
 
-    with pytest.raises(rv.SupervisorGaveUp, match="APIServer"):
+    with pytest.raises(rv.SupervisorGaveUpError, match="APIServer"):
         await kill_twice()
 
 
 async def test_a_server_that_somebody_had_tokens_of_is_started_again_and_again() -> None:
-    async with tree(no_progress=1, **QUICK) as sup:
+    async with tree(crash_loop_limit=1, **QUICK) as sup:
         assert await complete(await sup["web"].serving(), "sim") == 8
         core = sup._running.runtime.core
         await until(lambda: core.children["web"].progressed)
         os.kill(pid_of(sup, "APIServer"), signal.SIGKILL)
-        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
 
 
 def test_a_blocking_program_gets_the_url() -> None:
@@ -233,6 +235,6 @@ async def test_on_a_cluster_it_runs_below_an_actor_and_outlives_it() -> None:
         first = sup.processes("web")
         host = next(process for role, process in first if role == "host")
         os.kill(host.pid, signal.SIGKILL)
-        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, within=60.0)
+        await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
         assert not [process for _, process in first if alive(process)]
         assert await complete(sup["web"].url, "sim") == 8

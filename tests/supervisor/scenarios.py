@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 import rayvisor as rv
 from rayvisor._core.supervision import messages as m
 from rayvisor._core.supervision.nodes import Phase
-from rayvisor._runtime.reporting import Teller
+from rayvisor._runtime.reporting import EventReporter
 from rayvisor.faults import ExitKind
 from rayvisor.testing.otp.terms import (
     BadSpecError,
@@ -47,11 +47,11 @@ async def play(scenario: dict[str, Any]) -> dict[str, Any]:
     return traces[0]
 
 
-class Recorder(Teller):
+class Recorder(EventReporter):
     """Writes down what supervisors do, in its order among what their children do."""
 
-    def __init__(self, player: Player, teller: Teller) -> None:
-        super().__init__(teller._watchers)
+    def __init__(self, player: Player, reporter: EventReporter) -> None:
+        super().__init__(reporter._broadcaster)
         self._player = player
 
     def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
@@ -123,7 +123,7 @@ class Player:
             return f"error:{error.whole}"
         process.simple = spec.template is not None
         self.sup = rv.Supervisor(spec, handle_signals=False, seed=0)
-        self.sup._teller = Recorder(self, self.sup._teller)
+        self.sup._reporter = Recorder(self, self.sup._reporter)
         self.tasks.start_soon(self._hold)
         await self.up.wait()
         return "ok" if process.alive else f"error:{process.reason}"
@@ -133,7 +133,7 @@ class Player:
             async with self.sup:
                 self.up.set()
                 await self.leave.wait()
-        except (rv.SupervisorGaveUp, rv.StartFailed):
+        except (rv.SupervisorGaveUpError, rv.StartFailedError):
             pass
         finally:
             self.up.set()
@@ -372,7 +372,7 @@ class Player:
         except BadSpecError as error:
             return f"error:error:{error.term}"
         self.inits[step["sup"]] = {"flags": step["flags"], "children": step["children"]}
-        return await self._call(step, self.sup.update(spec, under=_core(step["sup"])), lambda _: "ok")
+        return await self._call(step, self.sup.apply_spec(spec, under=_core(step["sup"])), lambda _: "ok")
 
     async def _do_start_child(self, step: dict[str, Any]) -> Any:
         under = _core(step["sup"])

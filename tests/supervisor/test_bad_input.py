@@ -24,7 +24,7 @@ SPECS: list[tuple[dict[str, Any], str, Any]] = [
     ({"period": math.nan}, "period", math.nan),
     ({"period": "5"}, "period", "5"),
     ({"auto_shutdown": "sometimes"}, "auto_shutdown", "sometimes"),
-    ({"start_limit": 0}, "start_limit", 0),
+    ({"max_concurrent_starts": 0}, "max_concurrent_starts", 0),
     ({"children": [7]}, "children[0]", 7),
 ]
 
@@ -37,8 +37,8 @@ CHILDREN: list[tuple[dict[str, Any], str, Any]] = [
     ({"shutdown": "soon"}, "shutdown", "soon"),
     ({"shutdown": math.nan}, "shutdown", math.nan),
     ({"backoff": 3}, "backoff", 3),
-    ({"start_deadline": 0}, "start_deadline", 0),
-    ({"start_deadline": None}, "start_deadline", None),
+    ({"start_timeout": 0}, "start_timeout", 0),
+    ({"start_timeout": None}, "start_timeout", None),
 ]
 
 
@@ -123,7 +123,7 @@ async def test_nothing_is_kept_of_a_child_that_is_refused() -> None:
             "children['b'].significant",
         ),
         (
-            rv.coroutine("b", note, args=["b"], backoff=rv.Backoff(initial=9.0, first_at_once=False)),
+            rv.coroutine("b", note, args=["b"], backoff=rv.Backoff(initial=9.0, first_delay_zero=False)),
             "children['b'].backoff",
         ),
     ]

@@ -74,7 +74,7 @@ async def test_a_failing_first_start_ends_the_others_in_reverse_and_raises_root_
     spec = rv.SupervisorSpec(intensity=5, children=[*spec.children, rv.coroutine("router", fail)])
     supervisor = rv.Supervisor(spec)
     watch = supervisor.watch()
-    with pytest.raises(rv.StartFailed) as raised:
+    with pytest.raises(rv.StartFailedError) as raised:
         await supervisor.__aenter__()
     assert str(raised.value).startswith("FileNotFoundError: /models/none (router, incarnation 1, PERMANENT")
     assert raised.value.child == "router"
@@ -103,7 +103,7 @@ async def test_giving_up_cancels_the_block_and_raises_root_cause_first(diary: Di
                 cancelled.append(error)
                 raise
 
-    with pytest.raises(rv.SupervisorGaveUp) as raised:
+    with pytest.raises(rv.SupervisorGaveUpError) as raised:
         await body()
     assert cancelled
     assert raised.value.supervisor == "inner"
@@ -134,7 +134,7 @@ async def test_an_error_that_follows_from_giving_up_becomes_its_cause(diary: Dia
                 while True:
                     await sup.which_children()
 
-    with pytest.raises(rv.SupervisorGaveUp) as raised:
+    with pytest.raises(rv.SupervisorGaveUpError) as raised:
         await body()
     assert isinstance(raised.value.__cause__, rv.SupervisorStoppedError)
     assert diary == ALL
@@ -185,7 +185,7 @@ async def cancel_scope(body: Body, ready: anyio.Event) -> None:
 async def anyio_timeout(body: Body, ready: anyio.Event) -> None:
     async def bounded() -> None:
         with anyio.fail_after(60) as scope:
-            async with when(ready, lambda: setattr(scope, "deadline", anyio.current_time())):
+            async with when(ready, lambda: setattr(scope, "timeout", anyio.current_time())):
                 await body()
 
     with pytest.raises(TimeoutError):
@@ -323,7 +323,7 @@ async def test_leaving_is_bounded_though_a_child_ignores_its_cancellation(
     with anyio.fail_after(60):
         async with rv.Supervisor(spec) as sup:
             watch = sup.watch()
-    assert [x.child async for x in watch if isinstance(x, r.GoneUnverified)] == ["stubborn"]
+    assert [x.child async for x in watch if isinstance(x, r.CleanupUnverified)] == ["stubborn"]
     assert "tasks.resist" in caplog.text
     assert "stubborn#1" in caplog.text
     release.set()

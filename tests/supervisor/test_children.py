@@ -17,12 +17,12 @@ def test_a_pool_is_a_supervisor_of_engines_that_start_side_by_side() -> None:
     pool = rv.engine_pool("llm", engine_args={"model": "/m"}, size=3, shutdown=math.inf, num_gpus=2)
     assert isinstance(pool.start, EnginePoolSpec)
     assert [child.id for child in pool.start.children] == ["1", "2", "3"]
-    assert pool.start.start_limit > 1
+    assert pool.start.max_concurrent_starts > 1
     engine = pool.start.children[0]
     assert isinstance(engine.start, EngineStart)
     assert (engine.start.engine, engine.start.arguments) == ("vllm", {"model": "/m"})
     assert engine.start.options.num_gpus == 2
-    assert engine.no_progress == 3
+    assert engine.crash_loop_limit == 3
     assert engine.ending.endless
 
 
@@ -47,9 +47,9 @@ def test_spares_and_engines_that_serve_are_to_be_apart_unless_their_place_was_ch
         ({"engine_args": ["model"]}, "engine_args", "['model']"),
         ({"intensity": -1}, "intensity", "-1"),
         ({"queue_limit": 0}, "queue_limit", "0"),
-        ({"attempts": 1.5}, "attempts", "1.5"),
-        ({"deadline": 0}, "deadline", "0"),
-        ({"deadline": math.nan}, "deadline", "nan"),
+        ({"max_attempts": 1.5}, "max_attempts", "1.5"),
+        ({"request_timeout": 0}, "request_timeout", "0"),
+        ({"request_timeout": math.nan}, "request_timeout", "nan"),
         ({"shutdown": -1}, "shutdown", "-1"),
         ({"period": 10.0}, "children['1'].backoff", "Backoff("),
     ],

@@ -122,17 +122,15 @@ async def test_a_start_that_is_not_announced_in_time_fails() -> None:
         del task_status
         await anyio.sleep_forever()
 
-    with pytest.raises(
-        rv.StartFailed, match=r"StartDeadlineExceeded: task_status.started\(\) was not called"
-    ):
-        await tree(rv.coroutine("a", never, start_deadline=0.05)).__aenter__()
+    with pytest.raises(rv.StartFailedError, match=r"StartTimeout: task_status.started\(\) was not called"):
+        await tree(rv.coroutine("a", never, start_timeout=0.05)).__aenter__()
 
 
 async def test_a_start_that_ends_without_announcing_itself_fails() -> None:
     async def silent(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         del task_status
 
-    with pytest.raises(rv.StartFailed, match="NeverStarted: the coroutine came to its end without"):
+    with pytest.raises(rv.StartFailedError, match="NeverStarted: the coroutine came to its end without"):
         await tree(rv.coroutine("a", silent)).__aenter__()
 
 

@@ -20,7 +20,7 @@ def local(**options: Any) -> rv.Supervisor:
     options = {
         "engine": "sim",
         "engine_args": {"tokens_per_second": 200.0},
-        "start_deadline": 120.0,
+        "start_timeout": 120.0,
         **options,
     }
     return rv.Supervisor(rv.SupervisorSpec(children=[rv.engine_pool("llm", **options)]), local=True, seed=7)
@@ -46,24 +46,24 @@ class Weights:
             raise ConnectionError("the weights cannot be had")
         await gate.call("update_weights", self.wanted)
         self.predecessors[gate.child, gate.incarnation] = str(gate.predecessor)
-        self.seen.append((gate.child, gate.incarnation, await gate.call("get_weight_version", within=5.0)))
+        self.seen.append((gate.child, gate.incarnation, await gate.call("get_weight_version", timeout=5.0)))
 
 
 async def test_every_incarnation_passes_its_gate_before_it_serves_and_again_when_declared_stale() -> None:
     weights = Weights()
     async with local(gate=weights.sync, standby=1) as sup:
         watch = sup.watch()
-        await wait_for_state(sup, "llm/1", SERVING, within=60)
-        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", within=60)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
+        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", timeout=60)
         weights.wanted = 2
-        await sup.stale("llm")
-        await wait_for_state(sup, "llm/1", SERVING, within=60)
-        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", within=60)
+        await sup.mark_stale("llm")
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
+        await wait_for_state(sup, "llm/2", "ALIVE.STANDBY", timeout=60)
         assert {(child, version) for child, _, version in weights.seen} == {
             (child, version) for child in ("llm/1", "llm/2") for version in ("1", "2")
         }
         kill(sup, "llm/1")
-        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, within=60)
+        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, timeout=60)
         assert ("llm/1", 2, "2") in weights.seen
         assert weights.predecessors["llm/1", 1] == "None"
         assert "was ended by SIGKILL" in weights.predecessors["llm/1", 2]
@@ -76,13 +76,13 @@ async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the
     weights.broken = 2
     async with local(gate=weights.sync) as sup:
         watch = sup.watch()
-        await wait_for_state(sup, "llm/1", SERVING, within=60)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
         weights.broken = 3
-        await sup.stale("llm/1")
-        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, within=60)
+        await sup.mark_stale("llm/1")
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=60)
     (fault,) = [x.fault async for x in watch if isinstance(x, r.FaultSeen)]
     assert str(fault.root) == "ConnectionError: the weights cannot be had"
-    assert fault.doing == "passing its gate"
+    assert fault.phase == "passing its gate"
     assert fault.fault_class is rv.FaultClass.FATAL
 
 
@@ -96,7 +96,7 @@ async def test_what_an_engine_does_not_offer_is_said_to_the_hook() -> None:
             said.append(str(error))
 
     async with local(gate=hook) as sup:
-        await wait_for_state(sup, "llm/1", SERVING, within=60)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
     assert "the simulated engine is not asked for 'fly'" in said[0]
 
 
@@ -113,7 +113,7 @@ async def test_with_a_spare_the_stream_goes_on_there_without_waiting_for_the_res
                 incarnations.add(chunk.child)
         assert text == expected.text
         assert incarnations == {"llm/1", "llm/2"}
-        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, within=60)
+        await wait_for_state(sup, "llm/1", "ALIVE.STANDBY", incarnation=2, timeout=60)
     order = [(x.child, x.after) async for x in watch if isinstance(x, r.StateChanged)]
     assert order.index(("llm/2", SERVING)) < order.index(("llm/1", "RESTARTING.STARTING"))
 

@@ -24,7 +24,7 @@ def tree(arguments: dict[str, Any] | None = None, *, local: bool = False, **opti
     """One pool of simulated engines, watched with little patience."""
     given = {
         "engine": "sim", "engine_args": {"tokens_per_second": 200.0, **(arguments or {})}, "num_cpus": 0,
-        "stall_after": 2.0, "probe_interval": 0.25, "probes": (3, 5), **options,
+        "stall_after": 2.0, "probe_interval": 0.25, "failure_threshold": (3, 5), **options,
     }  # fmt: skip
     spec = rv.SupervisorSpec(children=[rv.engine_pool("llm", **given)])
     return rv.Supervisor(spec, local=local, seed=7)
@@ -153,7 +153,7 @@ async def test_a_host_whose_loop_is_held_up_is_ended_with_the_place_where_it_sta
                 tasks.start_soon(read, sup, texts)
             await until(lambda: sup["llm"].stats().tokens >= 30)
             with pytest.raises(rv.RequestError, match="HostStalled"):
-                await sup["llm"].generate("hang", GREEDY, attempts=1).result()
+                await sup["llm"].generate("hang", GREEDY, max_attempts=1).result()
         assert not alive(host)
     seen = [x async for x in watch]
     assert texts == [text] * 3
@@ -167,7 +167,7 @@ async def test_a_host_whose_loop_is_held_up_is_ended_with_the_place_where_it_sta
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster_address")
 async def test_a_host_that_is_stopped_while_its_engine_starts_is_followed_by_another() -> None:
-    sup = tree({"start_delay": 2.0}, start_deadline=30.0, stall_after=10.0)
+    sup = tree({"start_delay": 2.0}, start_timeout=30.0, stall_after=10.0)
     watch = sup.watch()
     stopped: list[ProcessId] = []
     faults: list[rv.Fault] = []
@@ -188,4 +188,4 @@ async def test_a_host_that_is_stopped_while_its_engine_starts_is_followed_by_ano
         tasks.cancel_scope.cancel()
     (fault,) = faults
     assert str(fault.root) == f"ProcessStopped: the host (pid {stopped[0].pid}) is stopped (SIGSTOP)"
-    assert fault.doing == "starting"
+    assert fault.phase == "starting"

@@ -24,7 +24,7 @@ GREEDY = {"max_tokens": 60, "temperature": 0.0}
 
 def pool(**options: Any) -> rv.SupervisorSpec:
     arguments = {"tokens_per_second": 200.0, **options.pop("engine_args", {})}
-    options = {"engine": "sim", "engine_args": arguments, "start_deadline": 120.0, **options}
+    options = {"engine": "sim", "engine_args": arguments, "start_timeout": 120.0, **options}
     return rv.SupervisorSpec(children=[rv.engine_pool("llm", **options)])
 
 
@@ -102,7 +102,7 @@ async def test_the_next_engine_starts_only_when_the_old_ones_processes_are_gone(
 async def test_a_wrong_argument_is_one_clear_error_and_no_restart() -> None:
     supervisor = local(engine_args={"max_model_length": 7})
     watch = supervisor.watch()
-    with pytest.raises(rv.StartFailed) as raised:
+    with pytest.raises(rv.StartFailedError) as raised:
         await supervisor.__aenter__()
     assert str(raised.value).startswith(
         "TypeError: SimEngine got an unexpected argument 'max_model_length' (llm/1, incarnation 1, PERMANENT"
@@ -114,7 +114,7 @@ async def test_a_wrong_argument_is_one_clear_error_and_no_restart() -> None:
 
 async def test_an_unknown_model_is_one_clear_error_and_leaves_no_process() -> None:
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    with pytest.raises(rv.StartFailed, match="ValueError: model: /models/none does not exist"):
+    with pytest.raises(rv.StartFailedError, match="ValueError: model: /models/none does not exist"):
         await local(size=2, engine_args={"model": "/models/none"}).__aenter__()
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
 
@@ -129,7 +129,7 @@ async def test_a_pool_whose_engines_die_without_progress_gives_up_and_says_why()
         ):
             await generation.result()
 
-    with pytest.raises((rv.SupervisorGaveUp, rv.PoisonRequestError)) as raised:
+    with pytest.raises((rv.SupervisorGaveUpError, rv.PoisonRequestError)) as raised:
         await body()
     assert "ended by SIGKILL" in str(raised.value) or "ended by SIGKILL" in str(raised.value.__cause__)
 

@@ -67,7 +67,7 @@ def test_a_blocking_program_has_it_as_well() -> None:
 
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "CHILDREN_KEPT", 10)
-    told = history.Story(0.0, lambda: {"stays", "99"})
+    told = history.History(0.0, lambda: {"stays", "99"})
     change = StateChanged(
         at=1.0,
         child="stays",

@@ -53,7 +53,7 @@ class User:
         return await counter.call("add", step)
 
     async def patient(self, counter: rv.ChildRef, marker: str) -> Any:
-        return await counter.call("die_once", marker, idempotent=True, deadline=60.0)
+        return await counter.call("die_once", marker, idempotent=True, timeout=60.0)
 
     def handle(self, counter: rv.ChildRef) -> Any:
         import ray
@@ -82,7 +82,7 @@ async def test_an_actor_is_called_killed_restarted_and_ended() -> None:
             rv.ChildUnavailableError, match=r"lost in the midst of die\(\), which it may have"
         ):
             await counter.call("die")
-        assert await counter.call("add", idempotent=True, deadline=60) == 11
+        assert await counter.call("add", idempotent=True, timeout=60) == 11
         second = identify(await counter.call("pid"))
         assert first is not None
         assert second is not None
@@ -100,15 +100,17 @@ async def test_an_actor_is_called_killed_restarted_and_ended() -> None:
 async def test_a_failing_init_is_one_clear_error_and_no_restart() -> None:
     supervisor = tree(actor("a"), actor("counter", kwargs={"nonsense": 1}))
     watch = supervisor.watch()
-    with pytest.raises(rv.StartFailed, match=r"TypeError: .*nonsense.* \(counter, incarnation 1, PERMANENT"):
+    with pytest.raises(
+        rv.StartFailedError, match=r"TypeError: .*nonsense.* \(counter, incarnation 1, PERMANENT"
+    ):
         await supervisor.__aenter__()
     seen = [x async for x in watch if isinstance(x, r.StateChanged) and x.child == "counter"]
     assert {x.incarnation for x in seen} == {1}
 
 
 async def test_what_no_node_has_is_said_when_the_start_deadline_has_passed() -> None:
-    greedy = actor("counter", resources={"slot": 99}, start_deadline=1.0)
-    with pytest.raises(rv.StartFailed, match="no node has slot=99: the largest has 4 in all"):
+    greedy = actor("counter", resources={"slot": 99}, start_timeout=1.0)
+    with pytest.raises(rv.StartFailedError, match="no node has slot=99: the largest has 4 in all"):
         await tree(greedy).__aenter__()
 
 
@@ -120,7 +122,7 @@ async def test_a_reference_works_from_another_actor_and_finds_the_incarnation_of
         pid = await counter.call("pid")
         assert await user.call("handle", counter) == pid
         os.kill(pid, signal.SIGKILL)
-        assert await counter.call("add", idempotent=True, deadline=60) == 1
+        assert await counter.call("add", idempotent=True, timeout=60) == 1
         assert await user.call("add", counter, 2) == 3
         await sup.terminate_child("counter")
         with pytest.raises(rv.ChildUnavailableError):
@@ -132,14 +134,14 @@ async def test_an_idempotent_call_waits_for_the_next_incarnation_also_from_anoth
 ) -> None:
     async with tree(actor("counter"), actor("user", User)) as sup:
         counter = sup["counter"]
-        assert await counter.call("die_once", str(tmp_path / "1"), idempotent=True, deadline=60) == "done"
+        assert await counter.call("die_once", str(tmp_path / "1"), idempotent=True, timeout=60) == "done"
         assert await sup["user"].call("patient", counter, str(tmp_path / "2")) == "done"
 
 
 async def test_an_idempotent_call_that_kills_whoever_takes_it_ends() -> None:
     async with tree(actor("counter")) as sup:
         with pytest.raises(rv.ChildUnavailableError, match=r"lost in the midst of die\(\)"):
-            await sup["counter"].call("die", idempotent=True, deadline=60)
+            await sup["counter"].call("die", idempotent=True, timeout=60)
         await until(lambda: sup._running.runtime.core.children["counter"].incarnation == 4)
 
 

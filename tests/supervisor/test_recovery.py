@@ -24,12 +24,12 @@ SERVING = "ALIVE.SERVING"
 
 def group(*own: dict[str, Any], **options: Any) -> rv.ChildSpec:
     """A group of a rank for each mapping."""
-    given = {"engine": "sim", "engine_args": TOLERANT, "start_deadline": 120.0, **options}
+    given = {"engine": "sim", "engine_args": TOLERANT, "start_timeout": 120.0, **options}
     return rv.engine_group("llm", ranks=len(own), rank_args=own, **given)
 
 
 def pool(**arguments: Any) -> rv.ChildSpec:
-    return rv.engine_pool("llm", engine="sim", engine_args=arguments, start_deadline=120.0)
+    return rv.engine_pool("llm", engine="sim", engine_args=arguments, start_timeout=120.0)
 
 
 def tree(child: rv.ChildSpec) -> rv.Supervisor:
@@ -75,7 +75,7 @@ def fail_a_step(sup: rv.Supervisor) -> None:
 
 
 async def serving_again(sup: rv.Supervisor) -> None:
-    await wait_for_state(sup, "llm/1", SERVING, within=60)
+    await wait_for_state(sup, "llm/1", SERVING, timeout=60)
 
 
 def moves(seen: Sequence[r.Record], child: str) -> list[str]:
@@ -130,9 +130,9 @@ async def test_a_lone_engine_with_fault_tolerance_retries_in_place() -> None:
 async def test_a_rank_that_does_not_recover_has_the_group_restarted_over_the_first_fault(
     own: dict[str, Any], why: str
 ) -> None:
-    texts, seen = await play(group(own, {}, recovery_deadline=0.8), fail_a_step, serving_again)
+    texts, seen = await play(group(own, {}, recovery_timeout=0.8), fail_a_step, serving_again)
     assert texts == await without_a_fault()
-    assert ("llm/1", why) in [(x.child, x.why) for x in told(seen, r.RecoveryFailed)]
+    assert ("llm/1", why) in [(x.child, x.why) for x in told(seen, r.RecoveryFailedError)]
     assert [x.decision for x in told(seen, r.DecisionMade)] == ["in_place", "restart"]
     (fault,) = [x.fault for x in told(seen, r.FaultSeen)]
     assert str(fault.root) == "RuntimeError: a step was asked to fail"
@@ -145,9 +145,9 @@ async def test_no_acknowledgement_from_one_of_two_faulty_ranks_has_both_restarte
         send(sup, signal.SIGUSR1, "llm/1")
         send(sup, signal.SIGUSR1, "llm/2")
 
-    texts, seen = await play(group({}, {"retry": "ignore"}, recovery_deadline=0.8), fail_both, serving_again)
+    texts, seen = await play(group({}, {"retry": "ignore"}, recovery_timeout=0.8), fail_both, serving_again)
     assert texts == await without_a_fault()
-    assert [x.child for x in told(seen, r.RecoveryFailed)] == ["llm/2"]
+    assert [x.child for x in told(seen, r.RecoveryFailedError)] == ["llm/2"]
     decisions = [x.decision for x in told(seen, r.DecisionMade)]
     assert decisions == ["in_place", "restart"]
     for child in ("llm/1", "llm/2"):
@@ -156,7 +156,7 @@ async def test_no_acknowledgement_from_one_of_two_faulty_ranks_has_both_restarte
 
 async def test_a_fault_on_each_retry_uses_up_the_recoveries_and_then_the_group_is_restarted() -> None:
     async def restarted(sup: rv.Supervisor) -> None:
-        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, within=60)
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=60)
 
     texts, seen = await play(group({"retry": "fault_again"}, {}, recoveries=2), fail_a_step, restarted)
     assert texts == await without_a_fault()
@@ -179,12 +179,12 @@ async def test_an_engine_that_says_it_is_dead_is_ended_at_once_and_not_when_its_
 
 async def test_a_rank_killed_while_the_group_recovers_has_the_group_restarted() -> None:
     async def kill(sup: rv.Supervisor) -> None:
-        await wait_for_state(sup, "llm/1", "PAUSED.RETRYING", within=30)
+        await wait_for_state(sup, "llm/1", "PAUSED.RETRYING", timeout=30)
         send(sup, signal.SIGKILL, "llm/2")
-        await wait_for_state(sup, "llm/2", SERVING, incarnation=2, within=60)
-        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, within=60)
+        await wait_for_state(sup, "llm/2", SERVING, incarnation=2, timeout=60)
+        await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=60)
 
-    async with tree(group({"retry": "ignore"}, {}, recovery_deadline=60.0)) as sup:
+    async with tree(group({"retry": "ignore"}, {}, recovery_timeout=60.0)) as sup:
         watch = sup.watch()
         async with anyio.create_task_group() as tasks:
             texts: dict[str, Sequence[int]] = {}
@@ -207,9 +207,9 @@ async def test_an_end_long_after_a_recovery_is_not_put_down_to_the_old_fault() -
             tasks.start_soon(read, sup, texts, PROMPTS[0])
             await until(lambda: sup["llm"].stats().tokens >= 10)
             fail_a_step(sup)
-        await wait_for_state(sup, "llm/1", SERVING, within=30)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=30)
         await sup.restart("llm/1")
-        assert sup._running.runtime.lives.fault("llm/1", 1) is None
+        assert sup._running.runtime.incarnations.fault("llm/1", 1) is None
 
 
 def test_ranks_have_arguments_of_their_own_and_share_the_rest() -> None:
@@ -221,11 +221,16 @@ def test_ranks_have_arguments_of_their_own_and_share_the_rest() -> None:
         period=600.0,
         intensity=1,
         backoff=rv.Backoff(maximum=10.0),
-        start_deadline=100.0,
+        start_timeout=100.0,
     )
     spec = made.start
     assert isinstance(spec, rv.SupervisorSpec)
-    assert (spec.strategy, spec.together, spec.start_limit, spec.period) == ("one_for_all", True, 3, 600.0)
+    assert (spec.strategy, spec.recover_as_group, spec.max_concurrent_starts, spec.period) == (
+        "one_for_all",
+        True,
+        3,
+        600.0,
+    )
     assert [child.id for child in spec.children] == ["1", "2", "3"]
     assert [child.start.arguments for child in spec.children] == [  # type: ignore[union-attr]
         {"model": "/m", "data_parallel_size": 3, "data_parallel_rank": rank} for rank in range(3)

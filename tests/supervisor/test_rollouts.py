@@ -54,7 +54,7 @@ async def test_weights_that_move_under_a_request_are_what_the_whole_of_its_compl
             async for chunk in stream:
                 if weights.version == 1:
                     weights.version = 2
-                    await sup.stale("llm")
+                    await sup.mark_stale("llm")
                 if chunk.restarted:
                     restarted.append(chunk.weight_version)
             moved = stream.completion
@@ -75,7 +75,7 @@ async def test_a_request_may_go_on_with_other_weights_or_fail() -> None:
         chunks = [await anext(spliced)]
         await anext(fails)
         weights.version = 2
-        await sup.stale("llm")
+        await sup.mark_stale("llm")
         with pytest.raises(WeightsChangedError, match="from version 1 to 2"):
             await fails.result()
         chunks += [chunk async for chunk in spliced]
@@ -96,9 +96,9 @@ async def test_a_step_that_loses_an_engine_ends_with_every_sample_from_its_weigh
     weights = Weights()
     async with rollouts(weights, size=2, standby=1, on_weights_changed="restart") as sup:
         watch = sup.watch()
-        await wait_for_state(sup, "llm/3", "ALIVE.STANDBY", within=60)
+        await wait_for_state(sup, "llm/3", "ALIVE.STANDBY", timeout=60)
         weights.version, weights.held = 2, "llm/3"
-        await sup.stale("llm")
+        await sup.mark_stale("llm")
         streams = [sup["llm"].generate(f"Question {number}", GREEDY) for number in range(6)]
         victim = (await anext(streams[0])).child
         kill(sup, victim)
@@ -111,10 +111,10 @@ async def test_a_step_that_loses_an_engine_ends_with_every_sample_from_its_weigh
             assert len(stream.completion.token_ids) == 100
         assert versions == {2}
         assert "llm/3" not in children
-        await wait_for_state(sup, victim, SERVING, incarnation=2, within=60)
+        await wait_for_state(sup, victim, SERVING, incarnation=2, timeout=60)
         assert sup.status("llm/3").leaf == "STALE"
         weights.go_on.set()
-        await wait_for_state(sup, "llm/3", "ALIVE.STANDBY", within=60)
+        await wait_for_state(sup, "llm/3", "ALIVE.STANDBY", timeout=60)
     moves = [x async for x in watch if isinstance(x, r.StateChanged) and x.child == victim]
     back = [x.after for x in moves if x.incarnation == 2 and x.after.startswith(("ALIVE", "PAUSED"))]
     assert back[:2] == ["PAUSED.STALE", SERVING]
@@ -124,8 +124,8 @@ async def test_a_hook_that_is_called_off_by_a_newer_version_leaves_nothing_of_th
     weights = Weights()
     async with rollouts(weights, on_weights_changed="restart") as sup:
         weights.version, weights.held = 2, "llm/1"
-        await sup.stale("llm")
+        await sup.mark_stale("llm")
         stream = sup["llm"].generate("Once", GREEDY)
         weights.version, weights.held = 3, None
-        await sup.stale("llm")
+        await sup.mark_stale("llm")
         assert (await stream.result()).weight_versions == (3,)

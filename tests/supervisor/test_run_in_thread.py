@@ -86,9 +86,9 @@ def test_a_stream_that_is_left_is_aborted(way: str) -> None:
 
 def test_engines_are_told_things_by_plain_calls_too() -> None:
     with rv.run_in_thread(engines(fault_tolerance=True), local=True) as sup:
-        sup.stale("llm")
+        sup.mark_stale("llm")
         # Like vLLM's, it takes no retry while it is healthy.
-        assert not sup.instruct("retry", "llm", request_id="a")["llm/1"]["success"]
+        assert not sup.set_recovery_instruction("retry", "llm", request_id="a")["llm/1"]["success"]
 
 
 def test_threads_may_share_it() -> None:
@@ -120,13 +120,15 @@ def test_giving_up_fails_the_next_call_and_raises_its_reason_from_it() -> None:
             while True:
                 sup.which_children()
 
-    with pytest.raises(rv.SupervisorGaveUp, match=r"^ConnectionError: lost \(a, incarnation 1") as raised:
+    with pytest.raises(
+        rv.SupervisorGaveUpError, match=r"^ConnectionError: lost \(a, incarnation 1"
+    ) as raised:
         block()
     assert isinstance(raised.value.__cause__, rv.SupervisorStoppedError)
 
 
 def test_a_failing_start_raises_and_the_blocks_own_error_goes_on() -> None:
-    with pytest.raises(rv.StartFailed, match="unexpected argument 'nonsense'"):
+    with pytest.raises(rv.StartFailedError, match="unexpected argument 'nonsense'"):
         rv.run_in_thread(engines(nonsense=1), local=True).__enter__()
 
     def block() -> None:

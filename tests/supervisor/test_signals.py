@@ -72,10 +72,10 @@ class Driver:
 
     def until(self, *lines: str) -> None:
         """Wait until the program has said one of these."""
-        deadline = time.monotonic() + PATIENCE
+        timeout = time.monotonic() + PATIENCE
         while True:
             try:
-                line = self._queue.get(timeout=max(0.01, deadline - time.monotonic()))
+                line = self._queue.get(timeout=max(0.01, timeout - time.monotonic()))
             except queue.Empty:
                 line = OVER
             if line == OVER:
@@ -245,9 +245,9 @@ def test_a_signal_during_the_start_ends_what_is_there(
 def test_a_signal_while_ray_comes_up_ends_the_program(drive: Callable[..., Driver]) -> None:
     driver = drive("async", "own")
     driver.until(f"pid {driver.process.pid} 1")
-    deadline = time.monotonic() + PATIENCE
+    timeout = time.monotonic() + PATIENCE
     while not _family(driver.process.pid):  # Ray's first process is there
-        assert time.monotonic() < deadline
+        assert time.monotonic() < timeout
         time.sleep(0.01)
     driver.send(signal.SIGTERM)
     assert driver.end() == 143, driver.errors

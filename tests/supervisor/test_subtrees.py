@@ -92,16 +92,16 @@ async def slow() -> rv.SupervisorSpec:
         (raises, "ValueError: no plan"),
         (bad, "SpecError: intensity=-1"),
         (lambda: [forever], "SpecError: spec=.*it must be a SupervisorSpec"),
-        (slow, "StartDeadlineExceeded: no spec was made within start_deadline=0.05 s"),
+        (slow, "StartTimeout: no spec was made within start_timeout=0.05 s"),
     ],
 )
 async def test_a_function_that_makes_no_spec_is_a_failed_start(make: Any, why: str) -> None:
     async with rv.Supervisor(group(rv.coroutine("a", forever))) as sup:
         with pytest.raises(rv.ChildStartError, match=f"^{why}"):
-            await sup.start_child(rv.subtree("s", make, start_deadline=0.05))
+            await sup.start_child(rv.subtree("s", make, start_timeout=0.05))
         assert [line.id for line in await sup.which_children()] == ["a"]
-    with pytest.raises(rv.StartFailed, match=why):
-        await rv.Supervisor(group(rv.subtree("s", make, start_deadline=0.05))).__aenter__()
+    with pytest.raises(rv.StartFailedError, match=why):
+        await rv.Supervisor(group(rv.subtree("s", make, start_timeout=0.05))).__aenter__()
 
 
 async def test_a_supervisor_that_is_ended_while_its_spec_is_made_is_called_off() -> None:
@@ -234,7 +234,7 @@ async def test_a_changed_spec_comes_into_force_without_starting_or_ending_anythi
     fuse = Fuse()
     a, b, c = (rv.coroutine(name, forever) for name in "abc")
     async with rv.Supervisor(group(a, rv.coroutine("fuse", fuse.run), intensity=0)) as sup:
-        await sup.update(
+        await sup.apply_spec(
             group(c, rv.coroutine("fuse", fuse.run), b, strategy=rv.Strategy.REST_FOR_ONE, intensity=9)
         )
         assert [line.id for line in await sup.which_children()] == ["a", "b", "fuse", "c"]
@@ -250,7 +250,7 @@ async def test_a_changed_spec_rules_later_incarnations_of_its_supervisor() -> No
     inner = group(rv.coroutine("a", forever), intensity=0)
     spec = group(rv.subtree("inner", inner), rv.coroutine("fuse", fuse.run), strategy=rv.Strategy.ONE_FOR_ALL)
     async with rv.Supervisor(spec) as sup:
-        await sup.update(group(rv.coroutine("b", forever)), under="inner")
+        await sup.apply_spec(group(rv.coroutine("b", forever)), under="inner")
         await reaches(sup, "inner", {"a": 1})
         fuse.blow()
         await reaches(sup, "inner", {"b": 1})
@@ -267,10 +267,10 @@ async def test_a_changed_spec_that_cannot_follow_is_refused_and_the_old_one_stay
             (group(rv.actor("actor", Fuse)), "", "local"),
         ]:
             with pytest.raises(rv.SpecError) as raised:
-                await sup.update(change, under=under)  # type: ignore[arg-type]  # the mistake
+                await sup.apply_spec(change, under=under)  # type: ignore[arg-type]  # the mistake
             assert raised.value.field == field
         with pytest.raises(rv.UnknownChildError):
-            await sup.update(group(), under="nobody")
+            await sup.apply_spec(group(), under="nobody")
         assert [line.id for line in await sup.which_children()] == ["llm", "a"]
 
 
@@ -282,7 +282,7 @@ def test_the_same_verbs_block_in_a_thread() -> None:
     with rv.run_in_thread(group(rv.subtree("rooms", rooms))) as sup:
         assert sup.start_child(rv.Instance("x", args=("in x",)), under="rooms") == "rooms/x"
         assert [line.id for line in sup.which_children("rooms/x")] == ["in x"]
-        sup.update(group(intensity=3))
+        sup.apply_spec(group(intensity=3))
         assert [line.id for line in sup.which_children()] == ["rooms"]
 
 
@@ -311,4 +311,4 @@ async def test_a_shield_holds_for_the_shutdown_time_and_no_longer() -> None:
         async with supervisor:
             await anyio.wait_all_tasks_blocked()
     assert told == ["patient"]
-    assert [x async for x in watch if isinstance(x, r.GoneUnverified)] == []
+    assert [x async for x in watch if isinstance(x, r.CleanupUnverified)] == []

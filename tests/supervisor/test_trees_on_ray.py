@@ -103,7 +103,7 @@ async def test_a_router_and_two_workers_restart_in_order(tmp_path: Path) -> None
 
         os.kill(first["one"], signal.SIGKILL)
         # What has not answered yet is not asked to end, but killed.
-        await wait_for_state(sup, "two", "ALIVE.SERVING", incarnation=2, within=60)
+        await wait_for_state(sup, "two", "ALIVE.SERVING", incarnation=2, timeout=60)
         # The second worker was asked to end before the first one was started again; the router went on.
         after = words(diary)[len(first) * 2 :]
         assert after == ["ended two", "starting one", "up one", "starting two", "up two"]
@@ -168,7 +168,7 @@ async def test_two_pools_under_one_for_all_restart_together_and_lose_no_request(
     moves = [
         (x.path, x.state)
         async for x in watch
-        if isinstance(x, r.SupervisorMoved) and x.path.startswith("pools/") and x.state != "stopping"
+        if isinstance(x, r.SupervisorStateChanged) and x.path.startswith("pools/") and x.state != "stopping"
     ]
     assert moves[:6] == [
         ("pools/b", "ended"),
@@ -184,7 +184,7 @@ async def test_independent_restarts_overlap_and_calls_are_answered_meanwhile(tmp
     diary = tmp_path / "diary"
     slow = 3.0
     spec = rv.SupervisorSpec(
-        intensity=5, children=[member(diary, "x", slow), member(diary, "y", slow)], start_limit=2
+        intensity=5, children=[member(diary, "x", slow), member(diary, "y", slow)], max_concurrent_starts=2
     )
     async with rv.Supervisor(spec) as sup:
         for _, what, _, pid in entries(diary):
@@ -275,6 +275,6 @@ async def test_an_actor_may_choose_not_to_run_and_is_told_how_the_last_one_ended
         assert await sup["choosy"].call("predecessor") == ""
         with pytest.raises(rv.ChildUnavailableError):
             await sup["choosy"].call("die")
-        assert await sup["choosy"].call("predecessor", idempotent=True, deadline=60) == "fault SYSTEM_ERROR"
+        assert await sup["choosy"].call("predecessor", idempotent=True, timeout=60) == "fault SYSTEM_ERROR"
     faults = [x.fault async for x in watch if isinstance(x, r.FaultSeen)]
     assert [(x.child, x.incarnation) for x in faults] == [("choosy", 2)]

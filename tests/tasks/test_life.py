@@ -7,17 +7,17 @@ from random import Random
 import pytest
 
 import rayvisor as rv
-from rayvisor._core.tasks.lifecycle import Life, Outcome, OutcomeKind
+from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind, TaskLifecycle
 
-SLOW = rv.Backoff(initial=1.0, maximum=4.0, jitter=rv.Jitter.NONE, first_at_once=False)
+SLOW = rv.Backoff(initial=1.0, maximum=4.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
 CRASH = Outcome(OutcomeKind.SYSTEM, RuntimeError("crash"), "WORKER_DIED", (rv.Cause("Crash", ""),))
 VALUE = Outcome(OutcomeKind.VALUE)
 CANCELLED = Outcome(OutcomeKind.CANCELLED, error_type="TASK_CANCELLED")
 
 
-def life(max_retries: int = 3, backoff: rv.Backoff | None = SLOW, **values: object) -> Life:
+def life(max_retries: int = 3, backoff: rv.Backoff | None = SLOW, **values: object) -> TaskLifecycle:
     policy = rv.TaskPolicy(backoff=backoff, **values)  # type: ignore[arg-type]
-    begun = Life(policy, max_retries, Random(1), 0.0)
+    begun = TaskLifecycle(policy, max_retries, Random(1), 0.0)
     begun.submitted()
     return begun
 
@@ -93,7 +93,7 @@ def test_a_task_that_waits_out_a_delay_or_was_never_submitted_is_called_off_at_o
     assert task.ended(CRASH, 0.0) == 1.0
     task.called_off()
     assert task.state.leaf == "CANCELLED"
-    fresh = Life(rv.TaskPolicy(), 3, Random(1), 0.0)
+    fresh = TaskLifecycle(rv.TaskPolicy(), 3, Random(1), 0.0)
     fresh.called_off()
     assert (fresh.state.leaf, fresh.attempts) == ("CANCELLED", ())
 

@@ -19,7 +19,7 @@ from tests.waiting import until_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]
 
-QUICK = rv.Backoff(initial=0.01, maximum=0.02, first_at_once=False)
+QUICK = rv.Backoff(initial=0.01, maximum=0.02, first_delay_zero=False)
 OURS = pytest.mark.parametrize("backoff", [None, QUICK], ids=["Ray's retries", "with a backoff"])
 FREE = {"num_cpus": 0}
 
@@ -195,7 +195,7 @@ def test_a_cancelled_task_is_interrupted_first_and_not_run_again(
 
 
 def test_a_task_that_waits_out_a_delay_is_cancelled_at_once(flaky: Callable[..., Flaky]) -> None:
-    slow = rv.Backoff(initial=600.0, maximum=600.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    slow = rv.Backoff(initial=600.0, maximum=600.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     function = flaky("key")
     task = rv.submit(call, function, policy=policy(slow, retry_exceptions=True))
     until_now(lambda: task.state == "RETRYING")

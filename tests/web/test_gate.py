@@ -15,11 +15,11 @@ OURS = {"host": "127.0.0.1:8080", "origin": "http://127.0.0.1:8080", "x-rayvisor
 
 
 def refused(gate: Gate, headers: dict[str, str], *, acts: bool = True) -> str:
-    from rayvisor._edges.http.routes import Refusal
+    from rayvisor._edges.http.routes import RefusalError
 
     try:
         gate.admit(headers, acts=acts)
-    except Refusal as refusal:
+    except RefusalError as refusal:
         return str(refusal.answer.body["error"]["type"])
     return ""
 

@@ -103,7 +103,7 @@ async def test_instances_of_a_template_share_one_name() -> None:
 
 
 async def test_a_pool_counts_its_requests() -> None:
-    pool = rv.engine_pool("llm", engine="sim", engine_args={}, start_deadline=120.0)
+    pool = rv.engine_pool("llm", engine="sim", engine_args={}, start_timeout=120.0)
     async with rv.Supervisor(rv.SupervisorSpec(children=[pool]), local=True, handle_signals=False) as sup:
         await sup["llm"].generate("Once upon a time", {"max_tokens": 7, "ignore_eos": True}).result()
         values = read(sup.metrics())
@@ -143,7 +143,7 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "NAMES_KEPT", 10)
     monkeypatch.setattr(counters, "UNWELL_KEPT", 10)
-    counted = counters.Tallies(str, lambda: {"stays", "above"})
+    counted = counters.Counters(str, lambda: {"stays", "above"})
     for number in range(100):
         for child in ("stays", f"above/{number}"):
             fault = Fault(

@@ -18,7 +18,7 @@ from tests.web.reading import Browser, Reader, idle, tree
 
 
 async def test_a_fault_is_shown_with_its_root_cause_the_decision_and_the_time_to_recover() -> None:
-    pool = rv.engine_pool("llm", engine="sim", engine_args={"tokens_per_second": 50.0}, start_deadline=120.0)
+    pool = rv.engine_pool("llm", engine="sim", engine_args={"tokens_per_second": 50.0}, start_timeout=120.0)
     async with tree(pool) as (sup, browser), browser.reading() as reader:
         await reader.until(lambda r: r.nodes and r.nodes["llm/1"]["leaf"] == "SERVING")
         assert reader.order == ["", "llm", "llm/1"]
@@ -50,7 +50,7 @@ async def test_a_child_that_waits_says_when_it_is_started_again() -> None:
         await broken.wait()
         raise RuntimeError("no")
 
-    backoff = rv.Backoff(initial=50.0, maximum=50.0, jitter=rv.Jitter.NONE, first_at_once=False)
+    backoff = rv.Backoff(initial=50.0, maximum=50.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
     child = rv.coroutine("failing", fail, backoff=backoff)
     async with tree(child, intensity=3, period=9000.0) as (_, browser), browser.reading() as reader:
         broken.set()

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from rayvisor._backends.host.local import LocalPlace
+from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor.errors import SpecError
 from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
-    from rayvisor._backends.ray.actors import UserActorPlace
+    from rayvisor._backends.ray.actors import UserActorFactory
     from rayvisor._backends.ray.cluster import RayCluster
-    from rayvisor._core.protocol.links import HostPlace
+    from rayvisor._core.protocol.links import HostFactory
 
-__all__ = ["KINDS", "Places", "kinds"]
+__all__ = ["KINDS", "Environment", "kinds"]
 
 KINDS = frozenset({"actor", "adopt", "coroutine", "engine", "server", "supervisor"})
 """What can be carried."""
 
 
-class Places:
+class Environment:
     """Opens what the children of a tree need.
 
     Parameters
@@ -51,20 +51,20 @@ class Places:
         if self._local and kinds(spec) & {"actor", "adopt"}:
             raise SpecError("local", True, "cannot go with actor children: they live on Ray only")  # noqa: FBT003
 
-    async def hosts(self) -> HostPlace:
+    async def hosts(self) -> HostFactory:
         """Open the place for engines' hosts."""
         if self._local:
-            return LocalPlace()
+            return LocalHostFactory()
         # Imported here: a tree without engines or actors does not need Ray, nor wait for its import.
-        from rayvisor._backends.ray.place import RayPlace
+        from rayvisor._backends.ray.place import RayHostFactory
 
-        return RayPlace(await self._connect())
+        return RayHostFactory(await self._connect())
 
-    async def actors(self) -> UserActorPlace:
+    async def actors(self) -> UserActorFactory:
         """Open the place for users' actors."""
-        from rayvisor._backends.ray.actors import UserActorPlace
+        from rayvisor._backends.ray.actors import UserActorFactory
 
-        return UserActorPlace(await self._connect())
+        return UserActorFactory(await self._connect())
 
     def gpus(self, arguments: Mapping[str, Any]) -> float:
         """How many GPUs an engine with these arguments needs."""

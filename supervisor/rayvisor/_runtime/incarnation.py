@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import anyio
 
 if TYPE_CHECKING:
-    from rayvisor._runtime.children.protocol import Backend, Carrier
+    from rayvisor._runtime.children.protocol import ChildBackend, Incarnation
     from rayvisor._runtime.lifecycle import LifecycleMachine
     from rayvisor.faults import Fault
     from rayvisor.specs import StartSpec, SupervisorSpec
     from statecharts import Configuration
 
-__all__ = ["Life", "Run"]
+__all__ = ["ChildRecord", "Run"]
 
 
 class Run:
-    """One incarnation: its carrier, and the task that starts it and waits for its end."""
+    """One incarnation: its number, and the task that starts it and waits for its end."""
 
-    __slots__ = ("carrier", "incarnation", "over", "scope", "settled")
+    __slots__ = ("incarnation", "number", "over", "scope", "settled")
 
-    def __init__(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self.carrier: Carrier | None = None
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.incarnation: Incarnation | None = None
         self.scope = anyio.CancelScope()
         # The start has come to a result.
         self.settled = anyio.Event()
@@ -31,7 +31,7 @@ class Run:
         self.over = anyio.Event()
 
 
-class Life:
+class ChildRecord:
     """A child, as its lifecycle hooks see it: ``change.model`` is one.
 
     Attributes
@@ -48,10 +48,10 @@ class Life:
         "backend",
         "child",
         "faults",
-        "forgotten",
         "incarnation",
         "machine",
         "released",
+        "removed",
         "runs",
         "served",
         "start",
@@ -63,14 +63,14 @@ class Life:
         self.incarnation = 0
         self.state = state
         self.machine = machine
-        self.backend: Backend | None = None
+        self.backend: ChildBackend | None = None
         self.start: StartSpec | SupervisorSpec | None = None
         self.served = False
         self.faults: dict[int, Fault] = {}
         self.runs: dict[int, Run] = {}
         # While what it held is being given back, nothing new of it is started.
         self.released: anyio.Event | None = None
-        self.forgotten = False
+        self.removed = False
 
     def __repr__(self) -> str:
         return f"<{self.child}, incarnation {self.incarnation}, {self.state}>"
@@ -88,6 +88,6 @@ class Life:
         for number in sorted(self.faults)[:-1]:
             del self.faults[number]
         self.incarnation = incarnation
-        self.forgotten = False
+        self.removed = False
         run = self.runs[incarnation] = Run(incarnation)
         return run

@@ -18,20 +18,25 @@ from anyio.abc import TaskGroup
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.protocol import Carrier, RecoveryFailed, StartIgnored, StartRefused
+from rayvisor._runtime.children.protocol import (
+    Incarnation,
+    RecoveryFailedError,
+    StartIgnored,
+    StartRefusedError,
+)
 from rayvisor._runtime.deadlines import bounded
-from rayvisor._runtime.incarnation import Life, Run
+from rayvisor._runtime.incarnation import ChildRecord, Run
 from rayvisor.faults import KILLED, SHUTDOWN, Cause, Ending, Fault, classify, crashed
 from rayvisor.specs import Shutdown
 
 if TYPE_CHECKING:
-    from rayvisor._runtime.children.protocol import Backend
+    from rayvisor._runtime.children.protocol import ChildBackend
     from rayvisor._runtime.lifecycle import LifecycleMachine
-    from rayvisor._runtime.reporting import Teller
+    from rayvisor._runtime.reporting import EventReporter
     from rayvisor.faults import Exit
     from statecharts import Configuration
 
-__all__ = ["Lives"]
+__all__ = ["IncarnationManager"]
 
 log = get_logger("rayvisor.supervisor")
 
@@ -45,7 +50,7 @@ RELEASE_SECONDS = 30.0
 """How long giving back what a child held may take."""
 
 
-class Lives:
+class IncarnationManager:
     """The children's lives, carried out.
 
     Parameters
@@ -58,52 +63,52 @@ class Lives:
         The lifecycle machines, by chart.
     post
         Feeds an event to the core.
-    teller
+    reporter
         Who tells of it.
     """
 
     def __init__(
         self,
         tasks: TaskGroup,
-        backends: Mapping[str, Backend],
+        backends: Mapping[str, ChildBackend],
         machines: Mapping[str, LifecycleMachine],
         post: Callable[[m.Event], None],
-        teller: Teller,
+        reporter: EventReporter,
     ) -> None:
         self._tasks = tasks
         self._backends = backends
         self._machines = machines
         self._post = post
-        self._teller = teller
-        self._lives: dict[str, Life] = {}
+        self._reporter = reporter
+        self._records: dict[str, ChildRecord] = {}
         self._hurry = False
-        self._patience: set[anyio.CancelScope] = set()
+        self._grace_scopes: set[anyio.CancelScope] = set()
 
     def fault(self, child: str, incarnation: int) -> Fault | None:
         """Why this incarnation ended, if it was a fault."""
-        life = self._lives.get(child)
-        return None if life is None else life.faults.get(incarnation)
+        record = self._records.get(child)
+        return None if record is None else record.faults.get(incarnation)
 
-    def hurry(self) -> None:
+    def kill_all(self) -> None:
         """From now on nothing is waited for: what is being ended is killed at once."""
         self._hurry = True
-        for scope in self._patience:
+        for scope in self._grace_scopes:
             scope.cancel()
 
     # --- charts ---------------------------------------------------------------------------------
 
     def changed(self, effect: m.Changed) -> None:
         """Take a child along its chart, with its hooks."""
-        life = self._life(effect.child, effect.before, effect.chart)
-        if effect.event == "start" and life.state is not effect.before:
-            life.state = effect.before  # its supervisor is a new one, and so is its place in the chart
-        life.incarnation = effect.incarnation
+        record = self._record(effect.child, effect.before, effect.chart)
+        if effect.event == "start" and record.state is not effect.before:
+            record.state = effect.before  # its supervisor is a new one, and so is its place in the chart
+        record.incarnation = effect.incarnation
         if effect.event == "started":
-            life.served = True
+            record.served = True
         elif effect.event == "recovered":
-            life.faults.pop(effect.incarnation, None)  # what ends it later is something else
+            record.faults.pop(effect.incarnation, None)  # what ends it later is something else
         if effect.before is not effect.after:
-            reached = life.machine.fire(life, effect.event)
+            reached = record.machine.fire(record, effect.event)
             if reached is not effect.after:
                 log.error(
                     "machine.disagrees",
@@ -112,50 +117,51 @@ class Lives:
                     machine=str(reached),
                     core=str(effect.after),
                 )
-                life.state = effect.after
-        if effect.after.state == "DEAD" and life.backend is not None and life.released is None:
-            life.released = anyio.Event()
-            self._tasks.start_soon(self._release, life, life.backend, name=f"release {effect.child}")
+                record.state = effect.after
+        if effect.after.state == "DEAD" and record.backend is not None and record.released is None:
+            record.released = anyio.Event()
+            self._tasks.start_soon(self._release, record, record.backend, name=f"release {effect.child}")
 
-    def forgotten(self, effect: m.Forgotten) -> None:
+    def removed(self, effect: m.Removed) -> None:
         """Drop a child whose spec is gone, and all below it."""
         below = f"{effect.child}/"
-        for path in [path for path in self._lives if path == effect.child or path.startswith(below)]:
-            life = self._lives[path]
-            life.forgotten = True
-            self._drop(life)
+        for path in [path for path in self._records if path == effect.child or path.startswith(below)]:
+            record = self._records[path]
+            record.removed = True
+            self._drop(record)
 
-    def _drop(self, life: Life) -> None:
+    def _drop(self, record: ChildRecord) -> None:
         """Let go of a forgotten child, but not before a late start of it can no longer come."""
-        if life.forgotten and life.idle and self._lives.get(life.child) is life:
-            del self._lives[life.child]
+        if record.removed and record.idle and self._records.get(record.child) is record:
+            del self._records[record.child]
 
-    def _life(self, child: str, state: Configuration | None = None, chart: str = "actor") -> Life:
-        life = self._lives.get(child)
-        if life is None:
+    def _record(self, child: str, state: Configuration | None = None, chart: str = "actor") -> ChildRecord:
+        record = self._records.get(child)
+        if record is None:
             machine = self._machines[chart]
-            life = self._lives[child] = Life(child, state or machine.table.initial, machine)
-        return life
+            record = self._records[child] = ChildRecord(child, state or machine.table.initial, machine)
+        return record
 
     # --- starts ---------------------------------------------------------------------------------
 
     def start(self, effect: m.Start) -> None:
         """Start an incarnation and wait for its end."""
         kind = getattr(effect.spec.start, "kind", "")
-        life = self._life(effect.child)  # known: its chart's step came first
-        life.start = effect.spec.start
-        life.backend = self._backends.get(kind)
-        run = life.begin(effect.incarnation)
+        record = self._record(effect.child)  # known: its chart's step came first
+        record.start = effect.spec.start
+        record.backend = self._backends.get(kind)
+        run = record.begin(effect.incarnation)
         name = f"{effect.child}#{effect.incarnation}"
-        self._tasks.start_soon(self._live, life, run, effect, name=name)
-        self._tasks.start_soon(self._keep_deadline, life, run, effect, name=f"deadline of {name}")
+        self._tasks.start_soon(self._live, record, run, effect, name=name)
+        limit = f"start timeout of {name}"
+        self._tasks.start_soon(self._enforce_start_timeout, record, run, effect, name=limit)
 
-    async def _live(self, life: Life, run: Run, effect: m.Start) -> None:
+    async def _live(self, record: ChildRecord, run: Run, effect: m.Start) -> None:
         """Bring an incarnation up and wait until it has ended by itself."""
         child, incarnation = effect.child, effect.incarnation
         try:
             with run.scope:
-                up = await self._come_up(life, run, effect)
+                up = await self._come_up(record, run, effect)
                 if up is None:
                     return
                 # Sent also when it is late, and nobody waits for it any more: the core has it ended.
@@ -164,27 +170,27 @@ class Lives:
                 if isinstance(up, m.Prepared):
                     return  # it has ended when its children have
                 ending = await self._await_end(run)
-                exit_ = self._exit(life, incarnation, ending, starting=False)
+                exit_ = self._exit(record, incarnation, ending, starting=False)
                 self._post(m.Exited(child, incarnation, exit_, gone=False))
         finally:
             run.settled.set()
             run.over.set()
-            self._drop(life)
+            self._drop(record)
 
-    async def _come_up(self, life: Life, run: Run, effect: m.Start) -> m.Started | m.Prepared | None:
+    async def _come_up(self, record: ChildRecord, run: Run, effect: m.Start) -> m.Started | m.Prepared | None:
         try:
-            if life.released is not None:
-                await life.released.wait()
-                life.released = None
+            if record.released is not None:
+                await record.released.wait()
+                record.released = None
             await anyio.lowlevel.checkpoint()  # a start that was called off makes nothing
-            run.carrier = _carry(life.backend, effect)
-            spec = await run.carrier.start()
+            run.incarnation = _create_incarnation(record.backend, effect)
+            spec = await run.incarnation.start()
         except StartIgnored:
             self._post(m.Ignored(effect.child, effect.incarnation))
-        except StartRefused as refused:
-            self._failed(life, run, effect, refused.ending)
+        except StartRefusedError as refused:
+            self._failed(record, run, effect, refused.ending)
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, the core is told
-            self._failed(life, run, effect, _broke(error, overdue=isinstance(error, TimeoutError)))
+            self._failed(record, run, effect, _broke(error, overdue=isinstance(error, TimeoutError)))
         else:
             if spec is not None:
                 return m.Prepared(effect.child, effect.incarnation, spec)
@@ -194,67 +200,67 @@ class Lives:
     @staticmethod
     async def _await_end(run: Run) -> Ending:
         try:
-            return await run.carrier.ended() if run.carrier is not None else Ending(causes=())
+            return await run.incarnation.ended() if run.incarnation is not None else Ending(causes=())
         except Exception as error:  # noqa: BLE001 - as above
             return _broke(error)
 
-    async def _keep_deadline(self, life: Life, run: Run, effect: m.Start) -> None:
+    async def _enforce_start_timeout(self, record: ChildRecord, run: Run, effect: m.Start) -> None:
         """Give up a start whose carrier does not keep its deadline."""
-        deadline = effect.spec.start_deadline
+        timeout = effect.spec.start_timeout
         limits = getattr(effect.spec.start, "limits", None)  # an engine's start that gets on is given more
-        longest = deadline if limits is None else limits.longest(deadline)
+        longest = timeout if limits is None else limits.longest(timeout)
         with anyio.move_on_after(longest + START_SLACK_SECONDS):
             await run.settled.wait()
             return
         run.scope.cancel()
-        why = f"not up within start_deadline={deadline:g} s, nor did it give up by itself"
-        self._failed(life, run, effect, Ending(causes=(Cause("StartDeadlineExceeded", why),), overdue=True))
+        why = f"not up within start_timeout={timeout:g} s, nor did it give up by itself"
+        self._failed(record, run, effect, Ending(causes=(Cause("StartTimeout", why),), overdue=True))
 
-    def _failed(self, life: Life, run: Run, effect: m.Start, ending: Ending) -> None:
+    def _failed(self, record: ChildRecord, run: Run, effect: m.Start, ending: Ending) -> None:
         if run.settled.is_set():
             return  # it was given up before
         run.settled.set()
-        exit_ = self._exit(life, effect.incarnation, ending, starting=True)
+        exit_ = self._exit(record, effect.incarnation, ending, starting=True)
         self._post(m.StartFailed(effect.child, effect.incarnation, exit_, gone=False))
 
     # --- faults ---------------------------------------------------------------------------------
 
-    def _exit(self, life: Life, incarnation: int, ending: Ending, *, starting: bool) -> Exit:
+    def _exit(self, record: ChildRecord, incarnation: int, ending: Ending, *, starting: bool) -> Exit:
         """Turn what a backend reports into the fault record that everything else works with."""
         fault = Fault(
-            child=life.child,
+            child=record.child,
             incarnation=incarnation,
             at=time.monotonic(),
             source=ending.source,
-            fault_class=classify(ending, starting=starting, served=starting and self._has_served(life)),
+            fault_class=classify(ending, starting=starting, served=starting and self._has_served(record)),
             causes=ending.causes,
             traceback=ending.traceback,
             exit_code=ending.exit_code,
             signal=ending.signal,
             node=ending.node,
             log_file=ending.log_file,
-            doing=ending.doing or ("starting" if starting else "serving"),
+            phase=ending.phase or ("starting" if starting else "serving"),
         )
         if not ending.intended:
-            life.faults[incarnation] = fault
-            self._teller.fault(fault)
-        return crashed(fault)._replace(renewed=ending.renewed)
+            record.faults[incarnation] = fault
+            self._reporter.fault(fault)
+        return crashed(fault)._replace(restarted_by_ray=ending.restarted_by_ray)
 
     def noticed(self, fault: Fault) -> None:
         """Take note of a fault that a live incarnation has told of itself."""
-        life = self._lives.get(fault.child)
-        if life is not None and fault.incarnation in life.runs:
-            life.faults[fault.incarnation] = fault
-            self._teller.fault(fault)
+        record = self._records.get(fault.child)
+        if record is not None and fault.incarnation in record.runs:
+            record.faults[fault.incarnation] = fault
+            self._reporter.fault(fault)
 
-    def _has_served(self, life: Life) -> bool:
+    def _has_served(self, record: ChildRecord) -> bool:
         """Whether this very configuration has come up before, here or as a sibling of a pool."""
-        if life.served:
+        if record.served:
             return True
-        group, _, _ = life.child.rpartition("/")
+        group, _, _ = record.child.rpartition("/")
         return any(
-            other.served and other.start == life.start
-            for other in self._lives.values()
+            other.served and other.start == record.start
+            for other in self._records.values()
             if other.child.rpartition("/")[0] == group
         )
 
@@ -262,9 +268,9 @@ class Lives:
 
     def condemn(self, child: str, incarnation: int, ending: Ending) -> None:
         """End an incarnation that runs, but is of no use."""
-        life = self._lives.get(child)
-        if life is not None and incarnation in life.runs:
-            exit_ = self._exit(life, incarnation, ending, starting=False)
+        record = self._records.get(child)
+        if record is not None and incarnation in record.runs:
+            exit_ = self._exit(record, incarnation, ending, starting=False)
             self._post(m.Exited(child, incarnation, exit_, gone=False))
 
     def stop(self, effect: m.Stop) -> None:
@@ -275,26 +281,26 @@ class Lives:
     async def _stop(self, run: Run | None, effect: m.Stop) -> None:
         await self._unwind(run)
         exit_, verified = KILLED, False
-        if run is None or run.carrier is None:
+        if run is None or run.incarnation is None:
             verified = True
         else:
             seconds = effect.shutdown.seconds
             if seconds is not None and not self._hurry:
-                patience = anyio.CancelScope()
-                self._patience.add(patience)
-                with patience:
+                grace_scope = anyio.CancelScope()
+                self._grace_scopes.add(grace_scope)
+                with grace_scope:
                     verified = await self._try(
                         effect,
                         "stop",
-                        lambda carrier: carrier.stop(effect.shutdown, effect.reason),
-                        run.carrier,
+                        lambda incarnation: incarnation.stop(effect.shutdown, effect.reason),
+                        run.incarnation,
                         math.inf if effect.shutdown.endless else seconds + STOP_SLACK_SECONDS,
                     )
                     exit_ = SHUTDOWN
-                self._patience.discard(patience)
+                self._grace_scopes.discard(grace_scope)
             if not verified:
                 exit_ = KILLED
-                verified = await self._try(effect, "stop", _brutally, run.carrier, CLEAN_SECONDS)
+                verified = await self._try(effect, "stop", _brutally, run.incarnation, CLEAN_SECONDS)
         self._note(effect, "stop", verified=verified)
         self._post(m.Exited(effect.child, effect.incarnation, exit_, gone=True))
 
@@ -306,24 +312,24 @@ class Lives:
     async def _clean(self, run: Run | None, effect: m.Clean) -> None:
         await self._unwind(run)
         verified = True
-        if run is not None and run.carrier is not None:
+        if run is not None and run.incarnation is not None:
             verified = await self._try(
-                effect, "clean", lambda carrier: carrier.clean(), run.carrier, CLEAN_SECONDS
+                effect, "clean", lambda incarnation: incarnation.clean(), run.incarnation, CLEAN_SECONDS
             )
         self._note(effect, "clean", verified=verified)
         self._post(m.Gone(effect.child, effect.incarnation, verified))
 
     def kill(self, effect: m.Kill) -> None:
         """End an incarnation that came up too late."""
-        self._teller.late(effect.child, effect.incarnation)
+        self._reporter.late(effect.child, effect.incarnation)
         run = self._run(effect)
-        if run is not None and run.carrier is not None:
+        if run is not None and run.incarnation is not None:
             name = f"kill {effect.child}#{effect.incarnation}"
-            self._tasks.start_soon(self._kill, run, run.carrier, effect, name=name)
+            self._tasks.start_soon(self._kill, run, run.incarnation, effect, name=name)
 
-    async def _kill(self, run: Run, carrier: Carrier, effect: m.Kill) -> None:
+    async def _kill(self, run: Run, incarnation: Incarnation, effect: m.Kill) -> None:
         run.scope.cancel()
-        verified = await self._try(effect, "kill", _brutally, carrier, CLEAN_SECONDS)
+        verified = await self._try(effect, "kill", _brutally, incarnation, CLEAN_SECONDS)
         self._note(effect, "kill", verified=verified)
 
     # --- in place -------------------------------------------------------------------------------
@@ -336,30 +342,32 @@ class Lives:
 
     async def _act(self, effect: m.Act) -> None:
         run = self._run(effect)
-        carrier: object = None if run is None else run.carrier
+        incarnation: object = None if run is None else run.incarnation
         fault: Fault | None = None
         try:
-            act = getattr(carrier, "act", None)
+            act = getattr(incarnation, "act", None)
             if act is None:
                 raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
             name = f"{effect.action} of {effect.child}"
-            await bounded(self._tasks, lambda: act(effect.action), effect.within, name)
+            await bounded(self._tasks, lambda: act(effect.action), effect.timeout, name)
             ok = True
         except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
             if run is not None and (run.scope.cancel_called or run.over.is_set()):
                 return  # it has ended, or is being ended, and that is told by itself
             ok = False
-            if isinstance(error, RecoveryFailed):
-                self._teller.not_recovered(effect, str(error))
+            if isinstance(error, RecoveryFailedError):
+                self._reporter.not_recovered(effect, str(error))
                 fault = self.fault(effect.child, effect.incarnation)
             else:
                 ending = _broke(error, overdue=isinstance(error, TimeoutError))
-                fault = self._exit(self._life(effect.child), effect.incarnation, ending, starting=False).fault
+                fault = self._exit(
+                    self._record(effect.child), effect.incarnation, ending, starting=False
+                ).fault
         self._post(m.Acted(effect.child, effect.incarnation, ok, fault))
 
     def _run(self, effect: m.Stop | m.Clean | m.Kill | m.Act) -> Run | None:
-        life = self._lives.get(effect.child)
-        return None if life is None else life.runs.get(effect.incarnation)
+        record = self._records.get(effect.child)
+        return None if record is None else record.runs.get(effect.incarnation)
 
     async def _unwind(self, run: Run | None) -> None:
         """Call off what an incarnation's own task still does, and wait until it has let go."""
@@ -372,14 +380,14 @@ class Lives:
         self,
         effect: m.Stop | m.Clean | m.Kill,
         what: str,
-        call: Callable[[Carrier], Awaitable[bool]],
-        carrier: Carrier,
+        call: Callable[[Incarnation], Awaitable[bool]],
+        incarnation: Incarnation,
         seconds: float,
     ) -> bool:
         """Have a carrier end something; False when it could not, or not in time."""
         name = f"{what} of {effect.child}#{effect.incarnation}"
         try:
-            return await bounded(self._tasks, lambda: call(carrier), seconds, name)
+            return await bounded(self._tasks, lambda: call(incarnation), seconds, name)
         except TimeoutError as error:
             log.warning("end.overdue", child=effect.child, incarnation=effect.incarnation, why=str(error))
         except Exception:
@@ -388,24 +396,27 @@ class Lives:
 
     def _note(self, effect: m.Stop | m.Clean | m.Kill, what: str, *, verified: bool) -> None:
         if not verified:
-            self._teller.unverified(effect.child, effect.incarnation, what)
+            self._reporter.unverified(effect.child, effect.incarnation, what)
 
-    async def _release(self, life: Life, backend: Backend) -> None:
-        released = life.released
+    async def _release(self, record: ChildRecord, backend: ChildBackend) -> None:
+        released = record.released
         try:
             await bounded(
-                self._tasks, lambda: backend.release(life.child), RELEASE_SECONDS, f"release of {life.child}"
+                self._tasks,
+                lambda: backend.release(record.child),
+                RELEASE_SECONDS,
+                f"release of {record.child}",
             )
         except Exception:
-            log.exception("release.broke", child=life.child)
+            log.exception("release.broke", child=record.child)
         finally:
             if released is not None:
                 released.set()
-            self._drop(life)
+            self._drop(record)
 
 
-def _brutally(carrier: Carrier) -> Awaitable[bool]:
-    return carrier.stop(Shutdown.BRUTAL_KILL, "killed")
+def _brutally(incarnation: Incarnation) -> Awaitable[bool]:
+    return incarnation.stop(Shutdown.BRUTAL_KILL, "killed")
 
 
 def _broke(error: Exception, *, overdue: bool = False) -> Ending:
@@ -416,10 +427,10 @@ def _broke(error: Exception, *, overdue: bool = False) -> Ending:
     )
 
 
-def _carry(backend: Backend | None, effect: m.Start) -> Carrier:
+def _create_incarnation(backend: ChildBackend | None, effect: m.Start) -> Incarnation:
     if backend is None:
         kind = getattr(effect.spec.start, "kind", "")
-        raise StartRefused(
+        raise StartRefusedError(
             Ending(causes=(Cause("UnknownKind", f"nothing here carries children of kind={kind!r}"),))
         )
-    return backend.carry(effect.child, effect.incarnation, effect.spec, effect.predecessor)
+    return backend.create_incarnation(effect.child, effect.incarnation, effect.spec, effect.predecessor)

@@ -90,7 +90,7 @@ class LifecycleMachine:
         """The chart's table: what `fire` agrees with, event by event."""
         self._report = report
         self._hooks: dict[tuple[str, str], list[Hook]] = {}
-        self._places = {leaf.name for leaf in chart.leaves} | {state.name for state in chart.states}
+        self._environment = {leaf.name for leaf in chart.leaves} | {state.name for state in chart.states}
         self._firing: list[object] = []
         self._machine = self._build()
 
@@ -155,8 +155,8 @@ class LifecycleMachine:
         return model.state
 
     def _add(self, moment: Literal["enter", "exit"], place: str, hook: Hook) -> None:
-        if place not in self._places:
-            name, known = self.table.chart.name, ", ".join(sorted(self._places))
+        if place not in self._environment:
+            name, known = self.table.chart.name, ", ".join(sorted(self._environment))
             raise ChartError(
                 name, f"hook for {place!r}", "there is no such state or leaf", f"use one of {known}"
             )

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from rayvisor._core.supervision import messages as m
 from rayvisor._core.supervision.core import Core
-from rayvisor._runtime.incarnations import Lives
+from rayvisor._runtime.incarnations import IncarnationManager
 from rayvisor._runtime.mailbox import Mailbox
 from rayvisor._runtime.watchdog import Watchdog
 from rayvisor.errors import SupervisorStoppedError
@@ -21,9 +21,9 @@ from rayvisor.faults import KILLED
 if TYPE_CHECKING:
     from random import Random
 
-    from rayvisor._runtime.children.protocol import Backend
+    from rayvisor._runtime.children.protocol import ChildBackend
     from rayvisor._runtime.lifecycle import LifecycleMachine
-    from rayvisor._runtime.reporting import Teller
+    from rayvisor._runtime.reporting import EventReporter
     from rayvisor.specs import SupervisorSpec
 
 __all__ = ["Follower", "Runtime"]
@@ -50,7 +50,7 @@ class Follower(Protocol):
     def follow(self, effect: m.Effect) -> None:
         """Take note of an effect, after it was carried out and before the next one is."""
 
-    def blameless(self, child: str, incarnation: int) -> bool:
+    def request_not_at_fault(self, child: str, incarnation: int) -> bool:
         """Whether a request that ran alone on this incarnation is to blame if it ends now.
 
         Then its end does not count as one without progress.
@@ -73,7 +73,7 @@ class Runtime:
         What carries each kind of children.
     machines
         The lifecycle machines, by chart.
-    teller
+    reporter
         Who tells of what happens.
     call_limit
         How many calls may wait for their answer.
@@ -86,42 +86,42 @@ class Runtime:
         spec: SupervisorSpec,
         random: Random,
         tasks: TaskGroup,
-        backends: Mapping[str, Backend],
+        backends: Mapping[str, ChildBackend],
         *,
         machines: Mapping[str, LifecycleMachine],
-        teller: Teller,
+        reporter: EventReporter,
         call_limit: int,
         follower: Follower | None = None,
     ) -> None:
         self.core = Core(spec, random)
-        self.lives = Lives(tasks, backends, machines, self.post, teller)
+        self.incarnations = IncarnationManager(tasks, backends, machines, self.post, reporter)
         self.ended: m.TreeEnded | None = None
         self.settled = anyio.Event()
         """Set when the tree is up, or has ended."""
         self.over = anyio.Event()
         """Set when the tree has ended."""
-        self.watchdog = Watchdog(lambda: self.core.asking, teller.stood_still)
+        self.watchdog = Watchdog(lambda: self.core.asking, reporter.stood_still)
         self._tasks = tasks
-        self._teller = teller
+        self._reporter = reporter
         self._mailbox = Mailbox(call_limit)
         self._follower = follower
         self._timers: dict[int, anyio.CancelScope] = {}
         self._call_ids = count(1)
         self._waiting: dict[int, _Answer] = {}
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            m.Start: self.lives.start,
-            m.Stop: self.lives.stop,
-            m.Clean: self.lives.clean,
-            m.Act: self.lives.act,
-            m.Kill: self.lives.kill,
+            m.Start: self.incarnations.start,
+            m.Stop: self.incarnations.stop,
+            m.Clean: self.incarnations.clean,
+            m.Act: self.incarnations.act,
+            m.Kill: self.incarnations.kill,
             m.SetTimer: self._set_timer,
             m.CancelTimer: self._cancel_timer,
             m.Reply: self._reply,
             m.Changed: self._changed,
-            m.Decided: teller.decided,
-            m.StrategyFailed: teller.strategy_failed,
-            m.Forgotten: self.lives.forgotten,
-            m.SupervisorChanged: teller.supervisor_changed,
+            m.Decided: reporter.decided,
+            m.StrategyFailed: reporter.strategy_failed,
+            m.Removed: self.incarnations.removed,
+            m.SupervisorChanged: reporter.supervisor_changed,
             m.TreeUp: self._tree_up,
             m.TreeEnded: self._tree_ended,
         }
@@ -133,7 +133,7 @@ class Runtime:
         if (
             isinstance(event, m.Exited)
             and self._follower is not None
-            and self._follower.blameless(event.child, event.incarnation)
+            and self._follower.request_not_at_fault(event.child, event.incarnation)
         ):
             self._mailbox.post(m.Progressed(event.child, event.incarnation))
         self._mailbox.post(event)
@@ -163,9 +163,9 @@ class Runtime:
             raise answer.error
         return answer.value
 
-    def hurry(self) -> None:
+    def kill(self) -> None:
         """End everything at once, without waiting for shutdown times."""
-        self.lives.hurry()
+        self.incarnations.kill_all()
         self.post(m.Exited("", 0, KILLED))
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -218,8 +218,8 @@ class Runtime:
             answer.give(effect.value, effect.error)
 
     def _changed(self, effect: m.Changed) -> None:
-        self.lives.changed(effect)
-        self._teller.changed(effect)
+        self.incarnations.changed(effect)
+        self._reporter.changed(effect)
 
     def _tree_up(self, _: m.TreeUp) -> None:
         self.settled.set()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from rayvisor._core.protocol.links import HostCallFailed
+from rayvisor._core.protocol.links import HostCallFailedError
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.pause_hooks import HOOK_SECONDS
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from rayvisor._runtime.pool.pool import EnginePool
     from rayvisor._runtime.session import Session
 
-__all__ = ["PauseMode", "instruct", "instructions", "pause", "restart", "resume", "split", "stale"]
+__all__ = [
+    "PauseMode",
+    "mark_stale",
+    "pause",
+    "recovery_instructions",
+    "restart",
+    "resume",
+    "set_recovery_instruction",
+    "split",
+]
 
 PauseMode = Literal["wait", "keep", "abort"]
 MODES = ("wait", "keep", "abort")
@@ -33,25 +42,25 @@ _KEEP = {"mode": "keep", "clear_cache": False}
 log = get_logger("rayvisor.supervisor")
 
 
-async def pause(session: Session, path: str, *, mode: PauseMode, deadline: float) -> int:
+async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float) -> int:
     """Give a child, or everything under a supervisor, no new work until it is resumed."""
     if mode not in MODES:
         raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
-    seconds("deadline", deadline)
+    seconds("timeout", timeout)
     await _hold(session, m.Verb.PAUSE, path)
     pools = _engines(session, path)
     await _freeze(session, pools, frozen=mode == "keep")
-    await _tell_servers(session, path, "pause_generation", {"mode": mode}, deadline)
+    await _tell_servers(session, path, "pause_generation", {"mode": mode}, timeout)
     for pool, engines in pools:
         pool.pausing.keep(engines, kept=mode == "keep")
         if mode == "abort":
             pool.pausing.withdraw(engines)
     began = anyio.current_time()
     if mode == "wait":
-        with anyio.move_on_after(deadline):
+        with anyio.move_on_after(timeout):
             for pool, engines in pools:
                 await pool.pausing.drained(engines)
-    await session.hooks.settled(path, max(0.0, deadline - (anyio.current_time() - began)))
+    await session.hooks.settled(path, max(0.0, timeout - (anyio.current_time() - began)))
     return sum(pool.pausing.in_flight(engines) for pool, engines in pools)
 
 
@@ -65,7 +74,7 @@ async def resume(session: Session, path: str) -> None:
         pool.pausing.keep(engines, kept=False)
 
 
-async def stale(session: Session, path: str) -> None:
+async def mark_stale(session: Session, path: str) -> None:
     """Send engines with a gate through their gate again."""
     await _hold(session, m.Verb.STALE, path)
 
@@ -77,24 +86,24 @@ async def restart(session: Session, path: str) -> None:
         await _restart(runtime.call, path)
 
 
-def instructions(session: Session, path: str) -> tuple[str, ...]:
+def recovery_instructions(session: Session, path: str) -> tuple[str, ...]:
     """Return the recovery instructions that the engines at or below ``path`` accept."""
     engines = session.engines
     infos = (engines.info(child, incarnation) for child, incarnation in _incarnations(session, path))
     return tuple(sorted({name for info in infos if info is not None for name in info.instructions}))
 
 
-async def instruct(
+async def set_recovery_instruction(
     session: Session,
     instruction: str,
     path: str,
     *,
     params: Mapping[str, Any] | None,
     request_id: str,
-    within: float,
+    timeout: float,
 ) -> dict[str, dict[str, Any]]:
     """Send engines an instruction of their own fault tolerance; return each engine's answer."""
-    known = instructions(session, path)
+    known = recovery_instructions(session, path)
     if instruction not in known:
         there = ", ".join(known) or "none: are they without fault tolerance?"
         raise SpecError("instruction", instruction, f"must be one that the engines know; they know {there}")
@@ -104,8 +113,8 @@ async def instruct(
 
     async def tell(child: str, incarnation: int) -> None:
         try:
-            answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, within)
-        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+            answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, timeout)
+        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
             answers[child] = {
                 "request_id": request_id,
                 "success": False,
@@ -131,7 +140,7 @@ async def _freeze(session: Session, pools: Sequence[tuple[EnginePool, list[str]]
         method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
         try:
             await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
-        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
             log.warning("engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error))
         else:
             if frozen:
@@ -154,7 +163,7 @@ async def _tell_servers(
     async def tell(child: str, incarnation: int) -> None:
         try:
             await engines.ask(child, incarnation, method, (), options, seconds)
-        except (ChildUnavailableError, HostCallFailed, TimeoutError) as error:
+        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
             log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
     servers = [each for each in _below(session, path) if engines.url(each[0])]

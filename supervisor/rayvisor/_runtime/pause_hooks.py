@@ -19,7 +19,7 @@ from rayvisor._runtime.deadlines import bounded
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core
-    from rayvisor._runtime.reporting import Teller
+    from rayvisor._runtime.reporting import EventReporter
     from rayvisor.specs import ActorHook, ActorHooks
 
 __all__ = ["Hooks"]
@@ -58,7 +58,7 @@ class Hooks:
         Where the specs are.
     call
         Calls a hook of a child's present incarnation.
-    teller
+    reporter
         Who tells of hooks that fail.
     """
 
@@ -67,12 +67,12 @@ class Hooks:
         tasks: TaskGroup,
         core: Core,
         call: Callable[[str, ActorHook], Awaitable[Any]],
-        teller: Teller,
+        reporter: EventReporter,
     ) -> None:
         self._tasks = tasks
         self._core = core
         self._call = call
-        self._teller = teller
+        self._reporter = reporter
         self._told: dict[str, _Told] = {}
 
     def follow(self, effect: m.Effect) -> None:
@@ -100,10 +100,10 @@ class Hooks:
             told.quiet = anyio.Event()
             self._tasks.start_soon(self._tell, child, told, hooks, name=f"holds of {child}")
 
-    async def settled(self, path: str, deadline: float) -> None:
+    async def settled(self, path: str, timeout: float) -> None:
         """Wait until every actor at or below ``path`` has been told, for at most so many seconds."""
         below = f"{path}/"
-        with anyio.move_on_after(deadline):
+        with anyio.move_on_after(timeout):
             for child, told in list(self._told.items()):
                 if not path or child == path or child.startswith(below):
                     await told.quiet.wait()
@@ -138,7 +138,7 @@ class Hooks:
                     "actor.hook.failed", child=child, hook=name, attempt=attempt + 1, of=TRIES, why=said
                 )
                 if attempt + 1 == TRIES:
-                    self._teller.actor_hook_failed(child, name, said)
+                    self._reporter.actor_hook_failed(child, name, said)
                 else:
                     await anyio.sleep(PAUSE_SECONDS * 2**attempt)
             else:

@@ -19,7 +19,7 @@ from rayvisor.specs import Gate
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core
     from rayvisor._runtime.children.engines import EngineBackend
-    from rayvisor._runtime.incarnations import Lives
+    from rayvisor._runtime.incarnations import IncarnationManager
 
 __all__ = ["Gates"]
 
@@ -54,7 +54,7 @@ class Gates:
         tasks: TaskGroup,
         core: Core,
         engines: EngineBackend,
-        lives: Lives,
+        lives: IncarnationManager,
         post: Callable[[m.Event], None],
         weights: Callable[[str, int, int], None],
     ) -> None:
@@ -78,14 +78,14 @@ class Gates:
             node = self._core.status(child)
             if node is not None and node.spec.gate is not None:
                 scope = self._under_way[child] = anyio.CancelScope()
-                within = node.spec.start_deadline
+                timeout = node.spec.start_timeout
                 name = f"gate of {child}#{effect.incarnation}"
                 self._tasks.start_soon(
                     self._pass,
                     scope,
                     node.spec.gate,
                     (child, effect.incarnation, node.stales),
-                    within,
+                    timeout,
                     name=name,
                 )
 
@@ -99,7 +99,7 @@ class Gates:
         scope: anyio.CancelScope,
         hook: Callable[[Any], Awaitable[object]],
         who: tuple[str, int, int],
-        within: float,
+        timeout: float,
     ) -> None:
         child, incarnation, stales = who
         with scope:
@@ -107,7 +107,7 @@ class Gates:
             name = f"the gate of {child}"
             for attempt in range(TRIES):
                 try:
-                    version = await bounded(self._tasks, lambda: hook(gate), within, name)
+                    version = await bounded(self._tasks, lambda: hook(gate), timeout, name)
                 except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
                     log.warning(
                         "gate.closed",
@@ -137,5 +137,5 @@ def _ending(error: Exception) -> Ending:
             *(Cause(*cause) for cause in plain_causes(error)),
         ),
         traceback="".join(traceback.format_exception(error)),
-        doing="passing its gate",
+        phase="passing its gate",
     )

@@ -11,25 +11,25 @@ from rayvisor._log import get_logger
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import Phase
     from rayvisor._core.supervision import messages as m
+    from rayvisor._runtime.broadcaster import RecordBroadcaster
     from rayvisor._runtime.lifecycle import HookFailure
     from rayvisor._runtime.watchdog import Standstill
-    from rayvisor._runtime.watchers import Watchers
     from rayvisor.faults import Fault
 
-__all__ = ["Teller"]
+__all__ = ["EventReporter"]
 
 log = get_logger("rayvisor.supervisor")
 
 
-class Teller:
+class EventReporter:
     """Tells watchers and the log."""
 
-    def __init__(self, watchers: Watchers) -> None:
-        self._watchers = watchers
+    def __init__(self, broadcaster: RecordBroadcaster) -> None:
+        self._broadcaster = broadcaster
 
     def fault(self, fault: Fault) -> None:
         """An incarnation ended, or did not come up."""
-        self._watchers.tell(r.FaultSeen(at=fault.at, fault=fault))
+        self._broadcaster.tell(r.FaultSeen(at=fault.at, fault=fault))
         log.error(
             "fault",
             root=str(fault.root),
@@ -40,7 +40,7 @@ class Teller:
             source=fault.source,
             signal=fault.signal,
             exit_code=fault.exit_code,
-            doing=fault.doing,
+            phase=fault.phase,
             log_file=fault.log_file,
         )
 
@@ -53,8 +53,8 @@ class Teller:
             action=effect.action,
             why=why,
         )
-        self._watchers.tell(
-            r.RecoveryFailed(
+        self._broadcaster.tell(
+            r.RecoveryFailedError(
                 at=time.monotonic(),
                 child=effect.child,
                 incarnation=effect.incarnation,
@@ -66,19 +66,19 @@ class Teller:
     def unverified(self, child: str, incarnation: int, why: str) -> None:
         """Nobody could prove that an incarnation is gone."""
         log.warning("gone.unverified", child=child, incarnation=incarnation, why=why)
-        self._watchers.tell(
-            r.GoneUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
+        self._broadcaster.tell(
+            r.CleanupUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
         )
 
     def late(self, child: str, incarnation: int) -> None:
         """An incarnation came up after its time and is ended."""
         log.warning("start.late", child=child, incarnation=incarnation, then="ended")
-        self._watchers.tell(r.StartedLate(at=time.monotonic(), child=child, incarnation=incarnation))
+        self._broadcaster.tell(r.LateStart(at=time.monotonic(), child=child, incarnation=incarnation))
 
     def changed(self, effect: m.Changed) -> None:
         """A child has moved along its chart."""
         before, after = effect.before.path, effect.after.path
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.StateChanged(
                 at=time.monotonic(),
                 child=effect.child,
@@ -100,7 +100,7 @@ class Teller:
 
     def decided(self, effect: m.Decided) -> None:
         """A fault, or an end, has been decided about."""
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.DecisionMade(
                 at=time.monotonic(),
                 child=effect.child,
@@ -134,7 +134,7 @@ class Teller:
             traceback=error.traceback,
             then="restarted by itself",
         )
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.StrategyFailed(
                 at=time.monotonic(),
                 child=effect.child,
@@ -146,11 +146,11 @@ class Teller:
 
     def stood_still(self, standstill: Standstill) -> None:
         """The loop stood still, and runs again; the watchdog has logged it."""
-        self._watchers.tell(
-            r.LoopStoodStill(
+        self._broadcaster.tell(
+            r.EventLoopBlocked(
                 at=time.monotonic(),
                 seconds=standstill.seconds,
-                doing=standstill.doing,
+                activity=standstill.activity,
                 stack=standstill.stack,
             )
         )
@@ -158,14 +158,14 @@ class Teller:
     def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
         """A supervisor came up, is being ended, or has ended."""
         why = "" if effect.exit is None else str(effect.exit)
-        self._watchers.tell(
-            r.SupervisorMoved(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
+        self._broadcaster.tell(
+            r.SupervisorStateChanged(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
         )
         log.info("supervisor.changed", supervisor=effect.path or "root", state=effect.state, why=why)
 
     def progressed(self, child: str, phase: Phase) -> None:
         """A start has got further."""
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.StartProgressed(
                 at=time.monotonic(),
                 child=child,
@@ -186,13 +186,13 @@ class Teller:
 
     def actor_hook_failed(self, child: str, hook: str, error: str) -> None:
         """An actor's pause or resume hook failed each time it was tried; the hold does not depend on it."""
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.HookFailed(at=time.monotonic(), child=child, hook=hook, place="REQUESTED", error=error)
         )
 
     def hook_failed(self, failure: HookFailure) -> None:
         """A user's hook raised; the machine has logged it."""
-        self._watchers.tell(
+        self._broadcaster.tell(
             r.HookFailed(
                 at=time.monotonic(),
                 child=getattr(failure.change.model, "child", ""),

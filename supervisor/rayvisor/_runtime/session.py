@@ -21,24 +21,24 @@ from rayvisor._runtime import signals
 from rayvisor._runtime.children.actors import ActorBackend
 from rayvisor._runtime.children.coroutines import CoroutineBackend
 from rayvisor._runtime.children.engines import EngineBackend
-from rayvisor._runtime.children.subtrees import SupervisorBackend
+from rayvisor._runtime.children.subtrees import SubtreeBackend
 from rayvisor._runtime.deadlines import outlast
 from rayvisor._runtime.environment import kinds
 from rayvisor._runtime.loop import Runtime
 from rayvisor._runtime.pause_hooks import Hooks
 from rayvisor._runtime.pool.registry import Pools
 from rayvisor._runtime.readiness_gates import Gates
-from rayvisor.errors import RayvisorError, StartFailed, SupervisorGaveUp
+from rayvisor.errors import RayvisorError, StartFailedError, SupervisorGaveUpError
 from rayvisor.faults import Cause, Fault, FaultClass
 from rayvisor.specs import SupervisorSpec
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import Condition, HostItem, Phase
-    from rayvisor._runtime.children.protocol import Backend
-    from rayvisor._runtime.environment import Places
+    from rayvisor._runtime.broadcaster import RecordBroadcaster
+    from rayvisor._runtime.children.protocol import ChildBackend
+    from rayvisor._runtime.environment import Environment
     from rayvisor._runtime.lifecycle import LifecycleMachine
-    from rayvisor._runtime.reporting import Teller
-    from rayvisor._runtime.watchers import Watchers
+    from rayvisor._runtime.reporting import EventReporter
 
 __all__ = ["Session", "only_follows", "reason_of"]
 
@@ -56,11 +56,11 @@ class Session:
     ----------
     spec
         The root supervisor.
-    places
+    environment
         Where children live.
     rng
         For jitter and sampling seeds.
-    watchers, teller
+    broadcaster, reporter
         Who is told what happens, and who tells.
     machines
         The lifecycle machines, by chart.
@@ -74,19 +74,19 @@ class Session:
         self,
         spec: SupervisorSpec,
         *,
-        places: Places,
+        environment: Environment,
         rng: Random,
-        watchers: Watchers,
-        teller: Teller,
+        broadcaster: RecordBroadcaster,
+        reporter: EventReporter,
         machines: Mapping[str, LifecycleMachine],
         call_limit: int,
         handle_signals: bool,
     ) -> None:
         self._spec = spec
-        self._places = places
+        self._environment = environment
         self._rng = rng
-        self._watchers = watchers
-        self._teller = teller
+        self._broadcaster = broadcaster
+        self._reporter = reporter
         self._machines = machines
         self._call_limit = call_limit
         self._handle_signals = handle_signals and signals.possible()
@@ -163,15 +163,15 @@ class Session:
         self.dismissed.set()
         self.halt()
 
-    def hurry(self) -> None:
+    def kill(self) -> None:
         """End everything at once."""
         self.halt()
         if self._runtime is not None:
-            self._runtime.hurry()
+            self._runtime.kill()
 
     async def open(self, spec: SupervisorSpec) -> None:
         """Open what these children need, where it is not open yet."""
-        self._places.check(spec)
+        self._environment.check(spec)
         for kind in sorted(kinds(spec)):
             backend = self._backends.get(kind)
             if backend is not None:
@@ -189,7 +189,7 @@ class Session:
                     self.error = error
                 for event in (self.settled, self.over, self.dismissed):
                     event.set()
-                self._watchers.close()
+                self._broadcaster.close()
                 with anyio.CancelScope(shield=True):
                     await self._give_back()
                 self.given_back.set()
@@ -203,15 +203,15 @@ class Session:
     async def _run(self, tasks: anyio.abc.TaskGroup) -> None:
         if self._handle_signals:
             await tasks.start(self._listen)
-        self._engines = EngineBackend(self._places.hosts, tasks, self, self._places.gpus)
-        self._actors = ActorBackend(self._places.actors, self)
-        self._backends: Mapping[str, Backend] = {
+        self._engines = EngineBackend(self._environment.hosts, tasks, self, self._environment.gpus)
+        self._actors = ActorBackend(self._environment.actors, self)
+        self._backends: Mapping[str, ChildBackend] = {
             "engine": self._engines,
             "server": self._engines,
             "actor": self._actors,
             "adopt": self._actors,
             "coroutine": CoroutineBackend(tasks),
-            "supervisor": SupervisorBackend(self.open),
+            "supervisor": SubtreeBackend(self.open),
         }
         with self._opening:
             await self.open(self._spec)
@@ -221,14 +221,14 @@ class Session:
             tasks,
             self._backends,
             machines=self._machines,
-            teller=self._teller,
+            reporter=self._reporter,
             call_limit=self._call_limit,
             follower=self,
         )
         self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
-        self.hooks = Hooks(tasks, runtime.core, self._actors.run, self._teller)
+        self.hooks = Hooks(tasks, runtime.core, self._actors.run, self._reporter)
         self._gates = Gates(
-            tasks, runtime.core, self._engines, runtime.lives, runtime.post, self._pools.weights
+            tasks, runtime.core, self._engines, runtime.incarnations, runtime.post, self._pools.weights
         )
         if self._halted:
             runtime.post(m.Halt())  # before it came up
@@ -255,7 +255,7 @@ class Session:
             self.halt()
         else:
             log.warning("signal", number=number, then="ending everything at once")
-            self.hurry()
+            self.kill()
 
     async def _give_back(self) -> None:
         """Close what was opened, each within its time, and one after the other: Ray last."""
@@ -264,7 +264,7 @@ class Session:
             self._pools.stop()
         if self._engines is not None and self._actors is not None:
             steps += [("engines", self._engines.close), ("actors", self._actors.close)]
-        for name, close in [*steps, ("places", self._places.close)]:
+        for name, close in [*steps, ("environment", self._environment.close)]:
             try:
                 with anyio.fail_after(CLOSE_SECONDS):
                     await close()
@@ -286,7 +286,7 @@ class Session:
 
     def phase(self, child: str, phase: Phase) -> None:
         """Tell how far a start is."""
-        self._teller.progressed(child, phase)
+        self._reporter.progressed(child, phase)
 
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
         """Pass a change of an engine's condition to the core."""
@@ -294,33 +294,33 @@ class Session:
         if causes:
             why = Fault(
                 child=child, incarnation=incarnation, at=time.monotonic(), source="host",
-                fault_class=FaultClass.TRANSIENT, causes=causes, doing="serving",
+                fault_class=FaultClass.TRANSIENT, causes=causes, phase="serving",
             )  # fmt: skip
         self.runtime.post(m.Reported(child, incarnation, event, why))
 
-    def doubted(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
+    def suspected(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
         """Tell that an actor cannot be reached or does not answer, which may pass; it gets no new work."""
         node = self.runtime.core.status(child)
         starting = node is not None and node.configuration.leaf == "STARTING"
         fault = Fault(
             child=child, incarnation=incarnation, at=time.monotonic(), source=source,
-            fault_class=FaultClass.TRANSIENT, causes=causes, doing="starting" if starting else "serving",
+            fault_class=FaultClass.TRANSIENT, causes=causes, phase="starting" if starting else "serving",
         )  # fmt: skip
-        self._teller.fault(fault)
+        self._reporter.fault(fault)
         self.runtime.post(m.Reported(child, incarnation, "suspect", fault))
 
     def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
         """Pass an engine's own word that it has a fault to the core; a reminder makes no second fault."""
-        incarnation, lives = condition.incarnation, self.runtime.lives
-        fault = lives.fault(child, incarnation) if again else None
+        incarnation, incarnations = condition.incarnation, self.runtime.incarnations
+        fault = incarnations.fault(child, incarnation) if again else None
         if fault is None:
             fault = Fault(
                 child=child, incarnation=incarnation, at=time.monotonic(), source="engine",
                 fault_class=FaultClass.RECOVERABLE,
                 causes=tuple(Cause(*cause) for cause in condition.causes),
-                traceback=condition.traceback, log_file=condition.log_file, doing="serving",
+                traceback=condition.traceback, log_file=condition.log_file, phase="serving",
             )  # fmt: skip
-            lives.noticed(fault)
+            incarnations.noticed(fault)
         self.runtime.post(m.Reported(child, incarnation, "unhealthy", fault))
 
     def _on_useful(self, child: str, incarnation: int) -> None:
@@ -335,9 +335,9 @@ class Session:
         self.hooks.follow(effect)
         self.actors.follow(effect)
 
-    def blameless(self, child: str, incarnation: int) -> bool:
+    def request_not_at_fault(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame for an end."""
-        return self.pools.blameless(child, incarnation)
+        return self.pools.request_not_at_fault(child, incarnation)
 
 
 def _there(part: T | None) -> T:
@@ -355,9 +355,9 @@ def reason_of(session: Session) -> BaseException | None:
         reason = KeyboardInterrupt() if interrupted else SystemExit(128 + session.signal)
     elif reason is None and ended is not None:
         if not ended.started and not session.halted:
-            reason = StartFailed(ended.origin, ended.exit.fault)
+            reason = StartFailedError(ended.origin, ended.exit.fault)
         elif ended.gave_up:
-            reason = SupervisorGaveUp(ended.origin, ended.gave_up, ended.exit.fault)
+            reason = SupervisorGaveUpError(ended.origin, ended.gave_up, ended.exit.fault)
     return reason
 
 

@@ -31,7 +31,7 @@ class Standstill(NamedTuple):
     """The loop stood still for a while."""
 
     seconds: float
-    doing: str
+    activity: str
     """``strategy NAME`` when a restart strategy was being asked; else empty."""
     stack: str
 
@@ -92,15 +92,15 @@ class Watchdog:
                 self._late(began)
                 continue
             asking = self._asking()
-            doing = f"strategy {asking}" if asking else ""
+            activity = f"strategy {asking}" if asking else ""
             frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to another thread's stack
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            log.error("loop.stands_still", doing=doing, seconds=self._limit, stack=stack)
+            log.error("loop.stands_still", activity=activity, seconds=self._limit, stack=stack)
             self._answered(alive, math.inf)
             self._late(began)
             if self._over.is_set():
                 return
-            standstill = Standstill(time.monotonic() - began, doing, stack)
+            standstill = Standstill(time.monotonic() - began, activity, stack)
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._told, standstill)
 

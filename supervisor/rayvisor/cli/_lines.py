@@ -39,7 +39,7 @@ def _fault(form: Mapping[str, Any]) -> str:
     fault = form["fault"]
     log = f"; log: {fault['log_file']}" if fault["log_file"] else ""
     return click.style(
-        f"FAULT {fault['root']} ({fault['fault_class']}, while {fault['doing']}{log})", fg="red"
+        f"FAULT {fault['root']} ({fault['fault_class']}, while {fault['phase']}{log})", fg="red"
     )
 
 
@@ -72,7 +72,7 @@ _TEXTS = {
     "FaultSeen": _fault,
     "DecisionMade": _decided,
     "StartProgressed": _progress,
-    "SupervisorMoved": _moved,
+    "SupervisorStateChanged": _moved,
     "RecordsMissed": _missed,
 }
 

@@ -95,16 +95,16 @@ def events(client: ControlClient, *, as_json: bool) -> None:
     help="Requests in flight finish first (wait), are held where they are (keep), or move (abort).",
 )
 @click.option(
-    "--deadline", type=click.FloatRange(0.0), default=60.0, show_default=True, help="Seconds that wait waits."
+    "--timeout", type=click.FloatRange(0.0), default=60.0, show_default=True, help="Seconds that wait waits."
 )
 @_client
 @_json
-def pause(client: ControlClient, *, path: str, mode: str, deadline: float, as_json: bool) -> None:
+def pause(client: ControlClient, *, path: str, mode: str, timeout: float, as_json: bool) -> None:
     """Give PATH, or the whole tree, no new work until it is resumed. No request is lost."""
-    body = {"path": path, "mode": mode, "deadline": deadline}
-    told = client.post("/v1/pause", body, deadline + SLACK_SECONDS)
+    body = {"path": path, "mode": mode, "timeout": timeout}
+    told = client.post("/v1/pause", body, timeout + SLACK_SECONDS)
     left = told["in_flight"]
-    after = f" after {deadline:g} s" if left and mode == "wait" else ""
+    after = f" after {timeout:g} s" if left and mode == "wait" else ""
     _say(told, f"paused {_name(path)} ({mode}): {left or 'nothing'} in flight{after}", as_json=as_json)
 
 

@@ -20,7 +20,7 @@ from rayvisor.config import TreeFile, load_tree
 from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
 
 if TYPE_CHECKING:
-    from rayvisor._runtime.watchers import Watch
+    from rayvisor._runtime.broadcaster import RecordStream
 
 __all__ = ["run"]
 
@@ -110,7 +110,7 @@ async def _run(
         await asyncio.wait({telling}, timeout=LAST_LINES_SECONDS)
 
 
-async def _tell(watch: Watch, *, as_json: bool) -> None:
+async def _tell(watch: RecordStream, *, as_json: bool) -> None:
     from rayvisor._edges.http.json_forms import record_form
 
     wall = time.time() - time.monotonic()

@@ -119,7 +119,7 @@ async def run_demo(
                 engine=engine,
                 engine_args=engine_arguments(engine, model, fault),
                 num_cpus=1,
-                deadline=600.0,
+                request_timeout=600.0,
                 stall_after=limits.stall_after,
                 probe_interval=limits.probe_interval,
             )

@@ -51,7 +51,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
     shutdown: Shutdown | float = 5.0,
     significant: bool = False,
     backoff: Backoff | None = None,
-    start_deadline: float = 60.0,
+    start_timeout: float = 60.0,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
     resources: Mapping[str, float] | None = None,
@@ -62,7 +62,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
     probe: ActorHook | None = None,
     probe_interval: float = 2.0,
     probe_timeout: float = 5.0,
-    probes: tuple[int, int] = (3, 5),
+    failure_threshold: tuple[int, int] = (3, 5),
     stall_after: float = 30.0,
     pause: ActorHook | None = None,
     resume: ActorHook | None = None,
@@ -81,7 +81,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
         A plain class; not one that ``ray.remote`` has wrapped already.
     args, kwargs
         What its ``__init__`` gets, at every start.
-    restart, shutdown, significant, backoff, start_deadline
+    restart, shutdown, significant, backoff, start_timeout
         As in [`ChildSpec`][rayvisor.ChildSpec].
     num_cpus, num_gpus, resources, memory, runtime_env
         Passed through to Ray as they are.
@@ -104,7 +104,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
     probe_timeout
         Seconds after which a probe counts as missed. It is waited for all the same: there is never more than
         one.
-    probes
+    failure_threshold
         ``(k, n)``: with ``k`` of the last ``n`` probes missed it is SUSPECT, and gets no new work.
     stall_after
         Seconds without an answered probe after which it is ended and restarted (FATAL). Choose it longer than
@@ -145,7 +145,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
                 drain=drain,
                 probe_interval=probe_interval,
                 probe_timeout=probe_timeout,
-                probes=probes,
+                failure_threshold=failure_threshold,
                 stall_after=stall_after,
             ),
         ),
@@ -153,7 +153,7 @@ def actor(  # noqa: PLR0913 - keywords, each of its own meaning
         shutdown=shutdown,
         significant=significant,
         backoff=backoff,
-        start_deadline=start_deadline,
+        start_timeout=start_timeout,
     )
 
 
@@ -169,11 +169,11 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
     shutdown: Shutdown | float = 5.0,
     significant: bool = False,
     backoff: Backoff | None = None,
-    start_deadline: float = 60.0,
+    start_timeout: float = 60.0,
     probe: ActorHook | None = None,
     probe_interval: float = 2.0,
     probe_timeout: float = 5.0,
-    probes: tuple[int, int] = (3, 5),
+    failure_threshold: tuple[int, int] = (3, 5),
     stall_after: float = 30.0,
     pause: ActorHook | None = None,
     resume: ActorHook | None = None,
@@ -200,7 +200,7 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
         Ray's handle of it.
     name, namespace
         Or the name by which ``ray.get_actor`` finds it (a detached actor, for example), in this namespace;
-        empty: the program's own. It is waited for until ``start_deadline``.
+        empty: the program's own. It is waited for until ``start_timeout``.
     make
         A function that makes the next one, and the first one where neither ``actor`` nor ``name`` leads to
         one; it returns its handle. It runs in a thread. If it takes a keyword argument ``predecessor`` it is
@@ -208,9 +208,9 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
     on_end
         What becomes of it when the child is stopped, or the tree ends. ``"leave"``: it goes on, and is
         watched no more. ``"kill"``: it is drained, asked to end within ``shutdown``, then killed for good.
-    restart, shutdown, significant, backoff, start_deadline
+    restart, shutdown, significant, backoff, start_timeout
         As in [`ChildSpec`][rayvisor.ChildSpec].
-    probe, probe_interval, probe_timeout, probes, stall_after, pause, resume, drain
+    probe, probe_interval, probe_timeout, failure_threshold, stall_after, pause, resume, drain
         As in [`actor`][rayvisor.actor]. One that is left alone is not drained.
 
     Raises
@@ -245,7 +245,7 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
         drain=drain,
         probe_interval=probe_interval,
         probe_timeout=probe_timeout,
-        probes=probes,
+        failure_threshold=failure_threshold,
         stall_after=stall_after,
     )
     return ChildSpec(
@@ -255,5 +255,5 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
         shutdown=shutdown,
         significant=significant,
         backoff=backoff,
-        start_deadline=start_deadline,
+        start_timeout=start_timeout,
     )

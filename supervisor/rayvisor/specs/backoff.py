@@ -40,11 +40,11 @@ class Backoff:
         No delay is longer than this, in seconds.
     jitter
         How delays are spread.
-    first_at_once
+    first_delay_zero
         The first restart waits for nothing; the delays begin with the second.
-    attempts
+    max_retries
         How many restarts in a row are tried before the supervisor gives up; None: no such bound.
-    elapsed
+    timeout
         How long after the first fault in a row a restart is still tried, in seconds; None: no such bound.
     reset_after
         Seconds of serving after which a child's next fault is the first in a row again.
@@ -64,9 +64,9 @@ class Backoff:
     factor: float = 2.0
     maximum: float = 30.0
     jitter: Jitter = Jitter.FULL
-    first_at_once: bool = True
-    attempts: int | None = None
-    elapsed: float | None = None
+    first_delay_zero: bool = True
+    max_retries: int | None = None
+    timeout: float | None = None
     reset_after: float = 60.0
 
     def __post_init__(self) -> None:
@@ -75,14 +75,20 @@ class Backoff:
         seconds("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
         seconds("backoff.reset_after", self.reset_after, least=0.0)
         object.__setattr__(self, "jitter", _member("backoff.jitter", Jitter, self.jitter))
-        if self.attempts is not None:
-            whole("backoff.attempts", self.attempts, "restarts", least=1, term="invalid_backoff.attempts")
-        if self.elapsed is not None:
-            seconds("backoff.elapsed", self.elapsed, least=0.0)
+        if self.max_retries is not None:
+            whole(
+                "backoff.max_retries",
+                self.max_retries,
+                "restarts",
+                least=1,
+                term="invalid_backoff.max_retries",
+            )
+        if self.timeout is not None:
+            seconds("backoff.timeout", self.timeout, least=0.0)
 
     def ceiling(self, attempt: int) -> float:
         """Longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
-        if self.first_at_once:
+        if self.first_delay_zero:
             if attempt == 0:
                 return 0.0
             attempt -= 1

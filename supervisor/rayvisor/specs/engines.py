@@ -17,7 +17,7 @@ from rayvisor.strategies import RestartStrategy
 
 __all__ = ["SETTLED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
 
-SETTLED = ("size", "standby", "strategy", "start_limit")
+SETTLED = ("size", "standby", "strategy", "max_concurrent_starts")
 """What a group settles itself."""
 
 
@@ -45,16 +45,16 @@ class EnginePoolSpec(SupervisorSpec):
     """The supervisor of a pool's engines, and what its front of requests keeps to."""
 
     queue_limit: int = 1000
-    deadline: float = 600.0
-    attempts: int = 5
+    request_timeout: float = 600.0
+    max_attempts: int = 5
     on_weights_changed: str = "splice"
 
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is made twice, and the first one's cell would be meant.
         SupervisorSpec.__post_init__(self)
         whole("queue_limit", self.queue_limit, "requests")
-        whole("attempts", self.attempts, "attempts")
-        seconds("deadline", self.deadline, exclusive=True)
+        whole("max_attempts", self.max_attempts, "attempts")
+        seconds("request_timeout", self.request_timeout, exclusive=True)
         if self.on_weights_changed not in {"splice", "restart", "fail"}:
             raise SpecError(
                 "on_weights_changed", self.on_weights_changed, "must be 'splice', 'restart' or 'fail'"
@@ -74,21 +74,21 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     restart: Restart = Restart.PERMANENT,
     shutdown: Shutdown | float = 20.0,
     backoff: Backoff | None = None,
-    start_deadline: float = 300.0,
-    start_longest: float | None = None,
-    start_limit: int = 4,
+    start_timeout: float = 300.0,
+    total_start_timeout: float | None = None,
+    max_concurrent_starts: int = 4,
     stall_after: float = 30.0,
     step_limit: float | None = None,
     probe_interval: float = 2.0,
-    probes: tuple[int, int] = (3, 5),
-    no_progress: int | None = 3,
+    failure_threshold: tuple[int, int] = (3, 5),
+    crash_loop_limit: int | None = 3,
     queue_limit: int = 1000,
-    deadline: float = 600.0,
-    attempts: int = 5,
+    request_timeout: float = 600.0,
+    max_attempts: int = 5,
     gate: Callable[[Gate], Awaitable[object]] | None = None,
     on_weights_changed: Literal["splice", "restart", "fail"] = "splice",
     recoveries: int = 3,
-    recovery_deadline: float = 10.0,
+    recovery_timeout: float = 10.0,
     instructed_by: Literal["supervisor", "operator"] = "supervisor",
     num_cpus: float | None = None,
     num_gpus: float | None = None,
@@ -124,13 +124,13 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         Seconds an engine may take to end before it is killed.
     backoff
         Default: the first restart at once, then 1 s to 30 s with full jitter.
-    start_deadline
+    start_timeout
         Seconds that an engine's start may go without progress: another phase or another line of its log,
         or processor time of its processes. So a compilation of an hour is no fault, and a start that hangs
         is found in this time.
-    start_longest
-        Seconds a start may take in all. Default: four times ``start_deadline``.
-    start_limit
+    total_start_timeout
+        Seconds a start may take in all. Default: four times ``start_timeout``.
+    max_concurrent_starts
         How many engines start side by side.
     stall_after
         Seconds without a token, while requests wait and the engine's processes do nothing, after which it
@@ -140,22 +140,22 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         ``stall_after`` if that is more.
     probe_interval
         Seconds between two looks at an engine; a stall is found at the latest so long after its limit.
-    probes
+    failure_threshold
         ``(k, n)``: an engine that ``k`` of the last ``n`` looks found doing nothing though requests wait is
         SUSPECT, and gets no new ones until it brings a token. ``stall_after`` must leave time for that:
         at least ``k * probe_interval``.
-    no_progress
+    crash_loop_limit
         That many incarnations in a row that die before delivering a token end the pool.
     queue_limit
         How many requests may wait.
-    deadline
+    request_timeout
         Seconds a request may take, unless it says otherwise.
-    attempts
+    max_attempts
         On how many incarnations a request is tried, unless it says otherwise.
     gate
         An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, spares
-        too, or is declared stale (``supervisor.stale("llm")``): the engine serves once it has succeeded.
-        Three tries, each at most ``start_deadline`` long; then the engine is restarted. If it returns a
+        too, or is declared stale (``supervisor.mark_stale("llm")``): the engine serves once it has succeeded.
+        Three tries, each at most ``start_timeout`` long; then the engine is restarted. If it returns a
         whole number, that is the version of the engine's weights, which each chunk carries from then on.
     on_weights_changed
         What becomes of a request when the version moves under it, unless it says otherwise: ``"splice"``
@@ -165,12 +165,12 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     recoveries
         How often within ``period`` an engine that reports a fault by vLLM's fault tolerance may recover in
         place before it is restarted instead.
-    recovery_deadline
+    recovery_timeout
         Seconds that may take.
     instructed_by
         Who gives the instruction to recover. ``"supervisor"``: at once, to every rank. ``"operator"``:
-        somebody outside, by ``supervisor.instruct`` or the control socket; until then the engines are
-        PAUSED.FAULTED. What has not recovered within ``recovery_deadline`` is restarted.
+        an outside orchestrator, by ``supervisor.set_recovery_instruction`` or the control socket; until then
+        the engines are PAUSED.FAULTED. What has not recovered within ``recovery_timeout`` is restarted.
     num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
         What each engine's host asks of Ray. ``num_gpus`` is by default tensor parallel x pipeline
         parallel size, and none on the CPU.
@@ -205,8 +205,8 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
         stall_after=stall_after,
         step_limit=max(300.0, stall_after) if step_limit is None else step_limit,
         probe_interval=probe_interval,
-        probes=probes,
-        start_longest=start_longest,
+        failure_threshold=failure_threshold,
+        total_start_timeout=total_start_timeout,
     )
     serving, spares = _names(1, size), _names(size + 1, size + standby)
     free = scheduling is None and placement is None  # of a wish of the user's own
@@ -221,13 +221,13 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
             ),
             shutdown=shutdown,
             backoff=Backoff() if backoff is None else backoff,
-            start_deadline=start_deadline,
-            no_progress=no_progress,
+            start_timeout=start_timeout,
+            crash_loop_limit=crash_loop_limit,
             retry_first_start=True,
             standby=number > size,
             gate=gate,
             recoveries=recoveries,
-            recovery_deadline=recovery_deadline,
+            recovery_timeout=recovery_timeout,
             instructed_by=instructed_by,
         )
         for number in range(1, size + standby + 1)
@@ -239,10 +239,10 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
             intensity=intensity,
             period=period,
             children=children,
-            start_limit=start_limit,
+            max_concurrent_starts=max_concurrent_starts,
             queue_limit=queue_limit,
-            deadline=deadline,
-            attempts=attempts,
+            request_timeout=request_timeout,
+            max_attempts=max_attempts,
             on_weights_changed=on_weights_changed,
         ),
         restart=restart,
@@ -262,7 +262,7 @@ def engine_group(
     It is a pool, ``supervisor[id]`` is an [`EnginePool`][rayvisor.EnginePool], and each rank is an engine of
     it. But what happens to one rank happens to all. All come up side by side. When one reports a fault by
     vLLM's fault tolerance, all are paused and told to retry; all serve again once every one of them has said
-    that it is well, within ``recovery_deadline`` and before the engines lose their own patience. If one does
+    that it is well, within ``recovery_timeout`` and before the engines lose their own patience. If one does
     not, or dies, or the ``recoveries`` of the period are used up, the whole group is restarted. No request is
     lost by either.
 
@@ -279,7 +279,7 @@ def engine_group(
         or one mapping for each.
     options
         As in [`engine_pool`][rayvisor.engine_pool], but for ``size``, ``standby``, ``strategy`` and
-        ``start_limit``, which a group settles itself.
+        ``max_concurrent_starts``, which a group settles itself.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def engine_group(
         engine_args=engine_args,
         size=ranks,
         strategy=Strategy.ONE_FOR_ALL,
-        start_limit=ranks,  # they wait for each other while they come up
+        max_concurrent_starts=ranks,  # they wait for each other while they come up
         **options,
     )
     spec = cast("EnginePoolSpec", pool.start)
@@ -323,7 +323,7 @@ def engine_group(
         replace(child, start=replace(cast("EngineStart", child.start), arguments={**engine_args, **own}))
         for child, own in zip(spec.children, each or [{}] * ranks, strict=True)
     ]
-    return replace(pool, start=replace(spec, children=children, together=True))
+    return replace(pool, start=replace(spec, children=children, recover_as_group=True))
 
 
 def _names(first: int, last: int) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Gate:
     def __repr__(self) -> str:
         return f"<gate of {self.child}, incarnation {self.incarnation}>"
 
-    async def call(self, method: str, *args: Any, within: float = 60.0, **kwargs: Any) -> Any:
+    async def call(self, method: str, *args: Any, timeout: float = 60.0, **kwargs: Any) -> Any:
         """Have the engine carry out one of the calls it offers beside requests.
 
         Parameters
@@ -59,14 +59,14 @@ class Gate:
             Of vLLM's ``AsyncLLM``: ``collective_rpc``, ``update_weights``, ``get_weight_version``, ...
         args, kwargs
             What it is called with: plain data.
-        within
+        timeout
             Seconds it may take.
 
         Raises
         ------
         ChildUnavailableError
             The incarnation has ended.
-        HostCallFailed
+        HostCallFailedError
             The engine raised, or offers no such call.
         """
-        return await self._ask(self.child, self.incarnation, method, args, kwargs, within)
+        return await self._ask(self.child, self.incarnation, method, args, kwargs, timeout)

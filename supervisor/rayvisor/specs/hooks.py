@@ -69,13 +69,16 @@ def hooks_of(
     drain: ActorHook | None,
     probe_interval: float,
     probe_timeout: float,
-    probes: tuple[int, int],
+    failure_threshold: tuple[int, int],
     stall_after: float,
 ) -> ActorHooks:
     """Make the hooks of the keywords that `actor` and `adopt` share."""
     # Whether an actor computes is not looked at: that it answers is what counts.
     limits = StallLimits(
-        stall_after=stall_after, step_limit=stall_after, probe_interval=probe_interval, probes=probes
+        stall_after=stall_after,
+        step_limit=stall_after,
+        probe_interval=probe_interval,
+        failure_threshold=failure_threshold,
     )
     return ActorHooks(
         probe=probe, pause=pause, resume=resume, drain=drain, limits=limits, probe_timeout=probe_timeout

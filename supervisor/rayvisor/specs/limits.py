@@ -27,9 +27,9 @@ class StallLimits:
         Without a token while requests wait, computing or not.
     probe_interval
         Between two looks. A stall is found at the latest so long after its limit.
-    probes
+    failure_threshold
         ``(k, n)``: with ``k`` misses among the last ``n`` looks an engine is SUSPECT.
-    start_longest
+    total_start_timeout
         A start that gets on may take so long in all; None: four times its deadline.
 
     Raises
@@ -41,22 +41,24 @@ class StallLimits:
     stall_after: float = 30.0
     step_limit: float = 300.0
     probe_interval: float = 2.0
-    probes: tuple[int, int] = (3, 5)
-    start_longest: float | None = None
+    failure_threshold: tuple[int, int] = (3, 5)
+    total_start_timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("stall_after", "step_limit", "probe_interval"):
             seconds(name, getattr(self, name), exclusive=True, below=math.inf)
-        if self.start_longest is not None:
-            seconds("start_longest", self.start_longest, exclusive=True, below=math.inf)
-        if not _is_k_of_n(self.probes):
-            raise SpecError("probes", self.probes, "must be (k, n): whole numbers with 1 <= k <= n")
-        least = self.probes[0] * self.probe_interval
+        if self.total_start_timeout is not None:
+            seconds("total_start_timeout", self.total_start_timeout, exclusive=True, below=math.inf)
+        if not _is_k_of_n(self.failure_threshold):
+            raise SpecError(
+                "failure_threshold", self.failure_threshold, "must be (k, n): whole numbers with 1 <= k <= n"
+            )
+        least = self.failure_threshold[0] * self.probe_interval
         if self.stall_after < least:
             raise SpecError(
                 "stall_after",
                 self.stall_after,
-                f"must be at least {least:g} s, k={self.probes[0]} times "
+                f"must be at least {least:g} s, k={self.failure_threshold[0]} times "
                 f"probe_interval={self.probe_interval:g}: an engine is suspected before it is condemned",
             )
         if self.step_limit < self.stall_after:
@@ -72,9 +74,12 @@ class StallLimits:
         """Seconds between two heartbeats of a host that has nothing to say."""
         return self.probe_interval / 2
 
-    def longest(self, deadline: float) -> float:
-        """Seconds that a start may take in all, if ``deadline`` is how long it may make no progress."""
-        return max(deadline, _LONGEST_START * deadline if self.start_longest is None else self.start_longest)
+    def longest(self, timeout: float) -> float:
+        """Seconds that a start may take in all, if ``timeout`` is how long it may make no progress."""
+        return max(
+            timeout,
+            _LONGEST_START * timeout if self.total_start_timeout is None else self.total_start_timeout,
+        )
 
 
 def _is_k_of_n(value: object) -> bool:

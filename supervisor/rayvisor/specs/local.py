@@ -65,7 +65,7 @@ def coroutine(
     shutdown: Shutdown | float = 5.0,
     significant: bool = False,
     backoff: Backoff | None = None,
-    start_deadline: float = 60.0,
+    start_timeout: float = 60.0,
 ) -> ChildSpec:
     """Make a child of an async function in the supervisor's own process.
 
@@ -84,7 +84,7 @@ def coroutine(
         Called with ``args`` at every start.
     args
         What it is called with.
-    restart, shutdown, significant, backoff, start_deadline
+    restart, shutdown, significant, backoff, start_timeout
         As in [`ChildSpec`][rayvisor.ChildSpec].
 
     Raises
@@ -109,7 +109,7 @@ def coroutine(
         shutdown=shutdown,
         significant=significant,
         backoff=backoff,
-        start_deadline=start_deadline,
+        start_timeout=start_timeout,
     )
 
 
@@ -122,7 +122,7 @@ def subtree(
     shutdown: Shutdown | float = Shutdown.INFINITY,
     significant: bool = False,
     backoff: Backoff | None = None,
-    start_deadline: float = 60.0,
+    start_timeout: float = 60.0,
 ) -> ChildSpec:
     """Make a child of a supervisor with children of its own.
 
@@ -139,7 +139,7 @@ def subtree(
         What the function is called with.
     restart, shutdown, significant, backoff
         As in [`ChildSpec`][rayvisor.ChildSpec]. A finite shutdown kills what is left when it is over.
-    start_deadline
+    start_timeout
         Seconds the function may take. The children it names have deadlines of their own.
 
     Raises
@@ -168,5 +168,5 @@ def subtree(
         shutdown=shutdown,
         significant=significant,
         backoff=backoff,
-        start_deadline=start_deadline,
+        start_timeout=start_timeout,
     )

@@ -55,15 +55,15 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
     shutdown: Shutdown | float = 20.0,
     significant: bool = False,
     backoff: Backoff | None = None,
-    start_deadline: float = 300.0,
-    start_longest: float | None = None,
+    start_timeout: float = 300.0,
+    total_start_timeout: float | None = None,
     stall_after: float = 30.0,
     step_limit: float | None = None,
     probe_interval: float = 2.0,
-    probes: tuple[int, int] = (3, 5),
-    no_progress: int | None = 3,
+    failure_threshold: tuple[int, int] = (3, 5),
+    crash_loop_limit: int | None = 3,
     recoveries: int = 3,
-    recovery_deadline: float = 10.0,
+    recovery_timeout: float = 10.0,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
     resources: Mapping[str, float] | None = None,
@@ -105,11 +105,11 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
         As in [`ChildSpec`][rayvisor.ChildSpec].
     shutdown
         Seconds it may take to end after SIGTERM before it is killed.
-    start_deadline
+    start_timeout
         Seconds that its start may go without progress: another phase or another line of its log, or
         processor time of its processes.
-    start_longest
-        Seconds a start may take in all. Default: four times ``start_deadline``.
+    total_start_timeout
+        Seconds a start may take in all. Default: four times ``start_timeout``.
     stall_after
         Seconds in which nothing moves though it has requests, or in which its front does not answer, while
         its processes do nothing: then it has stalled, and is ended and restarted.
@@ -117,13 +117,13 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
         The same while its processes compute. Default: 300, or ``stall_after`` if that is more.
     probe_interval
         Seconds between two looks at it.
-    probes
+    failure_threshold
         ``(k, n)``: a server that ``k`` of the last ``n`` looks found doing nothing is SUSPECT.
-    no_progress
+    crash_loop_limit
         That many incarnations in a row that die before they have generated a token for anybody end the child,
         whatever its supervisor's window says. A server that does not count tokens (``--disable-log-stats``)
         has done useful work when it has been well for a minute.
-    recoveries, recovery_deadline
+    recoveries, recovery_timeout
         How often a server that reports a fault may recover in place, and how many seconds that may take.
     num_cpus, num_gpus, resources, memory, runtime_env, scheduling, placement
         What its host asks of Ray. ``num_gpus`` is by default tensor x pipeline x (local) data parallel size,
@@ -184,19 +184,19 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
                 stall_after=stall_after,
                 step_limit=max(300.0, stall_after) if step_limit is None else step_limit,
                 probe_interval=probe_interval,
-                probes=probes,
-                start_longest=start_longest,
+                failure_threshold=failure_threshold,
+                total_start_timeout=total_start_timeout,
             ),
         ),
         restart=restart,
         shutdown=shutdown,
         significant=significant,
         backoff=backoff,
-        start_deadline=start_deadline,
-        no_progress=no_progress,
+        start_timeout=start_timeout,
+        crash_loop_limit=crash_loop_limit,
         retry_first_start=True,
         recoveries=recoveries,
-        recovery_deadline=recovery_deadline,
+        recovery_timeout=recovery_timeout,
     )
 
 

@@ -161,9 +161,9 @@ class ChildSpec:
         Whether its end counts for the supervisor's ``auto_shutdown``.
     backoff
         Waits before restarts. None: none, as in OTP.
-    start_deadline
+    start_timeout
         Seconds a start may take before it counts as failed.
-    no_progress
+    crash_loop_limit
         That many incarnations in a row that died before doing useful work end the child, whatever the
         window says. None: no such rule. Beyond OTP.
     retry_first_start
@@ -174,11 +174,11 @@ class ChildSpec:
     recoveries
         How often within its supervisor's ``period`` an engine that reports a fault may recover in place by
         its own means before it is restarted instead; this does not count as a restart. 0: never. Beyond OTP.
-    recovery_deadline
+    recovery_timeout
         Seconds a recovery in place may take; choose less than the engine's own patience.
     instructed_by
         Who tells an engine that reports a fault to recover: ``"supervisor"``, or ``"operator"``, somebody
-        outside, who has ``recovery_deadline`` for it.
+        outside, who has ``recovery_timeout`` for it.
     gate
         An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, or is
         declared stale: it serves only once that has succeeded, for example has brought its weights up to
@@ -196,12 +196,12 @@ class ChildSpec:
     shutdown: Shutdown | float | None = None
     significant: bool = False
     backoff: Backoff | None = None
-    start_deadline: float = 60.0
-    no_progress: int | None = None
+    start_timeout: float = 60.0
+    crash_loop_limit: int | None = None
     retry_first_start: bool = False
     standby: bool = False
     recoveries: int = 0
-    recovery_deadline: float = 10.0
+    recovery_timeout: float = 10.0
     instructed_by: str = "supervisor"
     gate: Callable[[Any], Awaitable[object]] | None = None
 
@@ -224,11 +224,13 @@ class ChildSpec:
         object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
             raise SpecError("backoff", self.backoff, "must be a Backoff, or None for OTP's immediate restart")
-        seconds("start_deadline", self.start_deadline, least=0.001)
-        if self.no_progress is not None:
-            whole("no_progress", self.no_progress, "incarnations", least=1, term="invalid_no_progress")
+        seconds("start_timeout", self.start_timeout, least=0.001)
+        if self.crash_loop_limit is not None:
+            whole(
+                "crash_loop_limit", self.crash_loop_limit, "incarnations", least=1, term="invalid_no_progress"
+            )
         whole("recoveries", self.recoveries, "recoveries in place", least=0, term="invalid_recoveries")
-        seconds("recovery_deadline", self.recovery_deadline, least=0.001)
+        seconds("recovery_timeout", self.recovery_timeout, least=0.001)
         if self.instructed_by not in {"supervisor", "operator"}:
             raise SpecError("instructed_by", self.instructed_by, "must be 'supervisor' or 'operator'")
         gate: object = self.gate
@@ -269,10 +271,10 @@ class SupervisorSpec:
     children
         In start order; they are stopped in the reverse order. Under ``SIMPLE_ONE_FOR_ONE`` the one
         template, of which nothing is started at first.
-    start_limit
+    max_concurrent_starts
         How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
         before the next one starts.
-    together
+    recover_as_group
         Whether its children recover in place together, or not at all: ranks of one group. Beyond OTP.
 
     Raises
@@ -293,15 +295,21 @@ class SupervisorSpec:
     period: float = 5.0
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
     children: Sequence[ChildSpec] = field(default=())
-    start_limit: int = 1
-    together: bool = False
+    max_concurrent_starts: int = 1
+    recover_as_group: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", _strategy(self.strategy))
         whole("intensity", self.intensity, "restarts", least=0, term="invalid_intensity")
         seconds("period", self.period, least=0.0, term="invalid_period", exclusive=True)
         object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
-        whole("start_limit", self.start_limit, "starts side by side", least=1, term="invalid_start_limit")
+        whole(
+            "max_concurrent_starts",
+            self.max_concurrent_starts,
+            "starts side by side",
+            least=1,
+            term="invalid_start_limit",
+        )
         object.__setattr__(self, "children", tuple(self.children))
         seen: set[str] = set()
         for index, child in enumerate(self.children):
@@ -360,15 +368,15 @@ class SupervisorSpec:
         if backoff is None or backoff.maximum == 0:
             return
         # intensity + 1 restarts must fit into one window, or giving up could never happen.
-        longest = sum(backoff.ceilings(self.intensity + 1)[1:]) + self.intensity * child.start_deadline
+        longest = sum(backoff.ceilings(self.intensity + 1)[1:]) + self.intensity * child.start_timeout
         if longest > self.period:
             raise SpecError(
                 f"children[{child.id!r}].backoff",
                 backoff,
                 f"could never trip the window: {self.intensity} failed restarts may take {longest:g} s "
-                f"(delays up to {backoff.maximum:g} s and start_deadline={child.start_deadline:g} s each), "
+                f"(delays up to {backoff.maximum:g} s and start_timeout={child.start_timeout:g} s each), "
                 f"longer than period={self.period:g}; lengthen period to at least {math.ceil(longest)}, or "
-                "lower intensity, backoff.maximum or start_deadline",
+                "lower intensity, backoff.maximum or start_timeout",
             )
 
 

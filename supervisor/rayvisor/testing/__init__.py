@@ -18,7 +18,7 @@ product's own core, and says where the two differ.
 from __future__ import annotations
 
 from rayvisor.testing.faults import Crash, FailedStart, FaultPlan
-from rayvisor.testing.puppets import PuppetCrashed, Puppets, wait_for_state
+from rayvisor.testing.puppets import PuppetCrashedError, Puppets, wait_for_state
 from rayvisor.testing.rehearsal import fail_next_step, hang_next_step, rehearse
 from rayvisor.testing.virtual import (
     BOOM,
@@ -42,7 +42,7 @@ __all__ = [
     "FailedStart",
     "FaultPlan",
     "Outcome",
-    "PuppetCrashed",
+    "PuppetCrashedError",
     "Puppets",
     "VirtualTree",
     "fail_next_step",

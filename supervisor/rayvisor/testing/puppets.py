@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from rayvisor.supervisor import Supervisor
     from statecharts import Configuration
 
-__all__ = ["PuppetCrashed", "Puppets", "wait_for_state"]
+__all__ = ["PuppetCrashedError", "Puppets", "wait_for_state"]
 
 
-class PuppetCrashed(Exception):  # noqa: N818 - what happened, not an error of anybody's
+class PuppetCrashedError(Exception):
     """A puppet crashed because it was told to."""
 
 
@@ -79,7 +79,7 @@ class Puppets:
         return coroutine(id, self._act, args=(path,), **options)
 
     def crash(self, path: str, message: str = "boom") -> bool:
-        """Have a puppet raise PuppetCrashed; False when it does not run."""
+        """Have a puppet raise PuppetCrashedError; False when it does not run."""
         return self._tell(path, message)
 
     def end(self, path: str) -> bool:
@@ -100,7 +100,7 @@ class Puppets:
         message = self._plan.failed_starts.get((path, incarnation))
         if message is not None:
             self.story.append(f"fail {path} {incarnation}")
-            raise PuppetCrashed(message)
+            raise PuppetCrashedError(message)
         run = self._runs[path] = _Run()
         word = "stop"
         self.story.append(f"start {path} {incarnation}")
@@ -109,7 +109,7 @@ class Puppets:
             await run.told.wait()
             word = "end" if run.message is None else "crash"
             if run.message is not None:
-                raise PuppetCrashed(run.message)
+                raise PuppetCrashedError(run.message)
         finally:
             self.story.append(f"{word} {path} {incarnation}")
             if self._runs.get(path) is run:
@@ -117,7 +117,7 @@ class Puppets:
 
 
 async def wait_for_state(
-    supervisor: Supervisor, child: str, state: str, *, incarnation: int | None = None, within: float = 10.0
+    supervisor: Supervisor, child: str, state: str, *, incarnation: int | None = None, timeout: float = 10.0
 ) -> Configuration:
     """Wait until a child is in a state of its chart.
 
@@ -131,7 +131,7 @@ async def wait_for_state(
         A state (``"ALIVE"``), a leaf (``"SERVING"``), or both (``"ALIVE.SERVING"``).
     incarnation
         It must be this one, or a later one; None: any.
-    within
+    timeout
         Seconds.
 
     Raises
@@ -142,7 +142,7 @@ async def wait_for_state(
     watch = supervisor.watch()  # before the first look: nothing that happens between is missed
     under, _, name = child.rpartition("/")
     seen = "not there"
-    with anyio.move_on_after(within):
+    with anyio.move_on_after(timeout):
         while True:
             for line in await supervisor.which_children(under):
                 if line.id != name:
@@ -153,4 +153,4 @@ async def wait_for_state(
                     return here
             await anext(watch)
     wanted = state if incarnation is None else f"{state} (incarnation {incarnation} or later)"
-    raise TimeoutError(f"{child!r} was not {wanted} within {within:g} s; it is {seen}")
+    raise TimeoutError(f"{child!r} was not {wanted} within {timeout:g} s; it is {seen}")

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 
 from rayvisor._core.protocol.wire import Chunk, HostItem
 
-__all__ = ["SOON_SECONDS", "TICK_SECONDS", "Outlet"]
+__all__ = ["SOON_SECONDS", "TICK_SECONDS", "ItemBatcher"]
 
 TICK_SECONDS = 0.04
 """So much lies between two lists while tokens flow."""
@@ -26,7 +26,7 @@ BEAT_SECONDS = 1.0
 """When nothing happens an empty list goes out after so long: the host lives, and its loop runs."""
 
 
-class Outlet:
+class ItemBatcher:
     """Items that wait for a reader. Used from one event loop."""
 
     def __init__(self) -> None:

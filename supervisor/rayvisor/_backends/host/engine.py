@@ -5,10 +5,10 @@ An engine is a whole process tree below the host. Everything that the host knows
 carries plain data only, since exception objects of vLLM's must never leave the host process:
 
     EngineError
-    ├── EngineStartFailed   ``start`` did not come to an end; nothing of the engine is left
-    ├── EngineGone          the engine has ended; ``died`` tells why
-    ├── RequestRefused      this one request is wrong; the engine is fine
-    └── RequestLost         the engine ended a request that nobody asked it to end
+    ├── EngineStartFailedError   ``start`` did not come to an end; nothing of the engine is left
+    ├── EngineGoneError          the engine has ended; ``died`` tells why
+    ├── RequestRefusedError      this one request is wrong; the engine is fine
+    └── RequestLostError         the engine ended a request that nobody asked it to end
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rayvisor._core.protocol.causes import Causes, _sentence
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
 
 __all__ = [
     "ENGINES",
     "Engine",
     "EngineError",
-    "EngineGone",
-    "EngineStartFailed",
+    "EngineGoneError",
+    "EngineStartFailedError",
     "EngineStatus",
     "Outside",
     "Report",
-    "RequestLost",
-    "RequestRefused",
+    "RequestLostError",
+    "RequestRefusedError",
     "ServesOutside",
     "Shares",
     "load_engine",
@@ -53,33 +53,33 @@ class EngineError(Exception):
     """What an engine raises. Its data is plain, whatever was behind it."""
 
 
-class EngineStartFailed(EngineError):  # noqa: N818 - named as the event is
+class EngineStartFailedError(EngineError):
     """The engine did not come up. No process of it is left."""
 
     def __init__(self, died: Died) -> None:
         self.died = died
         super().__init__(_sentence(died.causes))
 
-    def __reduce__(self) -> tuple[type[EngineStartFailed], tuple[Died]]:
-        return EngineStartFailed, (self.died,)
+    def __reduce__(self) -> tuple[type[EngineStartFailedError], tuple[Died]]:
+        return EngineStartFailedError, (self.died,)
 
 
-class EngineGone(EngineError):  # noqa: N818 - as above
+class EngineGoneError(EngineError):
     """The engine has ended: by itself (``died`` returns why), or since it was asked to."""
 
 
-class RequestRefused(EngineError):  # noqa: N818 - as above
+class RequestRefusedError(EngineError):
     """One request is wrong: back to its caller."""
 
     def __init__(self, causes: Causes) -> None:
         self.causes = causes
         super().__init__(_sentence(causes))
 
-    def __reduce__(self) -> tuple[type[RequestRefused], tuple[Causes]]:
-        return RequestRefused, (self.causes,)
+    def __reduce__(self) -> tuple[type[RequestRefusedError], tuple[Causes]]:
+        return RequestRefusedError, (self.causes,)
 
 
-class RequestLost(EngineError):  # noqa: N818 - as above
+class RequestLostError(EngineError):
     """The engine ended a request without being asked, and says no more than ``reason``."""
 
     def __init__(self, reason: str) -> None:
@@ -141,12 +141,12 @@ class Engine(Protocol):
 
         Raises
         ------
-        EngineStartFailed
+        EngineStartFailedError
             It did not come up, or was stopped meanwhile. Nothing of it is left.
         """
         ...
 
-    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order as they come; the last chunk has a finish reason.
 
         Ends without one when ``abort`` was asked for, and never waits for ever: when the engine ends,
@@ -154,11 +154,11 @@ class Engine(Protocol):
 
         Raises
         ------
-        RequestRefused
+        RequestRefusedError
             The order is wrong.
-        RequestLost
+        RequestLostError
             The engine gave the request up by itself.
-        EngineGone
+        EngineGoneError
             The engine has ended.
         """
         ...

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rayvisor._backends.host.engine import Engine, EngineStatus
-from rayvisor._backends.host.liveness import Vigil
+from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.post_mortem import log_tail, read_log
 from rayvisor._core.protocol.wire import Condition, Died
@@ -38,7 +38,7 @@ class ConditionWatch:
         What is watched; it has fault tolerance.
     tell
         Takes what is to be told to the driver.
-    vigil
+    monitor
         Expects nothing of an engine that waits for an instruction.
     log_file
         The engine's log, for the exception that it does not tell itself.
@@ -49,13 +49,13 @@ class ConditionWatch:
         engine: Engine,
         incarnation: int,
         tell: Callable[[Condition], object],
-        vigil: Vigil,
+        monitor: LivenessMonitor,
         log_file: str,
     ) -> None:
         self._engine = engine
         self._incarnation = incarnation
         self._tell = tell
-        self._vigil = vigil
+        self._monitor = monitor
         self._log_file = log_file
         self._since = _size(log_file)
         self._told: Condition | None = None
@@ -91,7 +91,7 @@ class ConditionWatch:
         if self._told is not None:
             log.info("host.engine.recovered", incarnation=self._incarnation)
             self._told = None
-            self._vigil.resting = False
+            self._monitor.resting = False
             self._tell(Condition(self._incarnation, "healthy"))
 
     def _unhealthy(self, said: EngineStatus) -> None:
@@ -99,7 +99,7 @@ class ConditionWatch:
         if self._told is None:
             causes, traceback = self._causes("EngineUnhealthy", "the engine waits for an instruction", said)
             log.warning("host.engine.unhealthy", incarnation=self._incarnation, causes=causes)
-            self._vigil.resting = True
+            self._monitor.resting = True
             self._told = Condition(self._incarnation, "unhealthy", causes, traceback, self._log_file)
         elif now - self._told_at < REMIND_SECONDS:
             return

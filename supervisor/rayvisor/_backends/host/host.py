@@ -4,7 +4,7 @@ A host lives in an actor of its own and outlives its engines: an engine that die
 next incarnation in the same host. It imports nothing heavy, so that it is up at once and can say why
 an engine did not come up.
 
-Everything that a reader gets comes through **one** stream, a list of items at a time, see `Outlet`.
+Everything that a reader gets comes through **one** stream, a list of items at a time, see `ItemBatcher`.
 
 Three fences keep late messages from doing harm: an order for another incarnation than the one that
 serves is given back as lost; an attempt that is not newer than the one at work is ignored; and an engine
@@ -23,29 +23,29 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rayvisor._backends.host.batching import Outlet
+from rayvisor._backends.host.batching import ItemBatcher
 from rayvisor._backends.host.engine import (
     Engine,
     EngineError,
-    EngineGone,
-    EngineStartFailed,
-    RequestLost,
-    RequestRefused,
+    EngineGoneError,
+    EngineStartFailedError,
+    RequestLostError,
+    RequestRefusedError,
     Shares,
     load_engine,
 )
 from rayvisor._backends.host.fault_status import ConditionWatch
-from rayvisor._backends.host.liveness import StartOverdue, Vigil, start_in_time
+from rayvisor._backends.host.liveness import LivenessMonitor, StartOverdueError, start_in_time
 from rayvisor._backends.host.log_files import LogFiles
 from rayvisor._backends.process.engine_tree import process_id
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.wire import (
     Died,
     EngineInfo,
+    GenerateCommand,
     HostDescription,
     HostItem,
     Lost,
-    Order,
     Phase,
     Refused,
 )
@@ -103,13 +103,13 @@ class EngineHost:
         self._serving = False
         self._starting: asyncio.Task[EngineInfo] | None = None
         self._sentinel: asyncio.Task[None] | None = None
-        self._vigil: Vigil | None = None
+        self._monitor: LivenessMonitor | None = None
         self._conditions: ConditionWatch | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
         self._unshare: Callable[[], None] | None = None
-        self._outlet = Outlet()
-        self._put = self._outlet.put
+        self._batcher = ItemBatcher()
+        self._put = self._batcher.put
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class EngineHost:
     # -- starting and stopping ------------------------------------------------------------------
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits = PATIENT
+        self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
     ) -> EngineInfo:
         """Start an incarnation, or wait for its start that is under way, or repeat how it went.
 
@@ -145,43 +145,43 @@ class EngineHost:
             Which one. A newer one ends the older one's engine first.
         arguments
             The engine's arguments.
-        deadline
+        timeout
             Seconds that the start may go without progress, see ``start_in_time``.
         limits
             How long the engine may do nothing, once it serves.
 
         Raises
         ------
-        EngineStartFailed
+        EngineStartFailedError
             With the reason as plain data. Nothing of that engine is left.
         """
         if incarnation < self._incarnation or incarnation <= self._stopped:
-            raise EngineStartFailed(self._stale(incarnation))
+            raise EngineStartFailedError(self._stale(incarnation))
         if incarnation > self._incarnation:
             older, self._incarnation = self._incarnation, incarnation
             self._phases.clear()
-            self._outlet.beat = limits.beat
-            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, deadline, limits))
+            self._batcher.beat = limits.beat
+            self._starting = asyncio.create_task(self._start(incarnation, older, arguments, timeout, limits))
             self._starting.add_done_callback(_retrieve)
         if self._starting is None:
-            raise EngineStartFailed(self._stale(incarnation))
+            raise EngineStartFailedError(self._stale(incarnation))
         # One caller that goes away does not take the start with it.
         return await asyncio.shield(self._starting)
 
     async def _start(
-        self, incarnation: int, older: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits
+        self, incarnation: int, older: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits
     ) -> EngineInfo:
         began = time.monotonic()
         if self._engine is not None:
             await self._end(self._engine, older, _IN_THE_WAY_SECONDS)
         if incarnation != self._incarnation or incarnation <= self._stopped:
-            raise EngineStartFailed(self._stale(incarnation))
-        doing = "importing"
+            raise EngineStartFailedError(self._stale(incarnation))
+        phase = "importing"
 
-        def report(phase: str, detail: str) -> None:
-            nonlocal doing
-            doing = phase
-            item = Phase(incarnation, phase, detail, time.monotonic() - began)
+        def report(reached: str, detail: str) -> None:
+            nonlocal phase
+            phase = reached
+            item = Phase(incarnation, reached, detail, time.monotonic() - began)
             self._phases.append(item)
             del self._phases[:-_KEPT_PHASES]
             self._put(item)
@@ -189,33 +189,35 @@ class EngineHost:
         try:
             engine = self._load(incarnation, arguments)
         except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
         self._engine = engine
         self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
         try:
-            info = await start_in_time(engine, report, deadline, limits.longest(deadline))
-        except EngineStartFailed as failed:
+            info = await start_in_time(engine, report, timeout, limits.longest(timeout))
+        except EngineStartFailedError as failed:
             self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
             await self._discard(engine)
             raise
-        except StartOverdue as late:
+        except StartOverdueError as late:
             await self._discard(engine)
-            why = ("StartDeadlineExceeded", f"{late}, while {doing}")
+            why = ("StartTimeout", f"{late}, while {phase}")
             causes = (why, late.held_by) if late.held_by else (why,)
             self._log.warning("host.engine.start_failed", incarnation=incarnation, causes=causes)
-            raise EngineStartFailed(self._failed(incarnation, late, doing)._replace(causes=causes)) from None
+            raise EngineStartFailedError(
+                self._failed(incarnation, late, phase)._replace(causes=causes)
+            ) from None
         except Exception as error:  # noqa: BLE001 - as above
             await self._discard(engine)
             self._log.exception("host.engine.start_failed", incarnation=incarnation)
-            raise EngineStartFailed(self._failed(incarnation, error, doing)) from None
+            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
         if self._engine is not engine:  # it was stopped in the last moment
-            raise EngineStartFailed(self._stale(incarnation))
+            raise EngineStartFailedError(self._stale(incarnation))
         self._serving = True
-        self._vigil = Vigil(engine, incarnation, limits, self._put, self._log_file)
+        self._monitor = LivenessMonitor(engine, incarnation, limits, self._put, self._log_file)
         self._conditions = None
         if info.instructions:
-            self._conditions = ConditionWatch(engine, incarnation, self._put, self._vigil, self._log_file)
-        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._vigil))
+            self._conditions = ConditionWatch(engine, incarnation, self._put, self._monitor, self._log_file)
+        self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._monitor))
         self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
         return info
 
@@ -280,8 +282,8 @@ class EngineHost:
         if self._engine is engine:
             self._engine = None
 
-    async def _await_death(self, engine: Engine, incarnation: int, vigil: Vigil) -> None:
-        ways = [asyncio.create_task(engine.died()), asyncio.create_task(vigil.stalled())]
+    async def _await_death(self, engine: Engine, incarnation: int, monitor: LivenessMonitor) -> None:
+        ways = [asyncio.create_task(engine.died()), asyncio.create_task(monitor.stalled())]
         if self._conditions is not None:
             ways.append(asyncio.create_task(self._conditions.dead()))
         try:
@@ -298,11 +300,11 @@ class EngineHost:
 
     # -- orders ---------------------------------------------------------------------------------
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         """Put orders to the engine; what comes of them comes through the stream."""
         engine = self._engine
-        vigil = self._vigil
-        if engine is None or vigil is None or not self._serving or incarnation != self._incarnation:
+        monitor = self._monitor
+        if engine is None or monitor is None or not self._serving or incarnation != self._incarnation:
             for order in orders:
                 reason = f"incarnation {incarnation} does not serve here"
                 self._put(Lost(order.request, order.attempt, reason))
@@ -314,7 +316,7 @@ class EngineHost:
                     continue
                 _cancel(older)
             pump = self._pumps[order.request] = _Pump(order.attempt)
-            pump.task = asyncio.create_task(self._pump(engine, vigil, order, pump))
+            pump.task = asyncio.create_task(self._pump(engine, monitor, order, pump))
             pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
@@ -338,38 +340,40 @@ class EngineHost:
             pump.open.clear()
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out one of the calls it offers beside requests, within a deadline."""
         engine = self._engine
         if engine is None or not self._serving or incarnation != self._incarnation:
             raise EngineError(f"incarnation {incarnation} does not serve here")
-        vigil = self._vigil
-        if method in _GOING_ON and vigil is not None:
-            vigil.held = False  # before: one that does not obey is to be noticed
-        async with asyncio.timeout(deadline):
+        monitor = self._monitor
+        if method in _GOING_ON and monitor is not None:
+            monitor.held = False  # before: one that does not obey is to be noticed
+        async with asyncio.timeout(timeout):
             answer = await engine.ask(method, args, kwargs)
-        if method in _HOLDING and vigil is not None:
-            vigil.held = True
+        if method in _HOLDING and monitor is not None:
+            monitor.held = True
         if method == "handle_fault" and self._conditions is not None and engine is self._engine:
             self._conditions.answered(answer)
         return answer
 
-    async def _pump(self, engine: Engine, vigil: Vigil, order: Order, pump: _Pump) -> None:
+    async def _pump(
+        self, engine: Engine, monitor: LivenessMonitor, order: GenerateCommand, pump: _Pump
+    ) -> None:
         request, attempt = order.request, order.attempt
         chunks = engine.generate(order)
         try:
-            while (chunk := await vigil.next_of(chunks)) is not None:
+            while (chunk := await monitor.next_of(chunks)) is not None:
                 self._put(chunk)
                 if chunk.finish_reason is None:
-                    await self._outlet.next_tick()
+                    await self._batcher.next_tick()
                 if pump.open is not None and not pump.open.is_set():
                     await pump.open.wait()
-        except RequestRefused as refused:
+        except RequestRefusedError as refused:
             self._put(Refused(request, attempt, refused.causes))
-        except RequestLost as lost:
+        except RequestLostError as lost:
             self._put(Lost(request, attempt, lost.reason))
-        except EngineGone:
+        except EngineGoneError:
             pass  # one Died item tells of all of them
         except Exception as error:  # noqa: BLE001 - its request must not wait for ever; the log has the traceback
             self._log.exception("host.request.failed", request=request, attempt=attempt)
@@ -394,7 +398,7 @@ class EngineHost:
 
     def stream(self) -> AsyncIterator[list[HostItem]]:
         """Everything that happens, in order, a list at a time. A newer call ends the older one."""
-        return self._outlet.lists()
+        return self._batcher.lists()
 
     # -- small things ---------------------------------------------------------------------------
 
@@ -403,10 +407,10 @@ class EngineHost:
         message = f"incarnation {incarnation} was stopped, or a newer one than it was asked for ({newest})"
         return Died(incarnation, (("StaleIncarnation", message),), "", None, None, "starting", "", "")
 
-    def _failed(self, incarnation: int, error: BaseException, doing: str) -> Died:
+    def _failed(self, incarnation: int, error: BaseException, phase: str) -> Died:
         permanent = isinstance(error, (TypeError, ValueError))
         return Died(
-            incarnation, plain_causes(error), "", None, None, doing, "", self._log_file, permanent=permanent
+            incarnation, plain_causes(error), "", None, None, phase, "", self._log_file, permanent=permanent
         )
 
 

@@ -15,12 +15,20 @@ from collections.abc import AsyncIterator, Callable
 from rayvisor._backends.host.engine import Engine, EngineError, Outside, Report, ServesOutside
 from rayvisor._backends.host.post_mortem import log_tail
 from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
-from rayvisor._core.health.stall import BUSY_SHARE, Look, StallWatch, StartClock, Verdict
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessObservation, Suspicion, Worked
+from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
+from rayvisor._core.protocol.wire import (
+    Chunk,
+    Died,
+    EngineInfo,
+    GenerateCommand,
+    ProcessObservation,
+    Suspicion,
+    Worked,
+)
 from rayvisor._log import get_logger
 from rayvisor.specs import StallLimits
 
-__all__ = ["StartOverdue", "Vigil", "start_in_time"]
+__all__ = ["LivenessMonitor", "StartOverdueError", "start_in_time"]
 
 log = get_logger("rayvisor.host")
 
@@ -32,7 +40,7 @@ _START_SHARE = 0.25
 """From this share of a core on a starting process gets on."""
 
 
-class Vigil:
+class LivenessMonitor:
     """Watches one incarnation of an engine while it serves.
 
     Parameters
@@ -111,18 +119,18 @@ class Vigil:
             now = time.monotonic()
             sights = self._sampler.look(self._engine.processes(), now)
             match watch.look(self._see(now, sights)):
-                case Verdict.PROBE:
+                case HealthAction.PROBE:
                     self._begin_probe()
-                case Verdict.SUSPECT:
+                case HealthAction.SUSPECT:
                     causes = self._causes("EngineSuspect", watch, sights)
                     self._log.warning("host.engine.suspect", causes=causes)
                     self._tell(Suspicion(self._incarnation, causes))
-                case Verdict.CLEAR:
+                case HealthAction.CLEAR:
                     self._log.info("host.engine.clear")
                     self._tell(Suspicion(self._incarnation, ()))
-                case Verdict.STALLED:
+                case HealthAction.STALLED:
                     return self._died(watch, sights)
-                case Verdict.NOTHING:
+                case HealthAction.NOTHING:
                     pass
 
     def _see(self, now: float, sights: list[ProcessObservation]) -> Look:
@@ -152,7 +160,7 @@ class Vigil:
 
     async def _ask_for_one_token(self, number: int) -> None:
         """Run the way that all work takes. What comes is nobody's: it never leaves the host."""
-        order = Order(f"probe-{self._incarnation}", number, (0,), _PROBE)
+        order = GenerateCommand(f"probe-{self._incarnation}", number, (0,), _PROBE)
         chunks = self._engine.generate(order)
         try:
             while await self.next_of(chunks) is not None:
@@ -187,7 +195,7 @@ class Vigil:
         )
 
 
-class StartOverdue(TimeoutError):  # noqa: N818 - named as what has happened
+class StartOverdueError(TimeoutError):
     """A start took too long.
 
     Parameters
@@ -203,7 +211,7 @@ class StartOverdue(TimeoutError):  # noqa: N818 - named as what has happened
         self.held_by = held_by
 
 
-async def start_in_time(engine: Engine, report: Report, deadline: float, longest: float) -> EngineInfo:
+async def start_in_time(engine: Engine, report: Report, timeout: float, longest: float) -> EngineInfo:
     """Start an engine; its deadline counts from its last progress.
 
     Progress is a phase or a detail that was not reported before, and processor time of its processes.
@@ -214,20 +222,20 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
         It has not been started.
     report
         Takes what the engine reports.
-    deadline
+    timeout
         Seconds without progress.
     longest
         Seconds in all.
 
     Raises
     ------
-    StartOverdue
+    StartOverdueError
         It took too long; the message says how long.
-    EngineStartFailed
+    EngineStartFailedError
         As the engine's ``start`` does.
     """
-    clock = StartClock(deadline, longest, time.monotonic())
-    watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, deadline / _START_LOOKS))
+    clock = StartClock(timeout, longest, time.monotonic())
+    watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, timeout / _START_LOOKS))
     told: set[tuple[str, str]] = set()
 
     def heard(phase: str, detail: str) -> None:
@@ -247,8 +255,8 @@ async def start_in_time(engine: Engine, report: Report, deadline: float, longest
         if not watch.timeout.expired():
             raise
         took = time.monotonic() - watch.began
-        after = f"{took:.1f} s" + (f", the last {deadline:g} s without progress" if took < longest else "")
-        raise StartOverdue(f"the engine was not up after {after}", watch.held_by) from None
+        after = f"{took:.1f} s" + (f", the last {timeout:g} s without progress" if took < longest else "")
+        raise StartOverdueError(f"the engine was not up after {after}", watch.held_by) from None
 
 
 class _StartWatch:

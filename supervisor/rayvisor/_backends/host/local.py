@@ -14,19 +14,26 @@ from typing import Any, Self, TypeVar
 
 import anyio
 
-from rayvisor._backends.host.engine import EngineError, EngineStartFailed
+from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.killing import end_processes
 from rayvisor._backends.process.observation import look_twice
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import GoneReport, HostCallFailed, HostEnd, HostGone, HostView
-from rayvisor._core.protocol.wire import Died, EngineInfo, HostDescription, HostItem, Order, ProcessId
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.wire import (
+    Died,
+    EngineInfo,
+    GenerateCommand,
+    HostDescription,
+    HostItem,
+    ProcessId,
+)
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
 
-__all__ = ["LocalHost", "LocalPlace"]
+__all__ = ["LocalHost", "LocalHostFactory"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.process")
@@ -36,9 +43,9 @@ _SLACK_SECONDS = 5.0
 
 
 class LocalHost:
-    """The link to a host in this process; `LocalPlace.create` makes it."""
+    """The link to a host in this process; `LocalHostFactory.create` makes it."""
 
-    def __init__(self, place: LocalPlace, child: str, epoch: int, engine: str) -> None:
+    def __init__(self, place: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
         self.child = child
         self.epoch = epoch
         self._place = place
@@ -47,15 +54,15 @@ class LocalHost:
         self._processes: tuple[ProcessId, ...] = ()
         self._end: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
 
-    async def ready(self, deadline: float) -> HostDescription:
+    async def ready(self, timeout: float) -> HostDescription:
         """Return what the host says of itself."""
-        return await self._call("describe", self._host.describe(), deadline)
+        return await self._call("describe", self._host.describe(), timeout)
 
     async def ensure_started(
         self,
         incarnation: int,
         arguments: Mapping[str, Any],
-        deadline: float,
+        timeout: float,
         limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
         """Start an engine, see `HostLink.ensure_started`."""
@@ -63,10 +70,10 @@ class LocalHost:
         try:
             info = await self._call(
                 "ensure_started",
-                self._host.ensure_started(incarnation, dict(arguments), deadline, limits),
-                limits.longest(deadline) + _SLACK_SECONDS,
+                self._host.ensure_started(incarnation, dict(arguments), timeout, limits),
+                limits.longest(timeout) + _SLACK_SECONDS,
             )
-        except EngineStartFailed as failed:
+        except EngineStartFailedError as failed:
             return failed.died
         self._processes = info.processes
         return info
@@ -75,7 +82,7 @@ class LocalHost:
         """End the engine, see `HostLink.stop_engine`."""
         await self._call("stop_engine", self._host.stop_engine(incarnation, grace), grace + _ANSWER_SECONDS)
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         """Put orders to the engine."""
         await self._call("submit", self._host.submit(incarnation, orders), _ANSWER_SECONDS)
 
@@ -88,14 +95,14 @@ class LocalHost:
         await self._call("flow", self._host.flow(request, attempt, is_open), _ANSWER_SECONDS)
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out a call, see `HostLink.ask`."""
-        asked = self._host.ask(incarnation, method, args, kwargs, deadline)
-        return await self._call(method, asked, deadline + _SLACK_SECONDS)
+        asked = self._host.ask(incarnation, method, args, kwargs, timeout)
+        return await self._call(method, asked, timeout + _SLACK_SECONDS)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say; ends with HostGone when the host does."""
+        """Everything the host has to say; ends with HostGoneError when the host does."""
         self._check()
         source = aiter(self._host.stream())
         item: asyncio.Future[list[HostItem]] | None = None
@@ -115,32 +122,32 @@ class LocalHost:
                 with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
                     await item
 
-    async def view(self, deadline: float) -> HostView:
+    async def view(self, timeout: float) -> HostView:
         """Look at the engine's processes: this one runs, or nobody would ask."""
-        del deadline
+        del timeout
         return HostView(tuple(await look_twice(self._processes)))
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended."""
         return await asyncio.shield(self._end)
 
-    async def end(self, deadline: float) -> GoneReport:
+    async def end(self, timeout: float) -> CleanupReport:
         """End the engine's processes and the host with them, and return the proof."""
         cause = Cause("HostKilled", "the host was asked to end")
-        return await self._finish(HostEnd(causes=(cause,), intended=True), deadline)
+        return await self._finish(HostEnd(causes=(cause,), intended=True), timeout)
 
     async def crash(self) -> None:
         """Stand in for a SIGKILL of the host process."""
         cause = Cause("HostKilled", "the host's process was ended by SIGKILL (simulated)")
         await self._finish(HostEnd(causes=(cause,), signal=9), _ANSWER_SECONDS)
 
-    async def _finish(self, end: HostEnd, deadline: float) -> GoneReport:
+    async def _finish(self, end: HostEnd, timeout: float) -> CleanupReport:
         known = self._processes
         if not self._end.done():
             self._end.set_result(end)
-        report = await end_processes(known, key=None, deadline=deadline)
+        report = await end_processes(known, key=None, timeout=timeout)
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(timeout):
                 await self._host.stop_engine(self._newest, 0.0)
         except (EngineError, TimeoutError) as error:
             log.warning("host.engine.left_over", child=self.child, epoch=self.epoch, error=str(error))
@@ -152,29 +159,29 @@ class LocalHost:
 
     def _check(self) -> None:
         if self._end.done():
-            raise HostGone(self.child, self.epoch, self._end.result())
+            raise HostGoneError(self.child, self.epoch, self._end.result())
 
-    async def _call(self, name: str, call: Coroutine[Any, Any, T], deadline: float) -> T:
+    async def _call(self, name: str, call: Coroutine[Any, Any, T], timeout: float) -> T:
         what = f"{name} of the host of {self.child} (epoch {self.epoch})"
         task = asyncio.ensure_future(call)
         try:
             if not self._end.done():
-                await asyncio.wait((task, self._end), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((task, self._end), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not task.done():
                 task.cancel()
         self._check()
         if not task.done():
-            raise TimeoutError(f"{what} was not answered within {deadline:g} s")
+            raise TimeoutError(f"{what} was not answered within {timeout:g} s")
         try:
             return task.result()
-        except EngineStartFailed:
+        except EngineStartFailedError:
             raise
         except Exception as error:
-            raise HostCallFailed(what, plain_causes(error), "") from error
+            raise HostCallFailedError(what, plain_causes(error), "") from error
 
 
-class LocalPlace:
+class LocalHostFactory:
     """Makes hosts in this process. Use as a context manager, or call `close`."""
 
     def __init__(self) -> None:
@@ -187,28 +194,28 @@ class LocalPlace:
         await self.close()
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> LocalHost:
-        """Make a host, see `HostPlace.create`. Options have no meaning here: nothing is scheduled."""
+        """Make a host, see `HostFactory.create`. Options have no meaning here: nothing is scheduled."""
         if (child, epoch) in self._hosts:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
         log.debug("host.created", child=child, epoch=epoch, ignored=options)
         host = self._hosts[child, epoch] = LocalHost(self, child, epoch, engine)
         return host
 
-    async def end_child(self, child: str, deadline: float) -> GoneReport:
+    async def end_child(self, child: str, timeout: float) -> CleanupReport:
         """End every host of a child that is left."""
-        return await self._end_all([host for host in self._hosts.values() if host.child == child], deadline)
+        return await self._end_all([host for host in self._hosts.values() if host.child == child], timeout)
 
-    async def close(self, deadline: float = 30.0) -> None:
+    async def close(self, timeout: float = 30.0) -> None:
         """End every host that is left."""
-        await self._end_all(list(self._hosts.values()), deadline)
+        await self._end_all(list(self._hosts.values()), timeout)
 
     def forget(self, host: LocalHost) -> None:
         """Drop a host that has ended."""
         self._hosts.pop((host.child, host.epoch), None)
 
-    async def _end_all(self, hosts: Sequence[LocalHost], deadline: float) -> GoneReport:
-        reports = await asyncio.gather(*(host.end(deadline) for host in hosts))
-        return GoneReport(
+    async def _end_all(self, hosts: Sequence[LocalHost], timeout: float) -> CleanupReport:
+        reports = await asyncio.gather(*(host.end(timeout) for host in hosts))
+        return CleanupReport(
             tuple(process for report in reports for process in report.killed),
             tuple(process for report in reports for process in report.left),
             verified=all(report.verified for report in reports),

@@ -40,7 +40,7 @@ async def describe_death(
     incarnation: int,
     tree: ProcessTree,
     log_file: str,
-    doing: str,
+    phase: str,
     exit_code_of: Callable[[int], int | None],
     since: int = 0,
     outer: tuple[tuple[str, str], ...] = (),
@@ -55,7 +55,7 @@ async def describe_death(
         Its processes.
     log_file
         Where their output went.
-    doing
+    phase
         What the engine was doing.
     exit_code_of
         Exit code of a process of which the host is the parent; negative is the number of a signal.
@@ -76,11 +76,11 @@ async def describe_death(
     worker = ended is not None and _is_worker(ended)
     if number is not None and causes and not worker:
         causes, traceback = (), ""
-    chain = [*outer, ("EngineDied", f"the engine ended by itself while {doing}")]
+    chain = [*outer, ("EngineDied", f"the engine ended by itself while {phase}")]
     if ended is not None:
         chain.append(_killed(ended, code, number))
     chain += [cause for cause in causes if cause not in chain]
-    return Died(incarnation, tuple(chain), traceback, code, number, doing, log_tail(log_file), log_file)
+    return Died(incarnation, tuple(chain), traceback, code, number, phase, log_tail(log_file), log_file)
 
 
 def _first_to_blame(

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._core.protocol.wire import Died
 
 __all__ = ["Ending", "up_or_ended"]
@@ -29,7 +29,7 @@ async def up_or_ended(
 
     Raises
     ------
-    EngineStartFailed
+    EngineStartFailedError
         It failed: with what ``describe`` says.
     """
     try:
@@ -40,7 +40,7 @@ async def up_or_ended(
     except Exception as error:  # noqa: BLE001 - it comes out as plain data
         died = await describe(error)
         await stop(0.0)
-        raise EngineStartFailed(died) from None
+        raise EngineStartFailedError(died) from None
 
 
 class Ending:

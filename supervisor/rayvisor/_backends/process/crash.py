@@ -19,9 +19,9 @@ __all__ = ["arm", "end_children", "end_process"]
 _PAUSE_SECONDS = 0.005
 
 
-def arm(code: int, deadline: float) -> threading.Timer:
-    """See that this process ends in ``deadline`` seconds, whatever hangs; ``cancel`` takes that back."""
-    timer = threading.Timer(deadline, os._exit, (code,))
+def arm(code: int, timeout: float) -> threading.Timer:
+    """See that this process ends in ``timeout`` seconds, whatever hangs; ``cancel`` takes that back."""
+    timer = threading.Timer(timeout, os._exit, (code,))
     timer.daemon = True
     with contextlib.suppress(RuntimeError):  # no thread to be had: then without
         timer.start()
@@ -40,11 +40,11 @@ def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
     os._exit(code)
 
 
-def end_children(deadline: float) -> tuple[ProcessId, ...]:
+def end_children(timeout: float) -> tuple[ProcessId, ...]:
     """Kill everything below this process, and wait until it is gone; what was killed."""
-    until = time.monotonic() + deadline
+    until = time.monotonic() + timeout
     me = identify(os.getpid())
-    killing = Killing(() if me is None else (me,), hold=deadline / 4)
+    killing = Killing(() if me is None else (me,), hold=timeout / 4)
     while not killing.proven and time.monotonic() < until:
         if killing.round():
             time.sleep(_PAUSE_SECONDS)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from rayvisor._backends.process.pidfd import SAME_START_SECONDS, Held
+from rayvisor._backends.process.pidfd import SAME_START_SECONDS, PidfdHandle
 from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["TAG", "TAG_LENGTH", "Ended", "ProcessTree", "new_tag", "process_id"]
@@ -53,7 +53,7 @@ class ProcessTree:
         self.tag = tag
         self._top: int | None = None
         self._top_name = ""
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, PidfdHandle] = {}
         self._watched: set[int] = set()
         self._before = frozenset(_descendants(os.getpid()))
         self._deaths: list[Ended] = []
@@ -188,11 +188,11 @@ class ProcessTree:
             else:
                 if held is not None:
                     held.close()
-                held = self._held[process.pid] = Held(process)
+                held = self._held[process.pid] = PidfdHandle(process)
             if not self._over and _is_essential(process.name):
                 self._watch(process.pid, held)
 
-    def _watch(self, pid: int, held: Held) -> None:
+    def _watch(self, pid: int, held: PidfdHandle) -> None:
         if any(ended.process.pid == pid for ended in self._deaths):
             return
         self._watched.add(pid)

@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from rayvisor._backends.process.tree import alive, hold, kill, marked, tree
-from rayvisor._core.protocol.links import GoneReport
+from rayvisor._core.protocol.links import CleanupReport
 from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["Killing", "end_processes"]
@@ -78,21 +78,21 @@ async def end_processes(
     processes: Iterable[ProcessId],
     *,
     key: str | None,
-    deadline: float,
+    timeout: float,
     killed: dict[int, ProcessId] | None = None,
-) -> GoneReport:
+) -> CleanupReport:
     """Kill these processes and everything below them, and wait for the proof that all are gone.
 
     Parameters
     ----------
     processes, key
         As for [`Killing`][rayvisor._backends.process.killing.Killing].
-    deadline
+    timeout
         Seconds to wait for the proof.
     killed
         Where to note what was killed, as it happens; the report names everything that is in it at the end.
     """
-    until = time.monotonic() + deadline
+    until = time.monotonic() + timeout
     killing = Killing(processes, key=key)
     if killed is not None:
         killing.killed = killed
@@ -100,9 +100,9 @@ async def end_processes(
     while True:
         living = await anyio.to_thread.run_sync(killing.round)
         if killing.proven:
-            return GoneReport(tuple(killing.killed.values()), (), verified=True)
+            return CleanupReport(tuple(killing.killed.values()), (), verified=True)
         if time.monotonic() >= until:
             left = tuple(process for process in living if alive(process))
-            return GoneReport(tuple(killing.killed.values()), left, verified=False)
+            return CleanupReport(tuple(killing.killed.values()), left, verified=False)
         await anyio.sleep(pause)
         pause = min(pause * 1.5, 0.1)

@@ -18,10 +18,10 @@ import psutil
 from rayvisor._backends.process.engine_tree import process_id
 from rayvisor._backends.process.killing import end_processes
 from rayvisor._backends.process.observation import look_twice
-from rayvisor._backends.process.pidfd import Held
+from rayvisor._backends.process.pidfd import PidfdHandle
 from rayvisor._backends.process.stack_dump import stack_of
 from rayvisor._backends.process.tree import alive, tree
-from rayvisor._core.protocol.links import GoneReport, HostView
+from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 
@@ -107,12 +107,12 @@ class NodeAgent:
         stack = await anyio.to_thread.run_sync(stack_of, stack_file) if stack_file else ""
         return HostView(tuple(sights), stack)
 
-    async def end(self, key: str, deadline: float) -> GoneReport:
+    async def end(self, key: str, timeout: float) -> CleanupReport:
         """Kill a host and everything of it, also what carries its key, and wait for the proof."""
         ward = self._wards.get(key)
         known = ward.known.values() if ward is not None else ()
         killed = ward.killed if ward is not None else None
-        report = await end_processes(tuple(known), key=key, deadline=deadline, killed=killed)
+        report = await end_processes(tuple(known), key=key, timeout=timeout, killed=killed)
         if report.verified:
             await self.forget(key)
         return report
@@ -150,7 +150,7 @@ class NodeAgent:
         try:
             await self._wait_for_death(ward)
             report = await end_processes(
-                tuple(ward.known.values()), key=ward.key, deadline=_SWEEP_SECONDS, killed=ward.killed
+                tuple(ward.known.values()), key=ward.key, timeout=_SWEEP_SECONDS, killed=ward.killed
             )
         except Exception:
             # The account stays as it is: end() still kills everything known, and what carries the key.
@@ -168,7 +168,7 @@ class NodeAgent:
 
     async def _wait_for_death(self, ward: _Ward) -> None:
         try:
-            held = Held(process_id(ward.host.pid))  # as this process counts time
+            held = PidfdHandle(process_id(ward.host.pid))  # as this process counts time
         except psutil.NoSuchProcess:
             return
         died = asyncio.Event()

@@ -22,7 +22,7 @@ import psutil
 
 from rayvisor._core.protocol.wire import ProcessId
 
-__all__ = ["SAME_START_SECONDS", "Held"]
+__all__ = ["SAME_START_SECONDS", "PidfdHandle"]
 
 SAME_START_SECONDS = 0.5
 """Start times so close are the same."""
@@ -42,7 +42,7 @@ _PF_EXITING = 0x4
 _STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
 
-class Held:
+class PidfdHandle:
     """A recorded process."""
 
     __slots__ = ("_fd", "_loop", "_signs", "process")

@@ -38,23 +38,23 @@ def host_class() -> Any:
 
                 self._version = __version__
                 if self._version == wanted:
-                    from rayvisor._backends.ray.host_actor import Resident
+                    from rayvisor._backends.ray.host_actor import HostActor
 
-                    self._resident = Resident(key, child, epoch, engine)
+                    self._host = HostActor(key, child, epoch, engine)
             except ImportError as error:
                 self._version = None
                 self._problem = f"{type(error).__name__}: {error}"
 
         async def describe(self) -> Any:
-            if getattr(self, "_resident", None) is None:
+            if getattr(self, "_host", None) is None:
                 return (self._version, self._problem)
-            return await self._resident.describe(self._node_id)
+            return await self._host.describe(self._node_id)
 
         async def call(self, method: str, *arguments: Any) -> Any:
-            return await getattr(self._resident, method)(*arguments)
+            return await getattr(self._host, method)(*arguments)
 
         async def stream(self) -> Any:
-            async for items in self._resident.stream():
+            async for items in self._host.stream():
                 yield items
 
         @ray.method(concurrency_group="watch")

@@ -19,12 +19,12 @@ from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.last_words import explain
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement import Placements
-from rayvisor._backends.ray.watch import ActorState, ActorWatch, Sight, Watched
-from rayvisor._core.protocol.links import HostEnd, HostGone
+from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, ActorWatch, Watched
+from rayvisor._core.protocol.links import HostEnd, HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorHook, ActorOptions
 
-__all__ = ["UserActor", "UserActorPlace"]
+__all__ = ["UserActor", "UserActorFactory"]
 
 log = get_logger("rayvisor.ray")
 
@@ -37,7 +37,7 @@ _WORDS_SECONDS = 1.0
 
 
 class UserActor:
-    """One incarnation of a user's actor; `UserActorPlace.create` makes it, or it is adopted.
+    """One incarnation of a user's actor; `UserActorFactory.create` makes it, or it is adopted.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class UserActor:
 
     def __init__(
         self,
-        place: UserActorPlace,
+        place: UserActorFactory,
         handle: Any,
         name: str,
         options: ActorOptions,
@@ -62,45 +62,45 @@ class UserActor:
         self._since = time.time()
         self.handle = handle
         self.name = name
-        self.life = 0
+        self.ray_restarts = 0
         """Which of its lives this incarnation is: how often Ray had restarted it before."""
 
     @property
-    def sight(self) -> Sight:
+    def sight(self) -> ActorSnapshot:
         """What is known of it now."""
         return self._watched.sight
 
-    async def after(self, seen: Sight) -> Sight:
+    async def after(self, seen: ActorSnapshot) -> ActorSnapshot:
         """Wait until there is something else to be seen."""
         return await self._watched.after(seen)
 
-    async def ready(self, deadline: float, unreachable: Callable[[HostEnd], object] | None = None) -> None:
+    async def ready(self, timeout: float, unreachable: Callable[[HostEnd], object] | None = None) -> None:
         """Wait until its ``__init__`` has run; while Ray cannot reach it, it is asked again and again.
 
         Parameters
         ----------
-        deadline
+        timeout
             Seconds it may take.
         unreachable
             Told each time that Ray could not reach it.
 
         Raises
         ------
-        HostGone
+        HostGoneError
             It ended instead; ``end.init_failed`` tells a failing ``__init__``.
         TimeoutError
             It is not up yet: the message says what the cluster lacks, if that is why.
         """
-        until = anyio.current_time() + deadline
+        until = anyio.current_time() + timeout
         pause = _UNAVAILABLE_SECONDS
         while True:
             left = max(0.1, until - anyio.current_time())
             try:
                 await self._await(f"__init__ of {self.name}", self.handle.__ray_ready__.remote(), left)
-            except RayCallTimeout as timeout:
+            except RayCallTimeout as error:
                 hint = await self._place.why_pending(self._options)
-                raise RayCallTimeout(timeout.call, deadline, hint=hint) from None
-            except HostGone as gone:
+                raise RayCallTimeout(error.call, timeout, hint=hint) from None
+            except HostGoneError as gone:
                 if not gone.end.unavailable or anyio.current_time() >= until:
                     raise
                 # Ray has not ruled, and a ref that raised is spent: the same actor is asked anew.
@@ -114,13 +114,13 @@ class UserActor:
     async def ended(self) -> HostEnd:
         """Wait until it has ended."""
         sight = self.sight
-        while sight.state is not ActorState.DEAD and sight.restarts <= self.life:
+        while sight.state is not ActorState.DEAD and sight.restarts <= self.ray_restarts:
             sight = await self.after(sight)
         end = sight.end or HostEnd(causes=())
         if not end.intended and not self._asked_to_end:
             end = await self._in_its_own_words(end)
         if sight.state is not ActorState.DEAD:
-            return replace(end, renewed=True, intended=end.intended or self._asked_to_end)
+            return replace(end, restarted_by_ray=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
 
     async def _in_its_own_words(self, end: HostEnd) -> HostEnd:
@@ -128,29 +128,29 @@ class UserActor:
         actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - its only name
         call = functools.partial(explain, end, actor_id, self._since)
         try:
-            return await self._place.cluster.call(f"last words of {self.name}", call, deadline=_WORDS_SECONDS)
+            return await self._place.cluster.call(f"last words of {self.name}", call, timeout=_WORDS_SECONDS)
         except Exception as error:  # noqa: BLE001 - Ray's account alone then
             log.debug("actor.last_words.unknown", actor=self.name, error=f"{type(error).__name__}: {error}")
             return end
 
-    async def run(self, hook: ActorHook, deadline: float | None = None) -> Any:
+    async def run(self, hook: ActorHook, timeout: float | None = None) -> Any:
         """Call what the user wants to be called: a method by its name, or a function with the handle.
 
         Parameters
         ----------
         hook
             What to call.
-        deadline
+        timeout
             Seconds; None: whoever calls this sees to it.
         """
         if isinstance(hook, str):
-            return await self.call(hook, deadline=deadline)
-        with anyio.fail_after(deadline):
+            return await self.call(hook, timeout=timeout)
+        with anyio.fail_after(timeout):
             if inspect.iscoroutinefunction(hook):
                 return await hook(self.handle)
             # It may block, and the loop must not.
             call = functools.partial(hook, self.handle)
-            result = await self._place.cluster.call("a hook", call, deadline=deadline or _HOOK_SECONDS)
+            result = await self._place.cluster.call("a hook", call, timeout=timeout or _HOOK_SECONDS)
             return await result if inspect.isawaitable(result) else result
 
     async def call(
@@ -159,7 +159,7 @@ class UserActor:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        deadline: float | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Call a method. What the method raises comes as Ray sends it.
 
@@ -167,11 +167,11 @@ class UserActor:
         ----------
         method, args, kwargs
             What to call.
-        deadline
+        timeout
             Seconds; None waits as long as the actor lives.
         """
         bound = getattr(self.handle, method)
-        return await self._await(f"{self.name}.{method}", bound.remote(*args, **(kwargs or {})), deadline)
+        return await self._await(f"{self.name}.{method}", bound.remote(*args, **(kwargs or {})), timeout)
 
     async def terminate(self, grace: float) -> HostEnd | None:
         """Ask it to end after the calls that wait already, and wait; None if it has not by then.
@@ -184,7 +184,7 @@ class UserActor:
             return await self.ended()
         return None
 
-    async def kill(self, deadline: float = _KILL_SECONDS) -> bool:
+    async def kill(self, timeout: float = _KILL_SECONDS) -> bool:
         """End it by force; whether its end is known within the deadline."""
         self._asked_to_end = True
 
@@ -194,33 +194,35 @@ class UserActor:
             ray.kill(self.handle)
 
         gone = False
-        with anyio.move_on_after(deadline):
-            await self._place.cluster.call(f"ray.kill of {self.name}", kill, deadline=deadline)
+        with anyio.move_on_after(timeout):
+            await self._place.cluster.call(f"ray.kill of {self.name}", kill, timeout=timeout)
             await self.ended()
             gone = True
         log.info("actor.killed", actor=self.name, gone=gone)
         return gone
 
-    async def _await(self, what: str, ref: Any, deadline: float | None) -> Any:
+    async def _await(self, what: str, ref: Any, timeout: float | None) -> Any:
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(timeout):
                 answer = await ref
-                self._watched.reached(self.life)
+                self._watched.reached(self.ray_restarts)
                 return answer
         except TimeoutError as error:
             if is_ray_error(error):
                 raise  # the method's own
-            raise RayCallTimeout(what, deadline or 0.0) from None
+            raise RayCallTimeout(what, timeout or 0.0) from None
         except Exception as error:
             if not is_ray_error(error) or "RayTaskError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise
             end = end_of(error)
-            if end.unavailable and self.sight.restarts == self.life:
+            if end.unavailable and self.sight.restarts == self.ray_restarts:
                 self._watched.doubt(end.causes)
-            raise HostGone(self.name, 0, replace(end, intended=end.intended or self._asked_to_end)) from None
+            raise HostGoneError(
+                self.name, 0, replace(end, intended=end.intended or self._asked_to_end)
+            ) from None
 
 
-class UserActorPlace:
+class UserActorFactory:
     """Makes users' actors on a cluster. Use as a context manager, or call `close`.
 
     Parameters
@@ -289,7 +291,7 @@ class UserActorPlace:
 
             ray.kill(handle)
 
-        handle = await self.cluster.call(f"the actor {child}", make, deadline=_CREATE_SECONDS, undo=undo)
+        handle = await self.cluster.call(f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=undo)
         actor = self._actors[name] = UserActor(self, handle, name, wanted, self.watch.add(handle))
         log.info("actor.created", child=child, incarnation=incarnation, name=name)
         return actor
@@ -299,16 +301,16 @@ class UserActorPlace:
         self._actors.pop(actor.name, None)
         self.watch.remove(actor.handle)
 
-    async def end_child(self, child: str, deadline: float) -> bool:
+    async def end_child(self, child: str, timeout: float) -> bool:
         """Kill every actor of a child that is left and remove its placement group; whether all are gone."""
         prefix = f"{self.prefix}{child}/"
-        gone = await self._kill_all([a for a in self._actors.values() if a.name.startswith(prefix)], deadline)
+        gone = await self._kill_all([a for a in self._actors.values() if a.name.startswith(prefix)], timeout)
         await self._placements.remove(child)
         return gone
 
-    async def close(self, deadline: float = 30.0) -> None:
+    async def close(self, timeout: float = 30.0) -> None:
         """Kill every actor that is left, and remove the placement groups."""
-        await self._kill_all(list(self._actors.values()), deadline)
+        await self._kill_all(list(self._actors.values()), timeout)
         await self.watch.close()
         await self._placements.close()
 
@@ -316,11 +318,11 @@ class UserActorPlace:
         """Why an actor with these options does not come up, if the cluster's resources tell."""
         try:
             return explain_pending(options, await self.cluster.node_resources())
-        except RayCallTimeout as timeout:
-            return str(timeout)
+        except RayCallTimeout as error:
+            return str(error)
 
-    async def _kill_all(self, actors: Sequence[UserActor], deadline: float) -> bool:
-        gone = await asyncio.gather(*(actor.kill(deadline) for actor in actors))
+    async def _kill_all(self, actors: Sequence[UserActor], timeout: float) -> bool:
+        gone = await asyncio.gather(*(actor.kill(timeout) for actor in actors))
         for actor in actors:
             await self.forget(actor)
         return all(gone)

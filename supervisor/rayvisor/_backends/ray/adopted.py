@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from rayvisor._backends.ray.actors import UserActor, UserActorPlace
+from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.errors import RayCallTimeout
-from rayvisor._backends.ray.watch import ActorState, Sight, Watched
-from rayvisor._core.protocol.links import HostEnd, HostGone
+from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, Watched
+from rayvisor._core.protocol.links import HostEnd, HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
 from rayvisor.specs import ActorOptions
@@ -46,7 +46,7 @@ class Adoption:
         What is adopted.
     """
 
-    def __init__(self, place: UserActorPlace, child: str, start: AdoptStart) -> None:
+    def __init__(self, place: UserActorFactory, child: str, start: AdoptStart) -> None:
         self._place = place
         self._child = child
         self._who = f"the actor of {child}"
@@ -56,54 +56,54 @@ class Adoption:
         self._buried: Any = None
         self._lived: tuple[Any, int] | None = None
 
-    async def come_up(self, incarnation: int, deadline: float, made_with: dict[str, Any]) -> UserActor:
+    async def come_up(self, incarnation: int, timeout: float, made_with: dict[str, Any]) -> UserActor:
         """Wait for a life of the actor that has been no incarnation yet.
 
         Parameters
         ----------
         incarnation
             Of the child.
-        deadline
+        timeout
             Seconds it may take.
         made_with
             Keyword arguments of the function that makes the next one.
 
         Raises
         ------
-        HostGone
+        HostGoneError
             It has ended for good, and nobody can make it again.
         RayCallTimeout
             It is not there, or not up.
         """
-        until = anyio.current_time() + deadline
+        until = anyio.current_time() + timeout
         while True:
-            handle = self.handle = await self._find(until, deadline, made_with)
+            handle = self.handle = await self._find(until, timeout, made_with)
             watched = self._watched = self._watched or self._place.watch.add(handle)
             actor = UserActor(self._place, handle, f"{self._child}/{incarnation}", ActorOptions(), watched)
-            sight = await self._settled(actor, until, deadline)
+            sight = await self._settled(actor, until, timeout)
             if sight.state is ActorState.ALIVE and self._lived == (handle, sight.restarts):
                 # It has been an incarnation already: a start begins a new life, where there can be one.
-                actor.life = sight.restarts
+                actor.ray_restarts = sight.restarts
                 if self.renewable(actor):
                     if not await self.renew(actor):
                         raise RayCallTimeout(self._who, _RENEW_SECONDS, hint="its last life does not end")
-                    sight = await self._settled(actor, until, deadline)
+                    sight = await self._settled(actor, until, timeout)
                 else:
                     log.warning("actor.kept", child=self._child, why="nobody could make it again")
             if sight.state is ActorState.ALIVE:
-                actor.life = sight.restarts
+                actor.ray_restarts = sight.restarts
                 if sight.restarts:
                     await self._reachable(actor)
-                self._lived = (handle, actor.life)
+                self._lived = (handle, actor.ray_restarts)
                 return actor
             self.let_go()
             self._buried, self.handle = handle, None
             end = sight.end or HostEnd(causes=())
             if not self.replaceable:
-                raise HostGone(self._child, 0, end)
+                raise HostGoneError(self._child, 0, end)
             log.info("actor.found_dead", child=self._child, why=str(end.root))
             if anyio.current_time() > until:
-                raise RayCallTimeout(self._who, deadline, hint=f"the one there is has ended: {end.root}")
+                raise RayCallTimeout(self._who, timeout, hint=f"the one there is has ended: {end.root}")
             await anyio.sleep(_LOOK_SECONDS)
 
     @property
@@ -134,7 +134,7 @@ class Adoption:
 
         over = False
         with anyio.move_on_after(_RENEW_SECONDS):
-            await self._place.cluster.call(f"ray.kill of {actor.name}", kill, deadline=_RENEW_SECONDS)
+            await self._place.cluster.call(f"ray.kill of {actor.name}", kill, timeout=_RENEW_SECONDS)
             await actor.ended()
             over = True
         log.info("actor.renewed" if again else "actor.killed", child=self._child, over=over)
@@ -146,7 +146,7 @@ class Adoption:
         if watched is not None:
             self._place.watch.remove(watched.handle)
 
-    async def _find(self, until: float, deadline: float, made_with: dict[str, Any]) -> Any:
+    async def _find(self, until: float, timeout: float, made_with: dict[str, Any]) -> Any:
         """The actor as it is now: the one that is known, the one given, by name, or made."""
         known = self.handle
         while known is None:
@@ -157,12 +157,12 @@ class Adoption:
                 known = await self._make(self.start.make, until, made_with)
             if known is None and not self.start.name:
                 causes = (Cause("ActorDiedError", "the adopted actor has ended"),)
-                raise HostGone(self._child, 0, HostEnd(causes=causes))
+                raise HostGoneError(self._child, 0, HostEnd(causes=causes))
             if known is None:
                 if anyio.current_time() > until:
                     where = f" in namespace {self.start.namespace!r}" if self.start.namespace else ""
                     hint = "is it detached, and its namespace the right one?"
-                    raise RayCallTimeout(f"an actor named {self.start.name!r}{where}", deadline, hint=hint)
+                    raise RayCallTimeout(f"an actor named {self.start.name!r}{where}", timeout, hint=hint)
                 await anyio.sleep(_LOOK_SECONDS)
         return known
 
@@ -187,7 +187,7 @@ class Adoption:
 
         left = max(0.1, until - anyio.current_time())
         made = await self._place.cluster.call(
-            f"make of {self._child}", lambda: make(**made_with), deadline=left, undo=undo
+            f"make of {self._child}", lambda: make(**made_with), timeout=left, undo=undo
         )
         if not hasattr(made, "_actor_id"):
             raise TypeError(f"make={make!r} returned {made!r}, which is no handle of a Ray actor")
@@ -196,14 +196,14 @@ class Adoption:
     @staticmethod
     async def _reachable(actor: UserActor) -> None:
         """Give this process's own connection a moment: it hears later than others that a restart is over."""
-        with contextlib.suppress(RayCallTimeout, HostGone):  # it is busy, or its end is told by itself
+        with contextlib.suppress(RayCallTimeout, HostGoneError):  # it is busy, or its end is told by itself
             await actor.ready(_REACH_SECONDS)
 
-    async def _settled(self, actor: UserActor, until: float, deadline: float) -> Sight:
+    async def _settled(self, actor: UserActor, until: float, timeout: float) -> ActorSnapshot:
         """Wait until it is alive in a life of its own, or dead."""
         with anyio.move_on_after(max(0.1, until - anyio.current_time())):
             sight = actor.sight
             while sight.state is ActorState.RESTARTING:
                 sight = await actor.after(sight)
             return sight
-        raise RayCallTimeout(self._who, deadline, hint="Ray has not made it yet, or not restarted it")
+        raise RayCallTimeout(self._who, timeout, hint="Ray has not made it yet, or not restarted it")

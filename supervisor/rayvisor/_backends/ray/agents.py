@@ -18,7 +18,7 @@ import anyio
 from rayvisor._backends.ray.actor_classes import agent_class
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
-from rayvisor._core.protocol.links import GoneReport, HostView
+from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 
@@ -66,7 +66,7 @@ class NodeAgents:
         self._closed = False
 
     async def adopt(
-        self, node_id: str, key: str, host: ProcessId, runtime_env: Mapping[str, Any], deadline: float
+        self, node_id: str, key: str, host: ProcessId, runtime_env: Mapping[str, Any], timeout: float
     ) -> None:
         """Have a host's processes accounted for from now on.
 
@@ -77,7 +77,7 @@ class NodeAgents:
         """
         node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
         node.hosts[key] = _Host(host)
-        with anyio.fail_after(deadline):
+        with anyio.fail_after(timeout):
             actor = await self._agent(node)
             await actor.call.remote("adopt", key, host.pid, host.start_time)
 
@@ -96,23 +96,23 @@ class NodeAgents:
             answer = node.actor.call.remote("record", key, tuple(processes))
             await self._attempt("agent.record", node, _ANSWER_SECONDS, lambda: answer)
 
-    async def end(self, node_id: str, key: str, deadline: float) -> GoneReport:
+    async def end(self, node_id: str, key: str, timeout: float) -> CleanupReport:
         """Have a host's processes killed, and return the proof, or the best there is of one."""
         node = self._nodes.get(node_id)
         if node is None:
-            return GoneReport((), (), verified=False)
+            return CleanupReport((), (), verified=False)
         known = node.hosts.get(key)
-        report = await self._ask_for_end(node, key, deadline)
+        report = await self._ask_for_end(node, key, timeout)
         if report is not None and report.verified:
             node.hosts.pop(key, None)
             return report
         if not await self._node_lives(node_id):
             node.hosts.pop(key, None)  # nothing runs on a dead node: its word is enough
-            return GoneReport((), (), verified=True)
+            return CleanupReport((), (), verified=True)
         if report is not None:
             return report
         left = (known.process, *known.processes) if known is not None else ()
-        return GoneReport((), left, verified=False)
+        return CleanupReport((), left, verified=False)
 
     async def snapshot(self, node_id: str, key: str) -> tuple[ProcessId, ...]:
         """Look at a host's processes now; empty when nobody on its node can tell."""
@@ -124,7 +124,7 @@ class NodeAgents:
 
         return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
 
-    async def view(self, node_id: str, key: str, stack_file: str, deadline: float) -> HostView:
+    async def view(self, node_id: str, key: str, stack_file: str, timeout: float) -> HostView:
         """Look at a host that does not answer, from beside it; empty when nobody on its node can tell."""
         node = self._nodes.get(node_id)
 
@@ -132,7 +132,7 @@ class NodeAgents:
             actor = await self._agent(node) if node is not None else None
             return await actor.call.remote("view", key, stack_file) if actor is not None else HostView(())
 
-        view = await self._attempt("agent.view", node, deadline, ask) if node is not None else None
+        view = await self._attempt("agent.view", node, timeout, ask) if node is not None else None
         return view or HostView(())
 
     async def host_ended(self, node_id: str, key: str) -> tuple[int | None, int | None] | None:
@@ -178,18 +178,18 @@ class NodeAgents:
                 ray.kill(actor)
 
         if actors:
-            await self._cluster.call("ray.kill of the node agents", kill, deadline=_ANSWER_SECONDS)
+            await self._cluster.call("ray.kill of the node agents", kill, timeout=_ANSWER_SECONDS)
 
-    async def _ask_for_end(self, node: _Node, key: str, deadline: float) -> GoneReport | None:
+    async def _ask_for_end(self, node: _Node, key: str, timeout: float) -> CleanupReport | None:
         """Ask the agent; once more if it dies meanwhile. None when nobody answers."""
 
-        async def ask() -> GoneReport:
+        async def ask() -> CleanupReport:
             actor = await self._agent(node)
-            report: GoneReport = await actor.call.remote("end", key, deadline)
+            report: CleanupReport = await actor.call.remote("end", key, timeout)
             return report
 
         for _ in range(2):
-            report = await self._attempt("agent.end", node, deadline + _SLACK_SECONDS, ask)
+            report = await self._attempt("agent.end", node, timeout + _SLACK_SECONDS, ask)
             if report is not None:
                 return report
             if not await self._node_lives(node.node_id):
@@ -203,11 +203,11 @@ class NodeAgents:
             return True  # nobody says otherwise
 
     async def _attempt(
-        self, event: str, node: _Node, deadline: float, work: Callable[[], Awaitable[T]]
+        self, event: str, node: _Node, timeout: float, work: Callable[[], Awaitable[T]]
     ) -> T | None:
         """Do something that the agent's death may thwart. That is recorded; None tells the caller of it."""
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(timeout):
                 return await work()
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):
@@ -247,7 +247,7 @@ class NodeAgents:
 
             ray.kill(actor)
 
-        actor = await self._cluster.call("node agent", create, deadline=_CREATE_SECONDS, undo=undo)
+        actor = await self._cluster.call("node agent", create, timeout=_CREATE_SECONDS, undo=undo)
         try:
             for key, host in list(node.hosts.items()):  # more may come meanwhile: they see to themselves
                 await actor.call.remote("adopt", key, host.process.pid, host.process.start_time)

@@ -50,10 +50,10 @@ class CallThreads:
         name: str,
         function: Callable[[], T],
         *,
-        deadline: float,
+        timeout: float,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Run a blocking call in a thread and wait for it, at most ``deadline`` seconds.
+        """Run a blocking call in a thread and wait for it, at most ``timeout`` seconds.
 
         Parameters
         ----------
@@ -61,7 +61,7 @@ class CallThreads:
             What `RayCallTimeout` and the log call it.
         function
             The call.
-        deadline
+        timeout
             Seconds, waiting for a free thread included.
         undo
             Called in the thread with the result when nobody waits for it any more, so that what came too
@@ -101,10 +101,10 @@ class CallThreads:
 
         self._put(call)
         try:
-            done, _ = await asyncio.wait((future,), timeout=deadline)
+            done, _ = await asyncio.wait((future,), timeout=timeout)
             if done:
                 return future.result()
-            raise RayCallTimeout(name, deadline, blocked=self.under_way())
+            raise RayCallTimeout(name, timeout, blocked=self.under_way())
         finally:
             abandoned.set()
             future.cancel()

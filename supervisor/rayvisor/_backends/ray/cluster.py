@@ -84,7 +84,7 @@ class RayCluster:
         num_gpus: float | None = None,
         namespace: str | None = None,
         options: dict[str, Any] | None = None,
-        deadline: float = 60.0,
+        timeout: float = 60.0,
         threads: int = 8,
     ) -> RayCluster:
         """Start a local Ray or attach to one that runs.
@@ -100,7 +100,7 @@ class RayCluster:
         options
             More arguments for ``ray.init``; these win. What only a Ray can be told that is started,
             ``num_cpus`` for example, is left out where one is attached to.
-        deadline
+        timeout
             Seconds to wait.
         threads
             How many blocking calls to Ray may be under way at once.
@@ -149,7 +149,7 @@ class RayCluster:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
             return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
 
-        cluster = await calls.run("ray.init", connect, deadline=deadline, undo=cls._disconnect)
+        cluster = await calls.run("ray.init", connect, timeout=timeout, undo=cls._disconnect)
         log.info(
             "ray.connected", started=cluster.started, address=cluster.gcs_address, namespace=cluster.namespace
         )
@@ -166,46 +166,46 @@ class RayCluster:
         name: str,
         function: Callable[[], T],
         *,
-        deadline: float = 10.0,
+        timeout: float = 10.0,
         undo: Callable[[T], object] | None = None,
     ) -> T:
         """Run a blocking Ray call in a thread, see `CallThreads.run`."""
-        return await self._calls.run(name, function, deadline=deadline, undo=undo)
+        return await self._calls.run(name, function, timeout=timeout, undo=undo)
 
     def post(self, name: str, function: Callable[[], object]) -> None:
         """Run a blocking Ray call that nobody waits for, see `CallThreads.post`."""
         self._calls.post(name, function)
 
-    async def nodes(self, deadline: float = 5.0) -> dict[str, bool]:
+    async def nodes(self, timeout: float = 5.0) -> dict[str, bool]:
         """Ids of the nodes Ray knows of, and whether each lives."""
 
         def nodes() -> dict[str, bool]:
             return {node["NodeID"]: bool(node["Alive"]) for node in _nodes()}
 
-        return await self.call("ray.nodes", nodes, deadline=deadline)
+        return await self.call("ray.nodes", nodes, timeout=timeout)
 
-    async def node_resources(self, deadline: float = 5.0) -> list[dict[str, float]]:
+    async def node_resources(self, timeout: float = 5.0) -> list[dict[str, float]]:
         """What each living node has in all, free or not."""
 
         def resources() -> list[dict[str, float]]:
             return [dict(node["Resources"]) for node in _nodes() if node["Alive"]]
 
-        return await self.call("ray.nodes", resources, deadline=deadline)
+        return await self.call("ray.nodes", resources, timeout=timeout)
 
-    async def close(self, deadline: float = 30.0) -> None:
+    async def close(self, timeout: float = 30.0) -> None:
         """Let go of the cluster: shut down what `connect` started, leave everything else as it was."""
         if self._closed:
             return
         self._closed = True
         left: tuple[ProcessId, ...] = ()
         if self.started:
-            left = await self.call("processes of ray", self._own_processes, deadline=5.0)
+            left = await self.call("processes of ray", self._own_processes, timeout=5.0)
         if self._connected:
-            await self.call("ray.shutdown", self._disconnect, deadline=deadline)
+            await self.call("ray.shutdown", self._disconnect, timeout=timeout)
         if left:
             # Workers leave by themselves once their raylet is gone, but nobody waits for them; here
             # somebody does.
-            report = await end_processes(left, key=None, deadline=5.0)
+            report = await end_processes(left, key=None, timeout=5.0)
             if not report.verified:
                 log.warning("ray.processes.left", processes=[process.pid for process in report.left])
         self._calls.close()

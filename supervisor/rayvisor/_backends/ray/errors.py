@@ -56,7 +56,7 @@ class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what
     ----------
     call
         Which call, in words.
-    deadline
+    timeout
         How long it was waited for, in seconds.
     blocked
         Calls that held a thread then: when all threads are held, the culprit is among them.
@@ -65,23 +65,23 @@ class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what
     """
 
     def __init__(
-        self, call: str, deadline: float, *, blocked: list[str] | None = None, hint: str = ""
+        self, call: str, timeout: float, *, blocked: list[str] | None = None, hint: str = ""
     ) -> None:
         self.call = call
-        self.deadline = deadline
+        self.timeout = timeout
         self.blocked = blocked or []
         self.hint = hint
         others = [name for name in self.blocked if name != call]
         tail = f"; also under way: {', '.join(others)}" if others else ""
         because = f": {hint}" if hint else ""
-        super().__init__(f"{call} was not answered within {deadline:g} s{because}{tail}")
+        super().__init__(f"{call} was not answered within {timeout:g} s{because}{tail}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_timeout, (self.call, self.deadline, self.blocked, self.hint))
+        return (_timeout, (self.call, self.timeout, self.blocked, self.hint))
 
 
-def _timeout(call: str, deadline: float, blocked: list[str], hint: str) -> RayCallTimeout:
-    return RayCallTimeout(call, deadline, blocked=blocked, hint=hint)
+def _timeout(call: str, timeout: float, blocked: list[str], hint: str) -> RayCallTimeout:
+    return RayCallTimeout(call, timeout, blocked=blocked, hint=hint)
 
 
 class WorkerPackageError(RayvisorError):

@@ -11,17 +11,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rayvisor._backends.host.engine import EngineStartFailed
+from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.process.stack_dump import StackKeeper
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Died, EngineInfo, HostDescription, HostItem, Order
+from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._log import get_logger
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
 
-__all__ = ["Failure", "Greeting", "Resident"]
+__all__ = ["Failure", "HostActor", "HostHello"]
 
 log = get_logger("rayvisor.host")
 
@@ -29,7 +29,7 @@ _HELD_UP_SECONDS = 0.5
 """When the event loop has been held up for so long, its stack is written down."""
 
 
-class Greeting(NamedTuple):
+class HostHello(NamedTuple):
     """A host's first answer."""
 
     description: HostDescription
@@ -51,7 +51,7 @@ def _failure(error: Exception) -> Failure:
     return Failure(plain_causes(error), "".join(traceback.format_exception(error)))
 
 
-class Resident:
+class HostActor:
     """One engine host inside an actor.
 
     Parameters
@@ -73,7 +73,7 @@ class Resident:
         self._host = EngineHost(child, epoch, engine)
         self._stack: StackKeeper | None = None
 
-    async def describe(self, node_id: str) -> Greeting | Failure:
+    async def describe(self, node_id: str) -> HostHello | Failure:
         reaper = 0
         try:
             if self._guard is not None:
@@ -81,16 +81,16 @@ class Resident:
             if self._stack is None:
                 self._stack = StackKeeper(_HELD_UP_SECONDS)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
-            return Greeting(description, node_id, reaper, _standard_error())
+            return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
 
     async def ensure_started(
-        self, incarnation: int, arguments: Mapping[str, Any], deadline: float, limits: StallLimits = PATIENT
+        self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
     ) -> EngineInfo | Died | Failure:
         try:
-            info = await self._host.ensure_started(incarnation, arguments, deadline, limits)
-        except EngineStartFailed as failed:
+            info = await self._host.ensure_started(incarnation, arguments, timeout, limits)
+        except EngineStartFailedError as failed:
             return failed.died
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
@@ -105,7 +105,7 @@ class Resident:
             return _failure(error)
         return None
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> Failure | None:
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> Failure | None:
         try:
             await self._host.submit(incarnation, orders)
         except Exception as error:  # noqa: BLE001 - sent as plain data
@@ -127,10 +127,10 @@ class Resident:
         return None
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         try:
-            return await self._host.ask(incarnation, method, args, kwargs, deadline)
+            return await self._host.ask(incarnation, method, args, kwargs, timeout)
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
 

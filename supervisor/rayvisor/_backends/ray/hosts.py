@@ -20,9 +20,9 @@ import anyio
 
 from rayvisor._backends.ray import package
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
-from rayvisor._backends.ray.host_actor import Failure, Greeting
-from rayvisor._core.protocol.links import GoneReport, HostCallFailed, HostEnd, HostGone, HostView
-from rayvisor._core.protocol.wire import Died, EngineInfo, HostDescription, HostItem, Order
+from rayvisor._backends.ray.host_actor import Failure, HostHello
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._core.tasks.attempts import Attempts, Limits
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
@@ -48,7 +48,7 @@ _UNREAD_BATCHES = 64
 
 
 T = TypeVar("T")
-_BRING_UP = Limits(attempts=4, backoff=Backoff(initial=0.5, maximum=4.0, first_at_once=False))
+_BRING_UP = Limits(max_attempts=4, backoff=Backoff(initial=0.5, maximum=4.0, first_delay_zero=False))
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
@@ -60,7 +60,7 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except HostGone as error:
+        except HostGoneError as error:
             if not error.end.unavailable:
                 raise
             wait = attempts.failed(str(error), time.monotonic())
@@ -87,7 +87,7 @@ class Place(Protocol):
 
 
 class RayHost:
-    """The link to one host actor; `RayPlace.create` makes it."""
+    """The link to one host actor; `RayHostFactory.create` makes it."""
 
     def __init__(
         self, place: Place, actor: Any, key: str, child: str, epoch: int, options: ActorOptions
@@ -95,7 +95,7 @@ class RayHost:
         self._place = place
         self._actor = actor
         self._options = options
-        self._greeting: Greeting | None = None
+        self._hello: HostHello | None = None
         self._greeted = asyncio.Lock()
         self._ending = False
         self.key = key
@@ -110,68 +110,68 @@ class RayHost:
     @property
     def reaper(self) -> int:
         """Pid of the reaper that guards the host on its node, 0 if there is none or it is not known yet."""
-        return self._greeting.reaper if self._greeting is not None else 0
+        return self._hello.reaper if self._hello is not None else 0
 
     @property
     def node_id(self) -> str:
         """Ray's id of the node that the host runs on, empty while it is not known."""
-        return self._greeting.node_id if self._greeting is not None else ""
+        return self._hello.node_id if self._hello is not None else ""
 
-    async def ready(self, deadline: float) -> HostDescription:
+    async def ready(self, timeout: float) -> HostDescription:
         """Wait until the host answers, has the driver's version of rayvisor, and its processes are watched.
 
         Raises
         ------
         WorkerPackageError
             The worker has no rayvisor, or another version of it.
-        HostGone, TimeoutError
+        HostGoneError, TimeoutError
             As for every call.
         """
         began = time.monotonic()
 
         async def describe() -> Any:
-            left = max(0.1, deadline - (time.monotonic() - began))
+            left = max(0.1, timeout - (time.monotonic() - began))
             return await self._call("describe", self._actor.describe.remote(), left)
 
         async with self._greeted:
             answer = await _patiently(describe)
-            if not isinstance(answer, Greeting):
+            if not isinstance(answer, HostHello):
                 package.check(*answer)
-                raise HostCallFailed("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
-            known, self._greeting = self._greeting, answer
+                raise HostCallFailedError("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
+            known, self._hello = self._hello, answer
             self._place.neighbours.is_on(self.child, answer.node_id)
             if known is None:
                 self._missing = asyncio.create_task(
                     self._miss(answer), name=f"node of {self.child}, epoch {self.epoch}"
                 )
-                await self._be_adopted(answer, max(0.1, deadline - (time.monotonic() - began)))
+                await self._be_adopted(answer, max(0.1, timeout - (time.monotonic() - began)))
         return answer.description
 
     async def ensure_started(
         self,
         incarnation: int,
         arguments: Mapping[str, Any],
-        deadline: float,
+        timeout: float,
         limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
         """Start an engine in the host, see `HostLink.ensure_started`."""
         began = time.monotonic()
-        if self._greeting is None:
-            await self.ready(deadline)
+        if self._hello is None:
+            await self.ready(timeout)
 
         async def ask() -> Any:
-            left = max(0.1, deadline - (time.monotonic() - began))
+            left = max(0.1, timeout - (time.monotonic() - began))
             # The host keeps the deadline itself, and says what it was doing; ours only covers one that hangs.
             ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
             return await self._call("ensure_started", ref, limits.longest(left) + _SLACK_SECONDS)
 
         answer: EngineInfo | Died = await _patiently(ask)
-        if isinstance(answer, EngineInfo) and self._greeting is not None:
-            await self._place.agents.record(self._greeting.node_id, self.key, answer.processes)
+        if isinstance(answer, EngineInfo) and self._hello is not None:
+            await self._place.agents.record(self._hello.node_id, self.key, answer.processes)
             if self._hearing is None or self._hearing.done():
                 # Its host is large now: Ray notices its death only once all its memory is given back.
                 self._hearing = asyncio.create_task(
-                    self._hear(self._greeting), name=f"node's word on {self.child}, epoch {self.epoch}"
+                    self._hear(self._hello), name=f"node's word on {self.child}, epoch {self.epoch}"
                 )
         return answer
 
@@ -180,7 +180,7 @@ class RayHost:
         ref = self._actor.call.remote("stop_engine", incarnation, grace)
         await self._call("stop_engine", ref, grace + _ANSWER_SECONDS)
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         """Put orders to the engine."""
         await self._call(
             "submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS
@@ -195,14 +195,14 @@ class RayHost:
         await self._call("flow", self._actor.call.remote("flow", request, attempt, is_open), _ANSWER_SECONDS)
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out a call, see `HostLink.ask`."""
-        ref = self._actor.call.remote("ask", incarnation, method, tuple(args), dict(kwargs), deadline)
-        return await self._call(method, ref, deadline + _SLACK_SECONDS)
+        ref = self._actor.call.remote("ask", incarnation, method, tuple(args), dict(kwargs), timeout)
+        return await self._call(method, ref, timeout + _SLACK_SECONDS)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say; ends with HostGone when the host does."""
+        """Everything the host has to say; ends with HostGoneError when the host does."""
         generator = self._actor.stream.options(
             num_returns="streaming", _generator_backpressure_num_objects=_UNREAD_BATCHES
         ).remote()
@@ -212,18 +212,18 @@ class RayHost:
         except Exception as error:
             if not is_ray_error(error):
                 raise
-            raise HostGone(self.child, self.epoch, self._account(error)) from None
+            raise HostGoneError(self.child, self.epoch, self._account(error)) from None
         finally:
             if not self._sentinel.done():
                 self._place.cluster.post("ray.cancel of a stream", lambda: _cancel(generator))
 
-    async def view(self, deadline: float) -> HostView:
+    async def view(self, timeout: float) -> HostView:
         """Have the node agent look at the host, see `HostLink.view`."""
-        if self._greeting is None:
+        if self._hello is None:
             return HostView(())
-        node, stack_file = self._greeting.node_id, self._greeting.description.stack_file
-        view = await self._place.agents.view(node, self.key, stack_file, deadline)
-        return view._replace(node=self._greeting.description.node, log_file=self._greeting.log_file)
+        node, stack_file = self._hello.node_id, self._hello.description.stack_file
+        view = await self._place.agents.view(node, self.key, stack_file, timeout)
+        return view._replace(node=self._hello.description.node, log_file=self._hello.log_file)
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended, see `HostLink.ended`."""
@@ -237,17 +237,17 @@ class RayHost:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         return next(way for way in ways if way.done()).result()
 
-    async def end(self, deadline: float) -> GoneReport:
+    async def end(self, timeout: float) -> CleanupReport:
         """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
         self._ending = True
-        until = time.monotonic() + deadline
+        until = time.monotonic() + timeout
         with contextlib.suppress(RayCallTimeout):  # what is stopped dies by the agent's SIGKILL instead
             await self._place.cluster.call(
-                f"ray.kill of the host of {self.child}", self._kill, deadline=min(deadline, _KILL_SECONDS)
+                f"ray.kill of the host of {self.child}", self._kill, timeout=min(timeout, _KILL_SECONDS)
             )
         left = max(0.1, until - time.monotonic())
-        if self._greeting is not None:
-            report = await self._place.agents.end(self._greeting.node_id, self.key, left)
+        if self._hello is not None:
+            report = await self._place.agents.end(self._hello.node_id, self.key, left)
         else:
             report = await self._end_unseen(left)
         self._place.forget(self, verified=report.verified)
@@ -272,22 +272,22 @@ class RayHost:
         self._let_go.set_result(HostEnd(causes=(cause,), intended=True))
         self._sentinel.cancel()
 
-    async def _end_unseen(self, deadline: float) -> GoneReport:
+    async def _end_unseen(self, timeout: float) -> CleanupReport:
         """End a host that has never answered: it has not started an engine, so Ray's word is enough."""
-        with anyio.move_on_after(deadline):
+        with anyio.move_on_after(timeout):
             end = await self.ended()
-            return GoneReport((), (), verified=not end.unavailable)
-        return GoneReport((), (), verified=False)
+            return CleanupReport((), (), verified=not end.unavailable)
+        return CleanupReport((), (), verified=False)
 
-    async def _be_adopted(self, greeting: Greeting, deadline: float) -> None:
-        process = greeting.description.process
+    async def _be_adopted(self, hello: HostHello, timeout: float) -> None:
+        process = hello.description.process
         try:
             await self._place.agents.adopt(
-                greeting.node_id,
+                hello.node_id,
                 self.key,
                 process,
                 package_env(self._options),
-                min(deadline, _AGENT_SECONDS),
+                min(timeout, _AGENT_SECONDS),
             )
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):
@@ -295,18 +295,18 @@ class RayHost:
             # The reaper guards the host meanwhile, and the next agent is told of it.
             log.warning("host.not_adopted", child=self.child, epoch=self.epoch, error=str(error)[:500])
 
-    async def _call(self, name: str, ref: Awaitable[Any], deadline: float) -> Any:
+    async def _call(self, name: str, ref: Awaitable[Any], timeout: float) -> Any:
         what = f"{name} of the host of {self.child} (epoch {self.epoch})"
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(timeout):
                 answer = await ref
         except TimeoutError:
-            hint = await self._place.why_pending(self._options) if self._greeting is None else ""
-            raise RayCallTimeout(what, deadline, hint=hint) from None
+            hint = await self._place.why_pending(self._options) if self._hello is None else ""
+            raise RayCallTimeout(what, timeout, hint=hint) from None
         except Exception as error:
             if not is_ray_error(error):
                 raise
-            raise HostGone(self.child, self.epoch, self._account(error)) from None
+            raise HostGoneError(self.child, self.epoch, self._account(error)) from None
         return _unwrap(what, answer)
 
     def _arm(self) -> asyncio.Task[HostEnd]:
@@ -329,16 +329,16 @@ class RayHost:
             return end
         return HostEnd(causes=(), intended=True)
 
-    async def _hear(self, greeting: Greeting) -> None:
+    async def _hear(self, hello: HostHello) -> None:
         """Wait for the node's word that the host has ended by a signal or with an error.
 
         Of any other end, and why somebody else ended it, Ray knows more.
         """
-        how = await self._place.agents.host_ended(greeting.node_id, self.key)
+        how = await self._place.agents.host_ended(hello.node_id, self.key)
         code, number = how or (None, None)
         if not code and not number:
             return
-        description = greeting.description
+        description = hello.description
         who = f"the host (pid {description.process.pid})"
         cause = Cause("ProcessExited", f"{who} ended with exit code {code}")
         if number:
@@ -353,32 +353,32 @@ class RayHost:
                     signal=number,
                     intended=self._ending,
                     node=description.node,
-                    log_file=greeting.log_file,
+                    log_file=hello.log_file,
                 )
             )
 
-    async def _miss(self, greeting: Greeting) -> None:
+    async def _miss(self, hello: HostHello) -> None:
         """Wait for the cluster's word that the host's node has gone: no actor can be asked there any more."""
-        why = await self._place.nodes.lost(greeting.node_id)
+        why = await self._place.nodes.lost(hello.node_id)
         if not self._told.done():
-            node = greeting.description.node
-            cause = Cause("NodeDiedError", f"node {greeting.node_id[:12]} ({node}) has gone: {why}")
+            node = hello.description.node
+            cause = Cause("NodeDiedError", f"node {hello.node_id[:12]} ({node}) has gone: {why}")
             self._told.set_result(
                 HostEnd(
                     causes=(cause,),
                     intended=self._ending,
                     node_died=True,
                     node=node,
-                    log_file=greeting.log_file,
+                    log_file=hello.log_file,
                 )
             )
 
     def _account(self, error: BaseException) -> HostEnd:
-        greeting = self._greeting
+        hello = self._hello
         end = end_of(
             error,
-            node=greeting.description.node if greeting else "",
-            log_file=greeting.log_file if greeting else "",
+            node=hello.description.node if hello else "",
+            log_file=hello.log_file if hello else "",
         )
         return replace(end, intended=True) if self._ending and not end.unavailable else end
 
@@ -395,7 +395,7 @@ def package_env(options: ActorOptions) -> dict[str, Any]:
 
 def _unwrap(what: str, answer: Any) -> Any:
     if isinstance(answer, Failure):
-        raise HostCallFailed(what, answer.causes, answer.traceback)
+        raise HostCallFailedError(what, answer.causes, answer.traceback)
     return answer
 
 

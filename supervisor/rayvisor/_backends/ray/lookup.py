@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import anyio
 
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
-from rayvisor._core.protocol.links import HostGone
+from rayvisor._core.protocol.links import HostGoneError
 
 __all__ = ["FoundActor", "find", "find_in_thread"]
 
@@ -22,29 +22,29 @@ class FoundActor(NamedTuple):
     handle: Any
 
     async def call(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, deadline: float | None
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, timeout: float | None
     ) -> Any:
         """Call a method. What the method raises comes as Ray sends it.
 
         Raises
         ------
-        HostGone
+        HostGoneError
             The actor has ended, or cannot be reached.
         RayCallTimeout
             No answer within the deadline.
         """
         ref = getattr(self.handle, method).remote(*args, **kwargs)
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(timeout):
                 return await ref
         except TimeoutError as error:
             if is_ray_error(error):
                 raise  # the method's own
-            raise RayCallTimeout(f"{self.name}.{method}", deadline or 0.0) from None
+            raise RayCallTimeout(f"{self.name}.{method}", timeout or 0.0) from None
         except Exception as error:
             if not is_ray_error(error) or "RayTaskError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise
-            raise HostGone(self.name, 0, end_of(error)) from None
+            raise HostGoneError(self.name, 0, end_of(error)) from None
 
 
 def find(namespace: str, prefix: str, child: str) -> FoundActor | None:
@@ -78,7 +78,7 @@ def find(namespace: str, prefix: str, child: str) -> FoundActor | None:
     return None
 
 
-async def find_in_thread(namespace: str, prefix: str, child: str, deadline: float) -> FoundActor | None:
+async def find_in_thread(namespace: str, prefix: str, child: str, timeout: float) -> FoundActor | None:
     """Look up a child's present actor without blocking the event loop."""
-    with anyio.fail_after(deadline):
+    with anyio.fail_after(timeout):
         return await asyncio.to_thread(find, namespace, prefix, child)

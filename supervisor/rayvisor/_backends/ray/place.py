@@ -18,18 +18,18 @@ from rayvisor._backends.ray.hosts import RayHost, package_env
 from rayvisor._backends.ray.nodes import NodeWatch
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement import Placements
-from rayvisor._core.protocol.links import GoneReport
+from rayvisor._core.protocol.links import CleanupReport
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
 
-__all__ = ["RayPlace"]
+__all__ = ["RayHostFactory"]
 
 log = get_logger("rayvisor.ray")
 
 _CREATE_SECONDS = 20.0
 
 
-class RayPlace:
+class RayHostFactory:
     """Makes host actors on a cluster, and ends them. Use as a context manager, or call `close`.
 
     Parameters
@@ -55,7 +55,7 @@ class RayPlace:
         await self.close()
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> RayHost:
-        """Make a host, see `HostPlace.create`. An epoch of a child is made once."""
+        """Make a host, see `HostFactory.create`. An epoch of a child is made once."""
         key = f"{self._token}/{child}/{epoch}"
         if key in self._hosts:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
@@ -79,22 +79,22 @@ class RayPlace:
             ray.kill(actor)
 
         actor = await self.cluster.call(
-            f"the host actor of {child}", make, deadline=_CREATE_SECONDS, undo=undo
+            f"the host actor of {child}", make, timeout=_CREATE_SECONDS, undo=undo
         )
         host = self._hosts[key] = RayHost(self, actor, key, child, epoch, options)
         log.info("host.created", child=child, epoch=epoch, name=asked["name"])
         return host
 
-    async def end_child(self, child: str, deadline: float) -> GoneReport:
+    async def end_child(self, child: str, timeout: float) -> CleanupReport:
         """End every host of a child that is left, and remove its placement group."""
         hosts = [host for host in self._hosts.values() if host.child == child]
-        report = await self._end_all(hosts, deadline)
+        report = await self._end_all(hosts, timeout)
         await self._placements.remove(child)
         return report
 
-    async def close(self, deadline: float = 30.0) -> None:
+    async def close(self, timeout: float = 30.0) -> None:
         """End every host that is left, the agents, and the placement groups."""
-        await self._end_all(list(self._hosts.values()), deadline)
+        await self._end_all(list(self._hosts.values()), timeout)
         if self._warming is not None:
             self._warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -116,12 +116,12 @@ class RayPlace:
         if verified:
             self._hosts.pop(host.key, None)
 
-    async def _end_all(self, hosts: Sequence[RayHost], deadline: float) -> GoneReport:
-        reports = await asyncio.gather(*(host.end(deadline) for host in hosts))
+    async def _end_all(self, hosts: Sequence[RayHost], timeout: float) -> CleanupReport:
+        reports = await asyncio.gather(*(host.end(timeout) for host in hosts))
         for host in hosts:
             host.release()
             self._hosts.pop(host.key, None)
-        return GoneReport(
+        return CleanupReport(
             tuple(process for report in reports for process in report.killed),
             tuple(process for report in reports for process in report.left),
             verified=all(report.verified for report in reports),

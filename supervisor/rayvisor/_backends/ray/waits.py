@@ -161,7 +161,7 @@ class RefWaiter:
     def _overdue(self, count: int) -> Exception:
         """The error of a wait that took too long: the last one there was, else that it took too long."""
         errors = [one.last for one in self._waited if one.place not in self._values and one.last is not None]
-        why = f"{count} of {len(self._waited)} refs are not there after elapsed={self._longest:g} s"
+        why = f"{count} of {len(self._waited)} refs are not there after timeout={self._longest:g} s"
         if errors:
             errors[-1].add_note(f"rayvisor.retry: {why}")
             return errors[-1]

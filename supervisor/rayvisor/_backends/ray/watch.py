@@ -4,7 +4,7 @@ A user's actor gets no method of ours and no concurrency group (that would move 
 thread), so what becomes of it is learnt from the cluster. By push: one subscription for all actors, some 11
 ms after the fact, with snapshots of Ray's table now and then. The push API of Ray is private; while it is
 missing or broken each actor is asked instead, by a call that Ray gives every actor and that is answered
-between the actor's own. Either way it comes as one [`Sight`][rayvisor._backends.ray.watch.Sight].
+between the actor's own. Either way it comes as one [`ActorSnapshot`][rayvisor._backends.ray.watch.Sight].
 
 An actor that Ray cannot reach (ActorUnavailableError) is not dead: Ray has not ruled. It is doubted, and
 asked again until it answers, or Ray rules.
@@ -27,7 +27,7 @@ from rayvisor._core.protocol.links import HostEnd
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
 
-__all__ = ["ActorState", "ActorWatch", "Sight", "Watched"]
+__all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "Watched"]
 
 log = get_logger("rayvisor.ray")
 
@@ -42,7 +42,7 @@ _PAUSES = (0.05, 0.2, 0.5, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ActorSnapshot:
     """What is known of an actor now."""
 
     state: ActorState
@@ -77,7 +77,7 @@ class Watched:
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.watchers = 0
-        self.sight = Sight(ActorState.RESTARTING)
+        self.sight = ActorSnapshot(ActorState.RESTARTING)
         self.worker = b""
         """Id of the worker that it lives in, or lived in last."""
         self.node = ""
@@ -89,7 +89,7 @@ class Watched:
         """Rows are taken in the order in which they came."""
         self._news = asyncio.Event()
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: ActorSnapshot) -> None:
         """Take a new sight, if it is news: lives follow each other, and so do the states of one."""
         now = self.sight
         if sight != now and now.state is not ActorState.DEAD and _order(sight) >= _order(now):
@@ -103,12 +103,12 @@ class Watched:
             self.show(replace(self.sight, doubts=causes))
             self.asked_for.set()
 
-    def reached(self, life: int) -> None:
+    def reached(self, ray_restarts: int) -> None:
         """Take note that it has answered in this life of its."""
-        if self.sight.doubts and self.sight.restarts == life:
+        if self.sight.doubts and self.sight.restarts == ray_restarts:
             self.show(replace(self.sight, doubts=()))
 
-    async def after(self, seen: Sight) -> Sight:
+    async def after(self, seen: ActorSnapshot) -> ActorSnapshot:
         """Wait until there is something else to be seen."""
         while self.sight == seen:
             await self._news.wait()
@@ -122,7 +122,7 @@ class Watched:
         return sight.end
 
 
-def _order(sight: Sight) -> tuple[int, int, int]:
+def _order(sight: ActorSnapshot) -> tuple[int, int, int]:
     # An actor that is dead is so whatever the number of its lives.
     return (sight.state is ActorState.DEAD, sight.restarts, sight.state)
 
@@ -181,7 +181,7 @@ class ActorWatch:
             task.cancel()
         if watched is not None and watched.sight.state is not ActorState.DEAD:
             cause = Cause("ActorLetGo", "nobody watches this actor any more")
-            watched.show(Sight(ActorState.DEAD, end=HostEnd(causes=(cause,), unavailable=True)))
+            watched.show(ActorSnapshot(ActorState.DEAD, end=HostEnd(causes=(cause,), unavailable=True)))
 
     async def close(self) -> None:
         """Watch nothing any more."""
@@ -203,7 +203,7 @@ class ActorWatch:
         actor_id = watched.handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
         try:
             return await self._cluster.call(
-                "the actor's row", lambda: look_up(actor_id), deadline=_ROW_SECONDS
+                "the actor's row", lambda: look_up(actor_id), timeout=_ROW_SECONDS
             )
         except RayCallTimeout as timeout:
             log.warning("ray.table.silent", why=str(timeout))
@@ -237,7 +237,7 @@ class ActorWatch:
             watched.show(await self._seen(watched, row))
             watched.worker, watched.node = row.worker or watched.worker, row.node or watched.node
 
-    async def _seen(self, watched: Watched, row: Row) -> Sight:
+    async def _seen(self, watched: Watched, row: Row) -> ActorSnapshot:
         sight = watched.sight
         end, doubts = sight.end, sight.doubts
         newer = row.restarts > sight.restarts or row.state is ActorState.DEAD
@@ -254,7 +254,7 @@ class ActorWatch:
                 end = died_of(row, worker)
             else:
                 end = worker or HostEnd(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
-        return Sight(row.state, row.restarts, end, doubts, row.max_restarts)
+        return ActorSnapshot(row.state, row.restarts, end, doubts, row.max_restarts)
 
     async def _last_worker(self, watched: Watched) -> bytes:
         """Ask for what a record that was pushed leaves out; the table may be a moment behind."""
@@ -270,7 +270,7 @@ class ActorWatch:
             return None
         try:
             return await self._cluster.call(
-                "the worker's row", lambda: worker_end(worker, node), deadline=_WORKER_SECONDS
+                "the worker's row", lambda: worker_end(worker, node), timeout=_WORKER_SECONDS
             )
         except Exception as error:  # noqa: BLE001 - as above: what the actor's own row says is enough
             log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
@@ -304,7 +304,7 @@ class ActorWatch:
 
     async def _ask(self, watched: Watched) -> bool:
         """Have the actor answer or fail; False if it cannot be reached."""
-        life = watched.sight.restarts
+        ray_restarts = watched.sight.restarts
         try:
             # A question of ours is never repeated by Ray: it waits its turn behind the actor's own calls.
             seated = await watched.handle.__ray_call__.options(max_task_retries=0).remote(_seat())
@@ -313,27 +313,27 @@ class ActorWatch:
                 log.warning("actor.not_asked", error=f"{type(error).__name__}: {error}"[:500])
                 return True
             end = end_of(error)
-            if watched.sight.restarts != life:
+            if watched.sight.restarts != ray_restarts:
                 return True  # that was another life of it
             if end.unavailable:
                 watched.doubt(end.causes)
                 return False
             if "RayActorError" in {kind.__name__ for kind in type(error).__mro__} or end.out_of_memory:
                 await self.look(watched)  # the table knows more, if it can be had
-                watched.show(Sight(ActorState.DEAD, watched.sight.restarts, end))
+                watched.show(ActorSnapshot(ActorState.DEAD, watched.sight.restarts, end))
             return True
-        if watched.sight.restarts == life:
+        if watched.sight.restarts == ray_restarts:
             await self._answered(watched, seated)
         return True
 
     async def _answered(self, watched: Watched, seated: object) -> None:
         before, watched.seated = watched.seated, seated
-        life, moved = watched.sight.restarts, before not in {None, seated}
+        ray_restarts, moved = watched.sight.restarts, before not in {None, seated}
         if moved:
             await self.look(watched)  # another life of it, of which no news has come
         sight = watched.sight
         here = replace(sight, state=ActorState.ALIVE, doubts=())
-        if self.pushing or not moved or sight.restarts > life:
+        if self.pushing or not moved or sight.restarts > ray_restarts:
             watched.show(here)
         else:
             end = HostEnd(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
@@ -343,13 +343,13 @@ class ActorWatch:
 def _seat() -> Any:
     """What tells one process of an actor from the next; sent whole, since rayvisor may not be there."""
 
-    def seat(_: object) -> tuple[str, int]:
+    def slot(_: object) -> tuple[str, int]:
         import os
         import socket
 
         return socket.gethostname(), os.getpid()
 
-    return seat
+    return slot
 
 
 def _key(actor: Any) -> bytes:

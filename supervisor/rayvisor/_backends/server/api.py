@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from rayvisor._backends.host.engine import EngineError, EngineStatus
 from rayvisor._backends.host.post_mortem import read_log
-from rayvisor._backends.server.client import Answer, HttpClient, HttpFailed
+from rayvisor._backends.server.client import Answer, HttpClient, HttpFailedError
 from rayvisor._log import get_logger
 
 __all__ = ["Offers"]
@@ -71,7 +71,7 @@ class Offers:
 
         Raises
         ------
-        HttpFailed
+        HttpFailedError
             It does not answer.
         """
         said = (await self._client.get("/version", _ASK_SECONDS)).json()
@@ -96,7 +96,7 @@ class Offers:
             await asyncio.sleep(_FOLLOW_SECONDS)
             try:
                 await self._ask_for_status()
-            except HttpFailed as failed:  # its silence is seen by whoever asks after its health
+            except HttpFailedError as failed:  # its silence is seen by whoever asks after its health
                 log.debug("server.status.unknown", why=str(failed))
 
     async def complete(self, prompt: str | Sequence[Any], params: Mapping[str, Any]) -> Answer:
@@ -111,7 +111,7 @@ class Offers:
         ------
         EngineError
             The server does not offer it.
-        HttpFailed
+        HttpFailedError
             It does not answer.
         """
         if method == "get_status":

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import h11
 
-__all__ = ["Answer", "HttpClient", "HttpFailed"]
+__all__ = ["Answer", "HttpClient", "HttpFailedError"]
 
 _MOST_BYTES = 16 << 20
 _READ_BYTES = 1 << 16
 
 
-class HttpFailed(Exception):  # noqa: N818 - named as what happened
+class HttpFailedError(Exception):
     """No answer came: nobody listens, it took too long, or what came is not HTTP.
 
     Parameters
@@ -82,7 +82,7 @@ class HttpClient:
 
         Raises
         ------
-        HttpFailed
+        HttpFailedError
             No answer within the deadline, or none that can be read.
         """
         return await self._ask("GET", path, None, seconds)
@@ -98,9 +98,9 @@ class HttpClient:
             async with asyncio.timeout(seconds):
                 return await self._exchange(method, path, body)
         except TimeoutError:
-            raise HttpFailed(f"{method} {path}", f"no answer within {seconds:g} s") from None
+            raise HttpFailedError(f"{method} {path}", f"no answer within {seconds:g} s") from None
         except (OSError, h11.ProtocolError, EOFError) as error:
-            raise HttpFailed(f"{method} {path}", f"{type(error).__name__}: {error}") from None
+            raise HttpFailedError(f"{method} {path}", f"{type(error).__name__}: {error}") from None
 
     async def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
         content = b"" if body is None else json.dumps(body).encode()

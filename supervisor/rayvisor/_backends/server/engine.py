@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 from rayvisor._backends.host.engine import (
     EngineError,
-    EngineGone,
+    EngineGoneError,
     EngineStatus,
     Outside,
     Report,
-    RequestLost,
-    RequestRefused,
+    RequestLostError,
+    RequestRefusedError,
 )
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
@@ -33,13 +33,13 @@ from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_l
 from rayvisor._backends.host.shutdown import Ending, up_or_ended
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.server.api import Offers
-from rayvisor._backends.server.client import HttpClient, HttpFailed
+from rayvisor._backends.server.client import HttpClient, HttpFailedError
 from rayvisor._backends.server.ports import hold, listener_of
 from rayvisor._backends.server.program import TITLE, ServerProgram, check_model, command_of
 from rayvisor._backends.server.traffic import Traffic, read_metrics
 from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
 from rayvisor._log import get_logger
 from rayvisor.specs.server_flags import has_flag, value_of
 
@@ -158,7 +158,7 @@ class ServerEngine:
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
                 report(*phase_of(await asyncio.to_thread(log_tail, self._log_file)))
-            with contextlib.suppress(HttpFailed):  # it does not listen yet, or has too much to do
+            with contextlib.suppress(HttpFailedError):  # it does not listen yet, or has too much to do
                 answer = await self._unless_over(client.get("/health", _ASK_SECONDS))
                 pids = frozenset(process.pid for process in self._tree.processes)
                 if answer.status == 200 and await asyncio.to_thread(listener_of, port, pids):  # noqa: PLR2004
@@ -188,7 +188,7 @@ class ServerEngine:
         await self._tree.scan()
         self._go_on()
         if self._tree.deaths:
-            raise EngineGone("the server ended while starting")
+            raise EngineGoneError("the server ended while starting")
 
     def _read_up_to_here(self) -> None:
         """What comes later in its log is news."""
@@ -196,14 +196,14 @@ class ServerEngine:
 
     def _go_on(self) -> None:
         if self._ending.asked:
-            raise EngineGone("the server was stopped while starting")
+            raise EngineGoneError("the server was stopped while starting")
 
     async def _failed_start(self, error: Exception) -> Died:
         if self._tree.deaths and not self._ending.asked:
             return await self._last_words("starting")
         from_log, traceback = log_causes(await asyncio.to_thread(read_log, self._log_file))
         seen = plain_causes(error)
-        if isinstance(error, EngineGone | OSError | ValueError):
+        if isinstance(error, EngineGoneError | OSError | ValueError):
             from_log = ()
         return Died(
             self._incarnation,
@@ -256,9 +256,9 @@ class ServerEngine:
         if not self._died.done():
             self._died.set_result(died)
 
-    async def _last_words(self, doing: str) -> Died:
+    async def _last_words(self, phase: str) -> Died:
         died = await describe_death(
-            self._incarnation, self._tree, self._log_file, doing, self._exit_code, self._since
+            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since
         )
         if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of it leaves in order: what counts is that the server itself does.
@@ -304,7 +304,7 @@ class ServerEngine:
                 else:
                     self._doubt = f"GET /health answered {answer.status}"
                     self._traffic.silent(asked)
-            except HttpFailed as failed:
+            except HttpFailedError as failed:
                 log.info("server.not_answering", incarnation=self._incarnation, why=str(failed))
                 self._doubt = f"{failed.what} was not answered"
                 self._traffic.silent(asked)
@@ -331,23 +331,23 @@ class ServerEngine:
         """How it said it is when it was asked last."""
         return EngineStatus("healthy") if self._offers is None else self._offers.status
 
-    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order, at once: for probes. What others ask for, they ask the server itself."""
         return self._generate(order)
 
-    async def _generate(self, order: Order) -> AsyncGenerator[Chunk, None]:
+    async def _generate(self, order: GenerateCommand) -> AsyncGenerator[Chunk, None]:
         params = {name: order.params[name] for name in _PASSED_ON if name in order.params}
         prompt = order.prompt if isinstance(order.prompt, str) else list(order.prompt)
         most = int(params.get("max_tokens") or 0)
         self._own_tokens += most  # before they are counted as somebody's
         try:
             answer = await self._unless_over(self._there.complete(prompt, params))
-        except HttpFailed as failed:
-            raise RequestLost(str(failed)) from None
+        except HttpFailedError as failed:
+            raise RequestLostError(str(failed)) from None
         said = answer.json()
         if answer.status != 200 or not isinstance(said, dict):  # noqa: PLR2004 - HTTP's
             cause = (f"HTTP {answer.status}", answer.text)
-            raise RequestRefused((cause,))
+            raise RequestRefusedError((cause,))
         tokens = int((said.get("usage") or {}).get("completion_tokens") or 0)
         self._own_tokens += tokens - most
         choice = said["choices"][0]
@@ -361,7 +361,7 @@ class ServerEngine:
     @property
     def _there(self) -> Offers:
         if self._offers is None or self._over.is_set():
-            raise EngineGone("the server does not run")
+            raise EngineGoneError("the server does not run")
         return self._offers
 
     async def _unless_over(self, call: Coroutine[Any, Any, T]) -> T:
@@ -372,7 +372,7 @@ class ServerEngine:
         try:
             await asyncio.wait((task, *over), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise EngineGone("the server has ended")
+                raise EngineGoneError("the server has ended")
             return task.result()
         finally:
             for each in (task, *over):

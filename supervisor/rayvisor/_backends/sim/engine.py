@@ -14,11 +14,11 @@ from typing import Any
 
 from rayvisor._backends.host.engine import (
     EngineError,
-    EngineGone,
+    EngineGoneError,
     EngineStatus,
     Report,
-    RequestLost,
-    RequestRefused,
+    RequestLostError,
+    RequestRefusedError,
 )
 from rayvisor._backends.host.post_mortem import describe_death, log_tail
 from rayvisor._backends.host.shutdown import Ending, up_or_ended
@@ -30,7 +30,7 @@ from rayvisor._backends.sim.model import EOS
 from rayvisor._backends.sim.processes import CORE, launch
 from rayvisor._backends.sim.requests import TextStream, check_params, logprob_entries, tokenize
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
 
 __all__ = ["SimEngine"]
 
@@ -143,7 +143,7 @@ class SimEngine:
             await self._tree.scan()
             self._go_on()
             if not self._ready.is_set() or self._tree.deaths:
-                raise EngineGone("a process of the engine ended while starting")
+                raise EngineGoneError("a process of the engine ended while starting")
         self._sentinel = asyncio.create_task(self._await_end())
         report("ready", "")
         return EngineInfo(
@@ -168,7 +168,7 @@ class SimEngine:
             self._sentinel.cancel()
             self._sentinel = None
         self._tree.unwatch()
-        self._fail_all(EngineGone("the engine was stopped"))
+        self._fail_all(EngineGoneError("the engine was stopped"))
         if self._transport is not None:
             self._transport.close()  # the processes end when nobody speaks to them
             await self._tree.all_gone(self._ending.kill_at)
@@ -188,11 +188,11 @@ class SimEngine:
 
     # -- requests -------------------------------------------------------------------------------
 
-    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         return self._generate(order)
 
-    def _read(self, order: Order) -> tuple[list[int], dict[str, Any], int]:
+    def _read(self, order: GenerateCommand) -> tuple[list[int], dict[str, Any], int]:
         """Check an order: its prompt's ids, the parameters for what is left, room in the model's length."""
         if order.delivered and isinstance(order.prompt, str):
             raise TypeError("prompt must be token ids where tokens have been delivered")
@@ -203,18 +203,18 @@ class SimEngine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; this model takes 1 to {longest - 1}")
         return prompt, _remaining(order), longest - len(prompt) - len(order.delivered)
 
-    async def _generate(self, order: Order) -> AsyncGenerator[Chunk, None]:
+    async def _generate(self, order: GenerateCommand) -> AsyncGenerator[Chunk, None]:
         try:
             prompt, params, room = self._read(order)
             text = TextStream(prompt, order)
         except (TypeError, ValueError, KeyError) as error:
-            raise RequestRefused(plain_causes(error)) from None
+            raise RequestRefusedError(plain_causes(error)) from None
         if room <= 0 or (params.get("max_tokens") is not None and params["max_tokens"] <= 0):
             yield Chunk(order.request, order.attempt, (), text.delta(finished=True), None, "length")
             return
         transport = self._transport
         if transport is None or self._over.is_set() or self._tree.deaths:
-            raise EngineGone("the engine does not run")
+            raise EngineGoneError("the engine does not run")
         self._play_faults(prompt)
         name = f"{order.request}#{order.attempt}"
         answers = self._answers[name] = _Answers()
@@ -236,7 +236,7 @@ class SimEngine:
                 finish, reason = answers.finish, answers.reason
                 if finish == "abort":
                     finished = True
-                    raise RequestLost("the engine ended the request unasked (abort)")
+                    raise RequestLostError("the engine ended the request unasked (abort)")
                 stop = text.take(tokens, without_last=finish == "stop")
                 if stop is not None:
                     self._send_abort([name] if finish is None else [])
@@ -278,7 +278,7 @@ class SimEngine:
 
     def _go_on(self) -> None:
         if self._ending.asked:
-            raise EngineGone("the engine was stopped while starting")
+            raise EngineGoneError("the engine was stopped while starting")
 
     async def _launch(self) -> None:
         environment = {**os.environ, TAG: self._tree.tag}
@@ -308,7 +308,7 @@ class SimEngine:
         """Find out that the engine has ended by itself."""
         await self._first_of(self._over.wait(), self._tree.first_death())
         self._over.set()
-        self._fail_all(EngineGone("the engine has died"))
+        self._fail_all(EngineGoneError("the engine has died"))
         if not self._tree.deaths:
             # The connection ends with the process, a moment before it.
             with contextlib.suppress(TimeoutError):
@@ -318,8 +318,8 @@ class SimEngine:
         if not self._died.done():
             self._died.set_result(died)
 
-    async def _last_words(self, doing: str) -> Died:
-        return await describe_death(self._incarnation, self._tree, self._log_file, doing, self._exit_code)
+    async def _last_words(self, phase: str) -> Died:
+        return await describe_death(self._incarnation, self._tree, self._log_file, phase, self._exit_code)
 
     def _exit_code(self, pid: int) -> int | None:
         if self._core is not None and self._core.pid == pid:
@@ -327,7 +327,7 @@ class SimEngine:
         return None
 
     async def _failed_start(self, error: Exception) -> Died:
-        if isinstance(error, EngineGone) and not self._ending.asked:
+        if isinstance(error, EngineGoneError) and not self._ending.asked:
             return await self._last_words("starting")
         return Died(
             self._incarnation, plain_causes(error), "", None, None, "starting", log_tail(self._log_file),
@@ -379,7 +379,7 @@ class _FromCore(asyncio.Protocol):
         self._engine._over.set()  # noqa: SLF001 - as above
 
 
-def _remaining(order: Order) -> dict[str, Any]:
+def _remaining(order: GenerateCommand) -> dict[str, Any]:
     """Sampling parameters for what is left to do after the delivered tokens."""
     params = dict(order.params)
     done = len(order.delivered)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayvisor._backends.sim.model import EOS, VOCABULARY
-from rayvisor._core.protocol.wire import LogprobEntry, Order, Prompt
+from rayvisor._core.protocol.wire import GenerateCommand, LogprobEntry, Prompt
 
 __all__ = ["TextStream", "check_params", "logprob_entries", "tokenize"]
 
@@ -101,7 +101,7 @@ class TextStream:
         What was asked for, and what has been delivered.
     """
 
-    def __init__(self, prompt: Sequence[int], order: Order) -> None:
+    def __init__(self, prompt: Sequence[int], order: GenerateCommand) -> None:
         params = order.params
         stop = params.get("stop") or []
         self._stops: list[str] = [stop] if isinstance(stop, str) else list(stop)

@@ -24,15 +24,15 @@ import h11
 
 from rayvisor._backends.host.engine import (
     EngineError,
-    EngineGone,
-    EngineStartFailed,
-    RequestLost,
-    RequestRefused,
+    EngineGoneError,
+    EngineStartFailedError,
+    RequestLostError,
+    RequestRefusedError,
 )
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.sim.arguments import DEFAULTS
 from rayvisor._backends.sim.engine import SimEngine
-from rayvisor._core.protocol.wire import Order
+from rayvisor._core.protocol.wire import GenerateCommand
 
 __all__ = ["main"]
 
@@ -129,7 +129,7 @@ class _Server:
         _log(f"Initializing a simulated engine with model {self._given['model']}")
         try:
             await self._engine.start(lambda phase, detail: _log(f"{phase} {detail}"))
-        except EngineStartFailed as failed:
+        except EngineStartFailedError as failed:
             name, message = failed.died.causes[-1]
             raise RuntimeError(f"Engine core initialization failed. Root cause: {name}: {message}") from None
         server = await asyncio.start_server(self._talk, sock=self._listening)
@@ -224,7 +224,7 @@ class _Server:
             name: said[name] for name in ("max_tokens", "temperature", "ignore_eos", "seed") if name in said
         }
         self._numbers += 1
-        order = Order(f"cmpl-{self._numbers}", 1, prompt, {"max_tokens": 16, **params})
+        order = GenerateCommand(f"cmpl-{self._numbers}", 1, prompt, {"max_tokens": 16, **params})
         tokens: list[int] = []
         text, finish = "", None
         self._load += 1
@@ -240,11 +240,11 @@ class _Server:
                 text += chunk.text
                 finish = chunk.finish_reason
                 self._tokens += len(chunk.token_ids)
-        except RequestLost:
+        except RequestLostError:
             finish = "abort"  # as vLLM says it
-        except RequestRefused as refused:
+        except RequestRefusedError as refused:
             return _json(400, {"error": {"message": str(refused)}})
-        except EngineGone:
+        except EngineGoneError:
             return _json(500, {"error": {"message": "EngineDeadError"}})
         finally:
             self._load -= 1

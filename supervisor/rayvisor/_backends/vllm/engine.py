@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from rayvisor._backends.host.engine import EngineError, EngineGone, EngineStatus, Report
+from rayvisor._backends.host.engine import EngineError, EngineGoneError, EngineStatus, Report
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
@@ -32,7 +32,7 @@ from rayvisor._backends.vllm.sockets import SocketFolder
 from rayvisor._backends.vllm.streams import Streams
 from rayvisor._backends.vllm.template import Template
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, Order, ProcessId
+from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
 
 __all__ = ["VllmEngine"]
 
@@ -183,7 +183,7 @@ class VllmEngine:
                     # vLLM sees it too, and says more; but it is not waited for.
                     await asyncio.wait((future,), timeout=_WORD_SECONDS)
                     if not future.done():
-                        raise EngineGone("a process of the engine ended while starting")
+                        raise EngineGoneError("a process of the engine ended while starting")
                 if time.monotonic() - reported >= _REPORT_SECONDS:
                     reported = time.monotonic()
                     progress(await asyncio.to_thread(log_tail, self._log_file))
@@ -232,7 +232,7 @@ class VllmEngine:
         await self._look_around()
         self._go_on()
         if not answer.done() or self._tree.deaths:
-            raise EngineGone("the engine ended while starting")
+            raise EngineGoneError("the engine ended while starting")
         answer.result()
 
     def _info(self, version: str, began: float) -> EngineInfo:
@@ -251,11 +251,11 @@ class VllmEngine:
 
     def _go_on(self) -> None:
         if self._ending.asked:
-            raise EngineGone("the engine was stopped while starting")
+            raise EngineGoneError("the engine was stopped while starting")
 
     async def _failed_start(self, error: Exception) -> Died:
         if self._tree.deaths and not self._ending.asked:
-            outer = plain_causes(error) if not isinstance(error, EngineGone) else ()
+            outer = plain_causes(error) if not isinstance(error, EngineGoneError) else ()
             return await self._describe("starting", outer)
         text = await asyncio.to_thread(read_log, self._log_file)
         from_log, traceback = log_causes(text)
@@ -319,11 +319,11 @@ class VllmEngine:
             raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
 
     def _shut_down(self, llm: Any) -> asyncio.Future[Any]:
-        patience = max(0.0, self._ending.kill_at() - time.monotonic())
-        if not patience:
+        timeout = max(0.0, self._ending.kill_at() - time.monotonic())
+        if not timeout:
             self._tree.kill()
         cleanup = asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: llm.shutdown(timeout=patience)
+            self._thread, lambda: llm.shutdown(timeout=timeout)
         )
         cleanup.add_done_callback(_retrieve)
         return cleanup
@@ -366,9 +366,9 @@ class VllmEngine:
         while not self._llm.errored:
             await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
 
-    async def _describe(self, doing: str, outer: tuple[tuple[str, str], ...]) -> Died:
+    async def _describe(self, phase: str, outer: tuple[tuple[str, str], ...]) -> Died:
         return await describe_death(
-            self._incarnation, self._tree, self._log_file, doing, self._exit_code, self._since, outer
+            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since, outer
         )
 
     def _exit_code(self, pid: int) -> int | None:
@@ -389,10 +389,10 @@ class VllmEngine:
 
     # -- requests -------------------------------------------------------------------------------
 
-    def generate(self, order: Order) -> AsyncIterator[Chunk]:
+    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         if self._streams is None:
-            raise EngineGone("the engine does not run")
+            raise EngineGoneError("the engine does not run")
         return self._streams.generate(order)
 
     async def abort(self, requests: Sequence[str]) -> None:

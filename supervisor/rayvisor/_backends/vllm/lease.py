@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.vllm.forking import Surroundings
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
-from rayvisor._backends.vllm.template import Template, TemplateGone, TemplateUnfit
+from rayvisor._backends.vllm.template import Template, TemplateGoneError, TemplateUnfitError
 from rayvisor._log import get_logger
 
 __all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
@@ -148,13 +148,13 @@ class ForkedProcess(SpawnProcess):
             while template is not None:
                 try:
                     return _Popen(process_obj, birth._replace(template=template))
-                except TemplateGone as gone:
+                except TemplateGoneError as gone:
                     if birth.called_off():
                         raise
                     log.warning("vllm.template.failed", template=template.pid, why=str(gone))
                     _shelf.drop(template)
                     # Another one is loaded with what is set by now; once, and no more.
-                    again = template is birth.template and isinstance(gone, TemplateUnfit)
+                    again = template is birth.template and isinstance(gone, TemplateUnfitError)
                     template = _shelf.begin(birth.log_file) if again else None
         return popen_spawn_posix.Popen(process_obj)
 

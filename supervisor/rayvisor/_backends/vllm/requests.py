@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from rayvisor._core.protocol.wire import Chunk, LogprobEntry, Order, Prompt
+from rayvisor._core.protocol.wire import Chunk, GenerateCommand, LogprobEntry, Prompt
 
 __all__ = ["ContinuedText", "nothing_left", "read_output", "sampling_params", "token_ids_of"]
 
 
-def sampling_params(order: Order) -> Any:
+def sampling_params(order: GenerateCommand) -> Any:
     """Make vLLM's parameters for what is left to do after the delivered tokens.
 
     Raises
@@ -44,7 +44,7 @@ def sampling_params(order: Order) -> Any:
     return SamplingParams(**given)
 
 
-def nothing_left(order: Order, prompt: Sequence[int], max_model_len: int) -> bool:
+def nothing_left(order: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
     """Whether the delivered tokens are already as many as there may be."""
     done = len(order.delivered)
     most = order.params.get("max_tokens", 16)
@@ -76,7 +76,7 @@ def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
     return ids  # type: ignore[return-value]
 
 
-def read_output(order: Order, output: Any, *, first: bool) -> Chunk:
+def read_output(order: GenerateCommand, output: Any, *, first: bool) -> Chunk:
     """Turn one of vLLM's outputs into a chunk."""
     sample = output.outputs[0]
     logprobs = sample.logprobs
@@ -109,7 +109,7 @@ class ContinuedText:
     prompt and all tokens.
     """
 
-    def __init__(self, tokenizer: Any, order: Order, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, order: GenerateCommand, prompt: Sequence[int]) -> None:
         from vllm import SamplingParams
         from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from rayvisor._backends.host.engine import EngineError, EngineGone, RequestLost, RequestRefused
+from rayvisor._backends.host.engine import EngineError, EngineGoneError, RequestLostError, RequestRefusedError
 from rayvisor._backends.vllm.requests import (
     ContinuedText,
     nothing_left,
@@ -15,7 +15,7 @@ from rayvisor._backends.vllm.requests import (
     token_ids_of,
 )
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Order
+from rayvisor._core.protocol.wire import Chunk, GenerateCommand
 from rayvisor._log import get_logger
 
 __all__ = ["Streams"]
@@ -61,11 +61,11 @@ class Streams:
         self._over: str | None = None
 
     def end(self, message: str) -> None:
-        """End every stream with EngineGone, now and from now on."""
+        """End every stream with EngineGoneError, now and from now on."""
         self._over = message
         for running in self._running.values():
             if running.collector is not None:
-                running.collector.put(EngineGone(message))
+                running.collector.put(EngineGoneError(message))
 
     async def abort(self, requests: Sequence[str]) -> None:
         """End these requests: their streams end without a finish reason."""
@@ -76,7 +76,7 @@ class Streams:
                 if running.collector is not None:
                     await self._abort(running.collector)
 
-    async def generate(self, order: Order) -> AsyncGenerator[Chunk, None]:  # noqa: C901 - one loop
+    async def generate(self, order: GenerateCommand) -> AsyncGenerator[Chunk, None]:  # noqa: C901 - one loop
         """Tokens of one order as they come."""
         running = _Running(order.request)
         name = f"{order.request}#{order.attempt}"
@@ -102,7 +102,7 @@ class Streams:
                 if finished and chunk.finish_reason not in ("stop", "length"):
                     if running.asked:
                         return
-                    raise RequestLost(f"vLLM ended the request unasked ({chunk.finish_reason})")
+                    raise RequestLostError(f"vLLM ended the request unasked ({chunk.finish_reason})")
                 if continued is not None:
                     chunk = continued.carry_on(chunk)
                     if first:
@@ -118,13 +118,13 @@ class Streams:
             if not finished and not running.asked and running.collector is not None:
                 await self._abort(running.collector)
 
-    async def _prepare(self, order: Order) -> tuple[Sequence[int], ContinuedText | None, Any]:
+    async def _prepare(self, order: GenerateCommand) -> tuple[Sequence[int], ContinuedText | None, Any]:
         """Read an order: its prompt's ids where it has some, its text so far, vLLM's prompt.
 
         The prompt is None when nothing is left to generate.
         """
         if self._over:
-            raise EngineGone(self._over)
+            raise EngineGoneError(self._over)
         try:
             prompt = token_ids_of(order.prompt, self._tokenizer)
             ids: Sequence[int] = () if isinstance(prompt, str) else prompt
@@ -146,14 +146,14 @@ class Streams:
             raise self._plain(error, accepted=False) from None
         return ids, continued, rendered
 
-    async def _submit(self, running: _Running, name: str, prompt: Any, order: Order) -> None:
+    async def _submit(self, running: _Running, name: str, prompt: Any, order: GenerateCommand) -> None:
         try:
             collector = await self._llm.add_request(name, prompt, sampling_params(order))
         except Exception as error:  # noqa: BLE001 - as above
             raise self._plain(error, accepted=False) from None
         running.collector = collector
         if self._over:
-            raise EngineGone(self._over)
+            raise EngineGoneError(self._over)
         if running.asked:  # while vLLM was taking it
             await self._abort(collector)
 
@@ -171,10 +171,10 @@ class Streams:
         if isinstance(error, EngineError):
             return error
         if isinstance(error, self._dead):
-            return EngineGone(str(error))
+            return EngineGoneError(str(error))
         if not accepted and isinstance(error, self._clients_fault):
-            return RequestRefused(plain_causes(error))
+            return RequestRefusedError(plain_causes(error))
         if isinstance(error, self._overload):
-            return RequestLost(f"vLLM did not take the request: {error}")
+            return RequestLostError(f"vLLM did not take the request: {error}")
         log.warning("vllm.request.failed", error=f"{type(error).__name__}: {error}")
-        return RequestLost("; ".join(f"{name}: {message}" for name, message in plain_causes(error)))
+        return RequestLostError("; ".join(f"{name}: {message}" for name, message in plain_causes(error)))

@@ -21,7 +21,7 @@ from rayvisor._backends.process.engine_tree import TAG, TAG_LENGTH
 from rayvisor._backends.vllm.environment import foreseen, reads_when_loaded
 from rayvisor._backends.vllm.forking import MOST_MESSAGE
 
-__all__ = ["Template", "TemplateGone", "TemplateUnfit"]
+__all__ = ["Template", "TemplateGoneError", "TemplateUnfitError"]
 
 _TAG = "template".ljust(TAG_LENGTH, "-")
 """No engine's."""
@@ -34,11 +34,11 @@ _IDLE_SECONDS = 15.0
 _IMPORT_SECONDS = 600.0
 
 
-class TemplateGone(Exception):  # noqa: N818 - named as the event is
+class TemplateGoneError(Exception):
     """The template has ended, cannot be used, or does not answer."""
 
 
-class TemplateUnfit(TemplateGone):
+class TemplateUnfitError(TemplateGoneError):
     """What it has imported, it has imported under other circumstances."""
 
 
@@ -86,9 +86,9 @@ class Template:
 
         Raises
         ------
-        TemplateGone
+        TemplateGoneError
             It has ended, stands still, or cannot be used; the message says why.
-        TemplateUnfit
+        TemplateUnfitError
             A variable that a library reads as it is loaded had another value for it than it has here.
         """
         if self._loaded_with is None:
@@ -100,7 +100,7 @@ class Template:
             if wanted.get(name) != self._loaded_with.get(name)
         ]
         if other:
-            raise TemplateUnfit(f"it was loaded with another {', '.join(sorted(other))}")
+            raise TemplateUnfitError(f"it was loaded with another {', '.join(sorted(other))}")
 
     def _wait_loaded(self, called_off: Callable[[], bool]) -> dict[str, str]:
         with self._lock:
@@ -108,17 +108,17 @@ class Template:
             while not self._has_said(_LOOK_SECONDS):
                 now = time.monotonic()
                 if called_off():
-                    raise TemplateGone("it is not waited for any more")
+                    raise TemplateGoneError("it is not waited for any more")
                 if (took := self._processor_seconds()) != used:
                     used, changed = took, now
                 if now - changed > _IDLE_SECONDS or now - self._began > _IMPORT_SECONDS:
-                    raise TemplateGone(f"it has not come up, and did nothing for {now - changed:.0f} s")
+                    raise TemplateGoneError(f"it has not come up, and did nothing for {now - changed:.0f} s")
             text = self._receive()[0]
         if not text:
-            raise TemplateGone("it has ended")
+            raise TemplateGoneError("it has ended")
         said = json.loads(text)
         if said["refusal"]:
-            raise TemplateGone(said["refusal"])
+            raise TemplateGoneError(said["refusal"])
         return dict(said["environment"])
 
     def fork(self, tag: str, descriptors: list[int]) -> tuple[int, int]:
@@ -133,19 +133,19 @@ class Template:
 
         Raises
         ------
-        TemplateGone
+        TemplateGoneError
             Nothing was forked, or nobody knows.
         """
         with self._lock:
             try:
                 socket.send_fds(self._asked, [json.dumps({"tag": tag}).encode()], descriptors)
             except OSError as error:
-                raise TemplateGone(str(error)) from error
+                raise TemplateGoneError(str(error)) from error
             if not self._has_said(_ANSWER_SECONDS):
-                raise TemplateGone(f"it has not answered for {_ANSWER_SECONDS:g} s")
+                raise TemplateGoneError(f"it has not answered for {_ANSWER_SECONDS:g} s")
             message, given = self._receive()
             if not message or not given:
-                raise TemplateGone("it has ended")
+                raise TemplateGoneError("it has ended")
             return int(message), given[0]
 
     def end(self) -> None:
@@ -166,7 +166,7 @@ class Template:
         try:
             message, given, _, _ = socket.recv_fds(self._asked, MOST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
-            raise TemplateGone(str(error)) from error
+            raise TemplateGoneError(str(error)) from error
         return message, list(given)
 
     def _processor_seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from rayvisor._core.health.stall import Verdict
+from rayvisor._core.health.stall import HealthAction
 from rayvisor.specs import StallLimits
 
 __all__ = ["ProbeWatch"]
@@ -16,13 +16,14 @@ class ProbeWatch:
     Parameters
     ----------
     limits
-        ``probes`` is k of n, ``stall_after`` bounds the time without an answer.
+        ``failure_threshold`` is k of n, ``stall_after`` bounds the time without an answer.
     timeout
         Seconds after which a probe is missed.
     now
         When the watch begins: it works then.
 
-    >>> watch = ProbeWatch(StallLimits(stall_after=9.0, probe_interval=2.0, probes=(2, 3)), 1.0, now=0.0)
+    >>> limits = StallLimits(stall_after=9.0, probe_interval=2.0, failure_threshold=(2, 3))
+    >>> watch = ProbeWatch(limits, 1.0, now=0.0)
     >>> [watch.probed(now, answered=now == 4.0).value for now in (2.0, 4.0, 6.0, 8.0, 10.0, 13.5)]
     ['nothing', 'nothing', 'suspect', 'nothing', 'nothing', 'stalled']
     """
@@ -32,7 +33,7 @@ class ProbeWatch:
         self._longest = 2 * (limits.probe_interval + timeout)
         self._at = now
         self._answered = now
-        self._misses: deque[bool] = deque(maxlen=limits.probes[1])
+        self._misses: deque[bool] = deque(maxlen=limits.failure_threshold[1])
         self.suspect = False
 
     @property
@@ -40,22 +41,22 @@ class ProbeWatch:
         """For how many seconds it had not answered at the last look."""
         return self._at - self._answered
 
-    def probed(self, now: float, *, answered: bool) -> Verdict:
+    def probed(self, now: float, *, answered: bool) -> HealthAction:
         """Take note of a probe, and say what follows."""
         gap, self._at = now - self._at, now
         if gap > self._longest and not answered:
             self._answered += gap  # nobody looked meanwhile: that is not held against it
-            return Verdict.NOTHING
+            return HealthAction.NOTHING
         self._misses.append(not answered)
         if answered:
             self._answered = now
         if self.silent >= self._limits.stall_after:
-            return Verdict.STALLED
-        missed = sum(self._misses) >= self._limits.probes[0]
+            return HealthAction.STALLED
+        missed = sum(self._misses) >= self._limits.failure_threshold[0]
         if missed and not self.suspect:
             self.suspect = True
-            return Verdict.SUSPECT
+            return HealthAction.SUSPECT
         if self.suspect and answered and not missed:
             self.suspect = False
-            return Verdict.CLEAR
-        return Verdict.NOTHING
+            return HealthAction.CLEAR
+        return HealthAction.NOTHING

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from rayvisor.specs import StallLimits
 
-__all__ = ["BUSY_SHARE", "Look", "StallWatch", "StartClock", "Verdict"]
+__all__ = ["BUSY_SHARE", "HealthAction", "Look", "StallWatch", "StartClock"]
 
 BUSY_SHARE = 0.5
 """From this share of a core on a process computes. One that polls for work takes about a tenth."""
@@ -53,7 +53,7 @@ class Look(NamedTuple):
     """It was asked to do nothing: nothing is expected of it."""
 
 
-class Verdict(StrEnum):
+class HealthAction(StrEnum):
     """What a look leads to."""
 
     NOTHING = "nothing"
@@ -76,7 +76,8 @@ class StallWatch:
     now
         When the watch begins.
 
-    >>> watch = StallWatch(StallLimits(stall_after=6.0, probe_interval=2.0, probes=(2, 3)), now=0.0)
+    >>> limits = StallLimits(stall_after=6.0, probe_interval=2.0, failure_threshold=(2, 3))
+    >>> watch = StallWatch(limits, now=0.0)
     >>> [watch.look(Look(now, progressed=0.5, waiting=3)).value for now in (2.0, 4.0, 6.0, 8.0)]
     ['nothing', 'nothing', 'suspect', 'stalled']
     """
@@ -87,7 +88,7 @@ class StallWatch:
         self._progressed = -math.inf
         self._quiet_since = now
         self._still_since = now
-        self._looks: deque[bool] = deque(maxlen=limits.probes[1])
+        self._looks: deque[bool] = deque(maxlen=limits.failure_threshold[1])
         self.suspect = False
         self.stalled = False
 
@@ -96,17 +97,17 @@ class StallWatch:
         """For how many seconds nothing had come at the last look, while somebody waited."""
         return self._at - self._quiet_since
 
-    def look(self, look: Look) -> Verdict:
+    def look(self, look: Look) -> HealthAction:
         """Take one look, and say what follows from it."""
         if self.stalled:
-            return Verdict.NOTHING
+            return HealthAction.NOTHING
         self._pass_over_a_lapse(look.now)
         if look.resting or look.progressed > self._progressed:
             self._progressed = look.progressed
             return self._fine(look)
         if not look.waiting:
             if self.suspect or look.stopped or any(self._looks):
-                return Verdict.PROBE
+                return HealthAction.PROBE
             return self._fine(look)
         if not any(self._looks):
             # Only the time in which somebody waited counts.
@@ -129,14 +130,14 @@ class StallWatch:
             self._quiet_since += gap - interval
             self._still_since += gap - interval
 
-    def _fine(self, look: Look) -> Verdict:
+    def _fine(self, look: Look) -> HealthAction:
         since = look.now if look.resting or not look.waiting else max(self._quiet_since, look.progressed)
         self._quiet_since = self._still_since = since
         self._looks.clear()
         was, self.suspect = self.suspect, False
-        return Verdict.CLEAR if was else Verdict.NOTHING
+        return HealthAction.CLEAR if was else HealthAction.NOTHING
 
-    def _judge(self, look: Look) -> Verdict:
+    def _judge(self, look: Look) -> HealthAction:
         limits = self._limits
         quiet = look.now - self._quiet_since
         computes = look.load >= BUSY_SHARE and not look.stopped
@@ -147,31 +148,31 @@ class StallWatch:
         idle = quiet >= limits.stall_after and still >= _IDLE_SHARE * limits.stall_after
         if idle or quiet >= limits.step_limit:
             self.stalled = True
-            return Verdict.STALLED
-        missed = sum(self._looks) >= limits.probes[0] or quiet >= limits.step_limit / 2
+            return HealthAction.STALLED
+        missed = sum(self._looks) >= limits.failure_threshold[0] or quiet >= limits.step_limit / 2
         if missed and not self.suspect:
             self.suspect = True
-            return Verdict.SUSPECT
-        return Verdict.NOTHING
+            return HealthAction.SUSPECT
+        return HealthAction.NOTHING
 
 
 class StartClock:
     """Until when a start may go on: its deadline counts from its last progress, the whole is bounded.
 
-    >>> clock = StartClock(deadline=10.0, longest=25.0, now=0.0)
+    >>> clock = StartClock(timeout=10.0, longest=25.0, now=0.0)
     >>> clock.due
     10.0
     >>> clock.progressed(8.0), clock.progressed(17.0)
     (18.0, 25.0)
     """
 
-    def __init__(self, deadline: float, longest: float, now: float) -> None:
-        self._deadline = deadline
+    def __init__(self, timeout: float, longest: float, now: float) -> None:
+        self._timeout = timeout
         self._end = now + longest
-        self.due = min(now + deadline, self._end)
+        self.due = min(now + timeout, self._end)
         """When it has taken too long."""
 
     def progressed(self, now: float) -> float:
         """It has got on; gives the new end of patience."""
-        self.due = min(now + self._deadline, self._end)
+        self.due = min(now + self._timeout, self._end)
         return self.due

@@ -2,12 +2,12 @@
 
 Two modules implement it: `_backends.ray.hosts` (an actor on a cluster) and `_backends.host.local` (a host in
 this process, for tests and fast runs). Both pass the same contract tests. Everything that
-crosses it is plain data, and every ``deadline`` is in seconds from now.
+crosses it is plain data, and every ``timeout`` is in seconds from now.
 
 What a call raises:
 
-* `HostGone`: the host has ended, or cannot be reached; `HostGone.end` says how.
-* `HostCallFailed`: the call itself failed inside a host that lives on.
+* `HostGoneError`: the host has ended, or cannot be reached; `HostGoneError.end` says how.
+* `HostCallFailedError`: the call itself failed inside a host that lives on.
 * `TimeoutError`: no answer within the deadline. The call may or may not have been carried out.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol
 from rayvisor._core.protocol.wire import (
     Died,
     EngineInfo,
+    GenerateCommand,
     HostDescription,
     HostItem,
-    Order,
     ProcessId,
     ProcessObservation,
 )
@@ -30,10 +30,18 @@ from rayvisor.faults import Cause
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
 
-__all__ = ["GoneReport", "HostCallFailed", "HostEnd", "HostGone", "HostLink", "HostPlace", "HostView"]
+__all__ = [
+    "CleanupReport",
+    "HostCallFailedError",
+    "HostEnd",
+    "HostFactory",
+    "HostGoneError",
+    "HostLink",
+    "HostView",
+]
 
 
-class GoneReport(NamedTuple):
+class CleanupReport(NamedTuple):
     """What became of a host's processes."""
 
     killed: tuple[ProcessId, ...]
@@ -61,7 +69,7 @@ class HostEnd:
     out_of_memory: bool = False
     preempted: bool = False
     node_died: bool = False
-    renewed: bool = False
+    restarted_by_ray: bool = False
     """Whoever made it has begun to make it again by himself: Ray restarts an actor that it may restart."""
     node: str = ""
     log_file: str = ""
@@ -84,7 +92,7 @@ class HostView(NamedTuple):
     log_file: str = ""
 
 
-class HostGone(Exception):  # noqa: N818 - a state of affairs, as in StopIteration
+class HostGoneError(Exception):
     """The host has ended or cannot be reached."""
 
     def __init__(self, child: str, epoch: int, end: HostEnd) -> None:
@@ -94,11 +102,11 @@ class HostGone(Exception):  # noqa: N818 - a state of affairs, as in StopIterati
         state = "cannot be reached" if end.unavailable else "has ended"
         super().__init__(f"the host of {child!r} (epoch {epoch}) {state}: {end.root}")
 
-    def __reduce__(self) -> tuple[type[HostGone], tuple[str, int, HostEnd]]:
-        return (HostGone, (self.child, self.epoch, self.end))
+    def __reduce__(self) -> tuple[type[HostGoneError], tuple[str, int, HostEnd]]:
+        return (HostGoneError, (self.child, self.epoch, self.end))
 
 
-class HostCallFailed(Exception):  # noqa: N818 - names what failed, not a class of errors
+class HostCallFailedError(Exception):
     """A call failed inside a host that lives on."""
 
     def __init__(self, call: str, causes: Sequence[tuple[str, str]], traceback: str) -> None:
@@ -108,8 +116,8 @@ class HostCallFailed(Exception):  # noqa: N818 - names what failed, not a class 
         root = self.causes[-1] if self.causes else Cause("UnknownError", "no cause was reported")
         super().__init__(f"{call} failed in its host: {root}")
 
-    def __reduce__(self) -> tuple[type[HostCallFailed], tuple[str, list[tuple[str, str]], str]]:
-        return (HostCallFailed, (self.call, [(c.type, c.message) for c in self.causes], self.traceback))
+    def __reduce__(self) -> tuple[type[HostCallFailedError], tuple[str, list[tuple[str, str]], str]]:
+        return (HostCallFailedError, (self.call, [(c.type, c.message) for c in self.causes], self.traceback))
 
 
 class HostLink(Protocol):
@@ -121,7 +129,7 @@ class HostLink(Protocol):
     @property
     def epoch(self) -> int: ...
 
-    async def ready(self, deadline: float) -> HostDescription:
+    async def ready(self, timeout: float) -> HostDescription:
         """Wait until the host answers and its processes are watched."""
         ...
 
@@ -129,7 +137,7 @@ class HostLink(Protocol):
         self,
         incarnation: int,
         arguments: Mapping[str, Any],
-        deadline: float,
+        timeout: float,
         limits: StallLimits = PATIENT,
     ) -> EngineInfo | Died:
         """Start an engine, or wait for the start of this incarnation that is under way; never twice.
@@ -149,7 +157,7 @@ class HostLink(Protocol):
         """
         ...
 
-    async def submit(self, incarnation: int, orders: Sequence[Order]) -> None: ...
+    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None: ...
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End these (request, attempt) pairs in the engine; nothing more comes from them."""
@@ -160,18 +168,18 @@ class HostLink(Protocol):
         ...
 
     async def ask(
-        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
+        self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out one of the calls it offers beside requests, for example weight updates.
 
         Raises
         ------
-        HostCallFailed
+        HostCallFailedError
             It raised, offers no such call, was not done in time, or that incarnation does not serve here.
         """
         ...
 
-    async def view(self, deadline: float) -> HostView:
+    async def view(self, timeout: float) -> HostView:
         """Look at the host from beside it, without asking itself."""
         ...
 
@@ -179,22 +187,22 @@ class HostLink(Protocol):
         """Wait until the host has ended; any number of callers may wait."""
         ...
 
-    async def end(self, deadline: float) -> GoneReport:
+    async def end(self, timeout: float) -> CleanupReport:
         """Kill the host and its whole process tree, and return the proof that they are gone."""
         ...
 
 
-class HostPlace(Protocol):
+class HostFactory(Protocol):
     """Where hosts are made."""
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> HostLink:
         """Make a host. It is recorded before this returns: whatever happens next, it can be ended."""
         ...
 
-    async def end_child(self, child: str, deadline: float) -> GoneReport:
+    async def end_child(self, child: str, timeout: float) -> CleanupReport:
         """End every host of this child that is left, and give back what the child holds for them."""
         ...
 
-    async def close(self, deadline: float = 30.0) -> None:
+    async def close(self, timeout: float = 30.0) -> None:
         """End every host that is left and give back everything that this place took."""
         ...

@@ -13,11 +13,11 @@ __all__ = [
     "Condition",
     "Died",
     "EngineInfo",
+    "GenerateCommand",
     "HostDescription",
     "HostItem",
     "LogprobEntry",
     "Lost",
-    "Order",
     "Phase",
     "ProcessId",
     "ProcessObservation",
@@ -82,7 +82,7 @@ class EngineInfo(NamedTuple):
     """Where it is talked to over HTTP; empty where it is not."""
 
 
-class Order(NamedTuple):
+class GenerateCommand(NamedTuple):
     """One sample for an engine to generate. ``n`` is always 1: the pool splits samples."""
 
     request: str
@@ -157,7 +157,7 @@ class Died(NamedTuple):
     traceback: str
     exit_code: int | None
     signal: int | None
-    doing: str
+    phase: str
     log_tail: str
     """The end of the engine's log, at most 8 KB."""
     log_file: str = ""

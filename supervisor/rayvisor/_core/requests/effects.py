@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rayvisor._core.protocol.wire import Order
+from rayvisor._core.protocol.wire import GenerateCommand
 from rayvisor._core.requests.errors import RequestError
 from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
 
 __all__ = [
-    "Abort", "Deliver", "Effect", "Fail", "Finish", "Flow", "Left", "NextDeadline", "SendOrders", "Useful",
+    "Abandoned",
+    "Abort",
+    "Deliver",
+    "Effect",
+    "Fail",
+    "Finish",
+    "Flow",
+    "MadeProgress",
+    "NextDeadline",
+    "SendCommands",
 ]  # fmt: skip
 
 Attempt = tuple[str, int]
@@ -17,12 +26,12 @@ Attempt = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class SendOrders:
-    """Give these orders to an engine. If that fails: ``Front.send_failed``."""
+class SendCommands:
+    """Give these orders to an engine. If that fails: ``RequestScheduler.send_failed``."""
 
     child: str
     incarnation: int
-    orders: tuple[Order, ...]
+    orders: tuple[GenerateCommand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Abandoned:
     """The request was abandoned by its reader."""
 
     request: str
@@ -79,7 +88,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Useful:
+class MadeProgress:
     """An incarnation that must not count as one without progress.
 
     It has delivered a token to a request, or a request that ran alone on it in quarantine killed it.
@@ -91,12 +100,12 @@ class Useful:
 
 @dataclass(frozen=True, slots=True)
 class NextDeadline:
-    """Call ``Front.tick`` at this time, if not called before."""
+    """Call ``RequestScheduler.tick`` at this time, if not called before."""
 
     at: float
 
 
-Effect = SendOrders | Abort | Flow | Deliver | Finish | Fail | Left | Useful | NextDeadline
+Effect = SendCommands | Abort | Flow | Deliver | Finish | Fail | Abandoned | MadeProgress | NextDeadline
 
 
 class Outgoing:
@@ -104,14 +113,14 @@ class Outgoing:
 
     def __init__(self) -> None:
         self._effects: list[Effect] = []
-        self._orders: dict[tuple[str, int], list[Order]] = {}
+        self._orders: dict[tuple[str, int], list[GenerateCommand]] = {}
         self._aborts: dict[tuple[str, int], list[Attempt]] = {}
 
     def add(self, effect: Effect) -> None:
         """Carry this out after those before it."""
         self._effects.append(effect)
 
-    def order(self, child: str, incarnation: int, order: Order) -> None:
+    def order(self, child: str, incarnation: int, order: GenerateCommand) -> None:
         """Give an engine one more order."""
         self._orders.setdefault((child, incarnation), []).append(order)
 
@@ -123,6 +132,6 @@ class Outgoing:
         """Return everything, and begin anew."""
         effects = self._effects
         effects += [Abort(*to, tuple(attempts)) for to, attempts in self._aborts.items()]
-        effects += [SendOrders(*to, tuple(orders)) for to, orders in self._orders.items()]
+        effects += [SendCommands(*to, tuple(orders)) for to, orders in self._orders.items()]
         self._effects, self._orders, self._aborts = [], {}, {}
         return effects

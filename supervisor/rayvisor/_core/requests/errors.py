@@ -121,7 +121,7 @@ class DeadlineExceededError(RequestError, TimeoutError):
 
     Parameters
     ----------
-    deadline
+    timeout
         The seconds it was given.
     delivered
         Tokens it had delivered.
@@ -130,21 +130,21 @@ class DeadlineExceededError(RequestError, TimeoutError):
     """
 
     def __init__(
-        self, request: str, *, deadline: float, delivered: int, where: str, fault: Fault | None = None
+        self, request: str, *, timeout: float, delivered: int, where: str, fault: Fault | None = None
     ) -> None:
-        self.deadline = deadline
+        self.timeout = timeout
         self.delivered = delivered
         self.where = where
         super().__init__(
             request,
-            f"request {request} was not done within deadline={deadline:g} seconds: {delivered} tokens "
+            f"request {request} was not done within timeout={timeout:g} seconds: {delivered} tokens "
             f"delivered, {where}; give it a longer deadline, or the pool more engines",
             fault,
         )
 
 
 class AttemptsExhaustedError(RequestError):
-    """The request lost its engine as often as ``attempts`` allows."""
+    """The request lost its engine as often as ``max_attempts`` allows."""
 
     def __init__(
         self, request: str, *, attempts: int, delivered: int, reason: str, fault: Fault | None

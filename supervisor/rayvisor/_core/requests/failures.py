@@ -23,7 +23,7 @@ def overdue(request: Request) -> DeadlineExceededError:
     """Its deadline has passed."""
     return DeadlineExceededError(
         request.id,
-        deadline=request.budget,
+        timeout=request.budget,
         delivered=request.delivered,
         where=request.where,
         fault=request.fault,
@@ -34,7 +34,7 @@ def exhausted(request: Request, reason: str) -> AttemptsExhaustedError:
     """It has lost as many engines as it may."""
     return AttemptsExhaustedError(
         request.id,
-        attempts=request.attempts,
+        attempts=request.max_attempts,
         delivered=request.delivered,
         reason=reason,
         fault=request.fault,

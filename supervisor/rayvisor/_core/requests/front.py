@@ -25,29 +25,29 @@ from rayvisor._core.protocol.wire import Chunk, EngineInfo, HostItem, Lost, Prom
 from rayvisor._core.requests import failures
 from rayvisor._core.requests.continuation import Continuation, plan, split
 from rayvisor._core.requests.effects import (
+    Abandoned,
     Attempt,
     Deliver,
     Effect,
     Fail,
     Finish,
     Flow,
-    Left,
+    MadeProgress,
     NextDeadline,
     Outgoing,
-    Useful,
 )
 from rayvisor._core.requests.errors import InvalidRequestError, NoEngineError, QueueFullError, RequestError
 from rayvisor._core.requests.limits import Counts, RequestLimits, divergence, seconds, weights_changed, whole
 from rayvisor._core.requests.results import Divergence, Usage
 from rayvisor._core.requests.routing import Routing
 from rayvisor._core.requests.sample import Sample
-from rayvisor._core.requests.state import EnginePlace, Part, Place, Request, Timers
+from rayvisor._core.requests.state import EnginePlace, Place, Request, SampleState, Timers
 from rayvisor.faults import Fault, FaultClass
 
-__all__ = ["Front"]
+__all__ = ["RequestScheduler"]
 
 
-class Front:
+class RequestScheduler:
     """Requests on one side, engines on the other.
 
     Parameters
@@ -64,7 +64,7 @@ class Front:
         self.routing = Routing(limits.orders_per_sequence)
         self._rng = rng
         self._requests: dict[str, Request] = {}
-        self._parts: dict[str, Part] = {}
+        self._parts: dict[str, SampleState] = {}
         self._timers = Timers()
         self._closed = False
         self._closed_by: Fault | None = None
@@ -137,11 +137,11 @@ class Front:
                 self._lose(engine, part, reason)
         return self._done(now, route=True)
 
-    def keep(self, child: str, *, kept: bool, now: float) -> list[Effect]:
+    def hold(self, child: str, *, held: bool, now: float) -> list[Effect]:
         """Hold what an engine has in flight where it is, or let it go on."""
         engine = self.routing.engines.get(child)
-        if engine is not None and engine.kept is not kept:
-            engine.kept = kept
+        if engine is not None and engine.held is not held:
+            engine.held = held
             for part in engine.in_flight.values():
                 if part.flowing:
                     self._flow(part)
@@ -156,14 +156,14 @@ class Front:
                 self._lose(engine, part, reason)
         return self._done(now, route=True)
 
-    def close(self, fault: Fault | None, now: float, *, at_once: bool = False) -> list[Effect]:
+    def close(self, fault: Fault | None, now: float, *, immediately: bool = False) -> list[Effect]:
         """No engine will come back: fail what waits, and what comes or loses its engine from now on.
 
-        With ``at_once`` what is in flight fails too.
+        With ``immediately`` what is in flight fails too.
         """
         self._closed, self._closed_by = True, fault
         for request in [*self._requests.values()]:
-            if at_once or any(part.place not in (Place.IN_FLIGHT, Place.DONE) for part in request.parts):
+            if immediately or any(part.place not in (Place.IN_FLIGHT, Place.DONE) for part in request.parts):
                 self._fail(request, NoEngineError(request.id, fault))
         return self._done(now)
 
@@ -176,8 +176,8 @@ class Front:
         params: Mapping[str, Any] | None,
         now: float,
         *,
-        deadline: float | None = None,
-        attempts: int | None = None,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
         on_divergence: str | None = None,
         on_weights_changed: str | None = None,
     ) -> list[Effect]:
@@ -190,8 +190,8 @@ class Front:
         """
         found = plan(params, prompt)
         limits = self.limits
-        budget = limits.deadline if deadline is None else seconds("deadline", deadline)
-        tries = limits.attempts if attempts is None else whole("attempts", attempts)
+        budget = limits.timeout if timeout is None else seconds("timeout", timeout)
+        tries = limits.max_attempts if max_attempts is None else whole("max_attempts", max_attempts)
         on_difference = divergence(limits.on_divergence if on_divergence is None else on_divergence)
         on_change = weights_changed(
             limits.on_weights_changed if on_weights_changed is None else on_weights_changed
@@ -217,7 +217,7 @@ class Front:
         for index, each in enumerate(split(found, self._rng, seeds=limits.seeds)):
             self._number += 1
             sample = Sample(f"{request_id}.{index}", index, prompt, each, found)
-            part = Part(self._number, request, sample)
+            part = SampleState(self._number, request, sample)
             request.parts.append(part)
             self._parts[sample.key] = part
             self.routing.wait(part, Place.NEW)
@@ -250,7 +250,7 @@ class Front:
             return []
         self._remove(request)
         self.counts.left += 1
-        self._out.add(Left(request_id, request.usage()))
+        self._out.add(Abandoned(request_id, request.usage()))
         return self._done(now, route=True)
 
     def usage(self, request_id: str) -> Usage:
@@ -263,7 +263,7 @@ class Front:
         return self.limits.queue_limit - len(self.routing.lines[Place.NEW])
 
     @property
-    def parts(self) -> Iterable[Part]:
+    def parts(self) -> Iterable[SampleState]:
         """All samples of the requests that are open."""
         return self._parts.values()
 
@@ -336,7 +336,7 @@ class Front:
             effects.append(NextDeadline(at))
         return effects
 
-    def _goes_on_in(self, engine: EnginePlace, part: Part) -> bool:
+    def _goes_on_in(self, engine: EnginePlace, part: SampleState) -> bool:
         """Whether a sample goes on in an engine that may have other weights than its delivered tokens."""
         request, sample = part.request, part.sample
         if not sample.versions or sample.versions[-1] == engine.version:
@@ -350,7 +350,7 @@ class Front:
             sample.splice()
         return True
 
-    def _chunk(self, engine: EnginePlace, part: Part, chunk: Chunk) -> bool:
+    def _chunk(self, engine: EnginePlace, part: SampleState, chunk: Chunk) -> bool:
         sample, request = part.sample, part.request
         accepted = sample.accept(chunk, engine.origin)
         if accepted is None:
@@ -365,7 +365,7 @@ class Front:
         self._deliver(part, accepted.chunk.token_ids, Deliver(request.id, accepted.chunk))
         if accepted.chunk.token_ids and not engine.useful:
             engine.useful = True
-            self._out.add(Useful(engine.child, engine.incarnation))
+            self._out.add(MadeProgress(engine.child, engine.incarnation))
         if sample.finished:
             self._finish(part)
             return True
@@ -374,7 +374,7 @@ class Front:
             self._flow(part)
         return False
 
-    def _goes_on_after(self, engine: EnginePlace, part: Part, found: Divergence) -> bool:
+    def _goes_on_after(self, engine: EnginePlace, part: SampleState, found: Divergence) -> bool:
         """Whether the present attempt is still of use."""
         request, sample = part.request, part.sample
         if request.splices and found.what == "text":
@@ -393,18 +393,18 @@ class Front:
         self._fail(request, failures.diverged(request, found, reason))
         return False
 
-    def _deliver(self, part: Part, tokens: Sequence[int], deliver: Deliver) -> None:
+    def _deliver(self, part: SampleState, tokens: Sequence[int], deliver: Deliver) -> None:
         part.backlog += len(tokens)
         self.counts.tokens += len(tokens)
         self._out.add(deliver)
 
-    def _flow(self, part: Part) -> None:
+    def _flow(self, part: SampleState) -> None:
         engine, sample = part.engine, part.sample
         if engine is not None:
-            flowing = part.flowing and not engine.kept
+            flowing = part.flowing and not engine.held
             self._out.add(Flow(engine.child, engine.incarnation, sample.key, sample.attempt, flowing))
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, part: SampleState) -> None:
         request = part.request
         self.routing.leave(part)
         if all(each.sample.finished for each in request.parts):
@@ -435,24 +435,24 @@ class Front:
             if part.engine is engine:  # not failed meanwhile together with its request
                 self._lose(engine, part, reason)
 
-    def _strike(self, engine: EnginePlace, parts: Sequence[Part], fault: Fault) -> None:
+    def _strike(self, engine: EnginePlace, parts: Sequence[SampleState], fault: Fault) -> None:
         for request in {part.request.id: part.request for part in parts}.values():
             request.strikes += 1
             request.fault = fault
             if request.suspect:
-                self._timers.add(request.patience, request)
+                self._timers.add(request.quarantine_at, request)
             for part in request.parts:
                 if request.suspect and part.place in (Place.NEW, Place.RETURNED):
                     self.routing.leave(part)
                     self.routing.wait(part, Place.SUSPECT)
         alone = engine.reserved
         if alone is not None and alone.place is Place.IN_FLIGHT:
-            self._out.add(Useful(engine.child, engine.incarnation))
+            self._out.add(MadeProgress(engine.child, engine.incarnation))
             request = alone.request
             if not alone.sample.due(engine.info):
                 self._fail(request, failures.poison(request, fault))
 
-    def _lose(self, engine: EnginePlace, part: Part, reason: str) -> None:
+    def _lose(self, engine: EnginePlace, part: SampleState, reason: str) -> None:
         """Take a sample away from its engine, and say what becomes of it."""
         request, sample = part.request, part.sample
         self.counts.moved += 1
@@ -467,7 +467,7 @@ class Front:
             self._fail(request, failures.unmovable(request))
         elif self._closed:
             self._fail(request, NoEngineError(request.id, self._closed_by))
-        elif part.tries >= request.attempts:
+        elif part.tries >= request.max_attempts:
             self._fail(request, failures.exhausted(request, reason))
         elif part.backlog > self.limits.fast_at:
             part.flowing, part.place = False, Place.PARKED
@@ -475,14 +475,14 @@ class Front:
             part.flowing = True
             self._wait_again(part)
 
-    def _wait_again(self, part: Part) -> None:
+    def _wait_again(self, part: SampleState) -> None:
         self.routing.wait(part, Place.SUSPECT if part.request.suspect else Place.RETURNED)
 
     def _rest(self, engine: EnginePlace, now: float) -> None:
         if engine.rested(now):
             self._timers.add(self.routing.rest(engine, now))
 
-    def _abort(self, part: Part) -> None:
+    def _abort(self, part: SampleState) -> None:
         engine = part.engine
         if engine is None or part.place is not Place.IN_FLIGHT:
             return

@@ -20,9 +20,9 @@ class RequestLimits:
     ----------
     queue_limit
         How many new samples may wait for an engine; one more is refused with ``QueueFullError``.
-    deadline
+    timeout
         Seconds a request may take from ``generate`` to its last chunk, unless it brings its own.
-    attempts
+    max_attempts
         How many engines a sample may be given to, unless its request brings its own number.
     on_divergence
         What to do when a request that is generated again comes out different: ``"splice"`` reports it and
@@ -41,8 +41,8 @@ class RequestLimits:
     """
 
     queue_limit: int = 1000
-    deadline: float = 600.0
-    attempts: int = 5
+    timeout: float = 600.0
+    max_attempts: int = 5
     on_divergence: str = "splice"
     on_weights_changed: str = "splice"
     seeds: bool = True
@@ -52,8 +52,8 @@ class RequestLimits:
 
     def __post_init__(self) -> None:
         whole("queue_limit", self.queue_limit)
-        seconds("deadline", self.deadline)
-        whole("attempts", self.attempts)
+        seconds("timeout", self.timeout)
+        whole("max_attempts", self.max_attempts)
         whole("slow_at", self.slow_at)
         if not 0 <= self.fast_at < self.slow_at:
             raise InvalidRequestError(

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from rayvisor._core.protocol.wire import EngineInfo
-from rayvisor._core.requests.state import EnginePlace, Line, Part, Place
+from rayvisor._core.requests.state import EnginePlace, Line, Place, SampleState
 
 __all__ = ["Routing"]
 
@@ -80,12 +80,12 @@ class Routing:
         engine.resting_until = max(engine.resting_until, now + delay)
         return engine.resting_until
 
-    def wait(self, part: Part, place: Place) -> None:
+    def wait(self, part: SampleState, place: Place) -> None:
         """Put a sample at the end of a line."""
         part.place = place
         self.lines[place][part.sample.key] = part
 
-    def leave(self, part: Part) -> None:
+    def leave(self, part: SampleState) -> None:
         """Take a sample away from wherever it is: its line, its engine, its reservation."""
         line = self.lines.get(part.place)
         if line is not None:
@@ -98,7 +98,7 @@ class Routing:
             part.engine = None
         part.place = Place.DONE
 
-    def assign(self, now: float) -> Iterator[tuple[Part, EnginePlace]]:
+    def assign(self, now: float) -> Iterator[tuple[SampleState, EnginePlace]]:
         """Say who goes where now. Each sample said is in flight from then on."""
         if self.lines[Place.SUSPECT] or any(engine.reserved for engine in self.engines.values()):
             yield from self._quarantine(now)
@@ -115,14 +115,14 @@ class Routing:
         able = [engine for engine in self.engines.values() if engine.takes(now)]
         return min(able, key=_busy, default=None)
 
-    def _send(self, part: Part, engine: EnginePlace) -> tuple[Part, EnginePlace]:
+    def _send(self, part: SampleState, engine: EnginePlace) -> tuple[SampleState, EnginePlace]:
         self._sent += 1
         engine.last_order = self._sent
         engine.in_flight[part.sample.key] = part
         part.engine, part.place = engine, Place.IN_FLIGHT
         return part, engine
 
-    def _quarantine(self, now: float) -> Iterator[tuple[Part, EnginePlace]]:
+    def _quarantine(self, now: float) -> Iterator[tuple[SampleState, EnginePlace]]:
         suspects = self.lines[Place.SUSPECT]
         for engine in self.engines.values():
             part = engine.reserved
@@ -152,14 +152,14 @@ class Routing:
             if not engine.in_flight:
                 yield self._send(part, engine)
 
-    def _spared(self, engine: EnginePlace, part: Part, now: float) -> bool:
+    def _spared(self, engine: EnginePlace, part: SampleState, now: float) -> bool:
         """Whether others can do without this engine for a while."""
         others = [other for other in self.engines.values() if other is not engine]
         if any(other.serves and other.reserved is None for other in others):
             return True
         if any(other.reserved is not None for other in others):
             return False
-        return now >= part.request.patience or not self._others_want_work()
+        return now >= part.request.quarantine_at or not self._others_want_work()
 
     def _others_want_work(self) -> bool:
         if self.lines[Place.RETURNED] or self.lines[Place.NEW]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rayvisor._core.protocol.wire import Chunk, EngineInfo, Order, Prompt
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, Prompt
 from rayvisor._core.requests.continuation import Continuation, Plan
 from rayvisor._core.requests.results import Divergence, GenerationChunk, SampleResult, TokenLogprobs
 
@@ -135,7 +135,7 @@ class Sample:
         behind = self.spliced or self.plan.continuation is Continuation.PREFIX
         return self.prompt_token_ids if behind and self.delivered else None
 
-    def order(self) -> Order:
+    def order(self) -> GenerateCommand:
         """Begin the next attempt: everything that older ones still send is void from here on."""
         self.attempt += 1
         self.started = False
@@ -143,7 +143,7 @@ class Sample:
         if prefix is not None:
             self._position = len(self.delivered)
             self._text_position = self.characters
-            return Order(
+            return GenerateCommand(
                 self.key,
                 self.attempt,
                 prefix,
@@ -154,7 +154,7 @@ class Sample:
         self._position = self._text_position = 0
         self._sent_text = "".join(self._text)
         self._text = [self._sent_text]
-        return Order(self.key, self.attempt, self.prompt, self.params)
+        return GenerateCommand(self.key, self.attempt, self.prompt, self.params)
 
     def _params_behind(self) -> dict[str, Any]:
         # The engine takes what has been delivered off max_tokens and the like by itself.

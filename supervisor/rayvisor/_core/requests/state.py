@@ -13,7 +13,7 @@ from rayvisor._core.requests.results import Completion, Usage
 from rayvisor._core.requests.sample import Origin, Sample
 from rayvisor.faults import Fault
 
-__all__ = ["QUARANTINE_FROM", "EnginePlace", "Part", "Place", "Request", "Timers"]
+__all__ = ["QUARANTINE_FROM", "EnginePlace", "Place", "Request", "SampleState", "Timers"]
 
 QUARANTINE_FROM = 2
 """Strikes from which on a request runs alone: with one, most deaths have nothing to do with it."""
@@ -43,10 +43,10 @@ class Request:
     plan: Plan
     submitted: float
     budget: float
-    attempts: int
+    max_attempts: int
     splices: bool
     on_weights_changed: str = "splice"
-    parts: list[Part] = field(default_factory=list)
+    parts: list[SampleState] = field(default_factory=list)
     strikes: int = 0
     fault: Fault | None = None
     open: bool = True
@@ -57,7 +57,7 @@ class Request:
         return self.submitted + self.budget
 
     @property
-    def patience(self) -> float:
+    def quarantine_at(self) -> float:
         """When, as a suspect, it no longer waits for an engine that others can spare."""
         return self.submitted + self.budget / 2
 
@@ -69,17 +69,19 @@ class Request:
     @property
     def delivered(self) -> int:
         """Tokens delivered of all its samples."""
-        return sum(len(part.sample.delivered) for part in self.parts)
+        return sum(len(sample.sample.delivered) for sample in self.parts)
 
     @property
     def where(self) -> str:
         """Where its samples are, in words."""
-        return "; ".join(dict.fromkeys(part.place for part in self.parts if part.place is not Place.DONE))
+        return "; ".join(
+            dict.fromkeys(sample.place for sample in self.parts if sample.place is not Place.DONE)
+        )
 
     def usage(self) -> Usage:
         """The prompt once, each token once."""
         prompt = next(
-            (part.sample.prompt_token_ids for part in self.parts if part.sample.prompt_token_ids), ()
+            (sample.sample.prompt_token_ids for sample in self.parts if sample.sample.prompt_token_ids), ()
         )
         return Usage(len(prompt), self.delivered)
 
@@ -88,7 +90,7 @@ class Request:
         first = self.parts[0].sample
         return Completion(
             self.id,
-            tuple(part.sample.result(part.tries) for part in self.parts),
+            tuple(sample.sample.result(sample.tries) for sample in self.parts),
             first.prompt_token_ids,
             first.prompt_logprobs,
             self.usage(),
@@ -96,7 +98,7 @@ class Request:
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class SampleState:
     """One sample of a request, and where it is."""
 
     number: int
@@ -121,14 +123,14 @@ class EnginePlace:
     limit: int
     spare: bool = False
     open: bool = True
-    kept: bool = False
+    held: bool = False
     """Whether what it has in flight is held where it is."""
-    in_flight: dict[str, Part] = field(default_factory=dict)
+    in_flight: dict[str, SampleState] = field(default_factory=dict)
     version: int = 0
     """Of its weights."""
     versioned: bool = False
     """Whether anybody has said which that is."""
-    reserved: Part | None = None
+    reserved: SampleState | None = None
     """The suspect that runs here alone, or will once the others here are done."""
     useful: bool = False
     last_order: int = 0
@@ -166,7 +168,7 @@ class EnginePlace:
         return self.resting_until <= now
 
 
-Line = OrderedDict[str, Part]
+Line = OrderedDict[str, SampleState]
 """A waiting line: first come, first served, and leaving it from the middle costs nothing."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import Counts
 from rayvisor._core.requests.state import Place
 
@@ -42,7 +42,7 @@ class PoolStats(Counts):
     engines: tuple[EngineStats, ...] = ()
 
 
-def stats_of(front: Front) -> PoolStats:
+def stats_of(front: RequestScheduler) -> PoolStats:
     """Count it all."""
     places = Counter(part.place for part in front.parts)
     engines = tuple(

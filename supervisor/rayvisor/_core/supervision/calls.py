@@ -77,13 +77,13 @@ class Calls(Boots):
 
     def _was_instance(self, call: m.Call, supervisor: Supervisor) -> bool:
         """Whether there was an instance of this name that is forgotten now (OTP: a dead pid)."""
-        return supervisor.path_of(str(call.argument)) in self._graves
+        return supervisor.path_of(str(call.argument)) in self._retired_epochs
 
     def _must_be_down(self, call: m.Call, child: Child) -> bool:
         """Refuse a call on a child that is not down; False when the call has to wait until it is."""
         if self._up(child):
             raise ChildRunningError(child.path)
-        if child.begun and child.asked and child.after is After.REST and not self._in_group(child):
+        if child.begun and child.stop_requested and child.after is After.REST and not self._in_group(child):
             child.waiting = (*child.waiting, call)
             return False
         booting = child.parent.phase is Phase.STARTING and child in child.parent.queue
@@ -99,7 +99,7 @@ class Calls(Boots):
         if known is None:
             supervisor.spec.check(spec)
             child = self._adopt(supervisor, spec)
-            child.starter = call
+            child.start_call = call
             self._start(child)
         elif self._up(known) or known.configuration.leaf == "STARTING":
             raise AlreadyStartedError(known.path)
@@ -149,7 +149,7 @@ class Calls(Boots):
             raise TemplateError(str(call.argument))
         child = self._find(call, supervisor)
         if self._must_be_down(call, child):
-            child.starter = call
+            child.start_call = call
             self._start(child)
 
     def _delete_child(self, call: m.Call, supervisor: Supervisor) -> None:
@@ -222,7 +222,7 @@ class Calls(Boots):
                 children.extend(child.subtree.children.values())
         self._out.append(m.Reply(call.call, None))
 
-    def _update(self, call: m.Call, supervisor: Supervisor) -> None:
+    def _apply_spec(self, call: m.Call, supervisor: Supervisor) -> None:
         """Put another spec into force, as OTP's code_change does: nothing is started or ended by it."""
         spec = call.argument
         if not isinstance(spec, SupervisorSpec):
@@ -278,5 +278,5 @@ class Calls(Boots):
         m.Verb.PAUSE: _hold,
         m.Verb.RESUME: _hold,
         m.Verb.STALE: _hold,
-        m.Verb.UPDATE: _update,
+        m.Verb.APPLY_SPEC: _apply_spec,
     }

@@ -24,7 +24,7 @@ __all__ = ["Motions"]
 _ENGINES = frozenset({"engine", "server"})
 _TABLES = {name: compile_chart(CHARTS[name]) for name in ("actor", "engine")}
 
-_GRAVES = 100_000
+_MOST_RETIRED = 100_000
 """How many numbers of forgotten children are kept one by one."""
 
 
@@ -54,7 +54,7 @@ class Motions(ABC):
         # Paths that were paused and not resumed: a pause outlives the supervisor above, and its children.
         self._paused: set[str] = set()
         # Incarnation numbers of children whose spec is gone: a number is never used twice for a path.
-        self._graves: dict[str, int] = {}
+        self._retired_epochs: dict[str, int] = {}
         self._floor = 0
 
     # --- what is decided above ----------------------------------------------------------------
@@ -78,7 +78,7 @@ class Motions(ABC):
     def _judge(self, child: Child) -> None: ...
 
     @abstractmethod
-    def _landed(self, child: Child) -> None: ...
+    def _child_gone(self, child: Child) -> None: ...
 
     @abstractmethod
     def _retry(self, child: Child) -> None: ...
@@ -98,8 +98,8 @@ class Motions(ABC):
         """Add a child to the end of its supervisor's list."""
         path = parent.path_of(spec.id)
         table = _TABLES["engine" if getattr(spec.start, "kind", "") in _ENGINES else "actor"]
-        paused = path in self._paused or (path not in self._graves and parent.path in self._paused)
-        child = Child(path, spec, parent, table, self._graves.pop(path, self._floor))
+        paused = path in self._paused or (path not in self._retired_epochs and parent.path in self._paused)
+        child = Child(path, spec, parent, table, self._retired_epochs.pop(path, self._floor))
         if paused:
             self._paused.add(path)
             child.configuration = table.step(child.configuration, "pause") or child.configuration
@@ -112,17 +112,17 @@ class Motions(ABC):
 
     def _forget(self, child: Child) -> None:
         """Drop a child with its spec."""
-        if child.forgotten:
+        if child.removed:
             return
-        child.forgotten = True
+        child.removed = True
         child.parent.broken.pop(child, None)
         self._drop_timer(child)
         child.parent.children.pop(child.spec.id, None)
         if self._paused:
             below = f"{child.path}/"
             self._paused -= {path for path in self._paused if path == child.path or path.startswith(below)}
-        self._bury(child)
-        self._out.append(m.Forgotten(child.path))
+        self._retire(child)
+        self._out.append(m.Removed(child.path))
 
     def _forget_if_disposable(self, child: Child) -> None:
         if child.disposable:
@@ -131,18 +131,18 @@ class Motions(ABC):
     def _dissolve(self, supervisor: Supervisor) -> None:
         """Drop an ended supervisor's children from the index; its next incarnation makes its own."""
         for child in supervisor.children.values():
-            self._bury(child)
+            self._retire(child)
         self.supervisors.pop(supervisor.path, None)
 
-    def _bury(self, child: Child) -> None:
+    def _retire(self, child: Child) -> None:
         self.children.pop(child.path, None)
-        self._graves[child.path] = child.incarnation
+        self._retired_epochs[child.path] = child.incarnation
         if child.subtree is not None:
             self._dissolve(child.subtree)
-        if len(self._graves) > _GRAVES:
+        if len(self._retired_epochs) > _MOST_RETIRED:
             # Memory stays bounded: of the oldest half only the highest number is kept, for all.
-            for path in list(islice(self._graves, _GRAVES // 2)):
-                self._floor = max(self._floor, self._graves.pop(path))
+            for path in list(islice(self._retired_epochs, _MOST_RETIRED // 2)):
+                self._floor = max(self._floor, self._retired_epochs.pop(path))
 
     def _live(self, path: str, incarnation: int) -> Child | None:
         """Return the child if this is its current incarnation: the fence every report passes."""
@@ -176,7 +176,7 @@ class Motions(ABC):
         child.begun = True
         child.restarting = False
         child.progressed = False
-        child.asked = False
+        child.stop_requested = False
         child.up_since = None
         child.after = After.REST
         if not self._move(child, "start"):
@@ -202,17 +202,17 @@ class Motions(ABC):
         self._boot(subtree)
 
     def _stop(self, child: Child, after: After, reason: str = "shutdown") -> None:
-        """End what there is of a child; `_landed` follows once it is proven gone."""
+        """End what there is of a child; `_child_gone` follows once it is proven gone."""
         child.after = after
         self._drop_timer(child)
         child.restarting = False
         child.unjudged = False
         if not child.begun:
-            self._landed(child)
+            self._child_gone(child)
             return
         if child.configuration.leaf == "STOPPING":
             return  # its end is under way already, only its meaning changes
-        child.asked = True
+        child.stop_requested = True
         self._move(child, "stop", reason)
         ending = child.spec.ending
         subtree = child.subtree
@@ -243,10 +243,10 @@ class Motions(ABC):
 
     def _refuse_starter(self, child: Child, exit: Exit | None) -> None:  # noqa: A002 - OTP's word
         """Tell who asked for a start that nothing came of it."""
-        starter, child.starter = child.starter, None
-        if starter is not None:
+        start_call, child.start_call = child.start_call, None
+        if start_call is not None:
             fault = None if exit is None else exit.fault
-            self._out.append(m.Reply(starter.call, None, ChildStartError(child.path, fault, exit)))
+            self._out.append(m.Reply(start_call.call, None, ChildStartError(child.path, fault, exit)))
 
     def _answer_waiting(self, child: Child) -> None:
         """Go on with the calls that waited for a child to be down."""

@@ -113,7 +113,7 @@ class Core(Calls):
         if child.configuration.leaf == "STARTING":
             self._grow(child, event.spec)
         elif child.configuration.leaf == "STOPPING":
-            self._landed(child)
+            self._child_gone(child)
 
     def _on_ignored(self, event: m.Ignored) -> None:
         child = self._live(event.child, event.incarnation)
@@ -122,7 +122,7 @@ class Core(Calls):
         if child.configuration.leaf == "STARTING":
             self._ignored(child)
         elif child.configuration.leaf == "STOPPING":
-            self._landed(child)
+            self._child_gone(child)
 
     def _on_start_failed(self, event: m.StartFailed) -> None:
         self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
@@ -146,9 +146,9 @@ class Core(Calls):
         if leaf == "STOPPING":
             # Asked to end, or seen to end before: one end per incarnation, repeats change nothing.
             if gone:
-                if child.asked:
+                if child.stop_requested:
                     child.exit = exit
-                self._landed(child)
+                self._child_gone(child)
         elif leaf == "STARTING":
             self._start_failed(child, exit, gone=gone)
         else:
@@ -157,7 +157,7 @@ class Core(Calls):
     def _on_gone(self, event: m.Gone) -> None:
         child = self._live(event.child, event.incarnation)
         if child is not None and child.subtree is None and child.configuration.leaf == "STOPPING":
-            self._landed(child)
+            self._child_gone(child)
 
     # --- timers, progress, reports ------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class Verb(StrEnum):
     RESUME = "resume"
     STALE = "stale"
     """What engines with a gate serve with is out of date: the gate is passed again."""
-    UPDATE = "update"
+    APPLY_SPEC = "apply_spec"
     """Another SupervisorSpec comes into force; nothing is started or ended by it (OTP: code_change)."""
 
 
@@ -196,7 +196,7 @@ class Act(NamedTuple):
     child: str
     incarnation: int
     action: str
-    within: float
+    timeout: float
     """Seconds it may take."""
 
 
@@ -264,7 +264,7 @@ class StrategyFailed(NamedTuple):
     error: StrategyError
 
 
-class Forgotten(NamedTuple):
+class Removed(NamedTuple):
     """A child's spec is gone: nothing of it will be started again."""
 
     child: str
@@ -307,7 +307,7 @@ Effect = (
     | Changed
     | Decided
     | StrategyFailed
-    | Forgotten
+    | Removed
     | SupervisorChanged
     | TreeUp
     | TreeEnded

@@ -59,28 +59,28 @@ class Child:
 
     __slots__ = (
         "after",
-        "asked",
         "attempt",
-        "barren",
         "begun",
         "configuration",
         "counted",
         "delay",
         "exit",
         "failing_since",
-        "forgotten",
         "incarnation",
         "parent",
         "path",
         "progressed",
+        "removed",
         "restarting",
         "spec",
         "stales",
-        "starter",
+        "start_call",
+        "stop_requested",
         "subtree",
         "table",
         "timer",
         "unjudged",
+        "unproductive_restarts",
         "up_since",
         "waiting",
     )
@@ -105,11 +105,11 @@ class Child:
         self.restarting = False
         # Ended while a group restart was under way: what that means is decided after it.
         self.unjudged = False
-        self.forgotten = False
+        self.removed = False
         # This incarnation was told to end; it did not end by itself.
-        self.asked = False
+        self.stop_requested = False
         self.progressed = False
-        self.barren = 0
+        self.unproductive_restarts = 0
         self.attempt = 0
         self.delay = 0.0
         self.counted = False
@@ -117,7 +117,7 @@ class Child:
         self.up_since: float | None = None
         self.failing_since: float | None = None
         # The call that began the start under way, and the calls that wait for the child to be down.
-        self.starter: Call | None = None
+        self.start_call: Call | None = None
         self.waiting: tuple[Call, ...] = ()
 
     @property
@@ -130,7 +130,7 @@ class Supervisor:
     """One incarnation of a supervisor: its children in start order, and its restart history."""
 
     __slots__ = (
-        "asked",
+        "asks",
         "boot_failure",
         "broken",
         "came_up",
@@ -175,7 +175,7 @@ class Supervisor:
         # Which step failed over a child, until the strategy is asked about it.
         self.broken: dict[Child, Step] = {}
         # How often in a row the strategy was asked again without anything being started.
-        self.asked = 0
+        self.asks = 0
         # The recovery in place that is under way, and when there were some, by child.
         self.recovery: Recovery | None = None
         self.recoveries: dict[Child, Window] = {}

@@ -60,7 +60,7 @@ class Groups(Halts):
         for member in group.members:
             # Stopped, and not started again by the plan: it stays down.
             waits = member.configuration.leaf == "BACKOFF" and not member.restarting
-            if waits and not member.begun and not member.forgotten:
+            if waits and not member.begun and not member.removed:
                 self._rest(member, "the plan leaves it down")
         self._catch_up(supervisor)
 
@@ -68,7 +68,7 @@ class Groups(Halts):
         """End the plan over a step that failed: the strategy is asked again."""
         supervisor.group = None
         step = group.step
-        if not failure.forgotten:
+        if not failure.removed:
             if step is not None:
                 supervisor.broken[failure] = step
             if isinstance(step, Start):
@@ -100,11 +100,13 @@ class Groups(Halts):
         elif isinstance(step, WaitServing):
             child = supervisor.children.get(step.id)
             if child is not None and child.begun and child.configuration.leaf != "STOPPING":
-                self._set_timer(child, step.within)
+                self._set_timer(child, step.timeout)
         elif isinstance(step, InPlace):
             group.acted = False
             if self._up(group.failed) and group.failed.subtree is None:
-                self._out.append(m.Act(group.failed.path, group.failed.incarnation, step.action, step.within))
+                self._out.append(
+                    m.Act(group.failed.path, group.failed.incarnation, step.action, step.timeout)
+                )
             else:
                 group.failure = group.failed
         else:
@@ -152,9 +154,9 @@ class Groups(Halts):
 
     def _group_start(self, supervisor: Supervisor, group: PlanRun) -> bool:
         """Start as many members as may come up at once; one that fails ends the pass (OTP E4, E5)."""
-        limit = supervisor.spec.start_limit
-        if isinstance(group.step, Start) and group.step.at_once is not None:
-            limit = group.step.at_once
+        limit = supervisor.spec.max_concurrent_starts
+        if isinstance(group.step, Start) and group.step.concurrency is not None:
+            limit = group.step.concurrency
         while (
             supervisor.group is group
             and group.failure is None
@@ -167,7 +169,7 @@ class Groups(Halts):
                     member.after = After.GROUP
                 break  # once it is gone
             group.to_start.popleft()
-            if member not in group.members or member.forgotten:
+            if member not in group.members or member.removed:
                 continue
             group.members.pop(member, None)
             if member.begun and self._up(member):
@@ -213,11 +215,11 @@ class Groups(Halts):
         """Go on with the ends and retries that waited for the plan, in their order."""
         while supervisor.group is None and supervisor.deferred and supervisor.active:
             child, incarnation = supervisor.deferred.popleft()
-            if child.forgotten or child.incarnation != incarnation:
+            if child.removed or child.incarnation != incarnation:
                 continue
             if child.unjudged:
                 self._judge(child)
-                if child.configuration.leaf == "STOPPING" and not child.begun and not child.forgotten:
-                    self._landed(child)
+                if child.configuration.leaf == "STOPPING" and not child.begun and not child.removed:
+                    self._child_gone(child)
             elif child.restarting and not child.timer:
                 self._retry_due(child)

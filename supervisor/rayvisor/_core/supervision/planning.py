@@ -75,9 +75,9 @@ def ask(
     spec = supervisor.spec
     failure = Failure(child.spec.id, exit, step, supervisor.window.count(now, spec.period), spec.intensity)
     if step is None:
-        supervisor.asked = 0
-    supervisor.asked += 1
-    if supervisor.asked > ASKS:
+        supervisor.asks = 0
+    supervisor.asks += 1
+    if supervisor.asks > ASKS:
         problem = f"was asked {ASKS} times over steps that fail, and nothing came of it (last: {step})"
         return StrategyError(spec.strategy_name, child.path, problem)
     try:

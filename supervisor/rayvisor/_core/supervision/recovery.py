@@ -38,7 +38,7 @@ class Recoveries(Restarts):
         why = "" if fault is None else str(fault)
         exit_ = Exit(ExitKind.FAULT, "unhealthy", fault)
         members = [child]
-        if supervisor.spec.together:
+        if supervisor.spec.recover_as_group:
             members = list(supervisor.children.values())
         possible = recovery is None and supervisor.group is None and all(map(self._up, members))
         self._move(child, "unhealthy", why)
@@ -46,18 +46,18 @@ class Recoveries(Restarts):
             self._died(child, exit_, gone=False)
             return
         child.exit = exit_
-        within = child.spec.recovery_deadline
-        told = child.spec.instructed_by == "operator"
-        what = f"an operator has {within:g} s to instruct" if told else f"{RETRY} on"
+        timeout = child.spec.recovery_timeout
+        notified = child.spec.instructed_by == "operator"
+        what = f"an operator has {timeout:g} s to instruct" if notified else f"{RETRY} on"
         self._decided(child, "in_place", f"{what} {len(members)} of {len(supervisor.children)}")
         supervisor.recovery = Recovery(child, exit_, members, {member.path for member in members})
         for member in members:
             if member is not child:
                 self._move(member, "unhealthy", f"{child.spec.id} of its group is faulted")
         for member in members:
-            if not told:
+            if not notified:
                 self._move(member, RETRY)
-            self._out.append(m.Act(member.path, member.incarnation, AWAIT if told else RETRY, within))
+            self._out.append(m.Act(member.path, member.incarnation, AWAIT if notified else RETRY, timeout))
 
     def _may_recover(self, child: Child) -> bool:
         limit = child.spec.recoveries
@@ -98,7 +98,7 @@ class Recoveries(Restarts):
             # Whom the strategy leaves running is neither faulted nor healthy: it ends as well.
             if (
                 member.configuration.leaf in {"FAULTED", "RETRYING"}
-                and not member.forgotten
+                and not member.removed
                 and supervisor.active
             ):
                 lost = Exit(ExitKind.FAULT, "unrecovered", exit.fault)

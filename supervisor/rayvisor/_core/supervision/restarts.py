@@ -52,16 +52,16 @@ class Restarts(Groups):
 
     def _part(self, child: Child, *, gone: bool) -> None:
         """Ask for the proof that nothing is left of a child, if it is not there yet."""
-        if child.forgotten:
+        if child.removed:
             return
         if gone:
-            self._landed(child)
+            self._child_gone(child)
         else:
             self._out.append(m.Clean(child.path, child.incarnation))
 
     @staticmethod
     def _count_barren(child: Child) -> None:
-        child.barren = 0 if child.progressed else child.barren + 1
+        child.unproductive_restarts = 0 if child.progressed else child.unproductive_restarts + 1
 
     def _reset_if_served(self, child: Child) -> None:
         backoff = child.spec.backoff
@@ -79,7 +79,7 @@ class Restarts(Groups):
         child.unjudged = False
         restart = child.spec.restart
         exit = child.exit or SHUTDOWN  # noqa: A001 - OTP's word
-        if exit.renewed:
+        if exit.restarted_by_ray:
             child.delay = 0.0
             child.after = After.RESTART
             self._decided(child, "observe", "it is brought up again by whoever made it")
@@ -114,7 +114,7 @@ class Restarts(Groups):
             return
         starts = restarts(steps)
         if starts:
-            supervisor.asked = 0
+            supervisor.asks = 0
             if not counted and not self._counted(child):
                 return
         if not counted:
@@ -159,10 +159,10 @@ class Restarts(Groups):
         supervisor = child.parent
         spec = supervisor.spec
         within = supervisor.window.add(self.now, spec.intensity, spec.period)
-        limit = child.spec.no_progress
-        barren = limit is not None and child.barren >= limit
-        if barren:
-            why = f"{child.barren} incarnations in a row died before doing useful work"
+        limit = child.spec.crash_loop_limit
+        unproductive_restarts = limit is not None and child.unproductive_restarts >= limit
+        if unproductive_restarts:
+            why = f"{child.unproductive_restarts} incarnations in a row died before doing useful work"
         elif not within:
             why = f"{len(supervisor.window)} restarts within {spec.period:g} s, intensity is {spec.intensity}"
         else:
@@ -170,18 +170,18 @@ class Restarts(Groups):
                 return True
             why = self._backed_off(child, child.spec.backoff)
         if why:
-            self._give_up(child, why, After.EXHAUST, final=barren)
+            self._give_up(child, why, After.EXHAUST, final=unproductive_restarts)
         return not why
 
     def _backed_off(self, child: Child, backoff: Backoff) -> str:
         """Choose the delay before the next restart; say what bound it would break, if any."""
-        if backoff.attempts is not None and child.attempt >= backoff.attempts:
-            return f"{child.attempt} restarts in a row, backoff.attempts is {backoff.attempts}"
+        if backoff.max_retries is not None and child.attempt >= backoff.max_retries:
+            return f"{child.attempt} restarts in a row, backoff.max_retries is {backoff.max_retries}"
         if child.failing_since is None:
             child.failing_since = self.now
         child.delay = backoffs.delay(backoff, child.attempt, child.delay, self.random)
-        if backoff.elapsed is not None and self.now + child.delay - child.failing_since > backoff.elapsed:
-            return f"down for longer than backoff.elapsed={backoff.elapsed:g} s"
+        if backoff.timeout is not None and self.now + child.delay - child.failing_since > backoff.timeout:
+            return f"down for longer than backoff.timeout={backoff.timeout:g} s"
         child.attempt += 1
         return ""
 
@@ -202,7 +202,7 @@ class Restarts(Groups):
 
     # --- nothing is left of a child -----------------------------------------------------------
 
-    def _landed(self, child: Child) -> None:
+    def _child_gone(self, child: Child) -> None:
         """Go on with a child of which nothing is left."""
         child.begun = False
         self._drop_timer(child)
@@ -250,8 +250,8 @@ class Restarts(Groups):
             return  # a group restart is under way; what its end means is decided after that
         exit = child.exit  # noqa: A001 - OTP's word
         supervisor = child.parent
-        starter = child.starter
-        if child.asked or exit is None or supervisor.phase is Phase.STOPPING:
+        start_call = child.start_call
+        if child.stop_requested or exit is None or supervisor.phase is Phase.STOPPING:
             event = "stopped"
         elif exit.abnormal:
             event = "failed" if exit.permanent else "stopped"
@@ -259,10 +259,10 @@ class Restarts(Groups):
             event = "completed"
         if not self._move(child, event) and self._move(child, "stop"):
             self._move(child, event)
-        self._refuse_starter(child, None if child.asked else exit)
-        if starter is not None and starter.verb is m.Verb.START_CHILD:
+        self._refuse_starter(child, None if child.stop_requested else exit)
+        if start_call is not None and start_call.verb is m.Verb.START_CHILD:
             self._forget(child)  # never saved (OTP A2)
-        elif starter is None or child.asked:
+        elif start_call is None or child.stop_requested:
             self._forget_if_disposable(child)
         self._answer_waiting(child)
         self._group_step(supervisor, child)

@@ -128,7 +128,7 @@ class Halts(Motions):
 
     def _halt_child(self, child: Child) -> None:
         """Stop one child with its supervisor, or let it rest if it is down already."""
-        if child.forgotten:
+        if child.removed:
             return
         if not child.begun:
             self._drop_timer(child)
@@ -167,7 +167,7 @@ class Halts(Motions):
             self._out.append(m.TreeEnded(exit, supervisor.gave_up, supervisor.origin, supervisor.came_up))
         elif owner.configuration.leaf == "STOPPING":  # it was asked to end
             owner.exit = exit
-            self._landed(owner)
+            self._child_gone(owner)
         elif supervisor.boot_failure is not None:
             self._start_failed(owner, exit, gone=True)
         else:

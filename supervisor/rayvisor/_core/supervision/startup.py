@@ -29,10 +29,10 @@ class Boots(Spares):
         if supervisor.pumping:
             return
         supervisor.pumping = True
-        limit = supervisor.spec.start_limit
+        limit = supervisor.spec.max_concurrent_starts
         while supervisor.phase is Phase.STARTING and supervisor.queue and len(supervisor.outstanding) < limit:
             child = supervisor.queue.popleft()
-            if not child.forgotten and not child.begun:
+            if not child.removed and not child.begun:
                 supervisor.outstanding.add(child.path)
                 self._start(child)
         supervisor.pumping = False
@@ -55,11 +55,11 @@ class Boots(Spares):
 
     def _came_up(self, child: Child) -> None:
         child.up_since = self.now
-        starter, child.starter = child.starter, None
+        start_call, child.start_call = child.start_call, None
         self._move(child, "started")
         self._step_in(child)
-        if starter is not None:
-            self._out.append(m.Reply(starter.call, child.path))
+        if start_call is not None:
+            self._out.append(m.Reply(start_call.call, child.path))
         if child.parent.group is not None:
             self._group_step(child.parent, child)
         if child.parent.phase is Phase.STARTING:
@@ -72,10 +72,10 @@ class Boots(Spares):
         child.after = After.REST
         self._move(child, "exit", "ignored")
         self._move(child, "completed")
-        starter, child.starter = child.starter, None
-        if starter is not None:
-            self._out.append(m.Reply(starter.call, None))
-        if starter is None or starter.verb is not m.Verb.RESTART_CHILD:
+        start_call, child.start_call = child.start_call, None
+        if start_call is not None:
+            self._out.append(m.Reply(start_call.call, None))
+        if start_call is None or start_call.verb is not m.Verb.RESTART_CHILD:
             self._forget_if_disposable(child)
         self._group_step(supervisor, child)
         self._boot_step(child)
@@ -86,7 +86,7 @@ class Boots(Spares):
         child.exit = exit
         self._count_barren(child)
         self._goes_down(child, "fault", str(exit))
-        if supervisor.phase is Phase.STOPPING or child.starter is not None:
+        if supervisor.phase is Phase.STOPPING or child.start_call is not None:
             child.after = After.REST
         elif supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:
             again = child.spec.retry_first_start and not exit.permanent

@@ -1,6 +1,7 @@
 """The attempts of one thing: whether another one follows, and after which delay. Pure.
 
->>> limits = Limits(attempts=3, backoff=Backoff(initial=6.0, maximum=8.0, jitter="none", first_at_once=False))
+>>> backoff = Backoff(initial=6.0, maximum=8.0, jitter="none", first_delay_zero=False)
+>>> limits = Limits(max_attempts=3, backoff=backoff)
 >>> attempts = Attempts(limits, Random(1), now=0.0)
 >>> attempts.failed("ActorUnavailableError", now=1.0), attempts.failed("ActorUnavailableError", now=9.0)
 (6.0, 8.0)
@@ -34,12 +35,12 @@ class Limits:
 
     Parameters
     ----------
-    attempts
+    max_attempts
         How many in all, the first one included; None: no such bound.
-    elapsed
+    timeout
         Seconds after the beginning in which an attempt may still begin; None: no such bound.
     backoff
-        The delays between them. Its own ``attempts`` (retries, so one less) and ``elapsed`` hold as well.
+        The delays between them. Its own ``max_retries`` and ``timeout`` apply as well.
 
     Raises
     ------
@@ -48,34 +49,34 @@ class Limits:
     """
 
     backoff: Backoff
-    attempts: int | None = None
-    elapsed: float | None = None
+    max_attempts: int | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.attempts is not None:
-            whole("attempts", self.attempts, "attempts in all")
-        if self.elapsed is not None:
-            seconds("elapsed", self.elapsed, below=math.inf)
+        if self.max_attempts is not None:
+            whole("max_attempts", self.max_attempts, "attempts in all")
+        if self.timeout is not None:
+            seconds("timeout", self.timeout, below=math.inf)
         backoff: object = self.backoff
         if not isinstance(backoff, Backoff):
             raise SpecError("backoff", backoff, "must be a Backoff")
         if self.most is None and self.longest is None:
             raise SpecError(
-                "attempts",
-                self.attempts,
-                "would go on for ever; give a number of attempts, or elapsed seconds",
+                "max_attempts",
+                self.max_attempts,
+                "would go on for ever; give max_attempts or a timeout",
             )
 
     @property
     def most(self) -> int | None:
         """How many attempts in all."""
-        retries = self.backoff.attempts
-        return _least(self.attempts, None if retries is None else retries + 1)
+        retries = self.backoff.max_retries
+        return _least(self.max_attempts, None if retries is None else retries + 1)
 
     @property
     def longest(self) -> float | None:
         """Seconds after the beginning in which an attempt may begin."""
-        return _least(self.elapsed, self.backoff.elapsed)
+        return _least(self.timeout, self.backoff.timeout)
 
 
 def _least(one: N | None, other: N | None) -> N | None:

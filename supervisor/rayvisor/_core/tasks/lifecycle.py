@@ -17,7 +17,7 @@ from rayvisor.specs import TaskAttempt, TaskPolicy
 from statecharts import Configuration, compile_chart
 from statecharts.lifecycles import TASK
 
-__all__ = ["Life", "Outcome", "OutcomeKind"]
+__all__ = ["Outcome", "OutcomeKind", "TaskLifecycle"]
 
 _TABLE = compile_chart(TASK)
 _TAKEN = {"SUBMITTED_TO_WORKER", "RUNNING"}
@@ -48,7 +48,7 @@ class Outcome:
     causes: tuple[Cause, ...] = ()
 
 
-class Life:
+class TaskLifecycle:
     """One task.
 
     Parameters
@@ -73,7 +73,7 @@ class Life:
         self._tries: Attempts | None = None
         if policy.backoff is not None:
             most = sys.maxsize if max_retries < 0 else max_retries + 1
-            self._tries = Attempts(Limits(attempts=most, backoff=policy.backoff), random, now)
+            self._tries = Attempts(Limits(max_attempts=most, backoff=policy.backoff), random, now)
 
     @property
     def attempts(self) -> tuple[TaskAttempt, ...]:

@@ -19,7 +19,7 @@ from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError
 
 if TYPE_CHECKING:
-    from rayvisor._edges.live.history import Story
+    from rayvisor._edges.live.history import History
 
 __all__ = ["ControlServer"]
 
@@ -35,23 +35,23 @@ class ControlServer(HttpServer):
         The supervisor.
     path
         Of the socket; True: one that `find` finds.
-    story
+    history
         What has happened in the tree.
     """
 
     def __init__(
-        self, controls: Controls, path: str | os.PathLike[str] | Literal[True], story: Story
+        self, controls: Controls, path: str | os.PathLike[str] | Literal[True], history: History
     ) -> None:
         super().__init__("rayvisor control")
         self.path = free_path() if path is True else Path(path).absolute()
         self._controls = controls
-        self._story = story
+        self._history = history
         self._own: tuple[int, int] | None = None
         self._live: Live | None = None
 
     def answering(self, spawn: Spawn) -> Answering:
         """Answer by the table of routes; who may open the socket may do all of it."""
-        live = self._live or Live(self._controls, self._story)
+        live = self._live or Live(self._controls, self._history)
         spawn(live.follow)
         routes = Routes(self._controls, spawn, live.events)
 
@@ -80,7 +80,7 @@ class ControlServer(HttpServer):
         finally:
             claimed.__exit__(None, None, None)
         self._own = (about.st_dev, about.st_ino)
-        self._live = Live(self._controls, self._story)
+        self._live = Live(self._controls, self._history)
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:

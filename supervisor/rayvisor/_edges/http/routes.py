@@ -7,7 +7,7 @@
 | ``GET /metrics`` | the tree in numbers, in Prometheus' text format |
 | ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
 | ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
-| ``POST /pause`` | ``{"path": "", "mode": "wait", "deadline": 60}`` |
+| ``POST /pause`` | ``{"path": "", "mode": "wait", "timeout": 60}`` |
 | ``POST /resume``, ``/restart``, ``/stop`` | ``{"path": ""}``; the empty path is the whole tree |
 | ``POST /apply`` | ``{"instruction": "pause", "params": {...}}``: any of these, done after the answer |
 | ``GET /fault_tolerance/status`` | the engines, in vLLM's form |
@@ -48,7 +48,7 @@ from rayvisor.errors import (
 if TYPE_CHECKING:
     from rayvisor.records import Record
 
-__all__ = ["Answer", "Refusal", "Routes", "Spawn"]
+__all__ = ["Answer", "RefusalError", "Routes", "Spawn"]
 
 log = get_logger("rayvisor.control")
 
@@ -73,11 +73,11 @@ class Answer:
     content: bytes | None = None
     """Sent as it is, in place of ``body``."""
     kind: str = "application/json"
-    patience: float = math.inf
+    timeout: float = math.inf
     """Seconds that a reader of ``lines`` may take for one of them."""
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class RefusalError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, kind: str, message: str, **headers: str) -> None:
@@ -143,7 +143,7 @@ class Routes:
         """Answer one request. Never raises for what a client sent, or for what became of it."""
         try:
             return await self._routed(method, target, body)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             return refusal.answer
         except RayvisorError as error:
             return Answer(_status_of(error), {"error": _error_form(error)})
@@ -155,10 +155,12 @@ class Routes:
         path = urlsplit(target).path.removeprefix("/v1") or "/"
         route = self._table.get(path)
         if route is None:
-            raise Refusal(404, "UnknownRoute", f"no such route: {path}; there are: {', '.join(self._table)}")
+            raise RefusalError(
+                404, "UnknownRoute", f"no such route: {path}; there are: {', '.join(self._table)}"
+            )
         expected, call = route
         if method != expected:
-            raise Refusal(405, "WrongMethod", f"{path} takes {expected}, not {method}", Allow=expected)
+            raise RefusalError(405, "WrongMethod", f"{path} takes {expected}, not {method}", Allow=expected)
         return await call(_query(target) if expected == "GET" else _json(body))
 
     # --- looking ------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class Routes:
     @staticmethod
     async def _live(live: Callable[[str], AsyncIterator[bytes]], given: Mapping[str, Any]) -> Answer:
         last = str(_only(given, last="")["last"])
-        return Answer(200, lines=live(last), kind="text/event-stream", patience=LIVE_SECONDS)
+        return Answer(200, lines=live(last), kind="text/event-stream", timeout=LIVE_SECONDS)
 
     @staticmethod
     def _told(each: _Instruction) -> dict[str, Any]:
@@ -205,8 +207,8 @@ class Routes:
         return Answer(200, await self._verbs[verb](given))
 
     async def _pause(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = _only(given, path="", mode="wait", deadline=60.0)
-        left = await self._controls.pause(wanted["path"], mode=wanted["mode"], deadline=wanted["deadline"])
+        wanted = _only(given, path="", mode="wait", timeout=60.0)
+        left = await self._controls.pause(wanted["path"], mode=wanted["mode"], timeout=wanted["timeout"])
         return {"path": wanted["path"], "mode": wanted["mode"], "in_flight": left}
 
     async def _resume(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,16 +233,18 @@ class Routes:
         wanted = _only(given, instruction=None, params={}, request_id="")
         name, params = wanted["instruction"], wanted["params"]
         if not isinstance(params, Mapping):
-            raise Refusal(400, "WrongValue", f"params={params!r}: must be an object")
+            raise RefusalError(400, "WrongValue", f"params={params!r}: must be an object")
         if not isinstance(name, str) or name not in self._verbs:
             path = _only({"path": params.get("path", "")}, path="")["path"]
-            known = (*self._verbs, *self._controls.instructions(path))
+            known = (*self._verbs, *self._controls.recovery_instructions(path))
             if name not in known:
-                raise Refusal(
+                raise RefusalError(
                     400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(known)}"
                 )
         if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_AT_WORK:
-            raise Refusal(503, "Busy", f"{INSTRUCTIONS_AT_WORK} instructions are being carried out already")
+            raise RefusalError(
+                503, "Busy", f"{INSTRUCTIONS_AT_WORK} instructions are being carried out already"
+            )
         one = _Instruction(str(wanted["request_id"] or uuid4()), name, params)
         self._instructions.append(one)
         self._spawn(partial(self._carry_out, one))
@@ -253,7 +257,7 @@ class Routes:
             await (self._instruct(one) if verb is None else verb(one.params))
         except Exception as error:  # noqa: BLE001 - it is told, in the status and in the log
             one.state = "failed"
-            one.error = str(error) if isinstance(error, _NotDone) else f"{type(error).__name__}: {error}"
+            one.error = str(error) if isinstance(error, _NotDoneError) else f"{type(error).__name__}: {error}"
         else:
             one.state = "done"
         log.info(
@@ -268,13 +272,15 @@ class Routes:
         """Pass an instruction on to the engines; those that refuse it, or fail, are named."""
         rest = {name: value for name, value in one.params.items() if name != "path"}
         path = _only({"path": one.params.get("path", "")}, path="")["path"]
-        answers = await self._controls.instruct(one.instruction, path, params=rest, request_id=one.request_id)
+        answers = await self._controls.set_recovery_instruction(
+            one.instruction, path, params=rest, request_id=one.request_id
+        )
         failed = [f"{path}: {said['reason']}" for path, said in answers.items() if not said["success"]]
         if failed:
-            raise _NotDone("; ".join(failed))
+            raise _NotDoneError("; ".join(failed))
 
 
-class _NotDone(Exception):  # noqa: N818 - an answer of an engine's
+class _NotDoneError(Exception):
     """Not every engine has carried an instruction out."""
 
 
@@ -292,9 +298,9 @@ def _json(body: bytes) -> Mapping[str, Any]:
     try:
         given = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "InvalidJson", f"the body is not JSON: {error}") from None
+        raise RefusalError(400, "InvalidJson", f"the body is not JSON: {error}") from None
     if not isinstance(given, dict):
-        raise Refusal(400, "WrongValue", f"the body must be a JSON object, not {type(given).__name__}")
+        raise RefusalError(400, "WrongValue", f"the body must be a JSON object, not {type(given).__name__}")
     return given
 
 
@@ -305,11 +311,13 @@ def _only(given: Mapping[str, Any], **known: Any) -> dict[str, Any]:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             there = ", ".join(known) or "none"
-            raise Refusal(400, "UnknownField", f"no such field: {name!r}{hint} (there are: {there})")
+            raise RefusalError(400, "UnknownField", f"no such field: {name!r}{hint} (there are: {there})")
     wanted = {**known, **given}
     path = wanted.get("path", "")
     if not isinstance(path, str):
-        raise Refusal(400, "WrongValue", f"path={path!r}: must be the path of a child, or empty for the tree")
+        raise RefusalError(
+            400, "WrongValue", f"path={path!r}: must be the path of a child, or empty for the tree"
+        )
     if "path" in wanted:
         wanted["path"] = path.strip("/")
     return wanted

@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 import h11
 
-from rayvisor._edges.http.routes import Answer, Refusal, Spawn
+from rayvisor._edges.http.routes import Answer, RefusalError, Spawn
 from rayvisor._log import get_logger
 
 __all__ = ["Answering", "HttpServer"]
@@ -24,7 +24,7 @@ __all__ = ["Answering", "HttpServer"]
 log = get_logger("rayvisor.control")
 
 Answering = Callable[[h11.Request, bytes], Awaitable[Answer]]
-"""Answers a request with its body; it raises `Refusal` at most."""
+"""Answers a request with its body; it raises `RefusalError` at most."""
 
 CONNECTIONS = 32
 STREAMS = 8
@@ -145,14 +145,16 @@ class HttpServer(ABC):
                 request, body = await _read(http, stream)
             answer = await answering(request, body)
         except TimeoutError:
-            answer = Refusal(408, "TooSlow", f"the request was not there within {READ_SECONDS:g} s").answer
+            answer = RefusalError(
+                408, "TooSlow", f"the request was not there within {READ_SECONDS:g} s"
+            ).answer
         except h11.RemoteProtocolError as error:
-            answer = Refusal(error.error_status_hint, "BadRequest", str(error)).answer
-        except Refusal as refusal:
+            answer = RefusalError(error.error_status_hint, "BadRequest", str(error)).answer
+        except RefusalError as refusal:
             answer = refusal.answer
         if answer.lines is not None:
             if self._streams >= STREAMS:
-                answer = Refusal(503, "Busy", f"{STREAMS} streams are open already").answer
+                answer = RefusalError(503, "Busy", f"{STREAMS} streams are open already").answer
             else:
                 await self._stream(http, stream, answer)
                 return
@@ -178,7 +180,7 @@ class HttpServer(ABC):
                 tasks.start_soon(_until_gone, stream, tasks.cancel_scope)
                 with contextlib.suppress(*_GONE, TimeoutError):
                     async for line in lines:
-                        with anyio.fail_after(answer.patience):
+                        with anyio.fail_after(answer.timeout):
                             await _send(http, stream, h11.Data(line))
                     await _send(http, stream, h11.EndOfMessage())
                 tasks.cancel_scope.cancel()
@@ -203,7 +205,7 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_BYTES:
-                raise Refusal(413, "TooLarge", f"the body is larger than {BODY_BYTES} bytes")
+                raise RefusalError(413, "TooLarge", f"the body is larger than {BODY_BYTES} bytes")
         elif isinstance(event, h11.EndOfMessage) and request is not None:
             return request, body
         else:

@@ -2,6 +2,6 @@
 
 ``live``
     what readers are told: the tree's state by versions, so that whoever missed something gets what differs.
-``story``
+``history``
     faults with what became of them, and the way each child took, from records. Pure.
 """

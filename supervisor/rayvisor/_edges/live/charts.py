@@ -12,23 +12,23 @@ from statecharts import Drawing, Pass
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
-    from rayvisor._edges.live.history import Story
+    from rayvisor._edges.live.history import History
     from rayvisor.status import Node
 
 __all__ = ["drawing_form", "drawing_from", "drawing_of"]
 
 
-def drawing_of(node: Node, story: Story) -> Drawing:
+def drawing_of(node: Node, history: History) -> Drawing:
     """The chart of a child, with its state, its last ones, and what is known of each way it took."""
     chart = CHARTS[chart_of(node)]
-    steps = [place for place, *_ in story.steps.get(node.path, ())]
+    steps = [place for place, *_ in history.steps.get(node.path, ())]
     if 0 < len(steps) < STEPS_KEPT:  # all of them: the first one led out of where every child begins
         steps.insert(0, chart.initial)
     return Drawing(
         chart,
         at=node.leaf or node.state,
         path=tuple(steps[:-1]),  # the last one is where it is
-        passes=tuple(Pass(*each) for each in story.passes(node.path)),
+        passes=tuple(Pass(*each) for each in history.passes(node.path)),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rayvisor.faults import Fault
     from rayvisor.records import Record
 
-__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "Story"]
+__all__ = ["FAULTS_KEPT", "STEPS_KEPT", "History"]
 
 FAULTS_KEPT = 100
 STEPS_KEPT = 10
@@ -23,7 +23,7 @@ CHILDREN_KEPT = 1000
 _LOOKS_ON = frozenset({"in_place", "observe"})
 
 
-class Story:
+class History:
     """Takes records; keeps what a reader wants to know of them, within bounds.
 
     Parameters
@@ -121,7 +121,7 @@ class Story:
                 "class": str(fault.fault_class),
                 "root": str(fault.root)[:LONGEST_TEXT],
                 "chain": [str(cause)[:LONGEST_TEXT] for cause in fault.causes[:-1]][-10:],
-                "doing": fault.doing,
+                "phase": fault.phase,
                 "source": fault.source,
                 "place": fault.place,
                 "log": fault.log_file,

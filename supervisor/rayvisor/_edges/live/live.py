@@ -21,7 +21,7 @@ from rayvisor.status import chart_of, walk
 
 if TYPE_CHECKING:
     from rayvisor._edges.controls import Controls
-    from rayvisor._edges.live.history import Story
+    from rayvisor._edges.live.history import History
     from rayvisor.status import Node
 
 __all__ = ["Board", "Live"]
@@ -106,15 +106,15 @@ class Live:
     ----------
     controls
         The supervisor.
-    story
+    history
         What has happened in it.
     """
 
-    def __init__(self, controls: Controls, story: Story) -> None:
+    def __init__(self, controls: Controls, history: History) -> None:
         self._controls = controls
         self._watch = controls.watch()
-        self._story = story
-        self._wall = story.wall
+        self._history = history
+        self._wall = history.wall
         self._board = Board()
         self._name = secrets.token_hex(4)
         self._rates: dict[str, tuple[float, int, float]] = {}
@@ -215,10 +215,10 @@ class Live:
             root = None
         if root is None:
             # What is known stays on the board: the last state is what a reader wants to see then.
-            self._board.put(self._board.last(), self._story.faults, run)
+            self._board.put(self._board.last(), self._history.faults, run)
             return
         nodes = [self._form(node, now) for node in walk(root)]
-        self._board.put(nodes, self._story.faults, run)
+        self._board.put(nodes, self._history.faults, run)
 
     def _form(self, node: Node, now: float) -> dict[str, Any]:
         known = self._board.node(node.path) or {}
@@ -232,11 +232,11 @@ class Live:
             "incarnation": node.incarnation,
             "epoch": node.epoch,
             "since": self._steady(known.get("since"), node.uptime, now),
-            "due": self._story.due(node.path) if node.leaf == "BACKOFF" else None,
+            "due": self._history.due(node.path) if node.leaf == "BACKOFF" else None,
             "url": node.url,
             "processes": [f"{name} (pid {pid})" for _, pid, name in node.processes],
-            "steps": list(self._story.steps.get(node.path, ())),
-            "passes": self._story.passes(node.path),
+            "steps": list(self._history.steps.get(node.path, ())),
+            "passes": self._history.passes(node.path),
         }
         if node.restarts is not None:
             form["restarts"] = [node.restarts.used, node.restarts.intensity, node.restarts.period]

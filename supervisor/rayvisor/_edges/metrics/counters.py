@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rayvisor.faults import Fault
     from rayvisor.records import Record
 
-__all__ = ["BOUNDS", "OTHER", "Recoveries", "Tallies"]
+__all__ = ["BOUNDS", "OTHER", "Counters", "Recoveries"]
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 """Seconds; what takes longer than the last one is in none but the sum."""
@@ -43,7 +43,7 @@ class Recoveries:
             self.within[number] += seconds <= bound
 
 
-class Tallies:
+class Counters:
     """Takes records and counts them; nothing that it counts ever falls.
 
     Parameters

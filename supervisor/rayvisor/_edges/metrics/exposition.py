@@ -16,7 +16,7 @@ from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
     from rayvisor._core.requests.stats import PoolStats
-    from rayvisor._edges.metrics.counters import Tallies
+    from rayvisor._edges.metrics.counters import Counters
     from rayvisor.status import Node
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "Readings", "exposition"]
@@ -138,7 +138,7 @@ class Readings(NamedTuple):
     root: Node
     named: Mapping[str, str]
     """The name by which each child is counted, by its path."""
-    tallies: Tallies
+    counters: Counters
     pools: Mapping[str, PoolStats]
     version: str
     began: float
@@ -163,10 +163,10 @@ def exposition(readings: Readings) -> str:
             _child(sheet, node, readings)
         if node.restarts is not None:
             _supervisor(sheet, node, readings)
-    _tallied(sheet, readings.tallies, names)
+    _tallied(sheet, readings.counters, names)
     for path, stats in readings.pools.items():
         _pool(sheet, readings.named.get(path, path), stats)
-    for record, times in sorted(readings.tallies.records.items()):
+    for record, times in sorted(readings.counters.records.items()):
         sheet.add("rayvisor_records_total", times, record)
     sheet.add("rayvisor_records_dropped_total", readings.dropped)
     if readings.overflows is not None:
@@ -203,7 +203,7 @@ def _supervisor(sheet: _Sheet, node: Node, readings: Readings) -> None:
         sheet.add("rayvisor_supervisor_restarts_in_window", restarts.used, name or "/")
         sheet.add("rayvisor_supervisor_intensity", restarts.intensity, name or "/")
         sheet.add("rayvisor_supervisor_period_seconds", restarts.period, name or "/")
-    recoveries = readings.tallies.recoveries.get(name) or Recoveries()
+    recoveries = readings.counters.recoveries.get(name) or Recoveries()
     if not sheet.has("rayvisor_recovery_seconds_count", name or "/"):
         for bound, times in zip(BOUNDS, recoveries.within, strict=True):
             sheet.add("rayvisor_recovery_seconds_bucket", times, name or "/", f"{bound:g}")
@@ -212,14 +212,14 @@ def _supervisor(sheet: _Sheet, node: Node, readings: Readings) -> None:
         sheet.add("rayvisor_recovery_seconds_count", recoveries.times, name or "/")
 
 
-def _tallied(sheet: _Sheet, tallies: Tallies, names: Mapping[str, None]) -> None:
+def _tallied(sheet: _Sheet, counters: Counters, names: Mapping[str, None]) -> None:
     """What children were counted to have done; what has not happened yet is 0: its first time is to show."""
     for name in names:
         for kind in _CLASSES:
-            sheet.add("rayvisor_child_faults_total", tallies.faults[name, kind], name, kind)
+            sheet.add("rayvisor_child_faults_total", counters.faults[name, kind], name, kind)
         for cause in (*_CLASSES, OTHER):
-            sheet.add("rayvisor_child_restarts_total", tallies.restarts[name, cause], name, cause)
-    for (name, decision), times in sorted(tallies.decisions.items()):
+            sheet.add("rayvisor_child_restarts_total", counters.restarts[name, cause], name, cause)
+    for (name, decision), times in sorted(counters.decisions.items()):
         if name in names:
             sheet.add("rayvisor_child_decisions_total", times, name, decision)
 

@@ -1,8 +1,8 @@
 """What is published: a topic for each child, and JSON with a sequence number. Pure.
 
->>> from rayvisor.records import SupervisorMoved
+>>> from rayvisor.records import SupervisorStateChanged
 >>> messages = Messages("run-1")
->>> topic, body = messages.of(SupervisorMoved(at=2.0, path="llm", state="running"), wall=0.0)
+>>> topic, body = messages.of(SupervisorStateChanged(at=2.0, path="llm", state="running"), wall=0.0)
 >>> topic
 b'rayvisor.llm'
 >>> json.loads(body)["sequence"]

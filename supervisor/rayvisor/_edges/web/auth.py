@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from rayvisor._edges.http.routes import Refusal
+from rayvisor._edges.http.routes import RefusalError
 
 __all__ = ["TOKEN_HEADER", "Gate", "fields"]
 
@@ -41,12 +41,12 @@ class Gate:
 
         Raises
         ------
-        Refusal
+        RefusalError
             The name that it came by is not this host's.
         """
         host = headers.get("host", "")
         if not self._is_ours(host):
-            raise Refusal(
+            raise RefusalError(
                 421, "ForeignHost", f"Host: {host[:200]}: this page goes by its address or localhost"
             )
 
@@ -62,7 +62,7 @@ class Gate:
 
         Raises
         ------
-        Refusal
+        RefusalError
             What is missing, or wrong.
         """
         self.look(headers)
@@ -72,12 +72,12 @@ class Gate:
         else:
             foreign = origin not in {f"{scheme}://{headers['host']}" for scheme in ("http", "https")}
         if foreign or headers.get("sec-fetch-site", "none") not in _OWN_SITE:
-            raise Refusal(
+            raise RefusalError(
                 403, "ForeignOrigin", f"Origin: {(origin or 'none')[:200]}: only the page itself may ask"
             )
         given = headers.get(TOKEN_HEADER, "").encode()
         if not secrets.compare_digest(given, self._token):
-            raise Refusal(
+            raise RefusalError(
                 401, "WrongToken", f"{TOKEN_HEADER} must be what stands behind # in the printed URL"
             )
 

@@ -324,7 +324,7 @@ function drawFault(fault) {
   if (fault.recovered !== null) more.append(element("span", "came", `well again after ${brief(fault.recovered)}`));
   else if (fault.ended) more.append(element("span", "lost", "it does not come back"));
   what.append(more);
-  const back = [fault.doing && `while ${fault.doing}`, fault.source && `seen by ${fault.source}`, fault.place, fault.log && `log: ${fault.log}`].filter(Boolean).join("; ");
+  const back = [fault.doing && `while ${fault.phase}`, fault.source && `seen by ${fault.source}`, fault.place, fault.log && `log: ${fault.log}`].filter(Boolean).join("; ");
   if (back) what.append(element("div", "more", back));
   if (fault.chain.length) what.append(element("div", "more", `seen first as: ${fault.chain.join(" > ")}`));
   line.replaceChildren(when, what);

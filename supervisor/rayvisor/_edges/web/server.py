@@ -20,7 +20,7 @@ import anyio.abc
 import h11
 
 from rayvisor._edges.controls import Controls
-from rayvisor._edges.http.routes import Answer, Refusal, Routes, Spawn
+from rayvisor._edges.http.routes import Answer, RefusalError, Routes, Spawn
 from rayvisor._edges.http.server import WRITE_SECONDS, Answering, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.web.auth import Gate, fields
@@ -32,7 +32,7 @@ from statecharts.lifecycles import CHARTS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rayvisor._edges.live.history import Story
+    from rayvisor._edges.live.history import History
 
 __all__ = ["WebPage"]
 
@@ -68,7 +68,7 @@ class WebPage(HttpServer):
     ----------
     controls
         The supervisor.
-    story
+    history
         What has happened in it.
     port
         To listen on; 0: a free one.
@@ -86,7 +86,7 @@ class WebPage(HttpServer):
     def __init__(
         self,
         controls: Controls,
-        story: Story,
+        history: History,
         port: int = 0,
         host: str = "127.0.0.1",
         *,
@@ -103,7 +103,7 @@ class WebPage(HttpServer):
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
         self._metrics = metrics
-        self._live = Live(controls, story)
+        self._live = Live(controls, history)
 
     def __str__(self) -> str:
         return self.url
@@ -158,7 +158,7 @@ class WebPage(HttpServer):
         async def answer(request: h11.Request, body: bytes) -> Answer:
             try:
                 told = await self._answer(gate, routes, request, body)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 told = refusal.answer
             return Answer(
                 told.status,
@@ -167,7 +167,7 @@ class WebPage(HttpServer):
                 (*told.headers, *_GUARDS),
                 content=told.content,
                 kind=told.kind,
-                patience=told.patience,
+                timeout=told.timeout,
             )
 
         return answer
@@ -182,7 +182,7 @@ class WebPage(HttpServer):
             return await routes.answer(method, target, body)
         if method != "GET":
             gate.look(headers)
-            raise Refusal(405, "WrongMethod", f"{path[:200]} takes GET, not {method[:20]}", Allow="GET")
+            raise RefusalError(405, "WrongMethod", f"{path[:200]} takes GET, not {method[:20]}", Allow="GET")
         if path == "/events":
             gate.admit(headers, acts=False)
             return self._read_by(headers)
@@ -193,7 +193,7 @@ class WebPage(HttpServer):
 
     def _read_by(self, headers: Mapping[str, str]) -> Answer:
         lines = self._live.events(headers.get("last-event-id", ""))
-        return Answer(200, lines=lines, kind="text/event-stream", patience=WRITE_SECONDS)
+        return Answer(200, lines=lines, kind="text/event-stream", timeout=WRITE_SECONDS)
 
 
 def _file(path: str) -> Answer:
@@ -207,7 +207,7 @@ def _file(path: str) -> Answer:
     name = path.removeprefix("/chart/").removesuffix(".svg")
     if name in CHARTS and path == f"/chart/{name}.svg":
         return Answer(200, content=_chart(name)[1], kind="image/svg+xml")
-    raise Refusal(404, "UnknownRoute", f"nothing is at {path[:200]}")
+    raise RefusalError(404, "UnknownRoute", f"nothing is at {path[:200]}")
 
 
 @cache

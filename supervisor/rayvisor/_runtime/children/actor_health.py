@@ -14,9 +14,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rayvisor._core.health.probes import ProbeWatch
-from rayvisor._core.health.stall import Verdict
+from rayvisor._core.health.stall import HealthAction
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import HostEnd, HostGone
+from rayvisor._core.protocol.links import HostEnd, HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Ending
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
     from rayvisor.specs import ActorHooks
 
-__all__ = ["ActorReports", "Attention", "ending_of", "prove"]
+__all__ = ["ActorHealthMonitor", "ActorReports", "ending_of", "prove"]
 
 log = get_logger("rayvisor.actors")
 
@@ -35,7 +35,7 @@ UNREACHABLE_SECONDS = 30.0
 class ActorReports(Protocol):
     """Who is told of doubts: the session."""
 
-    def doubted(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
+    def suspected(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
         """It cannot be reached, or does not answer; that may pass."""
 
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
@@ -64,7 +64,7 @@ async def _asked(
         return None
     try:
         answer = await actor.run(hooks.probe)
-    except HostGone as gone:
+    except HostGoneError as gone:
         if gone.end.unavailable and unreachable is not None:
             unreachable(gone.end)
         return gone.end.root
@@ -76,7 +76,7 @@ async def _asked(
 async def prove(
     actor: UserActor,
     hooks: ActorHooks,
-    deadline: float,
+    timeout: float,
     unreachable: Callable[[HostEnd], object] | None = None,
 ) -> None:
     """Wait until an actor that has come up has answered its first probe.
@@ -85,14 +85,14 @@ async def prove(
     ----------
     actor, hooks
         Who is probed, and how.
-    deadline
+    timeout
         Seconds it may take.
     unreachable
         Told each time that Ray could not reach it.
 
     Raises
     ------
-    HostGone
+    HostGoneError
         It ended.
     TimeoutError
         It has not answered by then; the message says why.
@@ -100,19 +100,19 @@ async def prove(
     if hooks.probe is None:
         return
     why = "it did not answer"
-    with anyio.move_on_after(deadline):
+    with anyio.move_on_after(timeout):
         while True:
             cause = await _asked(actor, hooks, unreachable)
             if cause is None:
                 return
             why = str(cause)
             if actor.sight.end is not None and actor.sight.state is actor.sight.state.DEAD:
-                raise HostGone(actor.name, 0, actor.sight.end)
+                raise HostGoneError(actor.name, 0, actor.sight.end)
             await anyio.sleep(min(hooks.limits.probe_interval, 1.0))
-    raise TimeoutError(f"its first probe was not answered within {deadline:.3g} s: {why}")
+    raise TimeoutError(f"its first probe was not answered within {timeout:.3g} s: {why}")
 
 
-class Attention:
+class ActorHealthMonitor:
     """Attends to one incarnation of an actor until it has ended, or is condemned.
 
     Parameters
@@ -155,13 +155,13 @@ class Attention:
 
     def _doubt(self, source: str, causes: tuple[Cause, ...]) -> None:
         """Somebody doubts it, or (without causes) does not any more."""
-        doubted = bool(self._doubts)
+        suspected = bool(self._doubts)
         self._doubts.pop(source, None)
         if causes:
             self._doubts[source] = causes
-        if self._doubts and not doubted:
-            self._reports.doubted(*self._who, source, causes)
-        elif doubted and not self._doubts:
+        if self._doubts and not suspected:
+            self._reports.suspected(*self._who, source, causes)
+        elif suspected and not self._doubts:
             self._reports.condition(*self._who, "clear")
 
     async def _follow(self) -> None:
@@ -169,7 +169,7 @@ class Attention:
         actor = self._actor
         sight = actor.sight
         since = math.inf
-        while sight.state is not sight.state.DEAD and sight.restarts == actor.life:
+        while sight.state is not sight.state.DEAD and sight.restarts == actor.ray_restarts:
             self._doubt("ray", sight.doubts)
             since = min(since, anyio.current_time()) if sight.doubts else math.inf
             left = since + UNREACHABLE_SECONDS - anyio.current_time()
@@ -178,7 +178,7 @@ class Attention:
             if waited.cancelled_caught:
                 silence = Cause("ActorUnreachable", f"Ray could not reach it for {UNREACHABLE_SECONDS:g} s")
                 causes = (silence, *sight.doubts)
-                self._settle(Ending(causes=causes, source="ray", lost=True, doing="serving"))
+                self._settle(Ending(causes=causes, source="ray", lost=True, phase="serving"))
                 return
         self._settle(ending_of(await actor.ended(), "serving"))
 
@@ -198,19 +198,19 @@ class Attention:
             if probe.over.is_set():
                 cause, probe = probe.cause, None
             match watch.probed(anyio.current_time(), answered=cause is None):
-                case Verdict.SUSPECT if cause is not None:
+                case HealthAction.SUSPECT if cause is not None:
                     self._doubt("probe", (cause,))
-                case Verdict.CLEAR:
+                case HealthAction.CLEAR:
                     self._doubt("probe", ())
-                case Verdict.STALLED if cause is not None:
+                case HealthAction.STALLED if cause is not None:
                     stalled = Cause("ActorStalled", f"no probe was answered for {watch.silent:.1f} s")
-                    self._settle(Ending(causes=(stalled, cause), source="probe", lost=True, doing="serving"))
+                    self._settle(Ending(causes=(stalled, cause), source="probe", lost=True, phase="serving"))
                     return
                 case _:
                     pass
 
 
-def ending_of(end: HostEnd, doing: str) -> Ending:
+def ending_of(end: HostEnd, phase: str) -> Ending:
     """Turn how an actor ended into what the supervisor classifies."""
     return Ending(
         causes=end.causes,
@@ -220,10 +220,10 @@ def ending_of(end: HostEnd, doing: str) -> Ending:
         signal=end.signal,
         intended=end.intended,
         lost=not end.init_failed,
-        renewed=end.renewed,
+        restarted_by_ray=end.restarted_by_ray,
         out_of_memory=end.out_of_memory,
         preempted=end.preempted or end.node_died,
         node=end.node,
         log_file=end.log_file,
-        doing=doing,
+        phase=phase,
     )

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from rayvisor._core.protocol.links import HostEnd, HostGone
+from rayvisor._core.protocol.links import HostEnd, HostGoneError
 from rayvisor._core.supervision import messages as m
-from rayvisor._runtime.children.actor_health import ActorReports, Attention, ending_of, prove
-from rayvisor._runtime.children.adopted import AdoptedCarrier, ended_in_order
-from rayvisor._runtime.children.protocol import StartIgnored, StartRefused, with_predecessor
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.adopted import AdoptedIncarnation, ended_in_order
+from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import IgnoreStart
 
 if TYPE_CHECKING:
-    from rayvisor._backends.ray.actors import UserActor, UserActorPlace
+    from rayvisor._backends.ray.actors import UserActor, UserActorFactory
     from rayvisor._backends.ray.adopted import Adoption
     from rayvisor.faults import Exit
     from rayvisor.specs import ActorHook, ActorStart, AdoptStart, ChildSpec, Shutdown
@@ -41,10 +41,10 @@ class ActorBackend:
         Who is told of doubts.
     """
 
-    def __init__(self, open_place: Callable[[], Awaitable[UserActorPlace]], reports: ActorReports) -> None:
+    def __init__(self, open_place: Callable[[], Awaitable[UserActorFactory]], reports: ActorReports) -> None:
         self._open_place = open_place
         self.reports = reports
-        self._place: UserActorPlace | None = None
+        self._place: UserActorFactory | None = None
         self._opening = anyio.Lock()
         self._current: dict[str, UserActor] = {}
         self._adoptions: dict[str, Adoption] = {}
@@ -63,14 +63,14 @@ class ActorBackend:
         place = self._place
         return None if place is None else (place.cluster.namespace, place.prefix)
 
-    def carry(
+    def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
-    ) -> ActorCarrier | AdoptedCarrier:
+    ) -> ActorIncarnation | AdoptedIncarnation:
         """Make the carrier of an incarnation."""
         if self._place is None:
             raise RuntimeError("the place of the actors has not been opened")
         if getattr(spec.start, "kind", "") != "adopt":
-            return ActorCarrier(self, self._place, (child, incarnation), spec, predecessor)
+            return ActorIncarnation(self, self._place, (child, incarnation), spec, predecessor)
         # Imported here: a tree without actors does not need Ray, nor wait for its import.
         from rayvisor._backends.ray.adopted import Adoption
 
@@ -78,7 +78,7 @@ class ActorBackend:
         adoption = self._adoptions.get(child)
         if adoption is None or adoption.start != start:
             adoption = self._adoptions[child] = Adoption(self._place, child, start)
-        return AdoptedCarrier(self, adoption, (child, incarnation), spec, predecessor)
+        return AdoptedIncarnation(self, adoption, (child, incarnation), spec, predecessor)
 
     def actor(self, child: str) -> UserActor:
         """Return the child's present incarnation.
@@ -112,7 +112,7 @@ class ActorBackend:
 
     def follow(self, effect: m.Effect) -> None:
         """Take note of which children get no new work."""
-        if isinstance(effect, m.Forgotten):
+        if isinstance(effect, m.Removed):
             below = f"{effect.child}/"
             for path in [p for p in self._adoptions if p == effect.child or p.startswith(below)]:
                 self._adoptions.pop(path).let_go()  # a handle that is kept would keep the actor
@@ -154,13 +154,13 @@ class ActorBackend:
             await self._place.close()
 
 
-class ActorCarrier:
+class ActorIncarnation:
     """One incarnation of an actor."""
 
     def __init__(
         self,
         backend: ActorBackend,
-        place: UserActorPlace,
+        place: UserActorFactory,
         who: tuple[str, int],
         spec: ChildSpec,
         predecessor: Exit | None,
@@ -177,7 +177,7 @@ class ActorCarrier:
     async def start(self) -> None:
         """Make the actor, and wait until its ``__init__`` has run."""
         start = self._start
-        deadline = self._spec.start_deadline
+        timeout = self._spec.start_timeout
         began = anyio.current_time()
         try:
             self._actor = actor = await self._place.create(
@@ -188,18 +188,18 @@ class ActorCarrier:
                 incarnation=self._incarnation,
                 options=start.options,
             )
-            await actor.ready(max(0.1, deadline - (anyio.current_time() - began)), self._unreachable)
-            left = max(0.1, deadline - (anyio.current_time() - began))
+            await actor.ready(max(0.1, timeout - (anyio.current_time() - began)), self._unreachable)
+            left = max(0.1, timeout - (anyio.current_time() - began))
             await prove(actor, start.hooks, left, self._unreachable)
-        except HostGone as gone:
+        except HostGoneError as gone:
             if gone.end.init_failed and any(cause.type == IgnoreStart.__name__ for cause in gone.end.causes):
                 await self.clean()
                 raise StartIgnored from None
-            raise StartRefused(ending_of(gone.end, "starting")) from None
+            raise StartRefusedError(ending_of(gone.end, "starting")) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
-            raise StartRefused(
-                Ending(causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, doing="starting")
+            raise StartRefusedError(
+                Ending(causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, phase="starting")
             ) from None
         self._backend.up(self._child, actor)
 
@@ -207,7 +207,9 @@ class ActorCarrier:
         """Wait until Ray says that it has ended."""
         actor: Any = self._actor
         who = (self._child, self._incarnation)
-        ending = await Attention(who, actor, self._start.hooks, self._backend.reports).until_it_ends()
+        ending = await ActorHealthMonitor(
+            who, actor, self._start.hooks, self._backend.reports
+        ).until_it_ends()
         self._left()
         return ending
 
@@ -240,7 +242,7 @@ class ActorCarrier:
         """Ray could not reach it while it came up: that may pass, and is told once."""
         if not self._doubted:
             self._doubted = True
-            self._backend.reports.doubted(self._child, self._incarnation, "ray", end.causes)
+            self._backend.reports.suspected(self._child, self._incarnation, "ray", end.causes)
 
     def _left(self) -> None:
         """It is no longer the child's present incarnation, if it was."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from rayvisor._core.protocol.links import HostGone
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision.messages import FOR_A_RESTART
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.actor_health import ActorReports, Attention, ending_of, prove
-from rayvisor._runtime.children.protocol import StartRefused, with_predecessor
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.protocol import StartRefusedError, with_predecessor
 from rayvisor.errors import RayvisorError
 from rayvisor.faults import Cause, Ending
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rayvisor.faults import Exit
     from rayvisor.specs import ActorHooks, ChildSpec, Shutdown
 
-__all__ = ["AdoptedCarrier", "ended_in_order"]
+__all__ = ["AdoptedIncarnation", "ended_in_order"]
 
 log = get_logger("rayvisor.actors")
 
@@ -42,7 +42,7 @@ class _Backend(Protocol):
     def restarted(self, child: str) -> bool: ...
 
 
-class AdoptedCarrier:
+class AdoptedIncarnation:
     """One life of an adopted actor."""
 
     def __init__(
@@ -56,7 +56,7 @@ class AdoptedCarrier:
         self._backend = backend
         self._adoption = adoption
         self._who = who
-        self._deadline = spec.start_deadline
+        self._timeout = spec.start_timeout
         self._predecessor = predecessor
         self._actor: UserActor | None = None
 
@@ -71,24 +71,26 @@ class AdoptedCarrier:
         made_with = {} if make is None else with_predecessor(make, self._predecessor)
         began = anyio.current_time()
         try:
-            self._actor = actor = await self._adoption.come_up(incarnation, self._deadline, made_with)
-            await prove(actor, self._hooks, max(0.1, self._deadline - (anyio.current_time() - began)))
-        except HostGone as gone:
-            raise StartRefused(self._lost(ending_of(gone.end, "starting"))) from None
+            self._actor = actor = await self._adoption.come_up(incarnation, self._timeout, made_with)
+            await prove(actor, self._hooks, max(0.1, self._timeout - (anyio.current_time() - began)))
+        except HostGoneError as gone:
+            raise StartRefusedError(self._lost(ending_of(gone.end, "starting"))) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             causes = (Cause(type(error).__name__, str(error)),)
-            raise StartRefused(
-                Ending(causes=causes, source="ray", overdue=overdue, doing="starting")
+            raise StartRefusedError(
+                Ending(causes=causes, source="ray", overdue=overdue, phase="starting")
             ) from None
         self._backend.up(child, actor)
 
     async def ended(self) -> Ending:
         """Wait until this life of it is over."""
         actor: Any = self._actor
-        ending = await Attention(self._who, actor, self._hooks, self._backend.reports).until_it_ends()
+        ending = await ActorHealthMonitor(
+            self._who, actor, self._hooks, self._backend.reports
+        ).until_it_ends()
         self._left()
-        return ending if ending.renewed or self._adoption.renewable(actor) else self._lost(ending)
+        return ending if ending.restarted_by_ray or self._adoption.renewable(actor) else self._lost(ending)
 
     async def act(self, action: str) -> None:
         """Call a method of the user's: what it raises says that it does not help."""
@@ -139,7 +141,7 @@ class AdoptedCarrier:
 
 def _over(actor: UserActor) -> bool:
     sight = actor.sight
-    return sight.state is sight.state.DEAD or sight.restarts != actor.life
+    return sight.state is sight.state.DEAD or sight.restarts != actor.ray_restarts
 
 
 async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:

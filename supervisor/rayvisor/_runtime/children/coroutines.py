@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.protocol import StartIgnored, StartRefused, takes, with_predecessor
+from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import IgnoreStart
 
@@ -39,11 +39,11 @@ class CoroutineBackend:
     async def open(self) -> None:
         """Nothing to prepare."""
 
-    def carry(
+    def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
-    ) -> CoroutineCarrier:
+    ) -> CoroutineIncarnation:
         """Make the carrier of an incarnation."""
-        return CoroutineCarrier(self._tasks, f"{child}#{incarnation}", spec, predecessor)
+        return CoroutineIncarnation(self._tasks, f"{child}#{incarnation}", spec, predecessor)
 
     async def release(self, child: str) -> None:
         """Nothing outlives an incarnation."""
@@ -52,14 +52,14 @@ class CoroutineBackend:
         """Nothing is left that the task group does not own."""
 
 
-class CoroutineCarrier:
+class CoroutineIncarnation:
     """One run of the function."""
 
     def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec, predecessor: Exit | None) -> None:
         self._tasks = tasks
         self._name = name
         self._start = cast("CoroutineStart", spec.start)
-        self._deadline = spec.start_deadline
+        self._timeout = spec.start_timeout
         self._predecessor = predecessor
         self._task: asyncio.Task[object] | None = None
         self._ignored = False
@@ -80,19 +80,19 @@ class CoroutineCarrier:
         else:
             self._announce()
         self._tasks.start_soon(self._run, keywords, name=self._name)
-        with anyio.move_on_after(self._deadline):
+        with anyio.move_on_after(self._timeout):
             await self._up.wait()
         if self._announced:
             return
         if self._ignored:
             raise StartIgnored
         if not self._over.is_set():
-            why = f"task_status.started() was not called within start_deadline={self._deadline:g} s"
-            raise StartRefused(Ending(causes=(Cause("StartDeadlineExceeded", why),), overdue=True))
+            why = f"task_status.started() was not called within start_timeout={self._timeout:g} s"
+            raise StartRefusedError(Ending(causes=(Cause("StartTimeout", why),), overdue=True))
         if self._ending.intended:
             why = "the coroutine came to its end without calling task_status.started()"
-            raise StartRefused(Ending(causes=(Cause("NeverStarted", why),)))
-        raise StartRefused(self._ending)
+            raise StartRefusedError(Ending(causes=(Cause("NeverStarted", why),)))
+        raise StartRefusedError(self._ending)
 
     def _announce(self) -> None:
         self._announced = True

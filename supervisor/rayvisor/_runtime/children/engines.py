@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 from anyio.abc import TaskGroup
 
-from rayvisor._core.protocol.links import HostCallFailed, HostEnd, HostGone, HostLink, HostPlace
+from rayvisor._core.protocol.links import HostCallFailedError, HostEnd, HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import (
     Condition,
     Died,
     EngineInfo,
+    GenerateCommand,
     HostItem,
-    Order,
     Phase,
     ProcessId,
     Suspicion,
 )
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.host_health import attend_to
-from rayvisor._runtime.children.protocol import StartRefused
+from rayvisor._runtime.children.host_health import monitor_host
+from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor._runtime.children.recovery import await_instruction, recover
-from rayvisor._runtime.children.slots import Seat, ending_of_engine, ending_of_host
+from rayvisor._runtime.children.slots import EngineSlot, ending_of_engine, ending_of_host
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause, Ending
 
@@ -92,7 +92,7 @@ class EngineBackend:
 
     def __init__(
         self,
-        open_place: Callable[[], Awaitable[HostPlace]],
+        open_place: Callable[[], Awaitable[HostFactory]],
         tasks: TaskGroup,
         reports: EngineReports,
         gpus: Callable[[Mapping[str, Any]], float],
@@ -102,8 +102,8 @@ class EngineBackend:
         self._tasks = tasks
         self._reports = reports
         self._gpus = gpus
-        self._place: HostPlace | None = None
-        self._seats: dict[str, Seat] = {}
+        self._place: HostFactory | None = None
+        self._seats: dict[str, EngineSlot] = {}
         self._urls: dict[str, str] = {}
 
     async def open(self) -> None:
@@ -112,27 +112,27 @@ class EngineBackend:
             if self._place is None:
                 self._place = await self._open_place()
 
-    def carry(
+    def create_incarnation(
         self,
         child: str,
         incarnation: int,
         spec: ChildSpec,
         predecessor: Exit | None,
-    ) -> EngineCarrier:
+    ) -> EngineIncarnation:
         """Make the carrier of an incarnation."""
-        seat = self._seats.setdefault(child, Seat(child))
-        seat.predecessor = predecessor
-        return EngineCarrier(self, seat, incarnation, spec)
+        slot = self._seats.setdefault(child, EngineSlot(child))
+        slot.predecessor = predecessor
+        return EngineIncarnation(self, slot, incarnation, spec)
 
     def info(self, child: str, incarnation: int) -> EngineInfo | None:
         """What the engine that serves said of itself; None if it is not this incarnation."""
-        seat = self._seats.get(child)
-        return seat.info if seat is not None and seat.incarnation == incarnation else None
+        slot = self._seats.get(child)
+        return slot.info if slot is not None and slot.incarnation == incarnation else None
 
     def predecessor(self, child: str) -> Exit | None:
         """How the incarnation before a child's present one ended; None for the first."""
-        seat = self._seats.get(child)
-        return None if seat is None else seat.predecessor
+        slot = self._seats.get(child)
+        return None if slot is None else slot.predecessor
 
     async def ask(
         self,
@@ -141,7 +141,7 @@ class EngineBackend:
         method: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        deadline: float,
+        timeout: float,
     ) -> Any:
         """Have an engine carry out a call, see `HostLink.ask`.
 
@@ -150,33 +150,33 @@ class EngineBackend:
         ChildUnavailableError
             That incarnation is not there any more.
         """
-        seat = self._seats.get(child)
-        if seat is None or seat.link is None or seat.incarnation != incarnation:
+        slot = self._seats.get(child)
+        if slot is None or slot.link is None or slot.incarnation != incarnation:
             raise ChildUnavailableError(child, f"not up as incarnation {incarnation}")
         try:
-            return await seat.link.ask(incarnation, method, args, kwargs, deadline)
-        except HostGone as gone:
+            return await slot.link.ask(incarnation, method, args, kwargs, timeout)
+        except HostGoneError as gone:
             raise ChildUnavailableError(child, str(gone.end.root)) from None
 
     def epoch(self, child: str) -> int | None:
         """Which host of a child is there; None while there is none."""
-        seat = self._seats.get(child)
-        return None if seat is None or seat.link is None else seat.epoch
+        slot = self._seats.get(child)
+        return None if slot is None or slot.link is None else slot.epoch
 
     def processes(self, child: str) -> list[tuple[str, ProcessId]]:
         """Processes of a child's host (where it has one of its own) and of its engine, with their roles."""
-        seat = self._seats.get(child)
-        if seat is None:
+        slot = self._seats.get(child)
+        if slot is None:
             return []
         # A host in this very process is not the child's to show, and not its user's to kill.
-        own = seat.process is not None and seat.process.pid != os.getpid()
-        host = [("host", seat.process)] if own and seat.process is not None else []
-        return host + [("engine", process) for process in (seat.info.processes if seat.info else ())]
+        own = slot.process is not None and slot.process.pid != os.getpid()
+        host = [("host", slot.process)] if own and slot.process is not None else []
+        return host + [("engine", process) for process in (slot.info.processes if slot.info else ())]
 
     def url(self, child: str) -> str:
         """Where a server is; empty while it is nowhere."""
-        seat = self._seats.get(child)
-        return seat.info.url if seat is not None and seat.info is not None else ""
+        slot = self._seats.get(child)
+        return slot.info.url if slot is not None and slot.info is not None else ""
 
     def was_at(self, child: str, url: str = "") -> str:
         """Where a server was when it was up last, also after its seat has gone; or take note of it."""
@@ -189,21 +189,21 @@ class EngineBackend:
 
     async def release(self, child: str) -> None:
         """End the child's host, and give back what was held for it."""
-        seat = self._seats.pop(child, None)
-        if seat is not None and self._place is not None:
-            seat.hush()
+        slot = self._seats.pop(child, None)
+        if slot is not None and self._place is not None:
+            slot.stop_listening()
             await self._place.end_child(child, PROOF_SECONDS)
 
     async def close(self) -> None:
         """End all hosts."""
-        for seat in self._seats.values():
-            seat.hush()
+        for slot in self._seats.values():
+            slot.stop_listening()
         if self._place is not None:
             await self._place.close()
 
     # --- the line of a pool's front ------------------------------------------------------------
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[Order]) -> None:
+    async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         """Give orders to an engine."""
         await self._line(child, incarnation).submit(incarnation, list(orders))
 
@@ -216,114 +216,116 @@ class EngineBackend:
         await self._line(child, incarnation).flow(request, attempt, is_open=is_open)
 
     def _line(self, child: str, incarnation: int) -> HostLink:
-        seat = self._seats.get(child)
-        if seat is None or seat.link is None or seat.incarnation != incarnation or seat.end is not None:
-            end = HostEnd(causes=(Cause("EngineGone", f"incarnation {incarnation} of {child} has ended"),))
-            raise HostGone(child, 0 if seat is None else seat.epoch, end)
-        return seat.link
+        slot = self._seats.get(child)
+        if slot is None or slot.link is None or slot.incarnation != incarnation or slot.end is not None:
+            end = HostEnd(
+                causes=(Cause("EngineGoneError", f"incarnation {incarnation} of {child} has ended"),)
+            )
+            raise HostGoneError(child, 0 if slot is None else slot.epoch, end)
+        return slot.link
 
     # --- hosts ----------------------------------------------------------------------------------
 
-    async def host(self, seat: Seat, incarnation: int, start: EngineStart, deadline: float) -> HostLink:
+    async def host(self, slot: EngineSlot, incarnation: int, start: EngineStart, timeout: float) -> HostLink:
         """The seat's host; a new one where there is none.
 
         Its epoch is the incarnation that it was made for: unique, and never less than before.
         """
-        if seat.link is None:
-            place = cast("HostPlace", self._place)  # open() came first
+        if slot.link is None:
+            place = cast("HostFactory", self._place)  # open() came first
             options = start.options
             needs = start.gpu_arguments()
             if options.num_gpus is None and needs is not None:
                 options = replace(options, num_gpus=self._gpus(needs))
-            seat.epoch = incarnation
-            seat.link = await place.create(
-                child=seat.child, epoch=incarnation, engine=start.engine, options=options
+            slot.epoch = incarnation
+            slot.link = await place.create(
+                child=slot.child, epoch=incarnation, engine=start.engine, options=options
             )
-        if seat.process is None:
-            link = seat.link
-            seat.process = (await link.ready(deadline)).process
-            seat.scope = anyio.CancelScope()
-            seat.heard = anyio.current_time()
-            self._tasks.start_soon(self._attend, seat, link, seat.scope, name=f"host of {seat.child}")
-        return seat.link
+        if slot.process is None:
+            link = slot.link
+            slot.process = (await link.ready(timeout)).process
+            slot.scope = anyio.CancelScope()
+            slot.last_heartbeat = anyio.current_time()
+            self._tasks.start_soon(self._attend, slot, link, slot.scope, name=f"host of {slot.child}")
+        return slot.link
 
-    async def _attend(self, seat: Seat, link: HostLink, scope: anyio.CancelScope) -> None:
+    async def _attend(self, slot: EngineSlot, link: HostLink, scope: anyio.CancelScope) -> None:
         """Listen to a host until it has ended."""
         with scope:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._listen, seat, link)
-                group.start_soon(attend_to, seat, link, partial(self._doubt, seat))
-                await self._watch(seat, link)
+                group.start_soon(self._listen, slot, link)
+                group.start_soon(monitor_host, slot, link, partial(self._doubt, slot))
+                await self._watch(slot, link)
                 group.cancel_scope.cancel()
 
-    async def _listen(self, seat: Seat, link: HostLink) -> None:
-        barren, why = 0, ""
-        while barren < STREAM_TRIES:
-            barren += 1
+    async def _listen(self, slot: EngineSlot, link: HostLink) -> None:
+        unproductive_restarts, why = 0, ""
+        while unproductive_restarts < STREAM_TRIES:
+            unproductive_restarts += 1
             try:
                 async for items in link.stream():
-                    barren = 0
-                    seat.heard = anyio.current_time()
-                    self._take(seat, items)
+                    unproductive_restarts = 0
+                    slot.last_heartbeat = anyio.current_time()
+                    self._take(slot, items)
                 why = "the host's stream ended while the host lives"
-            except HostGone as gone:
+            except HostGoneError as gone:
                 if not gone.end.unavailable:
                     return  # the sentinel says how it ended
                 why = str(gone)
             except Exception as error:  # noqa: BLE001 - whatever broke it: it is recorded, and listened to anew
                 why = f"{type(error).__name__}: {error}"
-            log.warning("host.stream.broke", child=seat.child, epoch=seat.epoch, why=why)
-            self._reports.items_missing(seat.child, seat.incarnation, why)
-            await anyio.sleep(RELISTEN_SECONDS * 2**barren)
-        seat.settle(Ending(causes=(Cause("StreamBroken", why),), source="host", lost=True))
+            log.warning("host.stream.broke", child=slot.child, epoch=slot.epoch, why=why)
+            self._reports.items_missing(slot.child, slot.incarnation, why)
+            await anyio.sleep(RELISTEN_SECONDS * 2**unproductive_restarts)
+        slot.settle(Ending(causes=(Cause("StreamBroken", why),), source="host", lost=True))
 
-    def _take(self, seat: Seat, items: Sequence[HostItem]) -> None:
+    def _take(self, slot: EngineSlot, items: Sequence[HostItem]) -> None:
         rest: list[HostItem] = []
         died: Died | None = None
         for item in items:
             if not isinstance(item, Phase | Died | Suspicion | Condition):
                 rest.append(item)
-            elif item.incarnation != seat.incarnation:
+            elif item.incarnation != slot.incarnation:
                 pass  # of one that is gone
             elif isinstance(item, Died):
                 died = item
             else:
-                self._heed(seat, item)
+                self._heed(slot, item)
         if rest:
-            self._reports.items(seat.child, seat.incarnation, rest)
+            self._reports.items(slot.child, slot.incarnation, rest)
         if died is not None:
-            seat.settle(ending_of_engine(died))
+            slot.settle(ending_of_engine(died))
 
-    def _heed(self, seat: Seat, item: Phase | Suspicion | Condition) -> None:
+    def _heed(self, slot: EngineSlot, item: Phase | Suspicion | Condition) -> None:
         if isinstance(item, Phase):
-            self._reports.phase(seat.child, item)
+            self._reports.phase(slot.child, item)
         elif isinstance(item, Suspicion):
-            self._doubt(seat, "engine", tuple(Cause(*cause) for cause in item.causes))
+            self._doubt(slot, "engine", tuple(Cause(*cause) for cause in item.causes))
         else:
-            again, seat.ails = seat.ails, item.status != "healthy"
-            if seat.ails:
-                self._reports.unhealthy(seat.child, item, again=again)
+            again, slot.unhealthy = slot.unhealthy, item.status != "healthy"
+            if slot.unhealthy:
+                self._reports.unhealthy(slot.child, item, again=again)
 
-    def _doubt(self, seat: Seat, by: str, causes: tuple[Cause, ...]) -> None:
+    def _doubt(self, slot: EngineSlot, by: str, causes: tuple[Cause, ...]) -> None:
         """Somebody doubts that the incarnation gets on, or (without causes) does not any more."""
-        doubted = bool(seat.doubts)
-        seat.doubts.pop(by, None)
+        suspected = bool(slot.doubts)
+        slot.doubts.pop(by, None)
         if causes:
-            seat.doubts[by] = causes
-        if bool(seat.doubts) != doubted:
-            event = "suspect" if seat.doubts else "clear"
-            self._reports.condition(seat.child, seat.incarnation, event, causes)
+            slot.doubts[by] = causes
+        if bool(slot.doubts) != suspected:
+            event = "suspect" if slot.doubts else "clear"
+            self._reports.condition(slot.child, slot.incarnation, event, causes)
 
     def others_ail(self, child: str) -> bool:
         """Whether another member of the child's group has a fault still."""
         group, _, _ = child.rpartition("/")
         return any(
-            seat.ails
-            for path, seat in self._seats.items()
+            slot.unhealthy
+            for path, slot in self._seats.items()
             if path != child and path.rpartition("/")[0] == group
         )
 
-    async def _watch(self, seat: Seat, link: HostLink) -> None:
+    async def _watch(self, slot: EngineSlot, link: HostLink) -> None:
         tries = 0
         while True:
             end = await link.ended()
@@ -331,76 +333,76 @@ class EngineBackend:
             if not end.unavailable or tries > UNRULED_TRIES:
                 break
             # Nobody has ruled: ask the same host anew, a bounded number of times; it is never made twice.
-            self._doubt(seat, "ray", end.causes or (end.root,))
+            self._doubt(slot, "ray", end.causes or (end.root,))
             try:
                 await link.ready(UNRULED_SECONDS)
-            except (HostGone, HostCallFailed, TimeoutError):
+            except (HostGoneError, HostCallFailedError, TimeoutError):
                 await anyio.sleep(UNRULED_SECONDS / UNRULED_TRIES * tries)
             else:
                 tries = 0
-                self._doubt(seat, "ray", ())
-        seat.settle(ending_of_host(end))
+                self._doubt(slot, "ray", ())
+        slot.settle(ending_of_host(end))
 
 
-class EngineCarrier:
+class EngineIncarnation:
     """One incarnation of an engine."""
 
-    def __init__(self, backend: EngineBackend, seat: Seat, incarnation: int, spec: ChildSpec) -> None:
+    def __init__(self, backend: EngineBackend, slot: EngineSlot, incarnation: int, spec: ChildSpec) -> None:
         self._backend = backend
-        self._seat = seat
+        self._seat = slot
         self._incarnation = incarnation
         self._start = cast("EngineStart", spec.start)
-        self._deadline = spec.start_deadline
-        self._recovery_deadline = spec.recovery_deadline
+        self._timeout = spec.start_timeout
+        self._recovery_timeout = spec.recovery_timeout
         self._link: HostLink | None = None
 
     async def start(self) -> None:
         """Have the engine started in the seat's host."""
         answer: EngineInfo | Died | None = None
-        seat = self._seat
-        seat.begin(self._incarnation, self._start.limits, self._deadline)
+        slot = self._seat
+        slot.begin(self._incarnation, self._start.limits, self._timeout)
         try:
             try:
-                link = await self._backend.host(seat, self._incarnation, self._start, self._deadline)
+                link = await self._backend.host(slot, self._incarnation, self._start, self._timeout)
             finally:
-                self._link = seat.link  # it may have been made though it did not come up
+                self._link = slot.link  # it may have been made though it did not come up
             # That the host is up is progress: the engine has all of its deadline.
-            with anyio.CancelScope() as seat.starting:
+            with anyio.CancelScope() as slot.starting:
                 answer = await link.ensure_started(
                     self._incarnation,
-                    self._start.arguments_after(self._backend.was_at(seat.child)),
-                    self._deadline,
+                    self._start.arguments_after(self._backend.was_at(slot.child)),
+                    self._timeout,
                     self._start.limits,
                 )
-            if seat.starting.cancelled_caught:
-                raise StartRefused(await seat.ended())
-        except HostGone as gone:
-            raise StartRefused(ending_of_host(gone.end)) from None
-        except HostCallFailed as failed:
-            raise StartRefused(
-                Ending(causes=failed.causes, traceback=failed.traceback, source="host", doing="starting")
+            if slot.starting.cancelled_caught:
+                raise StartRefusedError(await slot.ended())
+        except HostGoneError as gone:
+            raise StartRefusedError(ending_of_host(gone.end)) from None
+        except HostCallFailedError as failed:
+            raise StartRefusedError(
+                Ending(causes=failed.causes, traceback=failed.traceback, source="host", phase="starting")
             ) from None
         except (RayvisorError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
-            name = "StartDeadlineExceeded" if late else type(error).__name__
-            why = str(error) or f"not up within start_deadline={self._deadline:g} s"
-            raise StartRefused(
-                Ending(causes=(Cause(name, why),), source="ray", overdue=late, doing="starting")
+            name = "StartTimeout" if late else type(error).__name__
+            why = str(error) or f"not up within start_timeout={self._timeout:g} s"
+            raise StartRefusedError(
+                Ending(causes=(Cause(name, why),), source="ray", overdue=late, phase="starting")
             ) from None
         if isinstance(answer, Died):
-            raise StartRefused(ending_of_engine(answer))
-        seat.info = answer
+            raise StartRefusedError(ending_of_engine(answer))
+        slot.info = answer
         if answer is not None and answer.url:
-            self._backend.was_at(seat.child, answer.url)
+            self._backend.was_at(slot.child, answer.url)
 
     async def act(self, action: str) -> None:
         """Have the engine recover in place, or (``await``) wait until an operator has had it recover."""
-        seat, within = self._seat, self._recovery_deadline
-        others_ail = partial(self._backend.others_ail, seat.child)
+        slot, timeout = self._seat, self._recovery_timeout
+        others_ail = partial(self._backend.others_ail, slot.child)
         if action == "await":
-            await await_instruction(seat, self._incarnation, within, others_ail)
+            await await_instruction(slot, self._incarnation, timeout, others_ail)
         else:
-            await recover(seat, self._incarnation, action, within, others_ail)
+            await recover(slot, self._incarnation, action, timeout, others_ail)
 
     async def ended(self) -> Ending:
         """Wait until the engine, or its host, has ended."""
@@ -411,11 +413,11 @@ class EngineCarrier:
         link = self._link
         if link is None:
             return True
-        if shutdown.seconds and not self._seat.deaf:
+        if shutdown.seconds and not self._seat.unresponsive:
             grace = ENDLESS_SECONDS if math.isinf(shutdown.seconds) else shutdown.seconds
             try:
                 await link.stop_engine(self._incarnation, grace)
-            except (HostGone, HostCallFailed, TimeoutError) as error:
+            except (HostGoneError, HostCallFailedError, TimeoutError) as error:
                 log.warning(
                     "engine.stop.failed",
                     child=self._seat.child,
@@ -432,8 +434,8 @@ class EngineCarrier:
         link = self._link
         if link is None:
             return True
-        seat = self._seat
-        answered = seat.link is not link or (seat.process is not None and not seat.deaf)
+        slot = self._seat
+        answered = slot.link is not link or (slot.process is not None and not slot.unresponsive)
         if answered and await self._engine_gone(link):
             return True
         return await self._host_gone(link)
@@ -442,7 +444,7 @@ class EngineCarrier:
         try:
             with anyio.fail_after(PROOF_SECONDS):
                 await link.stop_engine(self._incarnation, 0.0)
-        except (HostGone, HostCallFailed, TimeoutError):
+        except (HostGoneError, HostCallFailedError, TimeoutError):
             return False
         return True
 

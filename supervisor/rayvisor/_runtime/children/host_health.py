@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from rayvisor._backends.process.observation import in_words, stopped_cause
-from rayvisor._core.health.stall import BUSY_SHARE, Look, StallWatch, Verdict
+from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Ending
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink, HostView
-    from rayvisor._runtime.children.slots import Seat
+    from rayvisor._runtime.children.slots import EngineSlot
 
-__all__ = ["attend_to"]
+__all__ = ["monitor_host"]
 
 log = get_logger("rayvisor.engines")
 
@@ -31,65 +31,65 @@ STARTING_LOOK_SECONDS = 1.0
 Doubt = Callable[[str, tuple[Cause, ...]], None]
 
 
-async def attend_to(seat: Seat, link: HostLink, doubt: Doubt) -> None:
+async def monitor_host(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None:
     """Watch a host's heartbeats for as long as it is the seat's; end the incarnation that it holds up.
 
     Parameters
     ----------
-    seat, link
+    slot, link
         Whose host.
     doubt
         Takes who doubts the host, and why; nothing: it is not doubted any more.
     """
     while True:
-        if seat.end is None:
-            if seat.info is not None:
-                await _while_serving(seat, link, doubt)
-            elif anyio.current_time() - seat.heard > seat.patience:
+        if slot.end is None:
+            if slot.info is not None:
+                await _while_serving(slot, link, doubt)
+            elif anyio.current_time() - slot.last_heartbeat > slot.silence_timeout:
                 # While an engine starts its host is busy: what counts is the start's own deadline.
-                await _condemn(seat, link, anyio.current_time() - seat.heard, "starting")
-        await anyio.sleep(min(STARTING_LOOK_SECONDS, seat.limits.probe_interval))
+                await _condemn(slot, link, anyio.current_time() - slot.last_heartbeat, "starting")
+        await anyio.sleep(min(STARTING_LOOK_SECONDS, slot.limits.probe_interval))
 
 
-async def _while_serving(seat: Seat, link: HostLink, doubt: Doubt) -> None:
-    incarnation = seat.incarnation
+async def _while_serving(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None:
+    incarnation = slot.incarnation
     now = anyio.current_time()
-    watch = StallWatch(seat.limits, now)
+    watch = StallWatch(slot.limits, now)
     while True:
         await anyio.sleep(max(0.0, watch.next_look(now) - anyio.current_time()))
-        if seat.incarnation != incarnation or seat.end is not None:
+        if slot.incarnation != incarnation or slot.end is not None:
             return
         now = anyio.current_time()
-        match watch.look(Look(now, progressed=seat.heard, waiting=1)):
-            case Verdict.SUSPECT:
+        match watch.look(Look(now, progressed=slot.last_heartbeat, waiting=1)):
+            case HealthAction.SUSPECT:
                 silence = f"nothing was heard of the host for {watch.silent:.1f} s"
                 doubt("heartbeat", (Cause("HostSuspect", silence),))
-            case Verdict.CLEAR:
+            case HealthAction.CLEAR:
                 doubt("heartbeat", ())
-            case Verdict.STALLED:
-                await _condemn(seat, link, watch.silent, "serving")
+            case HealthAction.STALLED:
+                await _condemn(slot, link, watch.silent, "serving")
                 return
             case _:
                 pass
 
 
-async def _condemn(seat: Seat, link: HostLink, silent: float, doing: str) -> None:
+async def _condemn(slot: EngineSlot, link: HostLink, silent: float, phase: str) -> None:
     """End the incarnation for its host's silence, and say what can be seen of the cause."""
-    incarnation = seat.incarnation
+    incarnation = slot.incarnation
     view = await link.view(VIEW_SECONDS)
-    if seat.incarnation != incarnation:
+    if slot.incarnation != incarnation:
         return  # it was ended for another reason meanwhile
     causes = _causes(view, silent)
-    log.warning("host.stalled", child=seat.child, epoch=seat.epoch, cause=str(causes[-1]))
-    seat.deaf = True  # it is not asked any more, only ended
-    seat.settle(
+    log.warning("host.stalled", child=slot.child, epoch=slot.epoch, cause=str(causes[-1]))
+    slot.unresponsive = True  # it is not asked any more, only ended
+    slot.settle(
         Ending(
             causes=causes, source="host", traceback=view.stack, lost=True, node=view.node,
-            log_file=view.log_file, doing=doing,
+            log_file=view.log_file, phase=phase,
         )
     )  # fmt: skip
-    if seat.starting is not None:
-        seat.starting.cancel()
+    if slot.starting is not None:
+        slot.starting.cancel()
 
 
 def _causes(view: HostView, silent: float) -> tuple[Cause, ...]:

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
 __all__ = [
-    "Backend",
-    "Carrier",
-    "RecoveryFailed",
+    "ChildBackend",
+    "Incarnation",
+    "RecoveryFailedError",
     "StartIgnored",
-    "StartRefused",
+    "StartRefusedError",
     "takes",
     "with_predecessor",
 ]
 
 
-class StartRefused(Exception):  # noqa: N818 - an outcome, not a class of errors
+class StartRefusedError(Exception):
     """A start came to nothing; ``ending`` says why."""
 
     def __init__(self, ending: Ending) -> None:
@@ -37,15 +37,15 @@ class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
     """A start chose not to run (OTP: ``ignore``)."""
 
 
-class RecoveryFailed(Exception):  # noqa: N818 - as above
+class RecoveryFailedError(Exception):
     """A recovery in place came to nothing; the fault that asked for it is what counts."""
 
 
-class Carrier(Protocol):
+class Incarnation(Protocol):
     """One incarnation of one child.
 
     One that can recover in place has ``async def act(self, action: str) -> None`` as well, which may raise
-    RecoveryFailed.
+    RecoveryFailedError.
     """
 
     async def start(self) -> SupervisorSpec | None:
@@ -53,12 +53,12 @@ class Carrier(Protocol):
 
         Where the child is a supervisor it returns the spec: the core starts the children.
 
-        It keeps the spec's ``start_deadline`` itself, since it can say what took so long; the runtime
+        It keeps the spec's ``start_timeout`` itself, since it can say what took so long; the runtime
         waits a little longer and then gives the start up.
 
         Raises
         ------
-        StartRefused
+        StartRefusedError
             It did not come up.
         StartIgnored
             It chose not to.
@@ -81,13 +81,15 @@ class Carrier(Protocol):
         ...
 
 
-class Backend(Protocol):
+class ChildBackend(Protocol):
     """What carries one kind of children."""
 
     async def open(self) -> None:
         """Get ready, if it is not yet. Comes before the first carrier is made."""
 
-    def carry(self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None) -> Carrier:
+    def create_incarnation(
+        self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
+    ) -> Incarnation:
         """Make the carrier of an incarnation; nothing is started by it."""
         ...
 

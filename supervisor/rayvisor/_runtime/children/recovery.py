@@ -13,13 +13,13 @@ from uuid import uuid4
 
 import anyio
 
-from rayvisor._core.protocol.links import HostCallFailed, HostGone
-from rayvisor._runtime.children.protocol import RecoveryFailed
+from rayvisor._core.protocol.links import HostCallFailedError, HostGoneError
+from rayvisor._runtime.children.protocol import RecoveryFailedError
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink
     from rayvisor._core.protocol.wire import EngineInfo
-    from rayvisor._runtime.children.slots import Seat
+    from rayvisor._runtime.children.slots import EngineSlot
 
 __all__ = ["await_instruction", "recover", "recovery_seconds"]
 
@@ -32,100 +32,102 @@ ENGINE_SHARE = 0.8
 """Of the engine's own patience, which began before its fault was heard of."""
 
 
-def recovery_seconds(within: float, info: EngineInfo) -> float:
+def recovery_seconds(timeout: float, info: EngineInfo) -> float:
     """Seconds that a recovery may take: it ends before the engine loses its own patience."""
-    own = within * OWN_SHARE
+    own = timeout * OWN_SHARE
     return min(own, info.recovery_timeout * ENGINE_SHARE) if info.recovery_timeout else own
 
 
 async def recover(
-    seat: Seat, incarnation: int, instruction: str, within: float, others_ail: Callable[[], bool]
+    slot: EngineSlot, incarnation: int, instruction: str, timeout: float, others_ail: Callable[[], bool]
 ) -> None:
     """Have an engine carry out an instruction, and see that it is well again.
 
     Parameters
     ----------
-    seat, incarnation
+    slot, incarnation
         Which engine.
     instruction
         What it is told.
-    within
+    timeout
         Seconds it may take.
     others_ail
         Whether another rank of its group has a fault still.
 
     Raises
     ------
-    RecoveryFailed
+    RecoveryFailedError
         It has not recovered, or has not said so; the message says which.
     """
-    link, info = _who_serves(seat, incarnation)
+    link, info = _who_serves(slot, incarnation)
     if instruction not in info.instructions:
         known = ", ".join(info.instructions) or "none"
-        raise RecoveryFailed(f"the engine does not know the instruction {instruction!r}; it knows {known}")
-    seconds = recovery_seconds(within, info)
+        raise RecoveryFailedError(
+            f"the engine does not know the instruction {instruction!r}; it knows {known}"
+        )
+    seconds = recovery_seconds(timeout, info)
     attempt = _Attempt(link, incarnation, instruction, seconds)
     try:
         with anyio.fail_after(seconds):
             while not await attempt.accepted():
                 attempt.waits_for = "the others of its group were not well"
-                while not seat.ails and others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
+                while not slot.unhealthy and others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
                     await anyio.sleep(POLL_SECONDS)
-                if not seat.ails:
+                if not slot.unhealthy:
                     break
             await attempt.well()
     except TimeoutError:
-        raise RecoveryFailed(f"{attempt.waits_for} within {seconds:.3g} s") from None
-    except HostGone as gone:
-        await _its_end(seat)
-        raise RecoveryFailed(f"its host has ended: {gone.end.root}") from None
-    except HostCallFailed as failed:
-        await _its_end(seat)
+        raise RecoveryFailedError(f"{attempt.waits_for} within {seconds:.3g} s") from None
+    except HostGoneError as gone:
+        await _its_end(slot)
+        raise RecoveryFailedError(f"its host has ended: {gone.end.root}") from None
+    except HostCallFailedError as failed:
+        await _its_end(slot)
         root = failed.causes[-1] if failed.causes else failed
-        raise RecoveryFailed(f"the instruction {instruction!r} failed: {root}") from None
+        raise RecoveryFailedError(f"the instruction {instruction!r} failed: {root}") from None
 
 
 async def await_instruction(
-    seat: Seat, incarnation: int, within: float, others_ail: Callable[[], bool]
+    slot: EngineSlot, incarnation: int, timeout: float, others_ail: Callable[[], bool]
 ) -> None:
     """Wait until an operator has had an engine, and the others of its group, recover.
 
     Parameters
     ----------
-    seat, incarnation
+    slot, incarnation
         Which engine.
-    within
+    timeout
         Seconds it may take.
     others_ail
         Whether another rank of its group has a fault still.
 
     Raises
     ------
-    RecoveryFailed
+    RecoveryFailedError
         Nobody has, or it was of no use.
     """
-    _, info = _who_serves(seat, incarnation)
-    seconds = recovery_seconds(within, info)
+    _, info = _who_serves(slot, incarnation)
+    seconds = recovery_seconds(timeout, info)
     with anyio.move_on_after(seconds):
-        while seat.ails or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
+        while slot.unhealthy or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
             await anyio.sleep(POLL_SECONDS)
         return
-    who = "it has" if seat.ails else "another of its group has"
-    raise RecoveryFailed(
+    who = "it has" if slot.unhealthy else "another of its group has"
+    raise RecoveryFailedError(
         f"{who} not recovered within {seconds:.3g} s: no instruction came, or it did not help"
     )
 
 
-def _who_serves(seat: Seat, incarnation: int) -> tuple[HostLink, EngineInfo]:
-    if seat.link is None or seat.info is None or seat.incarnation != incarnation:
-        raise RecoveryFailed(f"incarnation {incarnation} is not there any more")
-    return seat.link, seat.info
+def _who_serves(slot: EngineSlot, incarnation: int) -> tuple[HostLink, EngineInfo]:
+    if slot.link is None or slot.info is None or slot.incarnation != incarnation:
+        raise RecoveryFailedError(f"incarnation {incarnation} is not there any more")
+    return slot.link, slot.info
 
 
-async def _its_end(seat: Seat) -> None:
+async def _its_end(slot: EngineSlot) -> None:
     """Let an end be told first, if that is why a call failed: it is the fault, and this its consequence."""
     with anyio.move_on_after(LAG_SECONDS):
-        await seat.ended()
+        await slot.ended()
 
 
 class _Attempt:
@@ -146,13 +148,13 @@ class _Attempt:
         given = {"instruction": self._instruction, "params": {}, "request_id": request}
         answer = await self._ask("handle_fault", given)
         if not isinstance(answer, Mapping) or answer.get("request_id") != request:
-            raise RecoveryFailed(
+            raise RecoveryFailedError(
                 f"the acknowledgement of {self._instruction!r} is of another request: {answer}"
             )
         if answer.get("success"):
             return True
         if ailed and await self._status() != "healthy":
-            raise RecoveryFailed(
+            raise RecoveryFailedError(
                 f"it refused {self._instruction!r}: {answer.get('reason') or 'no reason given'}"
             )
         return False
@@ -163,7 +165,9 @@ class _Attempt:
         until = anyio.current_time() + LAG_SECONDS
         while (status := await self._status()) != "healthy":
             if status == "dead" or anyio.current_time() > until:
-                raise RecoveryFailed(f"{self._instruction!r} was acknowledged, but the engine is {status}")
+                raise RecoveryFailedError(
+                    f"{self._instruction!r} was acknowledged, but the engine is {status}"
+                )
             await anyio.sleep(POLL_SECONDS)
 
     async def _status(self) -> str:

@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from rayvisor.faults import Exit
     from rayvisor.specs import StallLimits
 
-__all__ = ["Seat", "ending_of_engine", "ending_of_host"]
+__all__ = ["EngineSlot", "ending_of_engine", "ending_of_host"]
 
 
-class Seat:
+class EngineSlot:
     """One engine child: its host, and the incarnation that is there."""
 
     __slots__ = (
         "_settled",
-        "ails",
         "child",
-        "deaf",
         "doubts",
         "end",
         "epoch",
-        "heard",
         "incarnation",
         "info",
+        "last_heartbeat",
         "limits",
         "link",
-        "patience",
         "predecessor",
         "process",
         "scope",
+        "silence_timeout",
         "starting",
+        "unhealthy",
+        "unresponsive",
     )
 
     def __init__(self, child: str) -> None:
@@ -58,26 +58,26 @@ class Seat:
         self.end: Ending | None = None
         self._settled = anyio.Event()
         # When the host was heard last.
-        self.heard = -math.inf
+        self.last_heartbeat = -math.inf
         # The host does not answer: it is not asked any more, only ended.
-        self.deaf = False
+        self.unresponsive = False
         # Who doubts that the present incarnation lives, and why.
         self.doubts: dict[str, tuple[Cause, ...]] = {}
         # The engine has said that it has a fault, and not yet that it has none.
-        self.ails = False
+        self.unhealthy = False
         self.limits = PATIENT
         # Seconds that a host may be silent while its engine starts.
-        self.patience = math.inf
+        self.silence_timeout = math.inf
         # Calls a start off.
         self.starting: anyio.CancelScope | None = None
 
-    def begin(self, incarnation: int, limits: StallLimits, patience: float) -> None:
+    def begin(self, incarnation: int, limits: StallLimits, silence_timeout: float) -> None:
         """A new incarnation takes the seat."""
         self.incarnation = incarnation
-        self.limits, self.patience = limits, patience
-        self.heard = anyio.current_time()
+        self.limits, self.silence_timeout = limits, silence_timeout
+        self.last_heartbeat = anyio.current_time()
         self.doubts.clear()
-        self.ails = False
+        self.unhealthy = False
         self.info = None
         self.end = None
         self._settled = anyio.Event()
@@ -98,10 +98,10 @@ class Seat:
         """Let go of a host, if it is still the seat's."""
         if self.link is link:
             self.link = self.process = None
-            self.deaf = False
-            self.hush()
+            self.unresponsive = False
+            self.stop_listening()
 
-    def hush(self) -> None:
+    def stop_listening(self) -> None:
         """Listen to the host no more."""
         if self.scope is not None:
             self.scope.cancel()
@@ -114,10 +114,10 @@ def ending_of_engine(died: Died) -> Ending:
         causes=tuple(Cause(*cause) for cause in died.causes),
         source="engine",
         traceback=died.traceback,
-        overdue=any(name == "StartDeadlineExceeded" for name, _ in died.causes),
+        overdue=any(name == "StartTimeout" for name, _ in died.causes),
         exit_code=died.exit_code,
         signal=died.signal,
-        doing=died.doing,
+        phase=died.phase,
         log_file=died.log_file,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._runtime.children.protocol import StartIgnored, StartRefused, with_predecessor
+from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor.errors import SpecError
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import IgnoreStart, SupervisorSpec
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rayvisor.faults import Exit
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorStart
 
-__all__ = ["SupervisorBackend"]
+__all__ = ["SubtreeBackend"]
 
 
-class SupervisorBackend:
+class SubtreeBackend:
     """Has the specs of supervisors made.
 
     Parameters
@@ -37,12 +37,12 @@ class SupervisorBackend:
     async def open(self) -> None:
         """Nothing to prepare."""
 
-    def carry(
+    def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
-    ) -> SupervisorCarrier:
+    ) -> SubtreeIncarnation:
         """Make the carrier of an incarnation."""
         del child, incarnation
-        return SupervisorCarrier(self._prepare, spec, predecessor)
+        return SubtreeIncarnation(self._prepare, spec, predecessor)
 
     async def release(self, child: str) -> None:
         """Nothing outlives an incarnation."""
@@ -51,7 +51,7 @@ class SupervisorBackend:
         """Nothing is left."""
 
 
-class SupervisorCarrier:
+class SubtreeIncarnation:
     """One start of a supervisor: the core keeps its children from then on."""
 
     def __init__(
@@ -62,25 +62,25 @@ class SupervisorCarrier:
     ) -> None:
         self._prepare = prepare
         self._start = cast("SupervisorStart", spec.start)
-        self._deadline = spec.start_deadline
+        self._timeout = spec.start_timeout
         self._predecessor = predecessor
 
     async def start(self) -> SupervisorSpec:
         """Call the function, and open what the children it names need."""
         try:
-            with anyio.fail_after(self._deadline):
+            with anyio.fail_after(self._timeout):
                 spec = await self._make()
                 await self._prepare(spec)
         except IgnoreStart:
             raise StartIgnored from None
         except TimeoutError as error:
-            why = str(error) or f"no spec was made within start_deadline={self._deadline:g} s"
-            cause = Cause("StartDeadlineExceeded", why)
-            raise StartRefused(Ending(causes=(cause,), overdue=True, doing="starting")) from None
+            why = str(error) or f"no spec was made within start_timeout={self._timeout:g} s"
+            cause = Cause("StartTimeout", why)
+            raise StartRefusedError(Ending(causes=(cause,), overdue=True, phase="starting")) from None
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises
             causes = tuple(Cause(*cause) for cause in plain_causes(error))
             text = "".join(traceback.format_exception(error))
-            raise StartRefused(Ending(causes=causes, traceback=text, doing="starting")) from None
+            raise StartRefusedError(Ending(causes=causes, traceback=text, phase="starting")) from None
         return spec
 
     async def _make(self) -> SupervisorSpec:

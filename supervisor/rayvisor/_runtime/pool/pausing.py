@@ -19,7 +19,7 @@ import anyio
 
 if TYPE_CHECKING:
     from rayvisor._core.requests.effects import Effect
-    from rayvisor._core.requests.front import Front
+    from rayvisor._core.requests.front import RequestScheduler
 
 __all__ = ["Pausing"]
 
@@ -38,9 +38,9 @@ class Pausing:
     """
 
     def __init__(
-        self, front: Front, apply: Callable[[list[Effect]], None], clock: Callable[[], float]
+        self, front: RequestScheduler, apply: Callable[[list[Effect]], None], clock: Callable[[], float]
     ) -> None:
-        self._front = front
+        self._scheduler = front
         self._apply = apply
         self._clock = clock
         self._moved: anyio.Event | None = None
@@ -49,12 +49,12 @@ class Pausing:
 
     def incarnation(self, child: str) -> int | None:
         """Which incarnation of an engine is up; None if none is."""
-        engine = self._front.routing.engines.get(child)
+        engine = self._scheduler.routing.engines.get(child)
         return None if engine is None else engine.incarnation
 
     def in_flight(self, children: Collection[str]) -> int:
         """How many samples these engines have in flight."""
-        engines = self._front.routing.engines
+        engines = self._scheduler.routing.engines
         return sum(len(engines[child].in_flight) for child in children if child in engines)
 
     async def drained(self, children: Collection[str]) -> None:
@@ -62,7 +62,7 @@ class Pausing:
 
         Bounded by the requests' own deadlines; who calls bounds it further.
         """
-        engines = self._front.routing.engines
+        engines = self._scheduler.routing.engines
         while any(
             child in engines and engines[child].in_flight and not engines[child].open for child in children
         ):
@@ -72,12 +72,12 @@ class Pausing:
     def withdraw(self, children: Collection[str]) -> None:
         """Take what these engines have in flight back: it goes on elsewhere, or here later."""
         for child in children:
-            self._apply(self._front.withdraw(child, f"{child} was paused", self._clock()))
+            self._apply(self._scheduler.withdraw(child, f"{child} was paused", self._clock()))
 
     def keep(self, children: Collection[str], *, kept: bool) -> None:
         """Hold what these engines have in flight where it is, or let it go on."""
         for child in children:
-            self._apply(self._front.keep(child, kept=kept, now=self._clock()))
+            self._apply(self._scheduler.hold(child, held=kept, now=self._clock()))
 
     def look(self) -> None:
         """Something may have moved: who waits looks again."""

@@ -14,18 +14,18 @@ from typing import Any, Literal, Self, overload
 import anyio
 import anyio.abc
 
-from rayvisor._core.protocol.wire import EngineInfo, HostItem, Order, Prompt
+from rayvisor._core.protocol.wire import EngineInfo, GenerateCommand, HostItem, Prompt
 from rayvisor._core.requests.effects import (
+    Abandoned,
     Abort,
     Deliver,
     Effect,
     Fail,
     Finish,
     Flow,
-    Left,
+    MadeProgress,
     NextDeadline,
-    SendOrders,
-    Useful,
+    SendCommands,
 )
 from rayvisor._core.requests.errors import (
     GenerationClosedError,
@@ -33,7 +33,7 @@ from rayvisor._core.requests.errors import (
     QueueFullError,
     RequestError,
 )
-from rayvisor._core.requests.front import Front
+from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.results import Completion, Usage
 from rayvisor._core.requests.state import Place
@@ -41,7 +41,7 @@ from rayvisor._core.requests.stats import PoolStats, stats_of
 from rayvisor._log import get_logger
 from rayvisor._runtime.pool.batch import Params, pairs, run_batch
 from rayvisor._runtime.pool.pausing import Pausing
-from rayvisor._runtime.pool.sender import EngineLine, Outbox
+from rayvisor._runtime.pool.sender import CommandSender, EngineTransport
 from rayvisor._runtime.pool.streams import Generation, Stream
 from rayvisor.faults import Fault
 
@@ -74,7 +74,7 @@ class EnginePool:
         Where seeds of sampled requests come from.
     clock
         Seconds, monotonic.
-    send_deadline
+    send_timeout
         Seconds that a call on the line may take; an order not given to its engine by then is routed anew.
 
     Examples
@@ -89,25 +89,25 @@ class EnginePool:
 
     def __init__(
         self,
-        line: EngineLine,
+        line: EngineTransport,
         *,
         name: str = "pool",
         limits: RequestLimits | None = None,
         on_useful: Callable[[str, int], None] = lambda _child, _incarnation: None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
-        send_deadline: float = 10.0,
+        send_timeout: float = 10.0,
     ) -> None:
         self.name = name
         self._line = line
-        self._front = Front(limits or RequestLimits(), rng or Random())
-        self.pausing = Pausing(self._front, self._apply, clock)
+        self._scheduler = RequestScheduler(limits or RequestLimits(), rng or Random())
+        self.pausing = Pausing(self._scheduler, self._apply, clock)
         self._on_useful = on_useful
         self._clock = clock
-        self._send_deadline = send_deadline
+        self._send_timeout = send_timeout
         self._numbers = count(1)
         self._streams: dict[str, Stream] = {}
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes: dict[str, CommandSender] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own: anyio.abc.TaskGroup | None = None
@@ -125,8 +125,8 @@ class EnginePool:
         prompt: Prompt,
         params: Params | None = None,
         *,
-        deadline: float | None = None,
-        attempts: int | None = None,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
         on_weights_changed: OnWeightsChanged | None = None,
     ) -> Generation:
@@ -139,9 +139,9 @@ class EnginePool:
         params
             Fields of vLLM's ``SamplingParams``; what is not given has vLLM's default (``max_tokens`` 16,
             ``temperature`` 1.0).
-        deadline
+        timeout
             Seconds until its last chunk must have come, the wait for an engine included.
-        attempts
+        max_attempts
             How many engines it may be given to.
         on_divergence
             What to do when it is generated again and comes out different; see
@@ -163,13 +163,13 @@ class EnginePool:
         stream = Stream(self, f"{self.name}-{next(self._numbers)}")
         self._streams[stream.request] = stream
         try:
-            effects = self._front.submit(
+            effects = self._scheduler.submit(
                 stream.request,
                 prompt,
                 params,
                 self._clock(),
-                deadline=deadline,
-                attempts=attempts,
+                timeout=timeout,
+                max_attempts=max_attempts,
                 on_divergence=on_divergence,
                 on_weights_changed=on_weights_changed,
             )
@@ -185,8 +185,8 @@ class EnginePool:
         prompts: Iterable[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
-        deadline: float | None = None,
-        attempts: int | None = None,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
         on_weights_changed: OnWeightsChanged | None = None,
         return_errors: Literal[False] = False,
@@ -198,8 +198,8 @@ class EnginePool:
         prompts: Iterable[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
-        deadline: float | None = None,
-        attempts: int | None = None,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
         on_weights_changed: OnWeightsChanged | None = None,
         return_errors: Literal[True],
@@ -210,8 +210,8 @@ class EnginePool:
         prompts: Iterable[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
-        deadline: float | None = None,
-        attempts: int | None = None,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
         on_divergence: Literal["splice", "fail"] | None = None,
         on_weights_changed: OnWeightsChanged | None = None,
         return_errors: bool = False,
@@ -226,7 +226,7 @@ class EnginePool:
             One request each.
         params
             For all of them, or a sequence with one mapping for each.
-        deadline, attempts, on_divergence, on_weights_changed
+        timeout, max_attempts, on_divergence, on_weights_changed
             As for ``generate``, for each request from the moment it is sent.
         return_errors
             Put the error of a failed request in its place. If False, the first one is raised and the
@@ -239,8 +239,8 @@ class EnginePool:
                     return self.generate(
                         prompt,
                         own,
-                        deadline=deadline,
-                        attempts=attempts,
+                        timeout=timeout,
+                        max_attempts=max_attempts,
                         on_divergence=on_divergence,
                         on_weights_changed=on_weights_changed,
                     )
@@ -253,7 +253,7 @@ class EnginePool:
 
     def stats(self) -> PoolStats:
         """Count what waits, what runs, and what has been done."""
-        return stats_of(self._front)
+        return stats_of(self._scheduler)
 
     # Engines: called by whoever keeps them, on the pool's event loop
 
@@ -263,15 +263,15 @@ class EnginePool:
         if box is None or box.incarnation < incarnation:
             if box is not None:
                 box.close()
-            self._outboxes[child] = box = Outbox(
-                self._line, child, incarnation, self._send_deadline, self._not_sent
+            self._outboxes[child] = box = CommandSender(
+                self._line, child, incarnation, self._send_timeout, self._not_sent
             )
             self._running.start_soon(box.run)
-        self._apply(self._front.engine_up(child, incarnation, info, self._clock(), spare=spare))
+        self._apply(self._scheduler.engine_up(child, incarnation, info, self._clock(), spare=spare))
 
     def quarantines(self, child: str, incarnation: int) -> bool:
         """Whether a request runs alone on this engine, under suspicion of having killed others."""
-        engine = self._front.routing.live(child, incarnation)
+        engine = self._scheduler.routing.live(child, incarnation)
         return engine is not None and engine.reserved is not None and engine.reserved.place is Place.IN_FLIGHT
 
     def engine_down(self, child: str, incarnation: int, fault: Fault | None) -> None:
@@ -283,31 +283,31 @@ class EnginePool:
         if box is not None and box.incarnation == incarnation:
             del self._outboxes[child]
             box.close()
-        self._apply(self._front.engine_down(child, incarnation, fault, self._clock()))
+        self._apply(self._scheduler.engine_down(child, incarnation, fault, self._clock()))
 
     def gate(self, child: str, *, is_open: bool) -> None:
         """Let a child have new work, or not, from this incarnation on; at first every gate is open."""
-        self._apply(self._front.gate(child, is_open=is_open, now=self._clock()))
+        self._apply(self._scheduler.gate(child, is_open=is_open, now=self._clock()))
 
     def stale(self, child: str) -> None:
         """Say that a child's weights are about to change. Its gate is closed before."""
-        self._apply(self._front.stale(child, self._clock()))
+        self._apply(self._scheduler.stale(child, self._clock()))
 
     def weights(self, child: str, incarnation: int, version: int) -> None:
         """Say which weights an engine has from now on, before its gate is opened."""
-        self._front.weights(child, incarnation, version)
+        self._scheduler.weights(child, incarnation, version)
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
         """Take in what an engine sent; items that are not about requests are passed over."""
-        self._apply(self._front.items(child, incarnation, items, self._clock()))
+        self._apply(self._scheduler.items(child, incarnation, items, self._clock()))
 
     def items_missing(self, child: str, incarnation: int, reason: str) -> None:
         """Say that items of a living engine may have been lost: all it has in flight is sent anew."""
-        self._apply(self._front.resync(child, incarnation, reason, self._clock()))
+        self._apply(self._scheduler.resync(child, incarnation, reason, self._clock()))
 
     def close(self, fault: Fault | None) -> None:
         """No engine will come back: requests without one fail, new ones too, until an engine is up again."""
-        self._apply(self._front.close(fault, self._clock()))
+        self._apply(self._scheduler.close(fault, self._clock()))
 
     # Running
 
@@ -319,7 +319,7 @@ class EnginePool:
 
     def stop(self, fault: Fault | None = None) -> None:
         """End: every open request fails with ``NoEngineError``."""
-        self._apply(self._front.close(fault, self._clock(), at_once=True))
+        self._apply(self._scheduler.close(fault, self._clock(), immediately=True))
         for box in self._outboxes.values():
             box.close()
         self._outboxes.clear()
@@ -371,12 +371,12 @@ class EnginePool:
                         self.tick()
             finally:
                 # Whatever ended this task: without it deadlines would not be kept, so no stream stays open.
-                self._apply(self._front.close(None, self._clock(), at_once=True))
+                self._apply(self._scheduler.close(None, self._clock(), immediately=True))
 
     def tick(self) -> None:
         """Look at the clock. The pool does it by itself when something is due."""
         self._next = None
-        self._apply(self._front.tick(self._clock()))
+        self._apply(self._scheduler.tick(self._clock()))
 
     def _apply(self, effects: list[Effect]) -> None:
         self._pending.extend(effects)
@@ -388,7 +388,7 @@ class EnginePool:
                 self._carry_out(self._pending.popleft())
         finally:
             self._applying = False
-        if self._room is not None and self._front.room > 0:
+        if self._room is not None and self._scheduler.room > 0:
             self._room.set()
             self._room = None
         self.pausing.look()
@@ -399,19 +399,19 @@ class EnginePool:
                 if chunk.divergence is not None:
                     log.warning("pool.request.diverged", request=request, divergence=str(chunk.divergence))
                 self._streams[request].push(chunk)
-            case SendOrders(child) | Abort(child) | Flow(child):
+            case SendCommands(child) | Abort(child) | Flow(child):
                 box = self._outboxes.get(child)
                 if box is not None and box.incarnation == effect.incarnation:
                     box.put(effect)
-            case Finish() | Fail() | Left():
+            case Finish() | Fail() | Abandoned():
                 self._end(effect)
-            case Useful(child, incarnation):
+            case MadeProgress(child, incarnation):
                 self._on_useful(child, incarnation)
             case NextDeadline(at):
                 self._next = at
                 self._wake.set()
 
-    def _end(self, effect: Finish | Fail | Left) -> None:
+    def _end(self, effect: Finish | Fail | Abandoned) -> None:
         stream = self._streams.pop(effect.request)
         match effect:
             case Finish(_, completion):
@@ -419,22 +419,22 @@ class EnginePool:
             case Fail(request, error, usage):
                 log.warning("pool.request.failed", request=request, kind=type(error).__name__, why=str(error))
                 stream.end(usage, error=error)
-            case Left(request, usage):
+            case Abandoned(request, usage):
                 log.info("pool.request.left", request=request, tokens=usage.completion_tokens)
                 stream.end(usage, error=GenerationClosedError(request))
 
     def taken(self, request: str, index: int, tokens: int) -> None:
         """Note that a reader took tokens of a sample: its stream says so."""
-        self._apply(self._front.taken(request, index, tokens, self._clock()))
+        self._apply(self._scheduler.taken(request, index, tokens, self._clock()))
 
     def abandon(self, request: str) -> None:
         """Abort a request: its stream says so when it is left."""
-        self._apply(self._front.abandon(request, self._clock()))
+        self._apply(self._scheduler.abandon(request, self._clock()))
 
     def usage(self, request: str) -> Usage:
         """Return what an open request has used so far."""
-        return self._front.usage(request)
+        return self._scheduler.usage(request)
 
-    def _not_sent(self, box: Outbox, orders: Sequence[Order], reason: str) -> None:
+    def _not_sent(self, box: CommandSender, orders: Sequence[GenerateCommand], reason: str) -> None:
         attempts = [(order.request, order.attempt) for order in orders]
-        self._apply(self._front.send_failed(box.child, box.incarnation, attempts, reason, self._clock()))
+        self._apply(self._scheduler.send_failed(box.child, box.incarnation, attempts, reason, self._clock()))

@@ -79,7 +79,7 @@ class Pools:
         if pool is not None:
             pool.weights(child, incarnation, version)
 
-    def blameless(self, child: str, incarnation: int) -> bool:
+    def request_not_at_fault(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame if this incarnation ends now."""
         pool = self.of(child)
         return pool is not None and pool.quarantines(child, incarnation)
@@ -96,7 +96,7 @@ class Pools:
                 elif effect.after.state == "DEAD" and _parent(child) not in self._ending:
                     # Under a supervisor that ends itself it may come back with that, and its requests wait.
                     self._close(child, _why(child, runtime))
-            case m.Forgotten(child):
+            case m.Removed(child):
                 for path in self._at_or_below(child):
                     self._pools.pop(path).stop()
                 self._ending = {path for path in self._ending if not _within(path, child)}
@@ -148,8 +148,8 @@ class Pools:
             return
         limits = RequestLimits(
             queue_limit=spec.queue_limit,
-            deadline=spec.deadline,
-            attempts=spec.attempts,
+            timeout=spec.request_timeout,
+            max_attempts=spec.max_attempts,
             on_weights_changed=spec.on_weights_changed,
         )
         pool = self._pools[path] = EnginePool(
@@ -175,7 +175,7 @@ class Pools:
             elif change.event == "stale":
                 pool.stale(child)
         elif was_up:
-            pool.engine_down(child, incarnation, runtime.lives.fault(child, incarnation))
+            pool.engine_down(child, incarnation, runtime.incarnations.fault(child, incarnation))
 
 
 def _within(path: str, child: str) -> bool:

@@ -7,19 +7,19 @@ from typing import Protocol
 
 import anyio
 
-from rayvisor._core.protocol.wire import Order
-from rayvisor._core.requests.effects import Abort, Flow, SendOrders
+from rayvisor._core.protocol.wire import GenerateCommand
+from rayvisor._core.requests.effects import Abort, Flow, SendCommands
 from rayvisor._log import get_logger
 
-__all__ = ["EngineLine", "Outbox"]
+__all__ = ["CommandSender", "EngineTransport"]
 
 log = get_logger("rayvisor.pool")
 
 
-class EngineLine(Protocol):
+class EngineTransport(Protocol):
     """How a pool reaches its engines. The pool bounds each call in time; one that fails raises."""
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[Order], /) -> None:
+    async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand], /) -> None:
         """Give orders to an engine. Returns once its host has them."""
         ...
 
@@ -32,7 +32,7 @@ class EngineLine(Protocol):
         ...
 
 
-class Outbox:
+class CommandSender:
     """What is to be sent to one incarnation, and the task that sends it, one call after the other.
 
     Its size is bounded by what the front puts in flight on an engine: an order that is aborted before
@@ -46,27 +46,27 @@ class Outbox:
 
     def __init__(
         self,
-        line: EngineLine,
+        line: EngineTransport,
         child: str,
         incarnation: int,
-        deadline: float,
-        not_sent: Callable[[Outbox, Sequence[Order], str], None],
+        timeout: float,
+        not_sent: Callable[[CommandSender, Sequence[GenerateCommand], str], None],
     ) -> None:
         self.child = child
         self.incarnation = incarnation
         self._line = line
-        self._deadline = deadline
+        self._timeout = timeout
         self._not_sent = not_sent
-        self._orders: dict[tuple[str, int], Order] = {}
+        self._orders: dict[tuple[str, int], GenerateCommand] = {}
         self._flows: dict[tuple[str, int], bool] = {}
         self._aborts: dict[tuple[str, int], None] = {}
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
 
-    def put(self, effect: SendOrders | Abort | Flow) -> None:
+    def put(self, effect: SendCommands | Abort | Flow) -> None:
         """Have something sent."""
         match effect:
-            case SendOrders(orders=orders):
+            case SendCommands(orders=orders):
                 self._orders.update({(order.request, order.attempt): order for order in orders})
             case Flow(request=request, attempt=attempt, open=is_open):
                 self._flows[request, attempt] = is_open
@@ -107,10 +107,10 @@ class Outbox:
     async def _bounded(self, what: str, call: Awaitable[None]) -> str | None:
         """Await a call on the line within the deadline; return what went wrong with it."""
         try:
-            with anyio.fail_after(self._deadline):
+            with anyio.fail_after(self._timeout):
                 await call
         except TimeoutError:
-            failure = f"no answer to {what} within {self._deadline:g} s"
+            failure = f"no answer to {what} within {self._timeout:g} s"
         except Exception as error:  # noqa: BLE001 - the line may fail in any way; it is recorded and routed around
             failure = f"{type(error).__name__}: {error}"
         else:

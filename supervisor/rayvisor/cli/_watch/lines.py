@@ -112,7 +112,7 @@ class Lines:
 
 def _cause(fault: Mapping[str, Any]) -> str:
     log = f"; log: {fault['log']}" if fault["log"] else ""
-    return f"{fault['root']} ({fault['class']}, while {fault['doing']}{log})"
+    return f"{fault['root']} ({fault['class']}, while {fault['phase']}{log})"
 
 
 def _cells(node: Mapping[str, Any], now: float) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ class Replay:
         except BadSpecError as error:
             return f"error:error:{error.term}"
         self._inits[step["sup"]] = {"flags": step["flags"], "children": step["children"]}
-        return self._call(m.Verb.UPDATE, step["sup"], spec, lambda _: "ok")
+        return self._call(m.Verb.APPLY_SPEC, step["sup"], spec, lambda _: "ok")
 
     def _do_start_child(self, step: dict[str, Any]) -> Any:
         if self.world.supervisor(step["sup"]) is None:

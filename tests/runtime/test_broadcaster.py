@@ -4,42 +4,42 @@ import gc
 
 import anyio
 
-from rayvisor._runtime.watchers import Watchers
-from rayvisor.records import Record, RecordsMissed, SupervisorMoved
+from rayvisor._runtime.broadcaster import RecordBroadcaster
+from rayvisor.records import Record, RecordsMissed, SupervisorStateChanged
 
 
 def record(number: int) -> Record:
-    return SupervisorMoved(at=0.0, path=str(number), state="running")
+    return SupervisorStateChanged(at=0.0, path=str(number), state="running")
 
 
 async def test_a_watcher_sees_what_is_told_from_then_on_and_the_end() -> None:
-    watchers = Watchers(lambda: 0.0)
-    watchers.tell(record(0))
-    watch = watchers.watch()
+    broadcaster = RecordBroadcaster(lambda: 0.0)
+    broadcaster.tell(record(0))
+    watch = broadcaster.watch()
     for number in (1, 2):
-        watchers.tell(record(number))
-    watchers.close()
+        broadcaster.tell(record(number))
+    broadcaster.close()
     assert [each async for each in watch] == [record(1), record(2)]
-    assert [each async for each in watchers.watch()] == []
+    assert [each async for each in broadcaster.watch()] == []
 
 
 async def test_a_slow_watcher_is_told_how_much_it_missed_in_the_place_of_what_is_gone() -> None:
-    watchers = Watchers(lambda: 7.0, limit=3)
-    watch = watchers.watch()
+    broadcaster = RecordBroadcaster(lambda: 7.0, limit=3)
+    watch = broadcaster.watch()
     for number in range(5):
-        watchers.tell(record(number))
+        broadcaster.tell(record(number))
     assert await anext(watch) == RecordsMissed(at=7.0, count=2)
     assert await anext(watch) == record(2)
     for number in range(5, 8):
-        watchers.tell(record(number))
-    watchers.close()
+        broadcaster.tell(record(number))
+    broadcaster.close()
     missed = RecordsMissed(at=7.0, count=2)
     assert [each async for each in watch] == [missed, record(5), record(6), record(7)]
 
 
 async def test_a_watcher_waits_for_the_next_record() -> None:
-    watchers = Watchers(lambda: 0.0)
-    watch = watchers.watch()
+    broadcaster = RecordBroadcaster(lambda: 0.0)
+    watch = broadcaster.watch()
     seen: list[Record] = []
 
     async def read() -> None:
@@ -48,17 +48,17 @@ async def test_a_watcher_waits_for_the_next_record() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
         await anyio.wait_all_tasks_blocked()
-        watchers.tell(record(1))
+        broadcaster.tell(record(1))
         await anyio.wait_all_tasks_blocked()
         assert seen == []  # the comprehension ends with the watch
-        watchers.close()
+        broadcaster.close()
     assert seen == [record(1)]
 
 
 async def test_a_watch_that_nobody_holds_is_forgotten() -> None:
-    watchers = Watchers(lambda: 0.0)
-    watch = watchers.watch()
-    assert len(watchers._watches) == 1
+    broadcaster = RecordBroadcaster(lambda: 0.0)
+    watch = broadcaster.watch()
+    assert len(broadcaster._watches) == 1
     del watch
     gc.collect()
-    assert len(watchers._watches) == 0
+    assert len(broadcaster._watches) == 0

@@ -14,10 +14,10 @@ from rayvisor.records import Record, RecordsMissed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Watch", "Watchers"]
+__all__ = ["RecordBroadcaster", "RecordStream"]
 
 
-class Watch(AsyncIterator[Record]):
+class RecordStream(AsyncIterator[Record]):
     """The records that one watcher has not read yet; who drops it watches no more."""
 
     def __init__(self, clock: Callable[[], float], limit: int) -> None:
@@ -64,13 +64,13 @@ class Watch(AsyncIterator[Record]):
         return self._records.popleft()
 
 
-class Watchers:
+class RecordBroadcaster:
     """Hands records to everyone who watches."""
 
     def __init__(self, clock: Callable[[], float], limit: int = 10_000) -> None:
         self._clock = clock
         self._limit = limit
-        self._watches: WeakSet[Watch] = WeakSet()
+        self._watches: WeakSet[RecordStream] = WeakSet()
         self._over = False
         self._sinks: list[Callable[[Record], None]] = []
         self.missed = 0
@@ -93,9 +93,9 @@ class Watchers:
         for watch in self._watches:
             watch.end()
 
-    def watch(self) -> Watch:
+    def watch(self) -> RecordStream:
         """Watch from now on: records told before the first one is asked for are kept as well."""
-        watch = Watch(self._clock, self._limit)
+        watch = RecordStream(self._clock, self._limit)
         if self._over:
             watch.end()
         self._watches.add(watch)
