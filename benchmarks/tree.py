@@ -33,7 +33,7 @@ _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hote
 PROMPTS = tuple(f"{word}, said the " for word in _WORDS)
 
 _MAKE_MODEL = (
-    "import sys; from pathlib import Path; from tests.engine.tiny_model import make_tiny_model; "
+    "import sys; from pathlib import Path; from tests.backends.tiny_model import make_tiny_model; "
     "print(make_tiny_model(Path(sys.argv[1])))"
 )
 

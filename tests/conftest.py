@@ -37,9 +37,6 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-# What computes only, or runs in virtual time: once wrong is wrong.
-_EXACT = frozenset({"architecture", "core", "requests", "statecharts"})
-
 
 def _group(item: pytest.Item) -> str | None:
     """The group that a test runs in; None is for tests that may run anywhere."""
@@ -55,6 +52,12 @@ def _group(item: pytest.Item) -> str | None:
     return None
 
 
+def _is_real(item: pytest.Item, group: str | None) -> bool:
+    """Whether a test runs real Ray or real vLLM."""
+    marked = any(item.get_closest_marker(name) is not None for name in ("engine", "ray"))
+    return marked or (group is not None and group != "engine contract, sim")
+
+
 def _fixtures(item: pytest.Item) -> frozenset[str]:
     return frozenset(getattr(item, "fixturenames", ()))
 
@@ -64,11 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "trained_model" in _fixtures(item):
             item.add_marker(pytest.mark.timeout(1200), append=False)  # the first one trains it
-        if item.path.relative_to(_TESTS).parts[0] not in _EXACT:
-            # Real processes on a machine that others use as well: it may stand still for longer than any
-            # deadline allows. Such a test is asked once more, and the summary shows what it failed with.
-            item.add_marker(pytest.mark.flaky(reruns=1))
         group = _group(item)
+        if _is_real(item, group):
+            # Real Ray and real vLLM on a shared machine may pause for longer than any timeout allows. Such
+            # a test is run once more; the summary counts these reruns and shows why the first run failed.
+            item.add_marker(pytest.mark.flaky(reruns=1))
         if group is not None and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(group))
 

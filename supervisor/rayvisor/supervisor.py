@@ -385,14 +385,16 @@ class Supervisor:
         """
         session = self._begun
         root, wall = self.status(), self._history.wall
-        fronts = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
+        schedulers = (
+            {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
+        )
         publisher = self._publisher
         return exposition(
             Readings(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
                 self._counters,
-                {path: front.stats() for path, front in fronts.items() if front is not None},
+                {path: scheduler.stats() for path, scheduler in schedulers.items() if scheduler is not None},
                 version=__version__,
                 began=session.began + wall,
                 now=time.monotonic() + wall,

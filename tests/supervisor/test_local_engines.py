@@ -168,20 +168,20 @@ async def test_a_pool_under_a_supervisor_that_restarts_loses_no_request() -> Non
     )
     spec = rv.SupervisorSpec(intensity=1, children=[rv.ChildSpec(id="inner", start=inner)])
     async with rv.Supervisor(spec, local=True) as sup:
-        front = sup["inner/llm"]
+        scheduler = sup["inner/llm"]
         first = core(sup, "inner/llm/1")
         async with anyio.create_task_group() as tasks:
             texts: list[str] = []
 
             async def read() -> None:
-                texts.append((await front.generate(PROMPT, GREEDY).result()).text)
+                texts.append((await scheduler.generate(PROMPT, GREEDY).result()).text)
 
             for _ in range(2):
                 tasks.start_soon(read)
-            await until(lambda: front.stats().tokens >= 20)
+            await until(lambda: scheduler.stats().tokens >= 20)
             crash.set()
         assert texts == [expected] * 2
-        assert sup["inner/llm"] is front
+        assert sup["inner/llm"] is scheduler
         assert core(sup, "inner/llm/1") != first
         assert not alive(first)
 

@@ -12,7 +12,7 @@ import anyio
 from rayvisor.testing.otp import difference
 from tests.supervisor.scenarios import play
 
-ARCHIVE = Path(__file__).parents[1] / "core" / "otp" / "traces.tar.gz"
+ARCHIVE = Path(__file__).parents[1] / "core" / "supervision" / "otp" / "traces.tar.gz"
 
 DELIBERATE = {
     "simple_ignore_on_restart": "OTP's supervisor crashes (D9)",

@@ -137,8 +137,8 @@ async def test_two_pools_under_one_for_all_restart_together_and_lose_no_request(
     spec = rv.SupervisorSpec(children=[rv.subtree("pools", pools), member(diary, "beside")])
     supervisor = rv.Supervisor(spec)
     async with supervisor as sup:
-        fronts = [sup["pools/a"], sup["pools/b"]]
-        expected = (await fronts[0].generate(PROMPT, GREEDY).result()).text
+        schedulers = [sup["pools/a"], sup["pools/b"]]
+        expected = (await schedulers[0].generate(PROMPT, GREEDY).result()).text
         engines = {
             name: [process for role, process in sup.processes(f"pools/{name}/1") if role == "engine"]
             for name in "ab"
@@ -146,22 +146,23 @@ async def test_two_pools_under_one_for_all_restart_together_and_lose_no_request(
         watch = sup.watch()
         texts: list[str] = []
 
-        async def read(front: rv.EnginePool) -> None:
-            texts.append("".join([chunk.text async for chunk in front.generate(PROMPT, GREEDY)]))
+        async def read(scheduler: rv.EnginePool) -> None:
+            texts.append("".join([chunk.text async for chunk in scheduler.generate(PROMPT, GREEDY)]))
 
-        before = [front.stats().tokens for front in fronts]
+        before = [scheduler.stats().tokens for scheduler in schedulers]
         async with anyio.create_task_group() as tasks:
-            for front in fronts:
-                tasks.start_soon(read, front)
-                tasks.start_soon(read, front)
+            for scheduler in schedulers:
+                tasks.start_soon(read, scheduler)
+                tasks.start_soon(read, scheduler)
             await until(
                 lambda: all(
-                    front.stats().tokens >= start + 20 for front, start in zip(fronts, before, strict=True)
+                    scheduler.stats().tokens >= start + 20
+                    for scheduler, start in zip(schedulers, before, strict=True)
                 )
             )
             os.kill(engines["b"][0].pid, signal.SIGKILL)
         assert texts == [expected] * 4
-        assert [sup["pools/a"], sup["pools/b"]] == fronts
+        assert [sup["pools/a"], sup["pools/b"]] == schedulers
         assert not any(alive(process) for processes in engines.values() for process in processes)
         await until(lambda: sup.engine_info("pools/b/1") is not None)
         assert words(diary) == ["starting beside", "up beside"]

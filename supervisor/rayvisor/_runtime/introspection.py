@@ -21,8 +21,8 @@ def status(session: Session, path: str) -> Node:
     now = time.monotonic()
 
     def stats(pool: str) -> Any:
-        front = session.pools.get(pool)
-        return None if front is None else front.stats()
+        scheduler = session.pools.get(pool)
+        return None if scheduler is None else scheduler.stats()
 
     engines = session.engines
     facts = Facts(epoch=engines.epoch, processes=engines.processes, stats=stats, url=engines.url)

@@ -77,7 +77,7 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
     Where the tree runs on Ray the process runs below an actor on the cluster; with
     ``Supervisor(local=True)`` on this machine. It serves once its port is open and ``/health`` says 200.
     From then on it is watched as engines are: for the end of any of its processes, for what does not move
-    while it has requests (``/metrics``), for a front that does not answer (``/health``), and for what its
+    while it has requests (``/metrics``), for a scheduler that does not answer (``/health``), and for what its
     fault tolerance reports. It goes as a whole: no process of it outlives it, also where the driver is
     killed.
 

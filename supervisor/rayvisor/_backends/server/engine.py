@@ -2,7 +2,7 @@
 
 The server is a process with processes below it. It is watched as an engine is: deaths through pidfds, causes
 from its log, hangs by what does not move. What differs is that its requests do not come through its host. So
-what waits, and whether it gets on, is read from its ``/metrics``; that its front lives, from ``/health``.
+what waits, and whether it gets on, is read from its ``/metrics``; that its scheduler lives, from ``/health``.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import Counts
+from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor._core.requests.state import Place
 
 __all__ = ["EngineStats", "PoolStats", "stats_of"]
@@ -42,9 +42,9 @@ class PoolStats(Counts):
     engines: tuple[EngineStats, ...] = ()
 
 
-def stats_of(front: RequestScheduler) -> PoolStats:
+def stats_of(scheduler: RequestScheduler) -> PoolStats:
     """Count it all."""
-    places = Counter(part.place for part in front.parts)
+    places = Counter(part.place for part in scheduler.parts)
     engines = tuple(
         EngineStats(
             engine.child,
@@ -55,10 +55,10 @@ def stats_of(front: RequestScheduler) -> PoolStats:
             engine.limit,
             None if engine.reserved is None else engine.reserved.request.id,
         )
-        for engine in front.routing.engines.values()
+        for engine in scheduler.routing.engines.values()
     )
     return PoolStats(
-        **asdict(front.counts),
+        **asdict(scheduler.counts),
         waiting=places[Place.NEW],
         returning=places[Place.RETURNED],
         suspects=places[Place.SUSPECT] + places[Place.RESERVED],

@@ -19,7 +19,7 @@ import anyio
 
 if TYPE_CHECKING:
     from rayvisor._core.requests.effects import Effect
-    from rayvisor._core.requests.front import RequestScheduler
+    from rayvisor._core.requests.scheduler import RequestScheduler
 
 __all__ = ["Pausing"]
 
@@ -29,7 +29,7 @@ class Pausing:
 
     Parameters
     ----------
-    front
+    scheduler
         Decides.
     apply
         Carries effects of the front out.
@@ -38,9 +38,9 @@ class Pausing:
     """
 
     def __init__(
-        self, front: RequestScheduler, apply: Callable[[list[Effect]], None], clock: Callable[[], float]
+        self, scheduler: RequestScheduler, apply: Callable[[list[Effect]], None], clock: Callable[[], float]
     ) -> None:
-        self._scheduler = front
+        self._scheduler = scheduler
         self._apply = apply
         self._clock = clock
         self._moved: anyio.Event | None = None

@@ -33,9 +33,9 @@ from rayvisor._core.requests.errors import (
     QueueFullError,
     RequestError,
 )
-from rayvisor._core.requests.front import RequestScheduler
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.results import Completion, Usage
+from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor._core.requests.state import Place
 from rayvisor._core.requests.stats import PoolStats, stats_of
 from rayvisor._log import get_logger

@@ -1,0 +1,227 @@
+"""The socket itself: who may open it, what it replaces, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import anyio
+import pytest
+
+import rayvisor as rv
+from rayvisor._edges.control.client import find
+from rayvisor._edges.control.server import ControlServer
+from rayvisor._edges.live.history import History
+from rayvisor._edges.sockets import answers, default_folder, living
+from tests.edges.control.talking import get, idle, tree
+from tests.waiting import until, until_now
+
+SPEC = rv.SupervisorSpec(children=[rv.coroutine("idler", idle)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    return private
+
+
+@pytest.fixture
+def own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYVISOR_CONTROL_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def stale(path: Path) -> None:
+    """Leave a socket file that nobody listens on, as a killed process does."""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        left.listen()
+
+
+def served(path: Path) -> ControlServer:
+    return ControlServer(rv.Supervisor(SPEC), path, History(0.0, tuple))
+
+
+async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
+    answered: list[bool] = []
+
+    def look(path: Path) -> None:
+        until_now(path.exists, interval=0.0)
+        answered.append(answers(path))
+
+    for turn in range(20):
+        path = folder / f"{turn}.sock"
+        server = served(path)
+        looking = threading.Thread(target=look, args=(path,))
+        looking.start()
+        await server.start()
+        await anyio.to_thread.run_sync(looking.join)
+        assert files_in(folder) == [path]
+        await server.end()
+    assert answered == [True] * 20
+
+
+async def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
+    async with tree(tmp_path) as (_, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_folder_that_others_can_enter_is_refused_before_anything_is_started(
+    open_folder: Path,
+) -> None:
+    started: list[int] = []
+
+    async def work() -> None:
+        started.append(1)
+        await anyio.sleep_forever()
+
+    spec = rv.SupervisorSpec(children=[rv.coroutine("worker", work)])
+    with pytest.raises(rv.ControlSocketError, match=r"others can enter its folder .* mode 0700"):
+        await rv.Supervisor(spec, control=open_folder / "a.sock").__aenter__()
+    assert not started
+
+
+async def test_a_socket_that_a_dead_process_left_is_replaced(folder: Path) -> None:
+    path = folder / "tree.sock"
+    stale(path)
+    assert not answers(path)
+    async with rv.Supervisor(SPEC, control=path, handle_signals=False):
+        assert (await get(path, "/status"))[0] == 200
+
+
+async def test_a_living_tree_keeps_its_socket(tmp_path: Path) -> None:
+    async with tree(tmp_path) as (_, path):
+        with pytest.raises(rv.ControlSocketError, match="a living tree answers there"):
+            await rv.Supervisor(SPEC, control=path, handle_signals=False).__aenter__()
+        assert (await get(path, "/status"))[0] == 200
+
+
+async def test_what_is_no_socket_is_left_alone(folder: Path) -> None:
+    path = folder / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(rv.ControlSocketError, match="is no socket"):
+        await rv.Supervisor(SPEC, control=path).__aenter__()
+    assert path.read_text() == "mine"
+
+
+async def test_a_path_that_is_too_long_is_said_so(folder: Path) -> None:
+    with pytest.raises(rv.ControlSocketError, match="longer than the 107 bytes"):
+        await rv.Supervisor(SPEC, control=folder / ("x" * 120)).__aenter__()
+
+
+async def test_the_socket_is_removed_when_the_tree_has_ended(tmp_path: Path) -> None:
+    async with tree(tmp_path) as (_, path):
+        assert path.exists()
+    assert not path.exists()
+
+
+async def test_the_socket_is_removed_when_the_tree_could_not_be_started(folder: Path) -> None:
+    async def fail(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        del task_status
+        raise ValueError("no")
+
+    spec = rv.SupervisorSpec(children=[rv.coroutine("worker", fail)])
+    with pytest.raises(rv.StartFailedError):
+        await rv.Supervisor(spec, control=folder / "a.sock", handle_signals=False).__aenter__()
+    assert files_in(folder) == []
+
+
+async def test_what_somebody_put_in_its_place_is_not_removed(tmp_path: Path) -> None:
+    async with tree(tmp_path) as (_, path):
+        path.unlink()
+        path.write_text("mine")
+    assert path.read_text() == "mine"
+
+
+async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> None:
+    path = folder / "tree.sock"
+    stale(path)
+    begin, over = threading.Barrier(6), threading.Event()
+    got: list[bool] = []
+
+    async def open_it() -> None:
+        server = served(path)
+        begin.wait()
+        try:
+            await server.start()
+            got.append(True)
+        except rv.ControlSocketError:
+            got.append(False)
+        await anyio.to_thread.run_sync(over.wait)  # one that is closed would count as dead
+        await server.end()
+
+    threads = [threading.Thread(target=anyio.run, args=(open_it,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    await until(lambda: len(got) == 6)
+    assert answers(path)
+    over.set()
+    for thread in threads:
+        await anyio.to_thread.run_sync(thread.join)
+    assert sorted(got) == [False] * 5 + [True]
+
+
+async def test_trees_are_found_by_themselves(own_folder: Path) -> None:
+    assert default_folder() == own_folder
+    with pytest.raises(rv.ControlSocketError, match="no tree runs here"):
+        find()
+    stale(own_folder / "1.sock")
+    async with rv.Supervisor(SPEC, control=True, handle_signals=False) as one:
+        assert await anyio.to_thread.run_sync(lambda: find().path) == one.control
+        async with rv.Supervisor(SPEC, control=True, handle_signals=False) as two:
+            assert one.control != two.control
+            assert living() == [one.control, two.control]
+            with pytest.raises(rv.ControlSocketError) as several:
+                await anyio.to_thread.run_sync(find)
+            message = str(several.value)
+            assert message.count("running: idler") == 2
+            assert f"--socket {one.control}" in message
+            assert f"--socket {two.control}" in message
+
+
+def test_the_default_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAYVISOR_CONTROL_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert default_folder() == tmp_path / "rayvisor"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert f"rayvisor-{os.getuid()}" in str(default_folder())
+
+
+async def test_a_killed_process_leaves_a_socket_that_the_next_one_replaces(folder: Path) -> None:
+    path = folder / "tree.sock"
+    program = (
+        "import anyio, os, signal, sys, rayvisor as rv\n"
+        "async def idle(): await anyio.sleep_forever()\n"
+        "async def main():\n"
+        "    spec = rv.SupervisorSpec(children=[rv.coroutine('idler', idle)])\n"
+        "    async with rv.Supervisor(spec, control=sys.argv[1]):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "anyio.run(main)"
+    )
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=60)
+    )
+    assert done.returncode == -9
+    assert path.exists()
+    assert not answers(path)
+    async with rv.Supervisor(SPEC, control=path, handle_signals=False):
+        assert (await get(path, "/status"))[0] == 200
