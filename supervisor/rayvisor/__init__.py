@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         AlreadyPresentError,
         AlreadyStartedError,
         CallError,
+        ChildKindError,
         ChildRestartingError,
         ChildRunningError,
         ChildStartError,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         server,
         subtree,
     )
+    from rayvisor.status import ChildKind
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
     from rayvisor.tasks import Task, TaskAttempt, TaskPolicy, submit
@@ -75,6 +77,8 @@ _HOMES = {
     "Backoff": "specs",
     "CallError": "errors",
     "Cause": "faults",
+    "ChildKind": "status",
+    "ChildKindError": "errors",
     "ChildRef": "refs",
     "ChildRestartingError": "errors",
     "ChildRunningError": "errors",
@@ -146,6 +150,8 @@ __all__ = [
     "Backoff",
     "CallError",
     "Cause",
+    "ChildKind",
+    "ChildKindError",
     "ChildRef",
     "ChildRestartingError",
     "ChildRunningError",

@@ -20,6 +20,7 @@
     │   ├── TemplateError         not for a simple_one_for_one       (OTP: simple_one_for_one)
     │   ├── ChildStartError       start_child or restart_child failed
     │   ├── ChildUnavailableError the child has no live incarnation to call
+    │   ├── ChildKindError        the child is of another kind than the call needs
     │   ├── SupervisorBusyError   too many calls are waiting
     │   └── SupervisorStoppedError the supervisor does not run (any more)
     └── RequestError              one request to an engine pool failed (``rayvisor._core.requests.errors``)
@@ -39,6 +40,7 @@ __all__ = [
     "AlreadyPresentError",
     "AlreadyStartedError",
     "CallError",
+    "ChildKindError",
     "ChildRestartingError",
     "ChildRunningError",
     "ChildStartError",
@@ -391,6 +393,29 @@ class ChildUnavailableError(CallError):
         super().__init__(child, f"{child!r} is {state} and cannot be called now")
 
 
+class ChildKindError(CallError):
+    """The child is of another kind than the call needs.
+
+    Parameters
+    ----------
+    child
+        Its path.
+    kind
+        Its kind: ``"engine"``, ``"coroutine"``, ``"supervisor"``, ...
+    wanted
+        The kind that the call needs.
+    way_out
+        What to use instead; may be empty.
+    """
+
+    def __init__(self, child: str, kind: str, wanted: str, way_out: str = "") -> None:
+        self.kind = str(kind)
+        self.wanted = wanted
+        noun = "adopted actor" if kind == "adopt" else self.kind.replace("_", " ")
+        tail = f"; {way_out}" if way_out else ""
+        super().__init__(child, f"{child!r} is {_with_article(noun)}, not {_with_article(wanted)}{tail}")
+
+
 class SupervisorBusyError(CallError):
     """Too many calls are waiting for the supervisor already."""
 
@@ -409,3 +434,7 @@ class SupervisorStoppedError(CallError):
             f"{child!r} does not run now" if child else "does not run; use it inside its `async with` block"
         )
         super().__init__(child, f"the supervisor {way_out}")
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"

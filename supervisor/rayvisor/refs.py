@@ -76,6 +76,10 @@ class _Actors(Protocol):
         """Say why a child that is up gets no new work; empty if it does."""
         ...
 
+    async def changed(self, child: str) -> None:
+        """Wait until the child has another incarnation, has lost its incarnation, or gets work again."""
+        ...
+
 
 class _Tree(Protocol):
     """A running tree, as a reference to a server needs it."""
@@ -199,7 +203,10 @@ class ChildRef:
                 actor = await self._find()
                 if actor is not None and actor.name != spent and not self._withheld:
                     return actor
-                await anyio.sleep(PAUSE_SECONDS)
+                if self._actors is None:
+                    await anyio.sleep(PAUSE_SECONDS)
+                else:
+                    await self._actors.changed(self.path)
         return None
 
     @property

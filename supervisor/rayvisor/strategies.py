@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from rayvisor._validation import is_whole
 from rayvisor.errors import SpecError
+from rayvisor.status import is_up
 
 if TYPE_CHECKING:
     from rayvisor.faults import Exit, Fault
@@ -214,7 +215,7 @@ class Sibling(NamedTuple):
     @property
     def up(self) -> bool:
         """Whether it runs."""
-        return self.state in {"ALIVE", "PAUSED"}
+        return is_up(self.state)
 
     @property
     def serving(self) -> bool:

@@ -128,7 +128,7 @@ async def test_what_nothing_can_carry_fails_with_one_clear_error() -> None:
         with anyio.fail_after(60):
             await stage.runtime.over.wait()
         fault = stage.seen(r.FaultSeen)[0].fault
-        assert str(fault.root) == "UnknownKind: nothing here carries children of kind='strange'"
+        assert str(fault.root) == "UnknownKind: no backend runs children of kind='strange'"
         assert fault.fault_class is FaultClass.PERMANENT
 
 

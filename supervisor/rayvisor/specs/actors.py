@@ -12,6 +12,7 @@ from rayvisor.specs.backoff import Backoff
 from rayvisor.specs.hooks import ActorHook, ActorHooks, hooks_of
 from rayvisor.specs.placement import ActorOptions, NodePin, PlacementOptions
 from rayvisor.specs.tree import ChildSpec, Restart, Shutdown
+from rayvisor.status import ChildKind
 
 __all__ = ["ActorStart", "AdoptStart", "actor", "adopt"]
 
@@ -25,7 +26,7 @@ class ActorStart:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     options: ActorOptions = field(default_factory=ActorOptions)
     hooks: ActorHooks = field(default_factory=ActorHooks)
-    kind: str = "actor"
+    kind: str = ChildKind.ACTOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class AdoptStart:
     make: Callable[..., Any] | None = None
     on_end: str = "leave"
     hooks: ActorHooks = field(default_factory=ActorHooks)
-    kind: str = "adopt"
+    kind: str = ChildKind.ADOPT
 
 
 def actor(  # noqa: PLR0913 - keywords, each of its own meaning

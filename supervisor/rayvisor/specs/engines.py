@@ -13,6 +13,7 @@ from rayvisor.specs.gate import Gate
 from rayvisor.specs.limits import StallLimits
 from rayvisor.specs.placement import ActorOptions, NodePin, PlacementOptions
 from rayvisor.specs.tree import ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
+from rayvisor.status import ChildKind
 from rayvisor.strategies import RestartStrategy
 
 __all__ = ["SETTLED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
@@ -29,7 +30,7 @@ class EngineStart:
     arguments: Mapping[str, Any]
     options: ActorOptions = field(default_factory=ActorOptions)
     limits: StallLimits = field(default_factory=StallLimits)
-    kind: str = "engine"
+    kind: str = ChildKind.ENGINE
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """What says how many GPUs it takes; None for one that takes none."""

@@ -19,6 +19,7 @@ from rayvisor.specs.limits import StallLimits
 from rayvisor.specs.placement import ActorOptions, NodePin, PlacementOptions
 from rayvisor.specs.server_flags import SETTLED, has_flag, sizes, to_flags
 from rayvisor.specs.tree import ChildSpec, Restart, Shutdown
+from rayvisor.status import ChildKind
 
 __all__ = ["ServerStart", "server"]
 
@@ -30,7 +31,7 @@ class ServerStart(EngineStart):
     """An OpenAI-compatible server process, started by a host."""
 
     engine: str = "server"
-    kind: str = "server"
+    kind: str = ChildKind.SERVER
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """What says how many GPUs it takes; None for one that takes none."""
