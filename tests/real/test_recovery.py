@@ -35,7 +35,7 @@ class Armoury:
         self.gate = gate
 
     async def arm(self, message: str) -> None:
-        await self.gate.call("collective_rpc", "arm", args=(message,), timeout=30.0)
+        await self.gate.options(timeout=30.0).call("collective_rpc", "arm", args=(message,))
 
 
 def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:

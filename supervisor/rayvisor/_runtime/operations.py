@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from rayvisor._core.protocol.links import HostCallFailedError
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.pause_hooks import HOOK_SECONDS
 from rayvisor._validation import seconds
-from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
+from rayvisor.errors import CallError, SpecError, UnknownChildError
 
 if TYPE_CHECKING:
     from rayvisor._runtime.pool.pausing import Pausing
@@ -114,7 +113,7 @@ async def set_recovery_instruction(
     async def tell(child: str, incarnation: int) -> None:
         try:
             answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, timeout)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             answers[child] = {
                 "request_id": request_id,
                 "success": False,
@@ -140,7 +139,7 @@ async def _freeze(session: Session, pools: Sequence[tuple[EnginePool, list[str]]
         method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
         try:
             await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             log.warning("engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error))
         else:
             if frozen:
@@ -163,7 +162,7 @@ async def _tell_servers(
     async def tell(child: str, incarnation: int) -> None:
         try:
             await engines.ask(child, incarnation, method, (), options, seconds)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
     servers = [each for each in _below(session, path) if engines.url(each[0])]
