@@ -13,7 +13,7 @@ import anyio
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.pause_hooks import HOOK_SECONDS
-from rayvisor._validation import seconds
+from rayvisor._validation import one_of, seconds
 from rayvisor.errors import CallError, SpecError, UnknownChildError
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ log = get_logger("rayvisor.supervisor")
 
 async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float) -> int:
     """Give a child, or everything under a supervisor, no new work until it is resumed."""
-    if mode not in MODES:
-        raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
+    one_of("mode", mode, MODES)
     seconds("timeout", timeout)
     await _hold(session, m.Verb.PAUSE, path)
     pools = _engines(session, path)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rayvisor._validation import one_of
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
 from rayvisor.specs.hooks import ActorHook, ActorHooks, hooks_of
@@ -236,8 +237,7 @@ def adopt(  # noqa: PLR0913 - keywords, each of its own meaning
         raise SpecError(
             "make", make, "must be a function that returns the handle of an actor, not an async one"
         )
-    if on_end not in {"leave", "kill"}:
-        raise SpecError("on_end", on_end, "must be 'leave' or 'kill'")
+    one_of("on_end", on_end, ("leave", "kill"))
     hooks = hooks_of(
         probe=probe,
         pause=pause,

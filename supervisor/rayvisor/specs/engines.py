@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from rayvisor._validation import seconds, whole
+from rayvisor._validation import one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
 from rayvisor.specs.gate import Gate
@@ -15,8 +15,10 @@ from rayvisor.specs.placement import ActorOptions, NodePin, PlacementOptions
 from rayvisor.specs.tree import ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
 from rayvisor.strategies import RestartStrategy
 
-__all__ = ["SETTLED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
+__all__ = ["SETTLED", "WEIGHTS_CHANGED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
 
+WEIGHTS_CHANGED = ("splice", "restart", "fail")
+"""What can be done with a request whose weights change under it."""
 SETTLED = ("size", "standby", "strategy", "max_concurrent_starts")
 """What a group settles itself."""
 
@@ -55,10 +57,7 @@ class EnginePoolSpec(SupervisorSpec):
         whole("queue_limit", self.queue_limit, "requests")
         whole("max_attempts", self.max_attempts, "attempts")
         seconds("request_timeout", self.request_timeout, exclusive=True)
-        if self.on_weights_changed not in {"splice", "restart", "fail"}:
-            raise SpecError(
-                "on_weights_changed", self.on_weights_changed, "must be 'splice', 'restart' or 'fail'"
-            )
+        one_of("on_weights_changed", self.on_weights_changed, WEIGHTS_CHANGED)
 
 
 def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
@@ -188,8 +187,7 @@ def engine_pool(  # noqa: PLR0913 - keywords, each of its own meaning
     """
     whole("size", size, "engines")
     whole("standby", standby, "spares", least=0)
-    if engine not in {"vllm", "sim"}:
-        raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
+    one_of("engine", engine, ("vllm", "sim"))
     if not isinstance(engine_args, Mapping):
         raise SpecError("engine_args", engine_args, "must be a mapping of engine arguments by name")
     options = ActorOptions(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from rayvisor._validation import is_whole, one_of
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
 from rayvisor.specs.engines import EngineStart
@@ -142,15 +143,14 @@ def server(  # noqa: PLR0913 - keywords, each of its own meaning
     """
     if not _is_text(model):
         raise SpecError("model", model, "must be the name or the folder of a model")
-    if engine not in {"vllm", "sim"}:
-        raise SpecError("engine", engine, "must be 'vllm' or 'sim'")
+    one_of("engine", engine, ("vllm", "sim"))
     if isinstance(args, str) or not all(word == "" or _is_text(word) for word in args):
         raise SpecError("args", args, "must be a list of words, as on a command line: ['--seed', '7']")
     if not isinstance({} if engine_args is None else engine_args, Mapping):
         raise SpecError("engine_args", engine_args, "must be a mapping of arguments by name")
     if not _is_text(host):
         raise SpecError("host", host, "must be an address to listen at, as '127.0.0.1' or '0.0.0.0'")
-    if type(port) is not int or not 0 <= port <= _MOST_PORT:
+    if not is_whole(port, 0) or port > _MOST_PORT:
         raise SpecError("port", port, f"must be a port, 1 to {_MOST_PORT}, or 0 for any that is free")
     environment = dict(env or {})
     if not all(isinstance(word, str) for pair in environment.items() for word in pair):
