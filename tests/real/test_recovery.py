@@ -46,7 +46,7 @@ def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
         gate=gate,
         recoveries=1,
         start_timeout=600.0,
-        timeout=900.0,
+        request_timeout=900.0,
         period=86400.0,
     )
     spec = cast("EnginePoolSpec", pool.start)
