@@ -55,8 +55,8 @@ async def _lags(sup: rv.Supervisor, seconds: float) -> list[float]:
 
         async def call() -> None:
             while time.monotonic() < end:
-                await sup["own"].call("pid", timeout=60)
-                await sup["theirs"].call("pid", timeout=60)
+                await sup["own"].options(timeout=60).call("pid")
+                await sup["theirs"].options(timeout=60).call("pid")
 
         tasks.start_soon(call)
         while (before := time.monotonic()) < end:

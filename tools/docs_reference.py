@@ -19,6 +19,7 @@ import click
 from rayvisor.cli import main
 from rayvisor.config import KINDS
 from rayvisor.specs import Shutdown, SupervisorSpec
+from rayvisor.specs.arguments import Argument, arguments_of
 from rayvisor.specs.engines import SETTLED
 from rayvisor.supervisor import Supervisor
 
@@ -26,7 +27,7 @@ __all__ = ["commands", "keys", "made"]
 
 FLAGS = ("strategy", "intensity", "period", "auto_shutdown", "max_concurrent_starts")
 RUN = ("local", "address", "ray_options", "seed", "call_limit", "control", "publish")
-_SPELT = {"cls": "class"}
+_KEYS = {"cls": "class"}
 _NOT_IN_FILES = {"adopt": {"actor"}, "supervisor": {"spec", "args", "start_timeout"}}
 _MADE = re.compile(r"<!-- made here: (commands|keys) -->")
 _WORDS: Mapping[Any, str] = {
@@ -100,7 +101,7 @@ def keys() -> str:
 
 
 _AFTER = {
-    "engine_group": "All other keys of an engine pool, but for those that a group settles itself: "
+    "engine_group": "A group sets these keys of an engine pool itself: "
     f"{', '.join(f'`{name}`' for name in sorted(SETTLED))}.\n",
     "supervisor": "The flags of the root supervisor, and `[[children.children]]`.\n",
 }
@@ -114,17 +115,25 @@ def _table(title: str, rows: Any, after: str = "") -> str:
 def _rows(
     maker: Callable[..., Any], *, only: Sequence[str] = (), without: Sequence[str] | set[str] = ()
 ) -> Iterator[str]:
-    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
-    meanings = parameters(maker)
     above = ""
-    for name, each in inspect.signature(maker).parameters.items():
-        if name in without or (only and name not in only) or each.kind is inspect.Parameter.VAR_KEYWORD:
+    for each in _arguments(maker):
+        if each.name in without or (only and each.name not in only):
             continue
-        if not meanings.get(name):
-            raise LookupError(f"the docstring of {maker.__qualname__} says nothing of {name!r}")
-        meaning = "as above" if meanings[name] == above else _cell(meanings[name])
-        above = meanings[name]
-        yield f"| `{_SPELT.get(name, name)}` | {_kind(hints[name])} | {_default(each.default)} | {meaning} |"
+        found = parameters(each.described_in).get(each.name)
+        if not found:
+            raise LookupError(f"the docstring of {each.described_in.__qualname__} omits {each.name!r}")
+        meaning = "as above" if found == above else _cell(found)
+        above = found
+        key = _KEYS.get(each.name, each.name)
+        yield f"| `{key}` | {_kind(each.hint)} | {_default(each.default)} | {meaning} |"
+
+
+def _arguments(maker: Callable[..., Any]) -> list[Argument]:
+    if not inspect.isclass(maker):
+        return arguments_of(maker)
+    hints = get_type_hints(maker.__init__)
+    parameters = inspect.signature(maker).parameters.values()
+    return [Argument(each.name, hints[each.name], each.default, maker) for each in parameters]
 
 
 def parameters(maker: Callable[..., Any]) -> dict[str, str]:

@@ -1,52 +1,51 @@
-"""A supervisor for blocking programs: its event loop runs in a thread, its verbs are plain calls.
+"""A supervisor for blocking programs: its event loop runs in a thread, its methods are plain calls.
 
     with rv.run_in_thread(spec) as sup:
         for chunk in sup["llm"].generate("Once upon a time", {"max_tokens": 64}):
             print(chunk.text, end="")
         completions = sup["llm"].generate_many(prompts, {"max_tokens": 64})
 
-Everything that [`Supervisor`][rayvisor.Supervisor] says of entering and leaving holds here, too, with one
-difference: nothing can cancel a block of blocking code from outside. When the tree gives up, its next call
-raises, and leaving the block raises ``SupervisorGaveUpError``, with that call's error as its ``__cause__``.
-SIGINT and SIGTERM do interrupt it, in the main thread: they raise KeyboardInterrupt and SystemExit.
+Entering and leaving work as for [`Supervisor`][rayvisor.Supervisor], with one difference: nothing can cancel
+a block of blocking code from outside. When the tree gives up, the next call raises, and leaving the block
+raises ``SupervisorGaveUpError``, with that call's error as its ``__cause__``. SIGINT and SIGTERM do interrupt
+the block, in the main thread: they raise KeyboardInterrupt and SystemExit.
 
 Calls may come from any thread.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
+from types import EllipsisType, TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from rayvisor._core.protocol.wire import EngineInfo, ProcessId, Prompt
+from rayvisor._core.requests.errors import RequestError
+from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
+from rayvisor._core.requests.stats import PoolStats
+from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
 from rayvisor._runtime import signals
-from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor._runtime.broadcaster import RecordStream
+from rayvisor._runtime.lifecycle import Hook
+from rayvisor._runtime.operations import PauseMode
+from rayvisor._runtime.pool.pool import EnginePool, OnWeightsChanged
+from rayvisor._runtime.pool.streams import Generation
 from rayvisor._runtime.session import only_follows
 from rayvisor.errors import SupervisorStoppedError
-from rayvisor.refs import ServerRef
+from rayvisor.records import Record
+from rayvisor.refs import ChildRef, ServerRef
+from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
+from rayvisor.status import Node
 from rayvisor.supervisor import Supervisor
-
-if TYPE_CHECKING:
-    from rayvisor._core.protocol.wire import EngineInfo, ProcessId, Prompt
-    from rayvisor._core.requests.errors import RequestError
-    from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
-    from rayvisor._core.requests.stats import PoolStats
-    from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
-    from rayvisor._runtime.broadcaster import RecordStream
-    from rayvisor._runtime.operations import PauseMode
-    from rayvisor._runtime.pool.streams import Generation
-    from rayvisor.records import Record
-    from rayvisor.refs import ChildRef
-    from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
-    from rayvisor.status import Node
-    from statecharts import Drawing
+from statecharts import Drawing
 
 __all__ = [
     "BlockingGeneration",
@@ -54,6 +53,7 @@ __all__ = [
     "BlockingRef",
     "BlockingServer",
     "BlockingSupervisor",
+    "SupervisorOptions",
     "run_in_thread",
 ]
 
@@ -61,16 +61,30 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-def run_in_thread(spec: SupervisorSpec, *, handle_signals: bool = True, **options: Any) -> BlockingSupervisor:
-    """Make a supervisor for a blocking program: a context manager with the same verbs, as plain calls.
+class SupervisorOptions(TypedDict, total=False):
+    """The keywords of [`Supervisor`][rayvisor.Supervisor] that `run_in_thread` passes on, described there."""
+
+    address: str | None
+    ray_options: Mapping[str, Any] | None
+    local: bool
+    seed: int | None
+    call_limit: int
+    control: str | os.PathLike[str] | bool | None
+    publish: str | bool | None
+
+
+def run_in_thread(
+    spec: SupervisorSpec, *, handle_signals: bool = True, **options: Unpack[SupervisorOptions]
+) -> BlockingSupervisor:
+    """Make a supervisor for a blocking program: a context manager with the same methods, as plain calls.
 
     Parameters
     ----------
     spec
         The root supervisor and its children.
     handle_signals
-        Whether SIGINT and SIGTERM end the block, and a second one everything at once; only in the main
-        thread.
+        Whether SIGINT and SIGTERM end the block, and a second one kills everything immediately; only in the
+        main thread.
     options
         As for [`Supervisor`][rayvisor.Supervisor].
 
@@ -91,7 +105,7 @@ def run_in_thread(spec: SupervisorSpec, *, handle_signals: bool = True, **option
 
 
 class BlockingSupervisor:
-    """A [`Supervisor`][rayvisor.Supervisor] whose verbs are plain calls; `run_in_thread` makes it."""
+    """A [`Supervisor`][rayvisor.Supervisor] whose methods are plain calls; made by `run_in_thread`."""
 
     def __init__(self, supervisor: Supervisor, *, handle_signals: bool) -> None:
         self._supervisor = supervisor
@@ -111,7 +125,7 @@ class BlockingSupervisor:
             portal = stack.enter_context(start_blocking_portal("asyncio"))
             self._thread = thread = _Thread(portal)
             if self._handle_signals:
-                stack.enter_context(_Handlers(self._heard))
+                stack.enter_context(_Handlers(self._on_signal))
             up: Future[None] = Future()
             hold = thread.call(_Hold, self._supervisor, up)
             self._leave = hold.leave
@@ -133,7 +147,7 @@ class BlockingSupervisor:
                 raise reason from error
 
     def _end(self) -> BaseException | None:
-        """End the tree, and wait; return why it had ended by itself."""
+        """End the tree, and wait; return why it had ended on its own."""
         self._leaving = True
         thread, held = self._thread, self._held
         if thread is None or held is None:
@@ -145,7 +159,7 @@ class BlockingSupervisor:
         finally:
             thread.over = True
 
-    def _heard(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if not self._leaving:
             self._leaving = True
             if number == signal.SIGINT:
@@ -156,8 +170,17 @@ class BlockingSupervisor:
 
     # --- looking --------------------------------------------------------------------------------
 
+    @property
+    def spec(self) -> SupervisorSpec:
+        """As `Supervisor.spec`."""
+        return self._supervisor.spec
+
     def __getitem__(self, path: str) -> Any:
-        """Return the [`BlockingPool`][rayvisor.blocking.BlockingPool] at ``path``, or a reference.
+        """Return a handle of the child at ``path``.
+
+        A [`BlockingPool`][rayvisor.blocking.BlockingPool], a
+        [`BlockingServer`][rayvisor.blocking.BlockingServer], or a
+        [`BlockingRef`][rayvisor.blocking.BlockingRef].
 
         Raises
         ------
@@ -180,9 +203,9 @@ class BlockingSupervisor:
         return self._running.call(self._supervisor.processes, path)
 
     def watch(self) -> Iterator[Record]:
-        """Records of everything that happens from now on; ends when the tree has ended.
+        """Return an iterator of records: of all that happens from now on, until the tree has ended.
 
-        May be called before the block is entered. It can be read in a thread of its own.
+        May be called before the block is entered. The iterator can be read in a thread of its own.
         """
         return self._follow(self._supervisor.watch())
 
@@ -194,21 +217,21 @@ class BlockingSupervisor:
             try:
                 record = self._call(following)
             except SupervisorStoppedError:
-                yield from watch.rest()  # nobody adds to it any more
+                yield from watch.rest()  # nothing is added to it any more
                 return
             if record is None:
                 return
             yield record
 
-    def on_enter(self, place: str, hook: Callable[[Any], object], *, chart: str = "engine") -> None:
-        """Call ``hook``, in the supervisor's thread, whenever a child enters a state or leaf."""
+    def on_enter(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
+        """As `Supervisor.on_enter`; ``hook`` is called in the supervisor's thread."""
         self._supervisor.on_enter(place, hook, chart=chart)
 
-    def on_exit(self, place: str, hook: Callable[[Any], object], *, chart: str = "engine") -> None:
-        """Call ``hook``, in the supervisor's thread, whenever a child leaves a state or leaf."""
+    def on_exit(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
+        """As `Supervisor.on_exit`; ``hook`` is called in the supervisor's thread."""
         self._supervisor.on_exit(place, hook, chart=chart)
 
-    # --- OTP's verbs ----------------------------------------------------------------------------
+    # --- OTP's calls ----------------------------------------------------------------------------
 
     def start_child(self, spec: ChildSpec | Instance | None = None, *, under: str = "") -> str | None:
         """As `Supervisor.start_child`."""
@@ -242,7 +265,7 @@ class BlockingSupervisor:
         """As `Supervisor.apply_spec`."""
         self._call(lambda: self._supervisor.apply_spec(spec, under=under))
 
-    # --- the operator's verbs ---------------------------------------------------------------------
+    # --- operating ----------------------------------------------------------------------------
 
     @property
     def control(self) -> Path | None:
@@ -282,14 +305,39 @@ class BlockingSupervisor:
         """As `Supervisor.mark_stale`."""
         self._call(self._supervisor.mark_stale, path)
 
+    def recovery_instructions(self, path: str = "") -> tuple[str, ...]:
+        """As `Supervisor.recovery_instructions`."""
+        return self._running.call(self._supervisor.recovery_instructions, path)
+
     def set_recovery_instruction(
-        self, instruction: str, path: str = "", **given: Any
+        self,
+        instruction: str,
+        path: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        request_id: str = "",
+        timeout: float = 60.0,
     ) -> dict[str, dict[str, Any]]:
         """As `Supervisor.set_recovery_instruction`."""
-        return self._call(lambda: self._supervisor.set_recovery_instruction(instruction, path, **given))
+        return self._call(
+            lambda: self._supervisor.set_recovery_instruction(
+                instruction, path, params=params, request_id=request_id, timeout=timeout
+            )
+        )
+
+    def stop(self) -> None:
+        """End the tree in order, from any thread, and return at once; the next call in the block raises.
+
+        The block itself goes on to its end: nothing can cancel blocking code from outside.
+        """
+        self._call(self._supervisor.stop)
+
+    def kill(self) -> None:
+        """As `Supervisor.kill`; the next call in the block raises."""
+        self._call(self._supervisor.kill)
 
     def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> str:
-        """As `Supervisor.serve_web`; returns the URL."""
+        """As `Supervisor.serve_web`, but returns the URL of the page."""
         return self._call(lambda: self._supervisor.serve_web(port, host=host, metrics=metrics)).url
 
     def _call(self, function: Callable[[Unpack[Ts]], Awaitable[T]], *arguments: *Ts) -> T:
@@ -310,26 +358,84 @@ class BlockingPool:
         self._pool = pool
 
     def generate(
-        self, prompt: Prompt, params: Mapping[str, Any] | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
     ) -> BlockingGeneration:
-        """Send a request, and return its stream at once; as `EnginePool.generate`."""
-        generation = self._thread.call(lambda: self._pool.generate(prompt, params, **options))
+        """Send a request, and return its stream immediately; as `EnginePool.generate`."""
+        generation = self._thread.call(
+            lambda: self._pool.generate(
+                prompt,
+                params,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                on_divergence=on_divergence,
+                on_weights_changed=on_weights_changed,
+            )
+        )
         return BlockingGeneration(self._thread, generation)
+
+    @overload
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
+        return_errors: Literal[False] = False,
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
+        return_errors: Literal[True],
+    ) -> list[Completion | RequestError]: ...
 
     def generate_many(
         self,
         prompts: Iterable[Prompt],
         params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> list[Completion | RequestError]:
-        """Send a batch, and return its completions in order; as `EnginePool.generate_many`."""
-        return cast(
-            "list[Completion | RequestError]",
-            self._thread.call(lambda: self._pool.generate_many(prompts, params, **options)),
+        *,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        on_divergence: Literal["splice", "fail"] | None = None,
+        on_weights_changed: OnWeightsChanged | None = None,
+        return_errors: bool = False,
+    ) -> Any:
+        """Send a batch, and return its completions in the order of the prompts.
+
+        As `EnginePool.generate_many`.
+        """
+        send: Any = self._pool.generate_many  # its overloads want a literal for return_errors
+        return self._thread.call(
+            lambda: send(
+                prompts,
+                params,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                on_divergence=on_divergence,
+                on_weights_changed=on_weights_changed,
+                return_errors=return_errors,
+            )
         )
 
     def stats(self) -> PoolStats:
-        """Count what waits, what runs, and what has been done."""
+        """As `EnginePool.stats`."""
         return self._thread.call(self._pool.stats)
 
 
@@ -337,7 +443,7 @@ class BlockingGeneration:
     """The stream of one request: an iterator of chunks, and a context manager.
 
     Leaving the ``with`` block, ``close()``, or dropping the last reference aborts a request that has not
-    finished; a ``for`` loop over ``pool.generate(...)`` that is left early does so by the last of these.
+    finished. Leaving a ``for`` loop over ``pool.generate(...)`` early drops the last reference.
     """
 
     def __init__(self, thread: _Thread, generation: Generation) -> None:
@@ -346,21 +452,21 @@ class BlockingGeneration:
 
     @property
     def request(self) -> str:
-        """Id of the request, as logs and errors have it."""
+        """Id of the request, as in logs and errors."""
         return self._generation.request
 
     @property
     def usage(self) -> Usage:
-        """Tokens used: so far while it runs, all of them afterwards."""
+        """Tokens used: so far while the request runs, in all afterwards."""
         return self._thread.call(lambda: self._generation.usage)
 
     @property
     def completion(self) -> Completion | None:
-        """The whole of it, once it has finished."""
+        """The complete result once the request has finished; None before."""
         return self._generation.completion
 
     def result(self) -> Completion:
-        """Wait for its end and return the whole of it; as `Generation.result`."""
+        """Wait for the end of the request, and return the complete result; as `Generation.result`."""
         return self._thread.call(self._generation.result)
 
     def __iter__(self) -> Self:
@@ -379,7 +485,7 @@ class BlockingGeneration:
             return None
 
     def close(self) -> None:
-        """Stop reading: a request that has not ended is aborted in its engine."""
+        """Stop reading. A request that has not ended is aborted in its engine."""
         self._thread.call(self._generation.aclose)
 
     def __enter__(self) -> Self:
@@ -399,11 +505,17 @@ class BlockingRef:
         """The reference itself: it can be pickled and used in other processes."""
 
     def handle(self) -> Any:
-        """Ray's handle of the present incarnation."""
+        """Return Ray's handle of the current incarnation."""
         return self._thread.call(self.ref.handle)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method; as `ChildRef.call`."""
+    def options(
+        self, *, idempotent: bool | EllipsisType = ..., timeout: float | EllipsisType | None = ...
+    ) -> BlockingRef:
+        """Return a reference whose calls have these options; as `ChildRef.options`."""
+        return BlockingRef(self._thread, self.ref.options(idempotent=idempotent, timeout=timeout))
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method, and return its answer; as `ChildRef.call`."""
         return self._thread.call(lambda: self.ref.call(method, *args, **kwargs))
 
 
@@ -423,7 +535,7 @@ class _Hold:
             self._scope.cancel()
 
     async def run(self) -> None:
-        """Enter, say so, wait, leave."""
+        """Enter the block, report that it is entered, wait, and leave."""
         try:
             with self._scope:
                 async with self._supervisor:
@@ -434,7 +546,7 @@ class _Hold:
         except BaseException as error:
             if not self._up.done():
                 self._up.set_exception(error)
-                return  # who waits for it raises it
+                return  # the thread that waits for it raises it
             raise
 
 
@@ -452,7 +564,7 @@ class _Thread:
     def call(self, function: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T: ...
 
     def call(self, function: Callable[[Unpack[Ts]], Any], *arguments: *Ts) -> Any:
-        """Call a function there, await what it gives, and return that.
+        """Call a function there, await its result if need be, and return it.
 
         Raises
         ------
@@ -468,16 +580,16 @@ class _Thread:
 
 
 class _Handlers(AbstractContextManager[None]):
-    """Signal handlers for the time of a block."""
+    """Signal handlers that are installed while a block lasts."""
 
-    def __init__(self, heard: Callable[[int], None]) -> None:
-        self._heard = heard
+    def __init__(self, on_signal: Callable[[int], None]) -> None:
+        self._on_signal = on_signal
         self._restored = signals.restored()
 
     def __enter__(self) -> None:
         self._restored.__enter__()
         for number in signals.SIGNALS:
-            signal.signal(number, lambda number, _: self._heard(number))
+            signal.signal(number, lambda number, _: self._on_signal(number))
 
     def __exit__(self, *error: object) -> None:
         self._restored.__exit__(None, None, None)

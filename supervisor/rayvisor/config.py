@@ -47,7 +47,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from rayvisor import specs
 from rayvisor.errors import SpecError, SpecFileError
 from rayvisor.specs import AutoShutdown, ChildSpec, Shutdown, SupervisorSpec
-from rayvisor.specs.engines import SETTLED
+from rayvisor.specs.arguments import arguments_of
 
 __all__ = ["KINDS", "TreeFile", "load_tree"]
 
@@ -78,9 +78,9 @@ _RUN: Mapping[str, Any] = {
     "control": bool | str,
     "publish": bool | str,
 }
-_SPELT = {"class": "cls"}
-"""Keys that Python has another word for."""
-_WORDS: Mapping[str, str] = {means: word for word, means in _SPELT.items()}
+_ARGUMENTS = {"class": "cls"}
+"""Arguments whose keys are keywords of Python."""
+_KEYS: Mapping[str, str] = {argument: key for key, argument in _ARGUMENTS.items()}
 _NOT_IN_FILES = frozenset({"spec", "args", "start_timeout"})
 """Arguments of a supervisor that is made by a function."""
 
@@ -154,7 +154,7 @@ def _section(given: Any, known: Mapping[str, Any], key: str) -> dict[str, Any]:
         where = f"{key}.{name}" if key else name
         if name not in known:
             raise unknown_key(where, value, known)
-        found[_SPELT.get(name) or name] = convert(value, known[name], where)
+        found[_ARGUMENTS.get(name) or name] = convert(value, known[name], where)
     return found
 
 
@@ -178,17 +178,16 @@ def _child(given: Any, key: str) -> ChildSpec:
     maker = KINDS[_kind(given.get("kind"), key)]
     rest = {name: value for name, value in given.items() if name != "kind"}
     arguments = _subtree(rest, key) if maker is specs.subtree else _section(rest, _keys(maker), key)
-    for name, each in inspect.signature(maker).parameters.items():
-        needed = each.default is inspect.Parameter.empty and each.kind is not inspect.Parameter.VAR_KEYWORD
-        if needed and name not in arguments:
-            spelt = _WORDS.get(name, name)
+    for each in arguments_of(maker):
+        if each.default is inspect.Parameter.empty and each.name not in arguments:
+            spelt = _KEYS.get(each.name, each.name)
             raise WrongValueError(
                 f"{key}.{spelt}", None, f"is missing; a child of kind {given['kind']!r} needs it"
             )
     try:
         return maker(**arguments)
     except SpecError as error:
-        field = _WORDS.get(error.field, error.field)
+        field = _KEYS.get(error.field, error.field)
         raise WrongValueError(f"{key}.{field}", given.get(field, error.value), error.problem) from None
 
 
@@ -212,16 +211,8 @@ def _subtree(given: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _keys(maker: Callable[..., ChildSpec]) -> dict[str, Any]:
-    """The keys of a child, and the hint of each."""
-    hints = get_type_hints(maker)
-    keys: dict[str, Any] = {}
-    for name, each in inspect.signature(maker).parameters.items():
-        if each.kind is inspect.Parameter.VAR_KEYWORD:  # a group's other options are a pool's
-            pool = _keys(specs.engine_pool)
-            keys |= {key: hint for key, hint in pool.items() if key not in {*keys, *SETTLED}}
-        else:
-            keys[_WORDS.get(name, name)] = hints[name]
-    return keys
+    """Return the keys of a child, and the type hint of each."""
+    return {_KEYS.get(each.name, each.name): each.hint for each in arguments_of(maker)}
 
 
 _SHUTDOWNS = {"infinity": Shutdown.INFINITY, "brutal_kill": Shutdown.BRUTAL_KILL}

@@ -1,17 +1,19 @@
-"""Every error rayvisor raises on its own account.
+"""Every error that rayvisor raises on its own account.
 
     RayvisorError
     ├── SpecError                 a flag or spec that cannot work; raised before anything starts
     │   └── SpecFileError         the same, in a tree's TOML file
-    ├── StartFailedError               the tree could not be brought up
+    ├── StartFailedError          the tree could not be brought up
     ├── StrategyError             a restart strategy raised, or its plan cannot be carried out; recorded
     ├── ClusterUnavailableError   no Ray could be started, or attached to
-    ├── ControlSocketError        the control socket cannot be opened, or nobody answers there
+    ├── WorkerPackageError        the workers of the cluster lack rayvisor, or have another version
+    ├── RayCallTimeout            Ray did not answer a call in time
+    ├── ControlSocketError        the control socket cannot be opened, or does not answer
     ├── UnguardedMainError        a process that an engine starts would start the tree again
     ├── PublishError              events cannot be published at an address
     ├── TaskTimeoutError          a task under a policy took too long, and was ended
-    ├── SupervisorGaveUpError          the tree ended because it could not be kept up
-    ├── CallError                 a verb on a supervisor that could not be carried out
+    ├── SupervisorGaveUpError     the tree ended because it could not be kept up
+    ├── CallError                 a call on a supervisor or a child that could not be carried out
     │   ├── UnknownChildError     no such child                      (OTP: not_found)
     │   ├── AlreadyStartedError   the id is taken by a live child    (OTP: already_started)
     │   ├── AlreadyPresentError   the id is taken by a child at rest (OTP: already_present)
@@ -19,22 +21,23 @@
     │   ├── ChildRestartingError  the child is being restarted       (OTP: restarting)
     │   ├── TemplateError         not for a simple_one_for_one       (OTP: simple_one_for_one)
     │   ├── ChildStartError       start_child or restart_child failed
-    │   ├── ChildUnavailableError the child has no live incarnation to call
+    │   ├── ChildUnavailableError the child has no live incarnation to call, or lost it during the call
+    │   ├── EngineCallError       an engine raised in a call, or offers no such call
     │   ├── ChildKindError        the child is of another kind than the call needs
     │   ├── SupervisorBusyError   too many calls are waiting
     │   └── SupervisorStoppedError the supervisor does not run (any more)
-    └── RequestError              one request to an engine pool failed (``rayvisor._core.requests.errors``)
+    └── RequestError              one request to an engine pool failed (``rayvisor.pool``)
 
-Every one carries its data as attributes and builds its own message; where a fault is behind it, the
-message begins with the root cause.
+Each error carries its data as attributes and builds its own message; if a fault is behind it, the message
+begins with the root cause. All of them can be pickled.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayvisor.faults import Exit, Fault
+    from rayvisor.faults import Cause, Exit, Fault
 
 __all__ = [
     "AlreadyPresentError",
@@ -47,7 +50,9 @@ __all__ = [
     "ChildUnavailableError",
     "ClusterUnavailableError",
     "ControlSocketError",
+    "EngineCallError",
     "PublishError",
+    "RayCallTimeout",
     "RayvisorError",
     "SpecError",
     "SpecFileError",
@@ -60,19 +65,31 @@ __all__ = [
     "TemplateError",
     "UnguardedMainError",
     "UnknownChildError",
+    "WorkerPackageError",
 ]
-
 
 LONGEST_VALUE = 80
 """Characters of a value that a message shows."""
+MOST_NAMES = 20
+"""Names of children that a message shows."""
 
 
 class RayvisorError(Exception):
     """Root of all errors that rayvisor raises on its own account."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception would call the class with the message, which is not what these take.
+        return (_unpickled, (type(self), self.args), self.__dict__)
+
+
+def _unpickled(kind: type[RayvisorError], args: tuple[Any, ...]) -> RayvisorError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class SpecError(RayvisorError, ValueError):
-    """A flag or a spec that cannot work. Raised before anything starts, and nothing is kept of it.
+    """A flag or a spec that cannot work. Raised before anything starts; nothing of the spec is kept.
 
     Parameters
     ----------
@@ -81,7 +98,7 @@ class SpecError(RayvisorError, ValueError):
     value
         The value found there.
     problem
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     term
         OTP's error term for the same mistake, where it has one, for example ``invalid_intensity``.
     """
@@ -102,11 +119,11 @@ class SpecFileError(SpecError):
     file
         Path of the file.
     field
-        Where in it, for example ``"children[0].backoff.maximum"``; empty: the file as a whole.
+        The key in it, for example ``"children[0].backoff.maximum"``; empty: the file as a whole.
     value
         The value found there.
     problem
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     """
 
     def __init__(self, file: str, field: str, value: object, problem: str) -> None:
@@ -127,7 +144,7 @@ class StartFailedError(RayvisorError):
     child
         Path of the child whose start failed.
     fault
-        Why, root cause innermost; None when the tree was asked to stop while it came up.
+        Why it failed, root cause innermost; None if the tree was asked to stop during its start.
     """
 
     def __init__(self, child: str, fault: Fault | None) -> None:
@@ -147,11 +164,11 @@ class StrategyError(RayvisorError):
     strategy
         Name of the strategy.
     child
-        Path of the failed child it was asked about.
+        Path of the failed child that it planned for.
     problem
         What is wrong with the plan, or what the strategy raised.
     traceback
-        Where it raised.
+        Traceback of what it raised, as text; empty if it raised nothing.
     """
 
     def __init__(self, strategy: str, child: str, problem: str, traceback: str = "") -> None:
@@ -168,9 +185,9 @@ class ClusterUnavailableError(RayvisorError):
     Parameters
     ----------
     address
-        What was asked for; ``"local"`` is a Ray to be started.
+        Address that was asked for; ``"local"`` is a Ray to be started.
     reason
-        What Ray said.
+        Ray's own explanation.
     """
 
     def __init__(self, address: str, reason: str) -> None:
@@ -180,15 +197,74 @@ class ClusterUnavailableError(RayvisorError):
         super().__init__(f"{reason}: {what} (address={address!r})")
 
 
+class WorkerPackageError(RayvisorError):
+    """Workers of the cluster lack rayvisor, or have another version of it.
+
+    Parameters
+    ----------
+    found
+        The version found there, or None if it could not be imported.
+    wanted
+        The driver's version.
+    folders
+        The driver's package folders, for a checkout.
+    detail
+        The worker's own explanation.
+    """
+
+    def __init__(self, found: str | None, wanted: str, folders: tuple[str, ...], detail: str = "") -> None:
+        self.found = found
+        self.wanted = wanted
+        self.folders = folders
+        self.detail = detail
+        state = f"have rayvisor {found}" if found is not None else "cannot import rayvisor"
+        modules = ", ".join(f'"{folder}"' for folder in folders)
+        said = f" ({detail})" if detail else ""
+        super().__init__(
+            f"the workers of this cluster {state}{said}, the driver has {wanted}. "
+            "Give them the driver's by pasting one of these lines:\n"
+            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}  # released; in ray.init() or on the child\n'
+            f'    runtime_env={{"py_modules": [{modules}]}}  # a checkout; in ray.init(), which uploads it'
+        )
+
+
+class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what happened
+    """A call to Ray was not answered in time.
+
+    Parameters
+    ----------
+    call
+        Description of the call.
+    timeout
+        How long its answer was awaited, in seconds.
+    blocked
+        Calls that held a thread at that time: if all threads are held, the cause is among them.
+    hint
+        Why it may have taken so long, if that is known.
+    """
+
+    def __init__(
+        self, call: str, timeout: float, *, blocked: list[str] | None = None, hint: str = ""
+    ) -> None:
+        self.call = call
+        self.timeout = timeout
+        self.blocked = blocked or []
+        self.hint = hint
+        others = [name for name in self.blocked if name != call]
+        tail = f"; also under way: {', '.join(others)}" if others else ""
+        because = f": {hint}" if hint else ""
+        super().__init__(f"{call} was not answered within {timeout:g} s{because}{tail}")
+
+
 class ControlSocketError(RayvisorError):
-    """The control socket of a tree cannot be opened, or nobody answers there.
+    """The control socket of a tree cannot be opened, or does not answer.
 
     Parameters
     ----------
     path
-        Of the socket.
+        Path of the socket.
     reason
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -227,9 +303,9 @@ class PublishError(RayvisorError):
     Parameters
     ----------
     address
-        Where they were to be published.
+        Address at which they were to be published.
     reason
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     """
 
     def __init__(self, address: str, reason: str) -> None:
@@ -246,7 +322,7 @@ class SupervisorGaveUpError(RayvisorError):
     supervisor
         Path of the supervisor that gave up (``""`` is the root).
     reason
-        Why, in words: the intensity was exceeded, no restart can cure the fault, ...
+        Why it gave up: the intensity was exceeded, no restart can cure the fault, ...
     fault
         The fault that led there, or None.
     """
@@ -261,7 +337,7 @@ class SupervisorGaveUpError(RayvisorError):
 
 
 class TaskTimeoutError(RayvisorError, TimeoutError):
-    """A Ray task under a policy took longer than its ``timeout``; it was cancelled, and is not run again.
+    """A Ray task under a policy took longer than its ``timeout``; it was cancelled and is not run again.
 
     Parameters
     ----------
@@ -270,9 +346,9 @@ class TaskTimeoutError(RayvisorError, TimeoutError):
     timeout
         The limit, in seconds.
     forced
-        Whether its worker was ended by force, since the interrupt did not help.
+        Whether its worker was killed because the interrupt did not end the task.
     gone
-        Whether its end is known.
+        Whether Ray has confirmed its end.
     """
 
     def __init__(self, task: str, timeout: float, *, forced: bool, gone: bool = True) -> None:
@@ -281,21 +357,21 @@ class TaskTimeoutError(RayvisorError, TimeoutError):
         self.forced = forced
         self.gone = gone
         how = "its worker was ended by force" if forced else "it was interrupted"
-        left = "" if gone else ", but Ray has not said that it is gone"
+        left = "" if gone else ", but Ray has not confirmed its end"
         super().__init__(f"{task} took longer than timeout={timeout:g} s: {how}{left}")
 
 
 class CallError(RayvisorError):
-    """A verb on a supervisor that could not be carried out.
+    """A call on a supervisor or on one of its children that could not be carried out.
 
     Parameters
     ----------
     child
-        The path or id the call named.
+        The path or id that the call named.
     """
 
     term = ""
-    """OTP's error term for it."""
+    """OTP's error term for it; empty if OTP has none."""
 
     def __init__(self, child: str, message: str) -> None:
         self.child = child
@@ -303,13 +379,14 @@ class CallError(RayvisorError):
 
 
 class UnknownChildError(CallError):
-    """No child has this id. Carries the ids there are."""
+    """No child has this id. Carries the ids that exist."""
 
     term = "not_found"
 
     def __init__(self, child: str, known: tuple[str, ...] = ()) -> None:
         self.known = known
-        have = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none"  # noqa: PLR2004
+        shown = [*known[:MOST_NAMES], *(["..."] if len(known) > MOST_NAMES else [])]
+        have = ", ".join(shown) or "none"
         super().__init__(child, f"no child has the id {child!r}; there are: {have}")
 
 
@@ -335,7 +412,7 @@ class AlreadyPresentError(CallError):
 
 
 class ChildRunningError(CallError):
-    """The verb needs a child that does not run."""
+    """The call needs a child that does not run."""
 
     term = "running"
 
@@ -353,7 +430,7 @@ class ChildRestartingError(CallError):
 
 
 class TemplateError(CallError):
-    """The verb makes no sense under simple_one_for_one."""
+    """The call has no meaning under simple_one_for_one."""
 
     term = "simple_one_for_one"
 
@@ -371,26 +448,61 @@ class ChildStartError(CallError):
     child
         Its path.
     fault
-        Why.
+        Why it failed; None if no fault is behind it.
     exit
-        How the start ended; None when it was called off (``terminate_child``, or the supervisor's end).
+        How the start ended; None if it was cancelled (``terminate_child``, or the supervisor's end).
     """
 
     term = "start_failed"
 
-    def __init__(self, child: str, fault: Fault | None, exit: Exit | None = None) -> None:  # noqa: A002
+    def __init__(self, child: str, fault: Fault | None, exit: Exit | None = None) -> None:  # noqa: A002 - OTP's name for it
         self.fault = fault
         self.exit = exit
-        cause = fault or exit or "its start was called off"
+        cause = fault or exit or "its start was cancelled"
         super().__init__(child, f"{cause}; {child!r} was not started")
 
 
 class ChildUnavailableError(CallError):
-    """The child has no live incarnation to call now."""
+    """The child has no live incarnation to call now, or lost it during the call.
 
-    def __init__(self, child: str, state: str) -> None:
+    Parameters
+    ----------
+    child
+        Its path.
+    state
+        State it is in: ``"not up"``, ``"paused"``, ...
+    cause
+        Root cause of the incarnation's end; None if that is not known, or the child was not lost.
+    """
+
+    def __init__(self, child: str, state: str, *, cause: Cause | None = None) -> None:
         self.state = state
-        super().__init__(child, f"{child!r} is {state} and cannot be called now")
+        self.cause = cause
+        head = "" if cause is None else f"{cause}: "
+        super().__init__(child, f"{head}{child!r} is {state} and cannot be called now")
+
+
+class EngineCallError(CallError):
+    """An engine raised in a call beside its requests, did not answer in time, or offers no such call.
+
+    Parameters
+    ----------
+    child
+        Path of the engine.
+    method
+        Name of the call.
+    causes
+        What the engine raised, outermost first; the last one is the root cause.
+    traceback
+        Traceback in the engine's process, as text; empty if there is none.
+    """
+
+    def __init__(self, child: str, method: str, causes: tuple[Cause, ...], traceback: str = "") -> None:
+        self.method = method
+        self.causes = causes
+        self.traceback = traceback
+        head = f"{causes[-1]}: " if causes else ""
+        super().__init__(child, f"{head}{child!r} failed to carry out {method}()")
 
 
 class ChildKindError(CallError):

@@ -32,6 +32,8 @@ __all__ = ["LastWords", "fatal", "last_words"]
 F = TypeVar("F", bound=Callable[..., Any])
 log = get_logger("rayvisor.fatal")
 
+MOST_EXIT_CODE = 255
+"""A parent process gets one byte."""
 _MOST_TRACEBACK = 16_000
 
 
@@ -113,8 +115,8 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         if limit is not None:
             whole("limit", limit)
         whole("exit_code", exit_code)
-        if exit_code > 255:  # noqa: PLR2004 - a byte is all that a parent gets
-            raise SpecError("exit_code", exit_code, "must be 255 or less")
+        if exit_code > MOST_EXIT_CODE:
+            raise SpecError("exit_code", exit_code, f"must be {MOST_EXIT_CODE} or less")
         seconds("timeout", timeout, exclusive=True, below=math.inf)
         self._errors = errors
         self._name = name

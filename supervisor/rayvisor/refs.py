@@ -5,23 +5,26 @@
 
     class Worker:
         async def use(self, router):
-            return await router.call("route", request, idempotent=True)
+            return await router.options(idempotent=True).call("route", request)
 
-A reference finds the present incarnation at each use. In the supervisor's own process it asks the
-supervisor; elsewhere it asks Ray, by name, so that process has to be connected to the same cluster.
+A reference finds the current incarnation at each use. In the supervisor's own process it asks the
+supervisor; elsewhere it asks Ray, by name, so that process must be connected to the same cluster.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from rayvisor._core.protocol.links import HostGoneError
-from rayvisor.errors import ChildUnavailableError
+from rayvisor._validation import seconds
+from rayvisor.errors import ChildUnavailableError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from types import EllipsisType
 
     from rayvisor.records import Record
     from rayvisor.status import Node
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["ChildRef", "ServerRef"]
 
 ATTEMPTS = 3
-"""On how many incarnations an idempotent call is tried: a call that kills whoever takes it must end."""
+"""How many incarnations an idempotent call is tried on: a call that kills each one must still end."""
 WAIT_SECONDS = 60.0
-"""How long an idempotent call without a deadline waits for the next incarnation."""
+"""How long an idempotent call without a timeout waits for the next incarnation."""
 LOOKUP_SECONDS = 10.0
 PAUSE_SECONDS = 0.1
 
@@ -41,12 +44,12 @@ class _Actor(Protocol):
 
     @property
     def handle(self) -> Any:
-        """Ray's own."""
+        """Ray's own handle."""
         ...
 
     @property
     def name(self) -> str:
-        """Unique on the cluster."""
+        """Name that is unique on the cluster."""
         ...
 
     async def call(
@@ -65,7 +68,7 @@ class _Actors(Protocol):
         ...
 
     def actor(self, child: str) -> _Actor:
-        """Return the present incarnation; raise ChildUnavailableError if there is none."""
+        """Return the current incarnation; raise ChildUnavailableError if there is none."""
         ...
 
     def reference(self, child: str) -> Any:
@@ -73,7 +76,7 @@ class _Actors(Protocol):
         ...
 
     def withheld(self, child: str) -> str:
-        """Say why a child that is up gets no new work; empty if it does."""
+        """Return why a child that is up gets no new work; empty if it does."""
         ...
 
     async def changed(self, child: str) -> None:
@@ -94,20 +97,22 @@ class _Tree(Protocol):
 
 
 class ChildRef:
-    """A child that is an actor: each use finds its present incarnation. Can be pickled.
+    """A reference to a child that is an actor: each use finds its current incarnation. Can be pickled.
 
     Attributes
     ----------
     path
-        Of the child.
+        Path of the child.
 
     Examples
     --------
-    ``await sup["router"].call("route", request)`` calls a method, ``sup["router"].handle()`` gives Ray's
-    own handle of the incarnation that is up now.
+    ``await sup["router"].call("route", request)`` calls a method,
+    ``await sup["router"].options(idempotent=True, timeout=5.0).call("route", request)`` repeats it on the
+    next incarnation if need be, and ``sup["router"].handle()`` returns Ray's own handle of the incarnation
+    that is up now.
     """
 
-    __slots__ = ("_actors", "_address", "_adopted", "path")
+    __slots__ = ("_actors", "_address", "_adopted", "_idempotent", "_timeout", "path")
 
     def __init__(
         self,
@@ -115,34 +120,81 @@ class ChildRef:
         actors: _Actors | None,
         address: tuple[str, str] | None = None,
         adopted: Any = None,
+        *,
+        idempotent: bool = False,
+        timeout: float | None = None,
     ) -> None:
         self.path = path
         self._actors = actors
         self._address = address
         self._adopted = adopted
+        self._idempotent = idempotent
+        self._timeout = timeout
 
     def __repr__(self) -> str:
         return f"<ChildRef {self.path}>"
 
-    def __reduce__(self) -> tuple[type[ChildRef], tuple[str, None, tuple[str, str] | None, Any]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         address, adopted = self._address, self._adopted
         if self._actors is not None:
             address, adopted = self._actors.address, self._actors.reference(self.path)
-        return (ChildRef, (self.path, None, address, adopted))
+        made = functools.partial(ChildRef, idempotent=self._idempotent, timeout=self._timeout)
+        return (made, (self.path, None, address, adopted))
+
+    def options(
+        self, *, idempotent: bool | EllipsisType = ..., timeout: float | EllipsisType | None = ...
+    ) -> ChildRef:
+        """Return a reference to the same child whose calls have these options; this one is unchanged.
+
+        An option that is not given keeps its value. The new reference can be kept, shared and pickled.
+
+        Parameters
+        ----------
+        idempotent
+            Whether a call may be carried out more than once. Then it waits for an incarnation where there is
+            none, and is repeated, on at most three of them, when one ends under it. False, the default: it is
+            never repeated.
+        timeout
+            Seconds for a whole call, repetitions included. None, the default: as long as the incarnation
+            lives, and a minute for the next one.
+
+        Raises
+        ------
+        SpecError
+            When a value cannot work.
+
+        Examples
+        --------
+        >>> router = sup["router"].options(idempotent=True, timeout=5.0)
+        >>> await router.call("route", request, timeout=3)  # this timeout is an argument of the method
+        """
+        if idempotent is ...:
+            idempotent = self._idempotent
+        elif not isinstance(idempotent, bool):
+            raise SpecError("idempotent", idempotent, "must be True or False")
+        if timeout is ...:
+            timeout = self._timeout
+        elif timeout is not None:
+            seconds("timeout", timeout)
+        return ChildRef(
+            self.path, self._actors, self._address, self._adopted, idempotent=idempotent, timeout=timeout
+        )
 
     def handle(self) -> Any:
-        """Ray's handle of the present incarnation. Outside the supervisor's process it asks Ray, and blocks.
+        """Return Ray's handle of the current incarnation.
+
+        Outside the supervisor's process this asks Ray, and blocks.
 
         Raises
         ------
         ChildUnavailableError
-            There is none now.
+            There is no incarnation now.
         """
         if self._actors is not None:
             return self._actors.actor(self.path).handle
         if self._adopted is not None:
             return self._adopted
-        # Imported here: a process that only hands references on needs no Ray.
+        # Imported here: a process that only passes references on needs no Ray.
         from rayvisor._backends.ray.lookup import find
 
         found = find(*self._names(), self.path)
@@ -150,49 +202,45 @@ class ChildRef:
             raise ChildUnavailableError(self.path, "not up")
         return found.handle
 
-    async def call(
-        self, method: str, *args: Any, idempotent: bool = False, timeout: float | None = None, **kwargs: Any
-    ) -> Any:
-        """Call a method of the present incarnation, and return its answer.
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the current incarnation, and return its answer.
 
-        In the supervisor's own process a call of a child that is paused, or SUSPECT, waits until it gets work
-        again; ``handle()`` goes past that.
+        All arguments but the first belong to the method, whatever their names; `options` sets a timeout, and
+        whether the call may be repeated. In the supervisor's own process a call of a child that is paused, or
+        SUSPECT, waits until the child gets work again; `handle` does not wait for that.
 
         Parameters
         ----------
-        method, args, kwargs
-            What to call.
-        idempotent
-            Whether the call may be carried out more than once. Then it waits for an incarnation where
-            there is none, and is repeated, on at most three of them, when one ends under it. Otherwise
-            it is never repeated.
-        timeout
-            Seconds for all of it. None: as long as the incarnation lives, and a minute for the next one.
+        method
+            Name of the method.
+        args, kwargs
+            Arguments of the method.
 
         Raises
         ------
         ChildUnavailableError
-            There is no incarnation, or it ended before it answered: it may have carried the call out.
+            There is no incarnation, or it ended before it answered: it may have carried out the call.
         TimeoutError
-            No answer within the deadline.
+            No answer within the ``timeout`` of `options`.
         """
-        until = None if timeout is None else anyio.current_time() + timeout
+        until = None if self._timeout is None else anyio.current_time() + self._timeout
         spent = ""
         attempt = 0
         while True:
             attempt += 1
-            waits = idempotent or self._withheld
+            waits = self._idempotent or self._withheld
             actor = await (self._wait(spent, until) if waits else self._find())
             if actor is None:
                 raise ChildUnavailableError(self.path, self._withheld or "not up")
             try:
                 return await actor.call(method, args, kwargs, timeout=_left(until))
             except HostGoneError as gone:
-                if not idempotent or attempt >= ATTEMPTS:
-                    state = (
-                        f"lost in the midst of {method}(), which it may have carried out ({gone.end.root})"
-                    )
-                    raise ChildUnavailableError(self.path, state) from None
+                if not self._idempotent or attempt >= ATTEMPTS:
+                    raise ChildUnavailableError(
+                        self.path,
+                        f"lost during {method}(), which it may have carried out",
+                        cause=gone.end.root,
+                    ) from None
                 if not gone.end.unavailable:
                     spent = actor.name
 
@@ -211,7 +259,7 @@ class ChildRef:
 
     @property
     def _withheld(self) -> str:
-        """Why it gets no new work though it is up; empty where it does, or that is not known here."""
+        """Why the child gets no new work though it is up; empty if it does, or if that is not known here."""
         return "" if self._actors is None else self._actors.withheld(self.path)
 
     async def _find(self) -> _Actor | None:
@@ -239,17 +287,17 @@ def _left(until: float | None) -> float | None:
 
 
 class ServerRef:
-    """A server child: it outlives the incarnations, and knows where the present one is.
+    """A reference to a server child: it outlives the incarnations, and knows the URL of the current one.
 
     Attributes
     ----------
     path
-        Of the child.
+        Path of the child.
 
     Examples
     --------
-    ``await sup["web"].serving()`` waits until it serves and gives its URL; ``sup["web"].url`` is where it is
-    now.
+    ``await sup["web"].serving()`` waits until the server serves and returns its URL;
+    ``sup["web"].url`` is its URL now.
     """
 
     __slots__ = ("_supervisor", "path")
@@ -263,12 +311,12 @@ class ServerRef:
 
     @property
     def url(self) -> str:
-        """Where the present incarnation is: ``http://127.0.0.1:8000``.
+        """URL of the current incarnation: ``http://127.0.0.1:8000``.
 
         Raises
         ------
         ChildUnavailableError
-            None is up now.
+            No incarnation is up now.
         """
         url = self._supervisor.status(self.path).url
         if not url:
@@ -276,19 +324,19 @@ class ServerRef:
         return url
 
     async def serving(self, timeout: float | None = None) -> str:
-        """Wait until it serves, and return its URL.
+        """Wait until the server serves, and return its URL.
 
         Parameters
         ----------
         timeout
-            Seconds to wait. None: as long as it may come up.
+            Seconds to wait. None: as long as the server can still come up.
 
         Raises
         ------
         ChildUnavailableError
-            It is DEAD, or its tree has ended: it does not come up by itself.
+            The server is DEAD, or its tree has ended: it does not come up by itself.
         TimeoutError
-            It did not serve in that time.
+            The server did not serve in that time.
         """
         watch = self._supervisor.watch()
         with anyio.fail_after(timeout):

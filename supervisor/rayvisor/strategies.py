@@ -24,12 +24,13 @@ and the failed child is restarted by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from rayvisor._validation import is_whole
+from rayvisor._validation import seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.status import is_up
 
@@ -132,10 +133,8 @@ def start(ids: str | Iterable[str], *, concurrency: int | None = None) -> Start:
     concurrency
         How many come up side by side; None: the supervisor's ``max_concurrent_starts``.
     """
-    if concurrency is not None and not is_whole(concurrency, 1):
-        raise SpecError(
-            "concurrency", concurrency, "must be a whole number of starts side by side, 1 or more"
-        )
+    if concurrency is not None:
+        whole("concurrency", concurrency, "starts side by side")
     return Start(_ids(ids), concurrency)
 
 
@@ -328,8 +327,7 @@ class Quorum:
     replace: bool = True
 
     def __post_init__(self) -> None:
-        if not is_whole(self.k, 1):
-            raise SpecError("quorum.k", self.k, "must be a whole number of children, 1 or more")
+        whole("quorum.k", self.k, "children")
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
         """Count who serves."""
@@ -418,6 +416,5 @@ def _ids(ids: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _seconds(timeout: float) -> float:
-    if not 0 < timeout < float("inf"):
-        raise SpecError("timeout", timeout, "must be a number of seconds, more than 0, and finite")
+    seconds("timeout", timeout, exclusive=True, below=math.inf)
     return float(timeout)

@@ -126,7 +126,7 @@ async def test_when_ray_has_given_up_the_next_one_is_made(make: Make) -> None:
                 await until(partial(_serves, sup, incarnation))
             assert (sup["trainer"].handle() == first) == (incarnation < 3)
             if incarnation < 3:
-                os.kill(await sup["trainer"].call("pid", idempotent=True), signal.SIGKILL)
+                os.kill(await sup["trainer"].options(idempotent=True).call("pid"), signal.SIGKILL)
     (why,) = told
     assert why is not None
     assert why.fault is not None

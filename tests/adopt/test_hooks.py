@@ -88,7 +88,7 @@ async def test_holds_are_told_in_order_also_to_the_next_incarnation_and_calls_wa
         await sup.pause("worker")
         assert lines(diary) == ["made", "held"]
         with pytest.raises(rv.ChildUnavailableError, match="paused"):
-            await sup["worker"].call("pid", timeout=0.1)
+            await sup["worker"].options(timeout=0.1).call("pid")
         os.kill(pid, 9)
         await until(lambda: lines(diary) == ["made", "held", "made", "held"])
         async with anyio.create_task_group() as tasks:

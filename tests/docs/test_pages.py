@@ -20,6 +20,7 @@ from rayvisor import records
 from rayvisor.cli import main
 from rayvisor.config import KINDS
 from rayvisor.errors import RayvisorError
+from rayvisor.specs.arguments import arguments_of
 from statecharts.lifecycles import CHARTS
 from tests.docs.pages import PAGES, PICTURES, ROOT, documented, draw, links, made_parts, make, navigation
 from tools import docs_reference
@@ -122,11 +123,7 @@ def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
     for kind, maker in KINDS.items():
         table = made.partition(f'`kind = "{kind}"`')[2].partition("\n### ")[0]
         keys = set(re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE))
-        names = {
-            name
-            for name, each in inspect.signature(maker).parameters.items()
-            if each.kind.name != "VAR_KEYWORD"
-        }
+        names = {each.name for each in arguments_of(maker)}
         assert names - keys <= {"cls", "actor", "spec", "start_timeout", "args"}, (
             "a key without a type, or without a line"
         )

@@ -60,8 +60,8 @@ async def test_a_supervisor_is_told_the_root_cause_of_an_actor_that_ended_itself
     async with rv.Supervisor(spec, handle_signals=False) as sup:
         watch = sup.watch()
         with pytest.raises(rv.ChildUnavailableError):
-            await sup["engine"].call("answer", 1, timeout=60.0)
-        answered = await sup["engine"].call("answer", 1, idempotent=True, timeout=60.0)
+            await sup["engine"].options(timeout=60.0).call("answer", 1)
+        answered = await sup["engine"].options(idempotent=True, timeout=60.0).call("answer", 1)
         assert answered[0] == 2
     (fault,) = [record.fault async for record in watch if isinstance(record, FaultSeen)]
     assert fault.root == rv.Cause("DeadError", "engine 1")

@@ -35,7 +35,7 @@ class Armoury:
         self.gate = gate
 
     async def arm(self, message: str) -> None:
-        await self.gate.call("collective_rpc", "arm", args=(message,), timeout=30.0)
+        await self.gate.options(timeout=30.0).call("collective_rpc", "arm", args=(message,))
 
 
 def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
@@ -46,7 +46,7 @@ def tree(model: Path, gate: Callable[[rv.Gate], Any]) -> rv.Supervisor:
         gate=gate,
         recoveries=1,
         start_timeout=600.0,
-        timeout=900.0,
+        request_timeout=900.0,
         period=86400.0,
     )
     spec = cast("EnginePoolSpec", pool.start)

@@ -29,7 +29,7 @@ async def make_later() -> None: ...
         ({"actor": Plain}, "must be Ray's handle of an actor"),
         ({"namespace": "prod", "make": Plain}, "namespace='prod': is missing a name"),
         ({"make": make_later}, "not an async one"),
-        ({"name": "x", "on_end": "burn"}, "on_end='burn': must be 'leave' or 'kill'"),
+        ({"name": "x", "on_end": "burn"}, "on_end='burn': must be one of 'leave', 'kill'"),
         ({"name": "x", "probe": "not a name"}, "probe='not a name': must be the name of a method"),
         ({"name": "x", "drain": 3}, "drain=3: must be the name of a method"),
         ({"name": "x", "probe_timeout": 0}, "probe_timeout=0: must be a number of seconds"),

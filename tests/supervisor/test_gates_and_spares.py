@@ -46,7 +46,9 @@ class Weights:
             raise ConnectionError("the weights cannot be had")
         await gate.call("update_weights", self.wanted)
         self.predecessors[gate.child, gate.incarnation] = str(gate.predecessor)
-        self.seen.append((gate.child, gate.incarnation, await gate.call("get_weight_version", timeout=5.0)))
+        self.seen.append(
+            (gate.child, gate.incarnation, await gate.options(timeout=5.0).call("get_weight_version"))
+        )
 
 
 async def test_every_incarnation_passes_its_gate_before_it_serves_and_again_when_declared_stale() -> None:
@@ -86,18 +88,54 @@ async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the
     assert fault.fault_class is rv.FaultClass.FATAL
 
 
-async def test_what_an_engine_does_not_offer_is_said_to_the_hook() -> None:
-    said: list[str] = []
+async def test_a_call_that_the_engine_refuses_is_a_public_error_that_begins_with_the_cause() -> None:
+    said: list[rv.EngineCallError] = []
 
     async def hook(gate: rv.Gate) -> None:
         try:
             await gate.call("fly", 1)
-        except Exception as error:  # noqa: BLE001 - what it is, is asked below
-            said.append(str(error))
+        except rv.EngineCallError as error:
+            said.append(error)
 
     async with local(gate=hook) as sup:
         await wait_for_state(sup, "llm/1", SERVING, timeout=60)
-    assert "the simulated engine is not asked for 'fly'" in said[0]
+    (error,) = said
+    assert isinstance(error, rv.CallError)
+    assert (error.child, error.method) == ("llm/1", "fly")
+    root = "EngineError: the simulated engine is not asked for 'fly'"
+    assert str(error) == f"{root}: 'llm/1' failed to carry out fly()"
+    assert str(error.causes[-1]) == root
+
+
+async def test_a_host_that_is_lost_is_a_public_error_for_the_hook() -> None:
+    async with local() as sup:
+        engines = sup._running.engines
+        gate = rv.Gate("llm/1", 1, engines.ask)
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
+        link = engines._seats["llm/1"].link
+        assert link is not None
+        await link.end(30.0)
+        with pytest.raises(rv.ChildUnavailableError, match=r"'llm/1' is (lost during fly|not up as)"):
+            await gate.call("fly")
+
+
+async def test_the_arguments_of_an_engines_call_may_have_any_name() -> None:
+    given = {"timeout": 3, "method": "m", "self": "s", "child": "c", "incarnation": 7, "kwargs": {}}
+    answers: list[Any] = []
+
+    async def hook(gate: rv.Gate) -> None:
+        answers.append(await gate.call("collective_rpc", "a", **given))
+        answers.append(await gate.options(timeout=30.0).call("collective_rpc", **given))
+
+    async with local(gate=hook) as sup:
+        await wait_for_state(sup, "llm/1", SERVING, timeout=60)
+    assert answers == [[["a"], given], [[], given]]
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), "soon"])
+def test_a_timeout_of_a_gate_that_cannot_work_is_refused(timeout: Any) -> None:
+    with pytest.raises(rv.SpecError, match=r"timeout=.*: must be a number of seconds"):
+        rv.Gate("llm/1", 1, lambda: None).options(timeout=timeout)  # type: ignore[arg-type,return-value]
 
 
 async def test_with_a_spare_the_stream_goes_on_there_without_waiting_for_the_restart() -> None:

@@ -32,6 +32,9 @@ class Counter:
     def pid(self) -> int:
         return os.getpid()
 
+    def echo(self, **given: Any) -> dict[str, Any]:
+        return given
+
     def fail(self) -> None:
         raise KeyError("mine")
 
@@ -53,7 +56,7 @@ class User:
         return await counter.call("add", step)
 
     async def patient(self, counter: rv.ChildRef, marker: str) -> Any:
-        return await counter.call("die_once", marker, idempotent=True, timeout=60.0)
+        return await counter.options(idempotent=True, timeout=60.0).call("die_once", marker)
 
     def handle(self, counter: rv.ChildRef) -> Any:
         import ray
@@ -75,14 +78,14 @@ async def test_an_actor_is_called_killed_restarted_and_ended() -> None:
         counter = sup["counter"]
         assert await counter.call("add") == 11
         assert await counter.call("add", step=4) == 15
+        given = {"timeout": 3, "idempotent": "no", "method": "GET"}
+        assert await counter.options(timeout=60).call("echo", **given) == given
         with pytest.raises(KeyError):
             await counter.call("fail")
         first = identify(await counter.call("pid"))
-        with pytest.raises(
-            rv.ChildUnavailableError, match=r"lost in the midst of die\(\), which it may have"
-        ):
+        with pytest.raises(rv.ChildUnavailableError, match=r"lost during die\(\), which it may have"):
             await counter.call("die")
-        assert await counter.call("add", idempotent=True, timeout=60) == 11
+        assert await counter.options(idempotent=True, timeout=60).call("add") == 11
         second = identify(await counter.call("pid"))
         assert first is not None
         assert second is not None
@@ -122,7 +125,7 @@ async def test_a_reference_works_from_another_actor_and_finds_the_incarnation_of
         pid = await counter.call("pid")
         assert await user.call("handle", counter) == pid
         os.kill(pid, signal.SIGKILL)
-        assert await counter.call("add", idempotent=True, timeout=60) == 1
+        assert await counter.options(idempotent=True, timeout=60).call("add") == 1
         assert await user.call("add", counter, 2) == 3
         await sup.terminate_child("counter")
         with pytest.raises(rv.ChildUnavailableError):
@@ -134,14 +137,16 @@ async def test_an_idempotent_call_waits_for_the_next_incarnation_also_from_anoth
 ) -> None:
     async with tree(actor("counter"), actor("user", User)) as sup:
         counter = sup["counter"]
-        assert await counter.call("die_once", str(tmp_path / "1"), idempotent=True, timeout=60) == "done"
+        assert (
+            await counter.options(idempotent=True, timeout=60).call("die_once", str(tmp_path / "1")) == "done"
+        )
         assert await sup["user"].call("patient", counter, str(tmp_path / "2")) == "done"
 
 
 async def test_an_idempotent_call_that_kills_whoever_takes_it_ends() -> None:
     async with tree(actor("counter")) as sup:
-        with pytest.raises(rv.ChildUnavailableError, match=r"lost in the midst of die\(\)"):
-            await sup["counter"].call("die", idempotent=True, timeout=60)
+        with pytest.raises(rv.ChildUnavailableError, match=r"lost during die\(\)"):
+            await sup["counter"].options(idempotent=True, timeout=60).call("die")
         await until(lambda: sup._running.runtime.core.children["counter"].incarnation == 4)
 
 

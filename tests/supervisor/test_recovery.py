@@ -257,4 +257,4 @@ def test_a_group_that_cannot_be_is_refused_with_the_field_named(given: dict[str,
 
 def test_a_wrong_option_of_a_group_is_named() -> None:
     with pytest.raises(TypeError, match="recoverys"):
-        rv.engine_group("llm", engine_args={}, ranks=2, recoverys=1)
+        rv.engine_group("llm", engine_args={}, ranks=2, recoverys=1)  # type: ignore[call-arg]  # the mistake

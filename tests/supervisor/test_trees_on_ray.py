@@ -276,6 +276,9 @@ async def test_an_actor_may_choose_not_to_run_and_is_told_how_the_last_one_ended
         assert await sup["choosy"].call("predecessor") == ""
         with pytest.raises(rv.ChildUnavailableError):
             await sup["choosy"].call("die")
-        assert await sup["choosy"].call("predecessor", idempotent=True, timeout=60) == "fault SYSTEM_ERROR"
+        assert (
+            await sup["choosy"].options(idempotent=True, timeout=60).call("predecessor")
+            == "fault SYSTEM_ERROR"
+        )
     faults = [x.fault async for x in watch if isinstance(x, r.FaultSeen)]
     assert [(x.child, x.incarnation) for x in faults] == [("choosy", 2)]

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from rayvisor._core.paths import split
-from rayvisor._core.protocol.links import HostCallFailedError
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.pause_hooks import HOOK_SECONDS
-from rayvisor._validation import seconds
-from rayvisor.errors import ChildUnavailableError, SpecError, UnknownChildError
+from rayvisor._validation import one_of, seconds
+from rayvisor.errors import CallError, SpecError, UnknownChildError
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core
@@ -46,8 +45,7 @@ log = get_logger("rayvisor.supervisor")
 
 async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float) -> int:
     """Give a child, or everything under a supervisor, no new work until it is resumed."""
-    if mode not in MODES:
-        raise SpecError("mode", mode, f"must be one of {', '.join(map(repr, MODES))}")
+    one_of("mode", mode, MODES)
     seconds("timeout", timeout)
     await _call_on_child(session, m.Verb.PAUSE, path)
     pools = _engines_by_pool(session, path)
@@ -116,7 +114,7 @@ async def set_recovery_instruction(
     async def send(child: str, incarnation: int) -> None:
         try:
             answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, timeout)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             answers[child] = {
                 "request_id": request_id,
                 "success": False,
@@ -142,7 +140,7 @@ async def _freeze(session: Session, pools: Sequence[tuple[PoolRuntime, list[str]
         method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
         try:
             await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             log.warning("engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error))
         else:
             if frozen:
@@ -165,7 +163,7 @@ async def _ask_servers(
     async def ask(child: str, incarnation: int) -> None:
         try:
             await engines.ask(child, incarnation, method, (), options, timeout)
-        except (ChildUnavailableError, HostCallFailedError, TimeoutError) as error:
+        except (CallError, TimeoutError) as error:
             log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
     core = session.runtime.core

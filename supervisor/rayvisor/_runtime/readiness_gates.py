@@ -13,6 +13,7 @@ from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
+from rayvisor._validation import is_whole
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import Gate
 from rayvisor.status import is_up
@@ -121,7 +122,7 @@ class ReadinessGates:
                     ending = _ending(error)
                 else:
                     log.info("gate.passed", child=child, incarnation=incarnation)
-                    if isinstance(version, int) and not isinstance(version, bool):
+                    if is_whole(version):
                         self._weights(child, incarnation, version)  # before it is admitted
                     self._post(m.Reported(child, incarnation, "synced", stales=stales))
                     return

@@ -1,8 +1,20 @@
-"""What a tree is made of, as plain data: supervisors, children, limits, placement."""
+"""Specs of trees, as plain data: supervisors, children, limits, placement."""
 
 from __future__ import annotations
 
 from rayvisor.specs.actors import ActorStart, AdoptStart, actor, adopt
+from rayvisor.specs.arguments import (
+    ActorArguments,
+    AdoptArguments,
+    EngineGroupArguments,
+    EnginePoolArguments,
+    HealthArguments,
+    HookArguments,
+    PlacementArguments,
+    PoolArguments,
+    RestartArguments,
+    ServerArguments,
+)
 from rayvisor.specs.backoff import Backoff, Jitter
 from rayvisor.specs.engines import EnginePoolSpec, EngineStart, engine_group, engine_pool
 from rayvisor.specs.gate import Gate
@@ -24,24 +36,34 @@ from rayvisor.specs.tree import (
 )
 
 __all__ = [
+    "ActorArguments",
     "ActorHook",
     "ActorHooks",
     "ActorOptions",
     "ActorStart",
+    "AdoptArguments",
     "AdoptStart",
     "AutoShutdown",
     "Backoff",
     "ChildSpec",
     "CoroutineStart",
+    "EngineGroupArguments",
+    "EnginePoolArguments",
     "EnginePoolSpec",
     "EngineStart",
     "Gate",
+    "HealthArguments",
+    "HookArguments",
     "IgnoreStart",
     "Instance",
     "Jitter",
     "NodePin",
+    "PlacementArguments",
     "PlacementOptions",
+    "PoolArguments",
     "Restart",
+    "RestartArguments",
+    "ServerArguments",
     "ServerStart",
     "Shutdown",
     "StallLimits",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from rayvisor._validation import _member, seconds, whole
+from rayvisor._validation import member, seconds, whole
 
 if TYPE_CHECKING:
     from random import Random
@@ -74,7 +74,7 @@ class Backoff:
         seconds("backoff.factor", self.factor, least=1.0)
         seconds("backoff.maximum", self.maximum, least=self.initial, why="backoff.initial")
         seconds("backoff.reset_after", self.reset_after, least=0.0)
-        object.__setattr__(self, "jitter", _member("backoff.jitter", Jitter, self.jitter))
+        object.__setattr__(self, "jitter", member("backoff.jitter", Jitter, self.jitter))
         if self.max_retries is not None:
             whole(
                 "backoff.max_retries",

@@ -1,9 +1,8 @@
-"""What an actor of the user's can be asked to do: prove that it works, hold still, go on, finish.
+"""Hooks of an actor: a probe, pause, resume and drain.
 
-Each is optional and is the name of a method, which is called without arguments, or a function that takes
-Ray's handle of the actor; [`rayvisor.actor`][rayvisor.actor] and [`rayvisor.adopt`][rayvisor.adopt] take
-them. A function may be async, or return an object reference, which is awaited; one that blocks runs in a
-thread.
+Each is optional: the name of a method, which is called without arguments, or a function that takes Ray's
+handle of the actor. [`rayvisor.actor`][rayvisor.actor] and [`rayvisor.adopt`][rayvisor.adopt] take them. A
+function may be async, or return an object reference, which is awaited; one that blocks runs in a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from rayvisor._validation import seconds
 from rayvisor.errors import SpecError
 from rayvisor.specs.limits import StallLimits
 
-__all__ = ["ActorHook", "ActorHooks", "hooks_of"]
+__all__ = ["ActorHook", "ActorHooks"]
 
 ActorHook = str | Callable[[Any], Any]
 """The name of a method, or a function that takes the actor's handle."""
@@ -24,18 +23,18 @@ ActorHook = str | Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorHooks:
-    """What an actor can be asked to do.
+    """Hooks of one actor.
 
     Parameters
     ----------
     probe
-        Proves that it works: it may return anything but False.
+        Proves that the actor works: returns anything but False.
     pause, resume
-        It is to hold still, and to go on.
+        Makes the actor pause, and resume.
     drain
-        It is about to be ended: it may finish what it has.
+        Lets the actor finish its work before it is ended.
     limits
-        How often it is probed, and how many probes it may miss.
+        How often the actor is probed, and how many probes it may miss.
     probe_timeout
         Seconds a probe may take before it counts as missed.
     """
@@ -59,27 +58,3 @@ class ActorHooks:
                     name, hook, "must be the name of a method, or a function that takes the actor's handle"
                 )
         seconds("probe_timeout", self.probe_timeout, exclusive=True, below=1e9)
-
-
-def hooks_of(
-    *,
-    probe: ActorHook | None,
-    pause: ActorHook | None,
-    resume: ActorHook | None,
-    drain: ActorHook | None,
-    probe_interval: float,
-    probe_timeout: float,
-    failure_threshold: tuple[int, int],
-    stall_after: float,
-) -> ActorHooks:
-    """Make the hooks of the keywords that `actor` and `adopt` share."""
-    # Whether an actor computes is not looked at: that it answers is what counts.
-    limits = StallLimits(
-        stall_after=stall_after,
-        step_limit=stall_after,
-        probe_interval=probe_interval,
-        failure_threshold=failure_threshold,
-    )
-    return ActorHooks(
-        probe=probe, pause=pause, resume=resume, drain=drain, limits=limits, probe_timeout=probe_timeout
-    )

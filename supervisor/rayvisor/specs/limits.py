@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rayvisor._validation import seconds
+from rayvisor._validation import is_whole, seconds
 from rayvisor.errors import SpecError
 
 __all__ = ["PATIENT", "StallLimits"]
@@ -83,10 +83,10 @@ class StallLimits:
 
 
 def _is_k_of_n(value: object) -> bool:
-    if not isinstance(value, tuple) or len(value) != 2:  # noqa: PLR2004 - a pair
-        return False
-    k, n = value
-    return all(type(each) is int for each in value) and 1 <= k <= n
+    match value:
+        case (k, n) if isinstance(value, tuple):
+            return is_whole(k, 1) and is_whole(n, k)
+    return False
 
 
 PATIENT = StallLimits()

@@ -1,4 +1,4 @@
-"""The children of a tree: what each function here makes is a ``ChildSpec``.
+"""Children in the supervisor's own process: coroutines, and supervisors with children of their own.
 
 >>> import rayvisor as rv
 >>> spec = rv.SupervisorSpec(
@@ -13,22 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from rayvisor.errors import SpecError
-from rayvisor.specs.backoff import Backoff
-from rayvisor.specs.tree import ChildSpec, Restart, Shutdown, SupervisorSpec
+from rayvisor.specs.arguments import RestartArguments, complete
+from rayvisor.specs.tree import ChildSpec, Shutdown, SupervisorSpec
 from rayvisor.status import ChildKind
 
 __all__ = ["CoroutineStart", "IgnoreStart", "SupervisorStart", "coroutine", "subtree"]
 
 
-class IgnoreStart(Exception):  # noqa: N818 - what the start does, and no error
-    """Raise it in a start that chooses not to run (OTP: ``ignore``).
+class IgnoreStart(Exception):  # noqa: N818 - an instruction to the supervisor, not an error
+    """Raised by a start that chooses not to run (OTP: ``ignore``).
 
-    In a coroutine before it calls ``task_status.started()``, in the ``__init__`` of an actor, in the
-    function of a [`subtree`][rayvisor.subtree]. The child is then down, its supervisor goes on; its spec
-    is kept (unless it is temporary), and ``restart_child`` asks again.
+    Raise it in a coroutine before it calls ``task_status.started()``, in the ``__init__`` of an actor, or in
+    the function of a [`subtree`][rayvisor.subtree]. The child is then down, and its supervisor continues; its
+    spec is kept (unless the child is temporary), and ``restart_child`` tries the start again.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class CoroutineStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStart:
-    """A supervisor whose spec a function makes anew at each of its starts (OTP: ``init``)."""
+    """A supervisor whose spec a function makes at each of its starts (OTP: ``init``)."""
 
     function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
     args: tuple[Any, ...] = ()
@@ -58,24 +58,22 @@ class SupervisorStart:
 
 
 def coroutine(
-    id: str,  # noqa: A002 - OTP's word for it
+    id: str,  # noqa: A002 - OTP's name for it
     function: Callable[..., Awaitable[object]],
     *,
     args: Sequence[Any] = (),
-    restart: Restart = Restart.PERMANENT,
     shutdown: Shutdown | float = 5.0,
-    significant: bool = False,
-    backoff: Backoff | None = None,
     start_timeout: float = 60.0,
+    **arguments: Unpack[RestartArguments],
 ) -> ChildSpec:
     """Make a child of an async function in the supervisor's own process.
 
-    It counts as up at once, unless it takes a keyword argument ``task_status``: then it is up when it has
-    called ``task_status.started()``, as in anyio. If it takes a keyword argument ``predecessor``, it is
-    given the [`Exit`][rayvisor.Exit] of the incarnation before it; None at the first start.
+    It counts as up immediately, unless it takes a keyword argument ``task_status``: then it is up when it has
+    called ``task_status.started()``, as in anyio. If it takes a keyword argument ``predecessor``, that is the
+    [`Exit`][rayvisor.Exit] of the previous incarnation; None at the first start.
 
-    It is asked to end as anyio cancels a scope: what it shields goes on. When its shutdown time is over,
-    and for ``Shutdown.BRUTAL_KILL`` at once, its task itself is cancelled, which no shield holds up.
+    It is asked to end as anyio cancels a scope: shielded code continues. When its shutdown time is over, and
+    for ``Shutdown.BRUTAL_KILL`` immediately, its task itself is cancelled, which no shield delays.
 
     Parameters
     ----------
@@ -84,14 +82,16 @@ def coroutine(
     function
         Called with ``args`` at every start.
     args
-        What it is called with.
-    restart, shutdown, significant, backoff, start_timeout
+        Its arguments.
+    shutdown, start_timeout
         As in [`ChildSpec`][rayvisor.ChildSpec].
+    arguments
+        When it is restarted; see [`RestartArguments`][rayvisor.specs.RestartArguments].
 
     Raises
     ------
     SpecError
-        When it is no function, or a value cannot work.
+        When it is not a function, or a value cannot work.
 
     Examples
     --------
@@ -101,29 +101,26 @@ def coroutine(
     ...         await listener.serve(answer)
     >>> child = coroutine("listener", listen, args=[8080], restart=Restart.TRANSIENT)
     """
+    given = complete("coroutine", RestartArguments, arguments)
     if not callable(function):
         raise SpecError("function", function, "must be an async function")
     return ChildSpec(
         id=id,
         start=CoroutineStart(function=function, args=tuple(args)),
-        restart=restart,
         shutdown=shutdown,
-        significant=significant,
-        backoff=backoff,
         start_timeout=start_timeout,
+        **given,
     )
 
 
 def subtree(
-    id: str,  # noqa: A002 - OTP's word for it
+    id: str,  # noqa: A002 - OTP's name for it
     spec: SupervisorSpec | Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]],
     *,
     args: Sequence[Any] = (),
-    restart: Restart = Restart.PERMANENT,
     shutdown: Shutdown | float = Shutdown.INFINITY,
-    significant: bool = False,
-    backoff: Backoff | None = None,
     start_timeout: float = 60.0,
+    **arguments: Unpack[RestartArguments],
 ) -> ChildSpec:
     """Make a child of a supervisor with children of its own.
 
@@ -132,16 +129,19 @@ def subtree(
     id
         Name of the child.
     spec
-        The supervisor's spec; or a function, also an async one, that makes it anew at each of its starts
-        (OTP: ``init``). If the function takes a keyword argument ``predecessor``, it is given the
-        [`Exit`][rayvisor.Exit] of the supervisor before; None at the first start. It runs in the
+        The supervisor's spec; or a function, also an async one, that makes it at each of its starts (OTP:
+        ``init``). If the function takes a keyword argument ``predecessor``, that is the
+        [`Exit`][rayvisor.Exit] of the previous supervisor; None at the first start. It runs in the
         supervisor's event loop, so it must not block.
     args
-        What the function is called with.
-    restart, shutdown, significant, backoff
-        As in [`ChildSpec`][rayvisor.ChildSpec]. A finite shutdown kills what is left when it is over.
+        Arguments of the function.
+    shutdown
+        As in [`ChildSpec`][rayvisor.ChildSpec]. When a finite shutdown is over, the remaining children are
+        killed.
     start_timeout
-        Seconds the function may take. The children it names have deadlines of their own.
+        Seconds the function may take. The children it names have timeouts of their own.
+    arguments
+        When the supervisor is restarted; see [`RestartArguments`][rayvisor.specs.RestartArguments].
 
     Raises
     ------
@@ -157,6 +157,7 @@ def subtree(
     ... )
     >>> await sup.start_child(rv.Instance("lobby", args=("lobby",)), under="rooms")
     """
+    given = complete("subtree", RestartArguments, arguments)
     if isinstance(spec, SupervisorSpec):
         if args:
             raise SpecError("args", args, "are for a function; a SupervisorSpec is complete as it is")
@@ -165,9 +166,7 @@ def subtree(
     return ChildSpec(
         id=id,
         start=spec if isinstance(spec, SupervisorSpec) else SupervisorStart(function=spec, args=tuple(args)),
-        restart=restart,
         shutdown=shutdown,
-        significant=significant,
-        backoff=backoff,
         start_timeout=start_timeout,
+        **given,
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
-from rayvisor._validation import _member, seconds, whole
+from rayvisor._validation import is_number, member, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
 from rayvisor.status import ChildKind
@@ -220,7 +220,7 @@ class ChildSpec:
                 term="invalid_mfa",
             )
         object.__setattr__(
-            self, "restart", _member("restart", Restart, self.restart, term="invalid_restart_type")
+            self, "restart", member("restart", Restart, self.restart, term="invalid_restart_type")
         )
         object.__setattr__(self, "shutdown", _shutdown(self.shutdown, supervisor=self.supervisor))
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
@@ -232,8 +232,7 @@ class ChildSpec:
             )
         whole("recoveries", self.recoveries, "recoveries in place", least=0, term="invalid_recoveries")
         seconds("recovery_timeout", self.recovery_timeout, least=0.001)
-        if self.instructed_by not in {"supervisor", "operator"}:
-            raise SpecError("instructed_by", self.instructed_by, "must be 'supervisor' or 'operator'")
+        one_of("instructed_by", self.instructed_by, ("supervisor", "operator"))
         gate: object = self.gate
         if gate is not None and not (self._is_engine and callable(gate)):
             raise SpecError("gate", self.gate, "must be an async function, and is for engines only")
@@ -303,7 +302,7 @@ class SupervisorSpec:
         object.__setattr__(self, "strategy", _strategy(self.strategy))
         whole("intensity", self.intensity, "restarts", least=0, term="invalid_intensity")
         seconds("period", self.period, least=0.0, term="invalid_period", exclusive=True)
-        object.__setattr__(self, "auto_shutdown", _member("auto_shutdown", AutoShutdown, self.auto_shutdown))
+        object.__setattr__(self, "auto_shutdown", member("auto_shutdown", AutoShutdown, self.auto_shutdown))
         whole(
             "max_concurrent_starts",
             self.max_concurrent_starts,
@@ -400,18 +399,18 @@ def _shutdown(value: object, *, supervisor: bool) -> Shutdown:
     if value is None:
         return Shutdown.INFINITY if supervisor else Shutdown(5.0)
     if isinstance(value, Shutdown):
-        seconds = value.seconds
-        if seconds is None:
+        time = value.seconds
+        if time is None:
             return value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+    elif is_number(value):
+        time = float(value)
     else:
-        seconds = math.nan
-    if math.isnan(seconds) or seconds < 0:
+        time = math.nan
+    if math.isnan(time) or time < 0:
         raise SpecError(
             "shutdown",
             value,
             "must be seconds (0 or more), Shutdown.INFINITY or Shutdown.BRUTAL_KILL",
             term="invalid_shutdown",
         )
-    return Shutdown(seconds)
+    return Shutdown(time)

@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import anyio
 
-from rayvisor.errors import SpecError
+from rayvisor._validation import seconds, whole
 from rayvisor.testing.virtual import BOOM, UP, Outcome, VirtualTree, fails
 
 __all__ = ["Crash", "FailedStart", "FaultPlan"]
@@ -65,10 +66,10 @@ class FaultPlan:
 
     def __init__(self, *faults: Crash | FailedStart) -> None:
         for fault in faults:
-            if isinstance(fault, Crash) and fault.at < 0:
-                raise SpecError("at", fault.at, "must be seconds after the plan began, 0 or more")
-            if isinstance(fault, FailedStart) and fault.incarnation < 1:
-                raise SpecError("incarnation", fault.incarnation, "must be the number of a start, 1 or more")
+            if isinstance(fault, Crash):
+                seconds("at", fault.at, below=math.inf)
+            else:
+                whole("incarnation", fault.incarnation)
         self.crashes = sorted((f for f in faults if isinstance(f, Crash)), key=lambda crash: crash.at)
         self.failed_starts = {
             (f.child, f.incarnation): f.message for f in faults if isinstance(f, FailedStart)

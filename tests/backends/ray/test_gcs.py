@@ -61,12 +61,12 @@ async def test_while_the_gcs_is_stopped_the_loop_goes_on_and_nobody_is_declared_
             while (before := time.monotonic()) < end:
                 await anyio.sleep(0.005)
                 lags.append(time.monotonic() - before - 0.005)
-            assert await sup["own"].call("pid", timeout=60) == pid
-            assert await sup["theirs"].call("pid", timeout=60)
+            assert await sup["own"].options(timeout=60).call("pid") == pid
+            assert await sup["theirs"].options(timeout=60).call("pid")
             assert sup.status("late").leaf == "STARTING"
         with anyio.fail_after(60):
             assert await late == "late"
-        assert await sup["late"].call("pid", timeout=60)
+        assert await sup["late"].options(timeout=60).call("pid")
     assert max(lags) < LAG_SECONDS
     records = [x async for x in watch]
     assert not [x for x in records if isinstance(x, (r.FaultSeen, r.EventLoopBlocked))]

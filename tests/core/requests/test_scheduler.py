@@ -36,6 +36,7 @@ from rayvisor._core.requests.errors import (
 )
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.scheduler import RequestScheduler
+from rayvisor.errors import SpecError
 from rayvisor.faults import FaultClass
 from tests.core.requests.oracle import fault_of
 
@@ -407,8 +408,26 @@ def test_a_wrong_bound_is_named_with_its_value(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         Bench().submit("r0", **{field: value})
     assert (caught.value.field, caught.value.value) == (field, value)
-    with pytest.raises(InvalidRequestError):
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("queue_limit", 0),
+        ("timeout", 0),
+        ("timeout", float("nan")),
+        ("max_attempts", True),
+        ("on_divergence", "ignore"),
+        ("on_weights_changed", "stop"),
+        ("slow_at", 1.5),
+        ("fast_at", 256),
+        ("orders_per_sequence", "many"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_a_mistake_in_a_spec(field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
         RequestLimits(**{field: value})
+    assert (caught.value.field, caught.value.value is value) == (field, True)
 
 
 # A replay that comes out different

@@ -1,4 +1,4 @@
-"""Ray's exceptions, turned into plain data; and the two errors of our own that Ray makes necessary.
+"""Ray's exceptions, turned into plain data.
 
 Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no
 other way is taken from the text. No class is looked up by importing its module, so that an exception of
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 from rayvisor._core.protocol.links import HostEnd
-from rayvisor.errors import RayvisorError
+from rayvisor.errors import RayCallTimeout, WorkerPackageError
 from rayvisor.faults import Cause
 
 __all__ = [
@@ -47,75 +46,6 @@ _NODE_DEATH = re.compile(
     r"node (?:was|has been|is) (?:dead|terminated|lost|removed)|its node has died", re.IGNORECASE
 )
 _UNAVAILABLE = frozenset({"ActorUnavailableError"})
-
-
-class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what happened
-    """A call to Ray was not answered in time.
-
-    Parameters
-    ----------
-    call
-        Which call, in words.
-    timeout
-        How long it was waited for, in seconds.
-    blocked
-        Calls that held a thread then: when all threads are held, the culprit is among them.
-    hint
-        Why it may have taken so long, where that is known.
-    """
-
-    def __init__(
-        self, call: str, timeout: float, *, blocked: list[str] | None = None, hint: str = ""
-    ) -> None:
-        self.call = call
-        self.timeout = timeout
-        self.blocked = blocked or []
-        self.hint = hint
-        others = [name for name in self.blocked if name != call]
-        tail = f"; also under way: {', '.join(others)}" if others else ""
-        because = f": {hint}" if hint else ""
-        super().__init__(f"{call} was not answered within {timeout:g} s{because}{tail}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_timeout, (self.call, self.timeout, self.blocked, self.hint))
-
-
-def _timeout(call: str, timeout: float, blocked: list[str], hint: str) -> RayCallTimeout:
-    return RayCallTimeout(call, timeout, blocked=blocked, hint=hint)
-
-
-class WorkerPackageError(RayvisorError):
-    """Workers of the cluster lack rayvisor, or have another version of it.
-
-    Parameters
-    ----------
-    found
-        The version found there, or None if it could not be imported.
-    wanted
-        The driver's version.
-    folders
-        The driver's package folders, for a checkout.
-    detail
-        What the worker said.
-    """
-
-    def __init__(self, found: str | None, wanted: str, folders: tuple[str, ...], detail: str = "") -> None:
-        self.found = found
-        self.wanted = wanted
-        self.folders = folders
-        self.detail = detail
-        state = f"have rayvisor {found}" if found is not None else "cannot import rayvisor"
-        modules = ", ".join(f'"{folder}"' for folder in folders)
-        said = f" ({detail})" if detail else ""
-        super().__init__(
-            f"the workers of this cluster {state}{said}, the driver has {wanted}. "
-            "Give them the driver's by pasting one of these lines:\n"
-            f'    runtime_env={{"pip": ["rayvisor=={wanted}"]}}  # released; in ray.init() or on the child\n'
-            f'    runtime_env={{"py_modules": [{modules}]}}  # a checkout; in ray.init(), which uploads it'
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (WorkerPackageError, (self.found, self.wanted, self.folders, self.detail))
 
 
 def _ray_names(error: BaseException) -> set[str]:

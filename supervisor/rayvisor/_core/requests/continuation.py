@@ -27,6 +27,7 @@ from random import Random
 from typing import Any
 
 from rayvisor._core.requests.errors import InvalidRequestError
+from rayvisor._validation import is_number, is_whole, whole
 
 __all__ = ["DEFAULT_MAX_TOKENS", "Continuation", "Plan", "plan", "split"]
 
@@ -224,9 +225,7 @@ def _check(params: Mapping[str, Any]) -> tuple[int, float | None]:
     _whole(params, "min_tokens", least=0)
     _whole(params, "seed")
     temperature = params.get("temperature", 1.0)
-    if temperature is not None and (
-        isinstance(temperature, bool) or not isinstance(temperature, int | float)
-    ):
+    if temperature is not None and not is_number(temperature):
         raise InvalidRequestError("params['temperature']", temperature, "must be a number, 0 or more")
     ids = params.get("stop_token_ids")
     if ids is not None and (isinstance(ids, str) or not isinstance(ids, Sequence) or not _all_ids(ids)):
@@ -235,17 +234,12 @@ def _check(params: Mapping[str, Any]) -> tuple[int, float | None]:
 
 
 def _whole(params: Mapping[str, Any], name: str, *, least: int | None = None, none: bool = True) -> None:
-    value = params.get(name)
-    if value is None and (none or name not in params):
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        bound = "" if least is None else f", {least} or more"
-        other = ", or None" if none else ""
-        raise InvalidRequestError(f"params[{name!r}]", value, f"must be a whole number{bound}{other}")
+    if name in params:
+        whole(f"params[{name!r}]", params[name], least=least, none=none, error=InvalidRequestError)
 
 
 def _all_ids(values: Sequence[object]) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
+    return all(is_whole(value, 0) for value in values)
 
 
 _TEXT = _Row(_never, Continuation.PREFIX, spliceable=True), "greedy"

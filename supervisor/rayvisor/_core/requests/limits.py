@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from rayvisor._core.requests.errors import InvalidRequestError
+from rayvisor._validation import MakesError, is_number, is_whole, one_of, seconds, whole
+from rayvisor.errors import SpecError
+from rayvisor.specs.engines import WEIGHTS_CHANGED
 
-__all__ = ["Counts", "RequestLimits", "divergence", "seconds", "weights_changed", "whole"]
+__all__ = ["Counts", "RequestLimits", "check_bounds"]
 
-_DIVERGENCE = ("splice", "fail")
-_WEIGHTS_CHANGED = ("splice", "restart", "fail")
+DIVERGENCE = ("splice", "fail")
+"""What can be done with a request that is generated again and comes out different."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +54,19 @@ class RequestLimits:
     orders_per_sequence: float = 2.0
 
     def __post_init__(self) -> None:
-        whole("queue_limit", self.queue_limit)
-        seconds("timeout", self.timeout)
-        whole("max_attempts", self.max_attempts)
-        whole("slow_at", self.slow_at)
-        if not 0 <= self.fast_at < self.slow_at:
-            raise InvalidRequestError(
-                "fast_at", self.fast_at, f"must be 0 or more, and less than slow_at={self.slow_at}"
+        whole("queue_limit", self.queue_limit, "samples")
+        check_bounds(self.timeout, self.max_attempts, self.on_divergence, self.on_weights_changed)
+        whole("slow_at", self.slow_at, "tokens")
+        if not is_whole(self.fast_at, 0) or self.fast_at >= self.slow_at:
+            raise SpecError(
+                "fast_at",
+                self.fast_at,
+                f"must be a whole number of tokens, 0 or more, and less than slow_at={self.slow_at}",
             )
-        if not self.orders_per_sequence > 0:
-            raise InvalidRequestError("orders_per_sequence", self.orders_per_sequence, "must be more than 0")
-        divergence(self.on_divergence)
-        weights_changed(self.on_weights_changed)
+        if not is_number(self.orders_per_sequence) or not 0 < self.orders_per_sequence < math.inf:
+            raise SpecError(
+                "orders_per_sequence", self.orders_per_sequence, "must be a number, more than 0, and finite"
+            )
 
 
 @dataclass(slots=True)
@@ -82,31 +86,22 @@ class Counts:
     """Items of attempts that were not wanted any more."""
 
 
-def whole(field: str, value: object) -> int:
-    """Return a count, or say what is wrong with it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidRequestError(field, value, "must be a whole number, 1 or more")
-    return value
+def check_bounds(
+    timeout: object,
+    max_attempts: object,
+    on_divergence: object,
+    on_weights_changed: object,
+    *,
+    error: MakesError = SpecError,
+) -> None:
+    """Check what a pool prescribes for its requests, or one request brings of its own.
 
-
-def seconds(field: str, value: object) -> float:
-    """Return seconds, or say what is wrong with them."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InvalidRequestError(field, value, "must be a finite number of seconds, more than 0")
-    return float(value)
-
-
-def divergence(value: object) -> str:
-    """Return what to do about a difference, or say what is wrong with it."""
-    return _choice("on_divergence", value, _DIVERGENCE)
-
-
-def weights_changed(value: object) -> str:
-    """Return what to do when the weights change, or say what is wrong with it."""
-    return _choice("on_weights_changed", value, _WEIGHTS_CHANGED)
-
-
-def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise InvalidRequestError(field, value, f"must be one of {', '.join(map(repr, choices))}")
-    return str(value)
+    Raises
+    ------
+    SpecError
+        With the field, its value and the problem; or another class if ``error`` says so.
+    """
+    seconds("timeout", timeout, exclusive=True, below=math.inf, error=error)
+    whole("max_attempts", max_attempts, "attempts", error=error)
+    one_of("on_divergence", on_divergence, DIVERGENCE, error=error)
+    one_of("on_weights_changed", on_weights_changed, WEIGHTS_CHANGED, error=error)

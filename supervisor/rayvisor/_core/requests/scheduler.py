@@ -37,7 +37,7 @@ from rayvisor._core.requests.effects import (
     Outgoing,
 )
 from rayvisor._core.requests.errors import InvalidRequestError, NoEngineError, QueueFullError, RequestError
-from rayvisor._core.requests.limits import Counts, RequestLimits, divergence, seconds, weights_changed, whole
+from rayvisor._core.requests.limits import Counts, RequestLimits, check_bounds
 from rayvisor._core.requests.results import Divergence, Usage
 from rayvisor._core.requests.routing import Routing
 from rayvisor._core.requests.sample import Sample
@@ -190,12 +190,11 @@ class RequestScheduler:
         """
         found = plan(params, prompt)
         limits = self.limits
-        budget = limits.timeout if timeout is None else seconds("timeout", timeout)
-        tries = limits.max_attempts if max_attempts is None else whole("max_attempts", max_attempts)
-        on_difference = divergence(limits.on_divergence if on_divergence is None else on_divergence)
-        on_change = weights_changed(
-            limits.on_weights_changed if on_weights_changed is None else on_weights_changed
-        )
+        budget = limits.timeout if timeout is None else timeout
+        tries = limits.max_attempts if max_attempts is None else max_attempts
+        on_difference = limits.on_divergence if on_divergence is None else on_divergence
+        on_change = limits.on_weights_changed if on_weights_changed is None else on_weights_changed
+        check_bounds(budget, tries, on_difference, on_change, error=InvalidRequestError)
         if found.n > limits.queue_limit:
             raise InvalidRequestError(
                 "params['n']", found.n, f"must be at most queue_limit={limits.queue_limit}"

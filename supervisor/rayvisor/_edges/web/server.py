@@ -25,6 +25,7 @@ from rayvisor._edges.http.server import WRITE_SECONDS, Answering, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.web.auth import Gate, fields
 from rayvisor._log import get_logger
+from rayvisor._validation import is_whole
 from rayvisor.errors import ControlSocketError, SpecError
 from statecharts import render
 from statecharts.lifecycles import CHARTS
@@ -93,7 +94,7 @@ class WebPage(HttpServer):
         metrics: bool = True,
     ) -> None:
         given: tuple[object, object] = (port, host)
-        if type(given[0]) is not int or not 0 <= port < 1 << 16:
+        if not is_whole(given[0], 0) or port >= 1 << 16:
             raise SpecError("port", port, "must be a whole number from 0 (a free one) to 65535")
         if not isinstance(given[1], str) or not host:
             raise SpecError("host", host, "must be an address or a name of this machine, such as '127.0.0.1'")

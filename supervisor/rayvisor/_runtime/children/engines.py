@@ -32,7 +32,7 @@ from rayvisor._runtime.children.host_health import monitor_host
 from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor._runtime.children.recovery import await_instruction, recover
 from rayvisor._runtime.children.slots import EngineSlot, ending_of_engine, ending_of_host
-from rayvisor.errors import ChildUnavailableError, RayvisorError
+from rayvisor.errors import ChildUnavailableError, EngineCallError, RayvisorError
 from rayvisor.faults import Cause, Ending
 
 if TYPE_CHECKING:
@@ -148,7 +148,9 @@ class EngineBackend:
         Raises
         ------
         ChildUnavailableError
-            That incarnation is not there any more.
+            That incarnation has ended.
+        EngineCallError
+            The engine raised, did not answer in time, or offers no such call.
         """
         slot = self._seats.get(child)
         if slot is None or slot.link is None or slot.incarnation != incarnation:
@@ -156,7 +158,11 @@ class EngineBackend:
         try:
             return await slot.link.ask(incarnation, method, args, kwargs, timeout)
         except HostGoneError as gone:
-            raise ChildUnavailableError(child, str(gone.end.root)) from None
+            raise ChildUnavailableError(
+                child, f"lost during {method}(), which it may have carried out", cause=gone.end.root
+            ) from None
+        except HostCallFailedError as failed:
+            raise EngineCallError(child, method, failed.causes, failed.traceback) from None
 
     def epoch(self, child: str) -> int | None:
         """Which host of a child is there; None while there is none."""
