@@ -11,6 +11,7 @@ from rayvisor._core.supervision.nodes import Child, Supervisor
 from rayvisor._core.supervision.paused import PausedPaths
 from rayvisor.errors import ChildStartError
 from rayvisor.faults import SHUTDOWN
+from rayvisor.status import ENGINE_KINDS
 from statecharts import compile_chart
 from statecharts.lifecycles import CHARTS
 
@@ -26,7 +27,6 @@ __all__ = ["MOST_RETIRED", "State"]
 MOST_RETIRED = 100_000
 """How many incarnation numbers of removed children are kept one by one."""
 
-_ENGINES = frozenset({"engine", "server"})
 _TABLES = {name: compile_chart(CHARTS[name]) for name in ("actor", "engine")}
 
 
@@ -91,7 +91,7 @@ class State:
     def adopt(self, parent: Supervisor, spec: ChildSpec) -> Child:
         """Add a child to the end of its supervisor's list."""
         path = parent.path_of(spec.id)
-        table = _TABLES["engine" if getattr(spec.start, "kind", "") in _ENGINES else "actor"]
+        table = _TABLES["engine" if getattr(spec.start, "kind", "") in ENGINE_KINDS else "actor"]
         paused = path in self.paused or (path not in self._retired_epochs and parent.path in self.paused)
         child = Child(path, spec, parent, table, self._retired_epochs.pop(path, self._floor))
         if paused:
