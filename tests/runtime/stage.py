@@ -140,9 +140,9 @@ class _Recording(RecordBroadcaster):
         super().__init__(time.monotonic)
         self.records: list[r.Record] = []
 
-    def tell(self, record: r.Record) -> None:
+    def publish(self, record: r.Record) -> None:
         self.records.append(record)
-        super().tell(record)
+        super().publish(record)
 
 
 def children(*ids: str, **options: Any) -> list[ChildSpec]:

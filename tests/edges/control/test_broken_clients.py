@@ -122,7 +122,7 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_holds_nobody_up(tmp_
         reader = socket.socket(socket.AF_UNIX)
         reader.connect(str(path))
         reader.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: len(sup._broadcaster._watches) == 1)
+        await until(lambda: len(sup._broadcaster._streams) == 1)
         for _ in range(200):  # 16,000 records, where 10,000 are kept for it
             await sup.pause()
             await sup.resume()
