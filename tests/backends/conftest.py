@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._backends.host.engine import Engine, Shares, load_engine
+from rayvisor._backends.host.engine import Engine, SharesResources, load_engine
 from tests.backends.driving import REAL, Served
 from tests.backends.tiny_model import make_tiny_model
 
@@ -61,15 +61,15 @@ async def keeper(
         nonlocal started
         started += 1
         engine = load_engine(kind, started, arguments, str(folder / f"{started}.log"))
-        if not shared and isinstance(engine, Shares):
-            shared.append(engine.share())  # as a host does, whose engines come and go
+        if not shared and isinstance(engine, SharesResources):
+            shared.append(engine.acquire_shared())  # as a host does, whose engines come and go
         return engine
 
     served = Served(kind, make)
     yield served
     await served.end()
-    for unshare in shared:
-        unshare()
+    for release in shared:
+        release()
     gc.collect()
 
 

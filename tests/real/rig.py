@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayvisor._backends.vllm.engine import VllmEngine
 from rayvisor._backends.vllm.rehearsal import WORKER, RehearsalEngine
+from rayvisor._backends.vllm.vllm_engine import VllmEngine
 
 __all__ = ["TolerantEngine"]
 

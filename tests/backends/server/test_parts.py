@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
-from rayvisor._backends.host.engine import Outside
+from rayvisor._backends.host.engine import ExternalLoad
 from rayvisor._backends.server.ports import PortTakenError, hold
 from rayvisor._backends.server.traffic import Sample, Traffic, read_metrics
 from rayvisor.specs.server_flags import sizes, to_flags, value_of
@@ -79,15 +79,15 @@ other 7
 
 def test_nobody_is_said_to_wait_for_a_server_that_does_not_count() -> None:
     traffic = Traffic()
-    traffic.counted(read_metrics("# nothing\n"), load=5, now=1.0)
-    assert traffic.outside().waiting == 0
+    traffic.update(read_metrics("# nothing\n"), load=5, now=1.0)
+    assert traffic.external_load().waiting == 0
 
 
 def test_a_request_that_the_engine_has_not_begun_with_waits_as_well() -> None:
     traffic = Traffic()
-    traffic.counted(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=0, now=1.0)
-    traffic.counted(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=1, now=2.0)
-    assert traffic.outside() == Outside(1, 2.0, 1.0)
+    traffic.update(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=0, now=1.0)
+    traffic.update(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=1, now=2.0)
+    assert traffic.external_load() == ExternalLoad(1, 2.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ _SOON = 60.0
 @pytest.fixture(autouse=True)
 def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", _PROGRAM.format(refusal="", socket="{}"))
-    monkeypatch.setattr(templates, "foreseen", lambda _: {})
-    monkeypatch.setattr(leases, "_shelf", leases._Shelf())
+    monkeypatch.setattr(templates, "expected_additions", lambda _: {})
+    monkeypatch.setattr(leases, "_registry", leases._TemplateRegistry())
     monkeypatch.setenv(OWN_METHOD, "fork")
 
 
@@ -43,16 +43,16 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self.lease = leases.Lease()
         self.log = folder / "engine.log"
-        self.called_off = threading.Event()
+        self.cancelled = threading.Event()
 
     def template(self) -> templates.Template:
-        found = self.lease.begin({}, str(self.log))
+        found = self.lease.template({}, str(self.log))
         assert found is not None
         return found
 
     def start(self, work: Callable[..., None], *given: object, tag: str = "") -> ForkedProcess:
         process = ForkedProcess(target=work, args=given, name="EngineCore")
-        with forked_from(self.template(), tag or new_tag(), str(self.log), self.called_off.is_set):
+        with forked_from(self.template(), tag or new_tag(), str(self.log), self.cancelled.is_set):
             process.start()
         return process
 
@@ -61,7 +61,7 @@ class Host:
 def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_path)
     yield host
-    leases._shelf.clear()
+    leases._registry.clear()
     for child in multiprocessing.active_children():
         child.kill()
         child.join(_SOON)
@@ -184,7 +184,7 @@ def test_a_start_that_is_called_off_does_not_wait_for_the_template(
 ) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)  # {}")
     template = host.template()
-    threading.Timer(0.2, host.called_off.set).start()
+    threading.Timer(0.2, host.cancelled.set).start()
     with pytest.raises(templates.TemplateGoneError, match="not waited for"):
         host.start(_leave, 0)
     assert not template.ended()
@@ -195,11 +195,11 @@ def test_a_template_that_cannot_be_used_is_tried_a_few_times_only(
     host: Host, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", program)
-    monkeypatch.setattr(leases, "_MOST_FAILURES", 1)
+    monkeypatch.setattr(leases, "_MAX_FAILURES", 1)
     process = host.start(_leave, 5)
     process.join(_SOON)
     assert process.exitcode == 5
-    assert host.lease.begin({}, str(host.log)) is None
+    assert host.lease.template({}, str(host.log)) is None
 
 
 def test_a_template_that_was_loaded_with_other_settings_gives_way_to_one_that_fits(
@@ -231,7 +231,7 @@ def test_there_is_none_where_vllm_has_ways_of_its_own(
     host: Host, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object], method: str
 ) -> None:
     monkeypatch.setenv(OWN_METHOD, method)
-    assert host.lease.begin(arguments, str(host.log)) is None
+    assert host.lease.template(arguments, str(host.log)) is None
 
 
 _HOST = """

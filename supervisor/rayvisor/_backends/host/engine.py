@@ -27,12 +27,12 @@ __all__ = [
     "EngineGoneError",
     "EngineStartFailedError",
     "EngineStatus",
-    "Outside",
+    "ExternalLoad",
     "Report",
     "RequestLostError",
     "RequestRefusedError",
-    "ServesOutside",
-    "Shares",
+    "ServesExternally",
+    "SharesResources",
     "load_engine",
 ]
 
@@ -42,9 +42,9 @@ Report = Callable[[str, str], None]
 """Takes a phase of the start and a detail."""
 
 ENGINES: Mapping[str, str] = {
-    "server": "rayvisor._backends.server.engine:ServerEngine",
-    "sim": "rayvisor._backends.sim.engine:SimEngine",
-    "vllm": "rayvisor._backends.vllm.engine:VllmEngine",
+    "server": "rayvisor._backends.server.server_engine:ServerEngine",
+    "sim": "rayvisor._backends.sim.sim_engine:SimEngine",
+    "vllm": "rayvisor._backends.vllm.vllm_engine:VllmEngine",
     "vllm-rehearsal": "rayvisor._backends.vllm.rehearsal:RehearsalEngine",
 }
 
@@ -96,7 +96,7 @@ class EngineStatus(NamedTuple):
     """What it says of its fault: for vLLM the exception's type name."""
 
 
-class Outside(NamedTuple):
+class ExternalLoad(NamedTuple):
     """What is asked of an engine past its host, and how it gets on with that."""
 
     waiting: int
@@ -105,26 +105,26 @@ class Outside(NamedTuple):
     """Since when somebody has waited all the time; on the monotonic clock."""
     progressed: float
     """When it got on last; before the clock began if never."""
-    doubt: str = ""
+    unanswered: str = ""
     """What was asked of it in vain, in words."""
     worked: bool = False
     """Whether it has done useful work."""
 
 
 @runtime_checkable
-class Shares(Protocol):
+class SharesResources(Protocol):
     """An engine that has something costly, which those that follow it in its host use as well."""
 
-    def share(self) -> Callable[[], None]:
+    def acquire_shared(self) -> Callable[[], None]:
         """Keep it when this engine has ended; give back what ends it too. That one may block for a moment."""
         ...
 
 
 @runtime_checkable
-class ServesOutside(Protocol):
+class ServesExternally(Protocol):
     """An engine that is asked past its host as well: a server."""
 
-    def outside(self) -> Outside:
+    def external_load(self) -> ExternalLoad:
         """Say what is asked of it there."""
         ...
 
@@ -146,7 +146,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order as they come; the last chunk has a finish reason.
 
         Ends without one when ``abort`` was asked for, and never waits for ever: when the engine ends,

@@ -31,7 +31,7 @@ from rayvisor._backends.host.engine import (
     EngineStartFailedError,
     RequestLostError,
     RequestRefusedError,
-    Shares,
+    SharesResources,
     load_engine,
 )
 from rayvisor._backends.host.fault_status import ConditionWatch
@@ -107,7 +107,7 @@ class EngineHost:
         self._conditions: ConditionWatch | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
-        self._unshare: Callable[[], None] | None = None
+        self._release_shared: Callable[[], None] | None = None
         self._batcher = ItemBatcher()
         self._put = self._batcher.put
 
@@ -224,8 +224,8 @@ class EngineHost:
     def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
         self._log_file = self._logs.next(incarnation)
         engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
-        if self._unshare is None and isinstance(engine, Shares):
-            self._unshare = engine.share()
+        if self._release_shared is None and isinstance(engine, SharesResources):
+            self._release_shared = engine.acquire_shared()
         return engine
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
@@ -249,9 +249,9 @@ class EngineHost:
 
     async def close(self) -> None:
         """End what its engines have shared: no other one will start here."""
-        unshare, self._unshare = self._unshare, None
-        if unshare is not None:
-            await asyncio.to_thread(unshare)
+        release, self._release_shared = self._release_shared, None
+        if release is not None:
+            await asyncio.to_thread(release)
 
     async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
         self._serving = False

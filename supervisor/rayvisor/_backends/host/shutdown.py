@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from rayvisor._backends.host.engine import EngineStartFailedError
-from rayvisor._core.protocol.wire import Died
+from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
+from rayvisor._core.protocol.wire import Died, ProcessId
 
-__all__ = ["Ending", "up_or_ended"]
+__all__ = ["Shutdown", "check_none_left", "stop_if_start_fails"]
 
 
 @contextlib.asynccontextmanager
-async def up_or_ended(
+async def stop_if_start_fails(
     stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
 ) -> AsyncIterator[None]:
     """Start an engine within: nothing is left of it when that fails or is called off.
@@ -43,7 +43,20 @@ async def up_or_ended(
         raise EngineStartFailedError(died) from None
 
 
-class Ending:
+def check_none_left(processes: Sequence[ProcessId]) -> None:
+    """Raise if processes are alive that were killed.
+
+    Raises
+    ------
+    EngineError
+        A process outlived SIGKILL; the message names it.
+    """
+    if processes:
+        left = ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
+        raise EngineError(f"outlived SIGKILL: {left}")
+
+
+class Shutdown:
     """The end of an engine: done once, whoever asks, and not undone when one who asked goes away.
 
     Each who asks brings a grace; the shortest counts, also when it is brought while the end is under
@@ -61,7 +74,7 @@ class Ending:
         self._kill_at = math.inf
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether anybody has asked for it."""
         return self._kill_at < math.inf
 

@@ -13,7 +13,7 @@ import h11
 
 __all__ = ["Answer", "HttpClient", "HttpFailedError"]
 
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 _READ_BYTES = 1 << 16
 
 
@@ -135,8 +135,8 @@ async def _read(talk: h11.Connection, reader: asyncio.StreamReader) -> Answer:
             status = event.status_code
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > _MOST_BYTES:
-                raise EOFError(f"an answer of more than {_MOST_BYTES} bytes")
+            if len(body) > _MAX_BYTES:
+                raise EOFError(f"an answer of more than {_MAX_BYTES} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return Answer(status, bytes(body))
         elif event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):

@@ -26,14 +26,14 @@ TITLE = "VLLM::APIServer"
 """What the process at the top is called in faults and listings: it sets no title itself."""
 
 _POLL_SECONDS = 0.01
-_ADDED: Mapping[str, tuple[str, ...]] = {
+_ADDED_OPTIONS: Mapping[str, tuple[str, ...]] = {
     # A request is seen that the engine has not begun with.
     "--enable-server-load-tracking": ("--no-enable-server-load-tracking",),
-    # Its log is for its last words: it is asked something every second.
+    # Its log is for its last options: it is asked something every second.
     "--disable-access-log-for-endpoints": ("--disable-uvicorn-access-log",),
 }
 """Options that are added, unless they, or one of those that stand for others, are given."""
-_ASKED = "/health,/metrics,/load,/fault_tolerance/status,/v1/fault_tolerance/status"
+_POLLED_PATHS = "/health,/metrics,/load,/fault_tolerance/status,/v1/fault_tolerance/status"
 
 
 _PROGRAMS: Mapping[str, str] = {
@@ -60,13 +60,13 @@ def command_of(arguments: Mapping[str, Any], port: int) -> list[str]:
     port
         The one to listen at.
     """
-    words: Sequence[str] = arguments["args"]
+    options: Sequence[str] = arguments["args"]
     command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[2]), _PROGRAMS[arguments["program"]]]
     command += ["serve", str(arguments["model"])]
-    command += ["--host", str(arguments["host"]), "--port", str(port), *words]
-    for option, others in _ADDED.items():
-        if not any(has_flag(words, each) for each in (option, *others)):
-            command += [option, _ASKED] if "endpoints" in option else [option]
+    command += ["--host", str(arguments["host"]), "--port", str(port), *options]
+    for option, others in _ADDED_OPTIONS.items():
+        if not any(has_flag(options, each) for each in (option, *others)):
+            command += [option, _POLLED_PATHS] if "endpoints" in option else [option]
     return command
 
 
@@ -95,9 +95,9 @@ class ServerProgram:
             TAG: tag,
         }
         self._log_file = log_file
-        self._own_key = "" if MARKER in os.environ else f"server-{tag}"
-        if self._own_key:
-            environment[MARKER] = self._own_key
+        self._marker = "" if MARKER in os.environ else f"server-{tag}"
+        if self._marker:
+            environment[MARKER] = self._marker
         with Path(log_file).open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - what the tree's spec asks for
                 list(command),
@@ -110,12 +110,12 @@ class ServerProgram:
         self.pid = self._process.pid
         self._guard: Guard | None = None
 
-    def be_guarded(self) -> None:
+    def start_guard(self) -> None:
         """Have it ended if this process is killed; an actor host has its own guard. Blocks for a moment."""
-        if not self._own_key:
+        if not self._marker:
             return
         try:
-            guard = Guard(self._own_key, with_parent=True, child=self.pid, log_file=self._log_file)
+            guard = Guard(self._marker, with_parent=True, child=self.pid, log_file=self._log_file)
             guard.wait_ready()
         except (OSError, RuntimeError):
             # It is watched and ended all the same, as long as this process lives.
@@ -125,7 +125,7 @@ class ServerProgram:
             if self.poll() is not None:  # it has ended meanwhile, and nobody will let go of it
                 guard.close()
 
-    def ask_to_end(self) -> None:
+    def terminate(self) -> None:
         """SIGTERM: it ends its engine, and leaves."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -134,14 +134,14 @@ class ServerProgram:
         """Its exit code once it has ended; negative is the number of a signal."""
         return self._process.poll()
 
-    async def left(self, seconds: float) -> int | None:
+    async def wait(self, seconds: float) -> int | None:
         """Wait until it has ended, so long at most; its exit code, or None."""
         until = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_POLL_SECONDS)
         return self.poll()
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Nothing of it is left: the guard goes by itself."""
         if self._guard is not None:
             self._guard.close()

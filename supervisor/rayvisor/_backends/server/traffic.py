@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from rayvisor._backends.host.engine import Outside
+from rayvisor._backends.host.engine import ExternalLoad
 
 __all__ = ["Sample", "Traffic", "read_metrics"]
 
@@ -68,12 +68,12 @@ class Traffic:
     """Follows what a server has to do.
 
     >>> traffic = Traffic()
-    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
-    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
-    >>> traffic.outside()[:3]
+    >>> traffic.update(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
+    >>> traffic.update(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
+    >>> traffic.external_load()[:3]
     (1, 10.0, 10.0)
-    >>> traffic.silent(now=13.0)
-    >>> traffic.outside().waiting
+    >>> traffic.mark_silent(now=13.0)
+    >>> traffic.external_load().waiting
     2
     """
 
@@ -86,7 +86,7 @@ class Traffic:
         self.tokens = 0.0
         """Tokens generated, as it was last heard."""
 
-    def counted(self, sample: Sample, *, load: int, now: float) -> None:
+    def update(self, sample: Sample, *, load: int, now: float) -> None:
         """Take note of what the server counts.
 
         Parameters
@@ -106,11 +106,11 @@ class Traffic:
             self._progressed = now
         self._waiting, self._moved, self.tokens = waiting, sample.moved, sample.tokens
 
-    def answered(self) -> None:
+    def mark_answered(self) -> None:
         """It has said that it is well."""
         self._silent_since = None
 
-    def silent(self, now: float) -> None:
+    def mark_silent(self, now: float) -> None:
         """It was asked, and has not said that it is well."""
         if self._silent_since is None:
             self._silent_since = now
@@ -120,9 +120,9 @@ class Traffic:
         """Whether it owes an answer."""
         return self._silent_since is not None
 
-    def outside(self) -> Outside:
+    def external_load(self) -> ExternalLoad:
         """How many wait for it, since when, and when it last got on; who asks after its health waits, too."""
         if self._silent_since is None:
-            return Outside(self._waiting, self._since, self._progressed)
+            return ExternalLoad(self._waiting, self._since, self._progressed)
         since = min(self._since, self._silent_since) if self._waiting else self._silent_since
-        return Outside(self._waiting + 1, since, self._progressed)
+        return ExternalLoad(self._waiting + 1, since, self._progressed)

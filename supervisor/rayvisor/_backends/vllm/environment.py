@@ -11,26 +11,26 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["foreseen", "reads_when_loaded"]
+__all__ = ["expected_additions", "load_time_variables"]
 
-_READ_WHEN_LOADED = (
+_LOAD_TIME_PREFIXES = (
     "GLIBC_TUNABLES", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TORCH",
     "TRITON_", "VLLM_LOGGING_",
 )  # fmt: skip
-_PUT_RIGHT_LATER = frozenset({"OMP_NUM_THREADS"})
+_APPLIED_LATER = frozenset({"OMP_NUM_THREADS"})
 _OPENMP = ("libomp", "libgomp", "libiomp")
 
 
-def reads_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
+def load_time_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Pick the variables that a library reads once, as it is loaded: too late for a process that has."""
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_WHEN_LOADED) and name not in _PUT_RIGHT_LATER
+        if name.startswith(_LOAD_TIME_PREFIXES) and name not in _APPLIED_LATER
     }
 
 
-def foreseen(environment: Mapping[str, str]) -> dict[str, str]:
+def expected_additions(environment: Mapping[str, str]) -> dict[str, str]:
     """What vLLM will add to an environment; nothing where its build is not for the CPU."""
     places = {name: importlib.util.find_spec(name) for name in ("torch", "vllm")}
     torch, vllm = (place and place.origin and Path(place.origin).parent for place in places.values())

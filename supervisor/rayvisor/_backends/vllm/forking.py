@@ -1,9 +1,9 @@
-"""The template: a process that has imported vLLM, serves nothing, and forks an EngineCore when asked to.
+"""The template: a process that has imported vLLM, serves nothing, and forks an EngineCore when control to.
 
 An import of vLLM takes 13 s of a core. The template pays it once, beside the host's own; each EngineCore of
 the host is then a fork of it. It has no thread of Python's, has touched no device, and leaves with its host.
 
-It is asked through a socket: one message is a process to be, with the descriptors that it gets. It answers
+It is control through a socket: one message is a process to be, with the descriptors that it gets. It answers
 with the pid and a pidfd, and says on a pipe how that process has ended. See ``template.py``, the host's side.
 """
 
@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from rayvisor._backends.process.engine_tree import TAG
-from rayvisor._backends.vllm.environment import reads_when_loaded
+from rayvisor._backends.vllm.environment import load_time_variables
 
-__all__ = ["MOST_DESCRIPTORS", "MOST_MESSAGE", "Surroundings", "serve"]
+__all__ = ["MAX_DESCRIPTORS", "MAX_MESSAGE_BYTES", "InheritedState", "serve"]
 
-MOST_MESSAGE = 1 << 16
-MOST_DESCRIPTORS = 250
+MAX_MESSAGE_BYTES = 1 << 16
+MAX_DESCRIPTORS = 250
 """The kernel takes no more in one message."""
 
 _HOST_SECONDS = 1.0
@@ -52,7 +52,7 @@ _WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_work
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class InheritedState:
     """What a process gets from the host that is no argument of its own."""
 
     environment: Mapping[str, str]
@@ -60,7 +60,7 @@ class Surroundings:
     open_files: tuple[int, int]
     """Limits of open files, soft and hard."""
 
-    def take(self) -> None:
+    def apply(self) -> None:
         """Make them this process's own."""
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, self.open_files)
@@ -82,7 +82,7 @@ class Surroundings:
 
 
 @dataclass
-class _Birth:
+class _ForkedChild:
     """In a process just forked: what it has to become."""
 
     data: int
@@ -94,52 +94,52 @@ class _Children:
     """The processes that were forked here and run still, by their pidfds."""
 
     pids: dict[int, int] = field(default_factory=dict)
-    told: dict[int, int] = field(default_factory=dict)
+    exit_pipe: dict[int, int] = field(default_factory=dict)
     """Pipes on which it is said how they ended."""
 
-    def add(self, pidfd: int, pid: int, told: int) -> None:
+    def add(self, pidfd: int, pid: int, exit_pipe: int) -> None:
         self.pids[pidfd] = pid
-        self.told[pidfd] = told
+        self.exit_pipe[pidfd] = exit_pipe
 
     def reap(self, pidfd: int) -> None:
         _, status = os.waitpid(self.pids.pop(pidfd), 0)
-        told = self.told.pop(pidfd)
+        exit_pipe = self.exit_pipe.pop(pidfd)
         with contextlib.suppress(BrokenPipeError):
-            os.write(told, b"%d" % os.waitstatus_to_exitcode(status))
-        os.close(told)
+            os.write(exit_pipe, b"%d" % os.waitstatus_to_exitcode(status))
+        os.close(exit_pipe)
         os.close(pidfd)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a child: they are somebody else's."""
-        for descriptor in (*self.pids, *self.told.values()):
+        for descriptor in (*self.pids, *self.exit_pipe.values()):
             os.close(descriptor)
 
 
-def serve(control: int) -> None:
-    """Import vLLM and fork what is asked for, until the host has gone; in each fork, be that process.
+def serve(descriptor: int) -> None:
+    """Import vLLM and fork what is control for, until the host has gone; in each fork, be that process.
 
     Parameters
     ----------
-    control
+    descriptor
         The socket's descriptor.
     """
     host = os.getppid()
     # Ctrl-C goes to all processes of a terminal; this one is ended by its host.
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=control) as asked:
-        put_tag = _tag_writer()
-        refusal = "its environment cannot be written over" if put_tag is None else _import_all()
+    with socket.socket(fileno=descriptor) as control:
+        write_tag = _tag_writer()
+        refusal = "its environment cannot be written over" if write_tag is None else _import_all()
         gc.collect()
         gc.freeze()
-        said = {"refusal": refusal, "environment": reads_when_loaded(os.environ)}
-        asked.send(json.dumps(said).encode())
-        if refusal or put_tag is None:
+        said = {"refusal": refusal, "environment": load_time_variables(os.environ)}
+        control.send(json.dumps(said).encode())
+        if refusal or write_tag is None:
             return
-        birth = _fork_until_alone(asked, host, put_tag)
-    if birth is None:
+        child = _serve_forks(control, host, write_tag)
+    if child is None:
         os._exit(0)
     signal.signal(signal.SIGINT, interrupted)
-    sys.exit(_be(birth))
+    sys.exit(_run_child(child))
 
 
 def _import_all() -> str:
@@ -187,54 +187,54 @@ def _tag_writer() -> Callable[[str], None] | None:
     return put if seen and shown(own) else None
 
 
-def _fork_until_alone(asked: socket.socket, host: int, put_tag: Callable[[str], None]) -> _Birth | None:
-    """Serve; what comes back is None when the host has gone, and a birth in each process that was forked."""
+def _serve_forks(control: socket.socket, host: int, write_tag: Callable[[str], None]) -> _ForkedChild | None:
+    """Serve; what comes back is None when the host has gone, and a child in each process that was forked."""
     children = _Children()
     poll = select.poll()
-    poll.register(asked, select.POLLIN)
+    poll.register(control, select.POLLIN)
     while os.getppid() == host:
         for descriptor, _ in poll.poll(_HOST_SECONDS * 1000):
-            if descriptor != asked.fileno():
+            if descriptor != control.fileno():
                 poll.unregister(descriptor)
                 children.reap(descriptor)
                 continue
             message, given, _, _ = socket.recv_fds(
-                asked, MOST_MESSAGE, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                control, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
             if not message:
                 return None
-            told, data, *rest = given
+            exit_pipe, data, *rest = given
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
             if pid == 0:
-                put_tag(json.loads(message)["tag"])
-                children.forget()
-                os.close(told)
+                write_tag(json.loads(message)["tag"])
+                children.close_in_child()
+                os.close(exit_pipe)
                 with contextlib.suppress(OSError):
                     Path(f"/proc/self/task/{os.getpid()}/comm").write_text(_ROLE, encoding="utf-8")
-                return _Birth(data, rest)
+                return _ForkedChild(data, rest)
             pidfd = os.pidfd_open(pid)  # not reaped before: the number is its own
             for each in (data, *rest):
                 os.close(each)
-            children.add(pidfd, pid, told)
+            children.add(pidfd, pid, exit_pipe)
             poll.register(pidfd, select.POLLIN)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                socket.send_fds(asked, [b"%d" % pid], [pidfd])
+                socket.send_fds(control, [b"%d" % pid], [pidfd])
     return None
 
 
-def _be(birth: _Birth) -> int:
+def _run_child(child: _ForkedChild) -> int:
     """Run the process object that comes through the pipe, as a spawned process of multiprocessing does."""
-    tracker, *inherited = birth.descriptors
+    tracker, *inherited = child.descriptors
     resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # noqa: SLF001 - as its fork server does
     forkserver._forkserver._inherited_fds = inherited  # type: ignore[attr-defined]  # noqa: SLF001 - as above
-    sentinel = os.dup(birth.data)
+    sentinel = os.dup(child.data)
     current: Any = process.current_process()
-    with os.fdopen(birth.data, "rb") as data:
+    with os.fdopen(child.data, "rb") as data:
         current._inheriting = True  # noqa: SLF001 - as above
         try:
-            pickle.load(data).take()  # noqa: S301 - its host's
+            pickle.load(data).apply()  # noqa: S301 - its host's
             spawn.prepare(pickle.load(data))  # noqa: S301 - as above
             born = pickle.load(data)  # noqa: S301 - as above
         finally:

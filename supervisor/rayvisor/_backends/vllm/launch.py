@@ -26,7 +26,7 @@ __all__ = [
     "engine_config",
     "eos_token_ids",
     "is_permanent",
-    "killed_at_birth",
+    "killed_during_start",
     "prepare_environment",
     "release",
     "start_causes",
@@ -174,7 +174,7 @@ def start_causes(error: BaseException, from_log: Causes) -> Causes:
     return (*seen, *(cause for cause in from_log if cause not in seen))
 
 
-def killed_at_birth(error: BaseException) -> tuple[tuple[str, str], int] | None:
+def killed_during_start(error: BaseException) -> tuple[tuple[str, str], int] | None:
     """Which core was ended by a signal, and which, where vLLM saw it before it was seen here."""
     said = _CORES_ENDED.search(str(error))
     if said is None:

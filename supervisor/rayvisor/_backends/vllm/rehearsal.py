@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayvisor._backends.vllm.engine import VllmEngine
+from rayvisor._backends.vllm.vllm_engine import VllmEngine
 
-__all__ = ["PLAN", "WORKER", "RehearsalEngine"]
+__all__ = ["FAULT_PLAN", "WORKER", "RehearsalEngine"]
 
 WORKER = "rayvisor._backends.vllm.rehearsal_worker.RehearsalWorker"
-PLAN = "rehearsal"
+FAULT_PLAN = "rehearsal"
 """Where in vLLM's ``additional_config`` the worker finds what it is to rehearse."""
 
-_TOLERANCE = {"fault_tolerance": True, "recovery_timeout": 120.0}
-_FAULTS = {
+_TOLERANCE_DEFAULTS = {"fault_tolerance": True, "recovery_timeout": 120.0}
+_FAULT_DEFAULTS = {
     "compile_seconds": 0.0,
     "crash_on_prompt": "",
     "fail_start": "",
@@ -27,7 +27,7 @@ _FAULTS = {
     "raise_on_prompt": "",
     "retry": "recover",
 }
-_RETRIES = ("recover", "fail", "ignore", "fault_again")
+_RETRY_OUTCOMES = ("recover", "fail", "ignore", "fault_again")
 
 
 class RehearsalEngine(VllmEngine):
@@ -50,12 +50,20 @@ class RehearsalEngine(VllmEngine):
     """
 
     def _configure(self) -> Any:
-        own = {name: self._arguments.pop(name, value) for name, value in {**_TOLERANCE, **_FAULTS}.items()}
-        if own["retry"] not in _RETRIES:
-            raise ValueError(f"retry must be one of {', '.join(map(repr, _RETRIES))}, not {own['retry']!r}")
-        plan = {name: own[name] for name in _FAULTS}
+        own = {
+            name: self._arguments.pop(name, value)
+            for name, value in {**_TOLERANCE_DEFAULTS, **_FAULT_DEFAULTS}.items()
+        }
+        if own["retry"] not in _RETRY_OUTCOMES:
+            raise ValueError(
+                f"retry must be one of {', '.join(map(repr, _RETRY_OUTCOMES))}, not {own['retry']!r}"
+            )
+        plan = {name: own[name] for name in _FAULT_DEFAULTS}
         self._arguments["worker_cls"] = WORKER
-        self._arguments["additional_config"] = {**self._arguments.get("additional_config", {}), PLAN: plan}
+        self._arguments["additional_config"] = {
+            **self._arguments.get("additional_config", {}),
+            FAULT_PLAN: plan,
+        }
         config = super()._configure()
         if own["fault_tolerance"]:
             parallel = config.parallel_config

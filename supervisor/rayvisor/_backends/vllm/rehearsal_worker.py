@@ -14,7 +14,7 @@ import torch
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from rayvisor._backends.vllm.rehearsal import PLAN
+from rayvisor._backends.vllm.rehearsal import FAULT_PLAN
 
 __all__ = ["RehearsalWorker"]
 
@@ -27,20 +27,20 @@ class RehearsalWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
 
     @property
     def _plan(self) -> Mapping[str, Any]:
-        plan: Mapping[str, Any] = (self.vllm_config.additional_config or {}).get(PLAN, {})
+        plan: Mapping[str, Any] = (self.vllm_config.additional_config or {}).get(FAULT_PLAN, {})
         return plan
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load it, with the faults that a start can have."""
         _compute(self._plan.get("compile_seconds", 0.0))
         if self._plan.get("memory_bytes"):
-            most = _taken() + self._plan["memory_bytes"]
+            most = _virtual_memory() + self._plan["memory_bytes"]
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         if self._plan.get("fail_start"):
             raise RuntimeError(self._plan["fail_start"])
         super().load_model(*args, **kwargs)
-        self._own_step = self.model_runner.execute_model
-        self.model_runner.execute_model = self._rehearsed
+        self._execute_model = self.model_runner.execute_model
+        self.model_runner.execute_model = self._execute_with_faults
 
     def arm(self, message: str) -> None:
         """Have the next step raise, once."""
@@ -63,7 +63,7 @@ class RehearsalWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
             self.arm("a step after the retry was asked to fail")
         return answer
 
-    def _rehearsed(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+    def _execute_with_faults(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         """A step of the model's, with the faults that it is to have."""
         while self._hangs:
             time.sleep(60.0)
@@ -73,7 +73,7 @@ class RehearsalWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
         for new in scheduled.scheduled_new_reqs:
             _compute(self._plan.get("prefill_seconds", 0.0))
             self._read(new.prompt_token_ids or [])
-        return self._own_step(scheduled, *args, **kwargs)
+        return self._execute_model(scheduled, *args, **kwargs)
 
     def _read(self, tokens: list[int]) -> None:
         crash, error = self._plan.get("crash_on_prompt"), self._plan.get("raise_on_prompt")
@@ -93,7 +93,7 @@ def _compute(seconds: float) -> None:
         pass
 
 
-def _taken() -> int:
+def _virtual_memory() -> int:
     """How much memory this process has asked for, in bytes."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
     return int(pages) * resource.getpagesize()

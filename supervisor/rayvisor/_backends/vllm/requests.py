@@ -8,10 +8,10 @@ from typing import Any
 
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, LogprobEntry, Prompt
 
-__all__ = ["ContinuedText", "nothing_left", "read_output", "sampling_params", "token_ids_of"]
+__all__ = ["ContinuedText", "chunk_of", "is_complete", "sampling_params", "token_ids_of"]
 
 
-def sampling_params(order: GenerateCommand) -> Any:
+def sampling_params(command: GenerateCommand) -> Any:
     """Make vLLM's parameters for what is left to do after the delivered tokens.
 
     Raises
@@ -22,7 +22,7 @@ def sampling_params(order: GenerateCommand) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    given = dict(order.params)
+    given = dict(command.params)
     if given.get("n", 1) != 1:
         raise ValueError(f"n must be 1: an order is one sample, got {given['n']}")
     grammar = given.get("structured_outputs")
@@ -34,7 +34,7 @@ def sampling_params(order: GenerateCommand) -> Any:
     bias = given.get("logit_bias")
     if isinstance(bias, Mapping):
         given["logit_bias"] = {int(token): float(amount) for token, amount in bias.items()}
-    done = len(order.delivered)
+    done = len(command.delivered)
     if done:
         most = given.get("max_tokens", 16)
         given["max_tokens"] = None if most is None else most - done
@@ -44,10 +44,10 @@ def sampling_params(order: GenerateCommand) -> Any:
     return SamplingParams(**given)
 
 
-def nothing_left(order: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
+def is_complete(command: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
     """Whether the delivered tokens are already as many as there may be."""
-    done = len(order.delivered)
-    most = order.params.get("max_tokens", 16)
+    done = len(command.delivered)
+    most = command.params.get("max_tokens", 16)
     return done > 0 and ((most is not None and done >= most) or len(prompt) + done >= max_model_len)
 
 
@@ -76,14 +76,14 @@ def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
     return ids  # type: ignore[return-value]
 
 
-def read_output(order: GenerateCommand, output: Any, *, first: bool) -> Chunk:
+def chunk_of(command: GenerateCommand, output: Any, *, first: bool) -> Chunk:
     """Turn one of vLLM's outputs into a chunk."""
     sample = output.outputs[0]
     logprobs = sample.logprobs
     prompt_logprobs = output.prompt_logprobs if first else None
     return Chunk(
-        order.request,
-        order.attempt,
+        command.request,
+        command.attempt,
         tuple(sample.token_ids),
         sample.text,
         tuple(map(_entries, logprobs)) if logprobs else None,
@@ -109,7 +109,7 @@ class ContinuedText:
     prompt and all tokens.
     """
 
-    def __init__(self, tokenizer: Any, order: GenerateCommand, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, command: GenerateCommand, prompt: Sequence[int]) -> None:
         from vllm import SamplingParams
         from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
@@ -117,27 +117,27 @@ class ContinuedText:
             "stop", "min_tokens", "include_stop_str_in_output", "skip_special_tokens",
             "spaces_between_special_tokens", "detokenize",
         )  # fmt: skip
-        params = SamplingParams(**{name: order.params[name] for name in names if name in order.params})
+        params = SamplingParams(**{name: command.params[name] for name in names if name in command.params})
         request = SimpleNamespace(
-            request_id=order.request,
+            request_id=command.request,
             prompt_token_ids=list(prompt),
             prompt_embeds=None,
             sampling_params=params,
         )
         wanted = tokenizer if params.detokenize else None
         self._detokenizer = IncrementalDetokenizer.from_new_request(wanted, request)
-        self._detokenizer.update(list(order.delivered), False)  # noqa: FBT003 - vLLM's own method
+        self._detokenizer.update(list(command.delivered), False)  # noqa: FBT003 - vLLM's own method
         text = self._detokenizer.get_next_output_text(finished=False, delta=True)
         # What the delivered tokens have as text and was not sent comes first.
-        self._held = text[order.characters :]
-        self._skip = max(0, order.characters - len(text))
+        self._held = text[command.characters :]
+        self._skip = max(0, command.characters - len(text))
 
     def rest(self) -> str:
         """Text of the delivered tokens that was never sent, when nothing follows."""
         left: str = self._detokenizer.get_next_output_text(finished=True, delta=True)
         return f"{self._held}{left[self._skip :]}"
 
-    def carry_on(self, chunk: Chunk) -> Chunk:
+    def rewrite(self, chunk: Chunk) -> Chunk:
         """Put the right text, and the right end, to a chunk of the continued request."""
         ended_by_token = chunk.finish_reason == "stop" and not isinstance(chunk.stop_reason, str)
         stop = self._detokenizer.update(list(chunk.token_ids), ended_by_token)

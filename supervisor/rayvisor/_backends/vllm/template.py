@@ -18,17 +18,17 @@ from pathlib import Path
 import psutil
 
 from rayvisor._backends.process.engine_tree import TAG, TAG_LENGTH
-from rayvisor._backends.vllm.environment import foreseen, reads_when_loaded
-from rayvisor._backends.vllm.forking import MOST_MESSAGE
+from rayvisor._backends.vllm.environment import expected_additions, load_time_variables
+from rayvisor._backends.vllm.forking import MAX_MESSAGE_BYTES
 
-__all__ = ["Template", "TemplateGoneError", "TemplateUnfitError"]
+__all__ = ["Template", "TemplateGoneError", "TemplateMismatchError"]
 
 _TAG = "template".ljust(TAG_LENGTH, "-")
 """No engine's."""
 _PROGRAM = "from rayvisor._backends.vllm.forking import serve; serve({})"
-_FORKS = "--multiprocessing-fork"
+_FORK_MARKER = "--multiprocessing-fork"
 """A word of the command line: a fork that has no title yet is known by it, like one that was spawned."""
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
 _IDLE_SECONDS = 15.0
 _IMPORT_SECONDS = 600.0
@@ -38,7 +38,7 @@ class TemplateGoneError(Exception):
     """The template has ended, cannot be used, or does not answer."""
 
 
-class TemplateUnfitError(TemplateGoneError):
+class TemplateMismatchError(TemplateGoneError):
     """What it has imported, it has imported under other circumstances."""
 
 
@@ -52,27 +52,27 @@ class Template:
     """
 
     def __init__(self, log_file: str) -> None:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._asked = ours
-        self._loaded_with: dict[str, str] | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        self._load_environment: dict[str, str] | None = None
         self._lock = threading.Lock()
-        program = _PROGRAM.format(its.fileno())
+        program = _PROGRAM.format(theirs.fileno())
         flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
         environment = {
             **os.environ,
-            **foreseen(os.environ),
+            **expected_additions(os.environ),
             TAG: _TAG,
             # What can be imported here can be there.
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
-        with its, Path(log_file).open("ab") as said:
+        with theirs, Path(log_file).open("ab") as said:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, *flags, "-c", program, _FORKS],
+                [sys.executable, *flags, "-c", program, _FORK_MARKER],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env=environment,
-                pass_fds=(its.fileno(),),
+                pass_fds=(theirs.fileno(),),
             )
         self.pid = self._process.pid
         self._began = time.monotonic()
@@ -81,33 +81,33 @@ class Template:
         """Whether it has."""
         return self._process.poll() is not None
 
-    def wait_ready(self, called_off: Callable[[], bool]) -> None:
+    def wait_ready(self, cancelled: Callable[[], bool]) -> None:
         """Wait until it has imported everything.
 
         Raises
         ------
         TemplateGoneError
             It has ended, stands still, or cannot be used; the message says why.
-        TemplateUnfitError
+        TemplateMismatchError
             A variable that a library reads as it is loaded had another value for it than it has here.
         """
-        if self._loaded_with is None:
-            self._loaded_with = self._wait_loaded(called_off)
-        wanted = reads_when_loaded(os.environ)
+        if self._load_environment is None:
+            self._load_environment = self._wait_loaded(cancelled)
+        wanted = load_time_variables(os.environ)
         other = [
             name
-            for name in {**self._loaded_with, **wanted}
-            if wanted.get(name) != self._loaded_with.get(name)
+            for name in {**self._load_environment, **wanted}
+            if wanted.get(name) != self._load_environment.get(name)
         ]
         if other:
-            raise TemplateUnfitError(f"it was loaded with another {', '.join(sorted(other))}")
+            raise TemplateMismatchError(f"it was loaded with another {', '.join(sorted(other))}")
 
-    def _wait_loaded(self, called_off: Callable[[], bool]) -> dict[str, str]:
+    def _wait_loaded(self, cancelled: Callable[[], bool]) -> dict[str, str]:
         with self._lock:
             used, changed = -1.0, time.monotonic()
-            while not self._has_said(_LOOK_SECONDS):
+            while not self._has_message(_POLL_SECONDS):
                 now = time.monotonic()
-                if called_off():
+                if cancelled():
                     raise TemplateGoneError("it is not waited for any more")
                 if (took := self._processor_seconds()) != used:
                     used, changed = took, now
@@ -138,10 +138,10 @@ class Template:
         """
         with self._lock:
             try:
-                socket.send_fds(self._asked, [json.dumps({"tag": tag}).encode()], descriptors)
+                socket.send_fds(self._control, [json.dumps({"tag": tag}).encode()], descriptors)
             except OSError as error:
                 raise TemplateGoneError(str(error)) from error
-            if not self._has_said(_ANSWER_SECONDS):
+            if not self._has_message(_ANSWER_SECONDS):
                 raise TemplateGoneError(f"it has not answered for {_ANSWER_SECONDS:g} s")
             message, given = self._receive()
             if not message or not given:
@@ -151,20 +151,22 @@ class Template:
     def end(self) -> None:
         """End it, whatever state it is in; its forks live on. Blocks until it has gone, some 50 ms."""
         with contextlib.suppress(OSError):
-            self._asked.shutdown(socket.SHUT_RDWR)  # whoever waits for it wakes up
+            self._control.shutdown(socket.SHUT_RDWR)  # whoever waits for it wakes up
         self._process.kill()
         self._process.wait()
         with self._lock:
-            self._asked.close()
+            self._control.close()
 
-    def _has_said(self, seconds: float) -> bool:
+    def _has_message(self, seconds: float) -> bool:
         poll = select.poll()
-        poll.register(self._asked, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
     def _receive(self) -> tuple[bytes, list[int]]:
         try:
-            message, given, _, _ = socket.recv_fds(self._asked, MOST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+            message, given, _, _ = socket.recv_fds(
+                self._control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError as error:
             raise TemplateGoneError(str(error)) from error
         return message, list(given)

@@ -22,7 +22,7 @@ from rayvisor._backends.host.engine import (
     EngineError,
     EngineGoneError,
     EngineStatus,
-    Outside,
+    ExternalLoad,
     Report,
     RequestLostError,
     RequestRefusedError,
@@ -30,12 +30,12 @@ from rayvisor._backends.host.engine import (
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
-from rayvisor._backends.host.shutdown import Ending, up_or_ended
+from rayvisor._backends.host.shutdown import Shutdown, stop_if_start_fails
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
-from rayvisor._backends.server.api import Offers
 from rayvisor._backends.server.client import HttpClient, HttpFailedError
 from rayvisor._backends.server.ports import hold, listener_of
 from rayvisor._backends.server.program import TITLE, ServerProgram, check_model, command_of
+from rayvisor._backends.server.server_api import ServerApi
 from rayvisor._backends.server.traffic import Traffic, read_metrics
 from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor._core.protocol.causes import plain_causes
@@ -56,8 +56,8 @@ _ASK_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0
 _SETTLED_SECONDS = 60.0
 """A server that does not count tokens has worked when it has been well for so long."""
-_PASSED_ON = ("max_tokens", "temperature", "ignore_eos", "seed", "top_p")
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - the user's choice
+_FORWARDED = ("max_tokens", "temperature", "ignore_eos", "seed", "top_p")
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - the user's choice
 
 
 class ServerEngine:
@@ -78,19 +78,19 @@ class ServerEngine:
         self._incarnation = incarnation
         self._arguments = dict(arguments)
         self._log_file = log_file or _temporary_log()
-        self._since = 0
+        self._log_position = 0
         self._tree = ProcessTree(new_tag())
-        self._held: socket.socket | None = None
+        self._port_socket: socket.socket | None = None
         self._program: ServerProgram | None = None
-        self._offers: Offers | None = None
+        self._api: ServerApi | None = None
         self._traffic = Traffic()
         self._up_at = math.inf
         self._counts = True
-        self._doubt = ""
-        self._own_tokens = 0
-        self._ending = Ending(self._end)
-        self._over = asyncio.Event()
-        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._unanswered = ""
+        self._probe_tokens = 0
+        self._shutdown = Shutdown(self._end)
+        self._ended = asyncio.Event()
+        self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- starting -------------------------------------------------------------------------------
@@ -98,33 +98,33 @@ class ServerEngine:
     async def start(self, report: Report) -> EngineInfo:
         """Bring it up; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         began = time.monotonic()
-        async with up_or_ended(self.stop, self._failed_start):
+        async with stop_if_start_fails(self.stop, self._describe_failed_start):
             check_model(str(self._arguments["model"]))
-            port = await self._take_port()
-            self._go_on()
+            port = await self._bind_port()
+            self._raise_if_stopping()
             report("launching", f"{self._arguments['model']} at port {port}")
             client = await self._launch(port)
-            offers = Offers(client, self._log_file)
-            await self._until_up(client, offers, port, report)
-            await self._look_around()
-            self._offers = offers
-            info = self._info(offers, port, began)
-        self._read_up_to_here()
+            api = ServerApi(client, self._log_file)
+            await self._wait_until_healthy(client, api, port, report)
+            await self._discover_processes()
+            self._api = api
+            info = self._info(api, port, began)
+        self._mark_log_position()
         self._up_at = time.monotonic()
-        self._own(self._await_end())
-        self._own(self._observe(client))
-        if offers.instructions:
-            self._own(offers.follow())
+        self._spawn(self._watch_for_death())
+        self._spawn(self._observe(client))
+        if api.instructions:
+            self._spawn(api.poll_status())
         report("ready", info.url)
         return info
 
-    async def _take_port(self) -> int:
+    async def _bind_port(self) -> int:
         given = self._arguments
 
         def take() -> int:
             held, port = hold(str(given["host"]), int(given["port"]), int(given.get("port_before") or 0))
-            self._held = held
-            if self._over.is_set():  # the start was called off meanwhile
+            self._port_socket = held
+            if self._ended.is_set():  # the start was called off meanwhile
                 held.close()
             return port
 
@@ -132,75 +132,77 @@ class ServerEngine:
 
     async def _launch(self, port: int) -> HttpClient:
         given = self._arguments
-        words: Sequence[str] = given["args"]
+        options: Sequence[str] = given["args"]
         environment: Mapping[str, str] = given.get("env") or {}
         program = self._program = ServerProgram(
             command_of(given, port), environment, self._tree.tag, self._log_file
         )
         self._tree.descend_from(program.pid, TITLE)
         await self._tree.scan()
-        await asyncio.to_thread(program.be_guarded)
+        await asyncio.to_thread(program.start_guard)
         host = str(given["host"])
         known = environment.get("VLLM_API_KEY") or os.environ.get("VLLM_API_KEY", "")
-        key = value_of(words, "--api-key") or known
-        return HttpClient(_EVERYWHERE.get(host, host), port, secure=self._secure, key=key)
+        key = value_of(options, "--api-key") or known
+        return HttpClient(_WILDCARD_HOSTS.get(host, host), port, secure=self._uses_tls, key=key)
 
     @property
-    def _secure(self) -> bool:
+    def _uses_tls(self) -> bool:
         return has_flag(self._arguments["args"], "--ssl-certfile")
 
-    async def _until_up(self, client: HttpClient, offers: Offers, port: int, report: Report) -> None:
+    async def _wait_until_healthy(
+        self, client: HttpClient, api: ServerApi, port: int, report: Report
+    ) -> None:
         """Wait until it is well, and say meanwhile how far it is; its processes are found as they come up."""
         reported = time.monotonic()
         while True:
             await asyncio.sleep(_POLL_SECONDS)
-            await self._look_around()
+            await self._discover_processes()
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
                 report(*phase_of(await asyncio.to_thread(log_tail, self._log_file)))
             with contextlib.suppress(HttpFailedError):  # it does not listen yet, or has too much to do
-                answer = await self._unless_over(client.get("/health", _ASK_SECONDS))
+                answer = await self._unless_ended(client.get("/health", _ASK_SECONDS))
                 pids = frozenset(process.pid for process in self._tree.processes)
                 if answer.status == 200 and await asyncio.to_thread(listener_of, port, pids):  # noqa: PLR2004
-                    await self._unless_over(offers.look())
+                    await self._unless_ended(api.discover())
                     return
 
-    def _info(self, offers: Offers, port: int, began: float) -> EngineInfo:
+    def _info(self, api: ServerApi, port: int, began: float) -> EngineInfo:
         host = str(self._arguments["host"])
-        if host in _EVERYWHERE:
+        if host in _WILDCARD_HOSTS:
             host = _address()
-        scheme = "https" if self._secure else "http"
+        scheme = "https" if self._uses_tls else "http"
         return EngineInfo(
             engine="server",
-            version=offers.version,
-            max_model_len=offers.max_model_len,
+            version=api.version,
+            max_model_len=api.max_model_len,
             max_num_seqs=0,
             eos_token_ids=(),
             processes=self.processes(),
             startup_seconds=time.monotonic() - began,
-            instructions=offers.instructions,
-            recovery_timeout=_recovery_seconds(self._arguments["args"]) if offers.instructions else 0.0,
+            instructions=api.instructions,
+            recovery_timeout=_recovery_seconds(self._arguments["args"]) if api.instructions else 0.0,
             url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}",
         )
 
-    async def _look_around(self) -> None:
-        self._go_on()
+    async def _discover_processes(self) -> None:
+        self._raise_if_stopping()
         await self._tree.scan()
-        self._go_on()
+        self._raise_if_stopping()
         if self._tree.deaths:
             raise EngineGoneError("the server ended while starting")
 
-    def _read_up_to_here(self) -> None:
+    def _mark_log_position(self) -> None:
         """What comes later in its log is news."""
-        self._since = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
+        self._log_position = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
 
-    def _go_on(self) -> None:
-        if self._ending.asked:
+    def _raise_if_stopping(self) -> None:
+        if self._shutdown.requested:
             raise EngineGoneError("the server was stopped while starting")
 
-    async def _failed_start(self, error: Exception) -> Died:
-        if self._tree.deaths and not self._ending.asked:
-            return await self._last_words("starting")
+    async def _describe_failed_start(self, error: Exception) -> Died:
+        if self._tree.deaths and not self._shutdown.requested:
+            return await self._describe_death("starting")
         from_log, traceback = log_causes(await asyncio.to_thread(read_log, self._log_file))
         seen = plain_causes(error)
         if isinstance(error, EngineGoneError | OSError | ValueError):
@@ -221,48 +223,48 @@ class ServerEngine:
 
     async def stop(self, grace: float) -> None:
         """End it with its whole process tree, proven; see `Engine.stop`."""
-        await self._ending(grace)
+        await self._shutdown(grace)
 
     async def _end(self) -> None:
-        self._over.set()
+        self._ended.set()
         for task in self._tasks:
             task.cancel()
         self._tree.unwatch()
         left: tuple[ProcessId, ...] = ()
         if self._program is not None:
             await self._tree.scan()
-            if self._ending.kill_at() > time.monotonic():
-                self._program.ask_to_end()
-                await self._tree.all_gone(self._ending.kill_at)
+            if self._shutdown.kill_at() > time.monotonic():
+                self._program.terminate()
+                await self._tree.all_gone(self._shutdown.kill_at)
             left = await self._tree.end(_KILL_SECONDS, self._reap)
             self._reap()
         self._tree.close()
         if left:
             raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
         if self._program is not None:
-            self._program.let_go()
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+            self._program.close()
+        if self._port_socket is not None:
+            self._port_socket.close()
+            self._port_socket = None
 
     def _reap(self) -> None:
         if self._program is not None:
             self._program.poll()
 
-    async def _await_end(self) -> None:
+    async def _watch_for_death(self) -> None:
         await self._tree.first_death()
-        self._over.set()
-        died = await self._last_words("serving")
-        if not self._died.done():
-            self._died.set_result(died)
+        self._ended.set()
+        died = await self._describe_death("serving")
+        if not self._death.done():
+            self._death.set_result(died)
 
-    async def _last_words(self, phase: str) -> Died:
+    async def _describe_death(self, phase: str) -> Died:
         died = await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since
+            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._log_position
         )
         if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of it leaves in order: what counts is that the server itself does.
-            code = await self._program.left(_LEAVE_SECONDS)
+            code = await self._program.wait(_LEAVE_SECONDS)
             if code is not None:
                 cause = ("ProcessExited", f"APIServer (pid {self._program.pid}) ended with exit code {code}")
                 died = died._replace(causes=(*died.causes[:-1], cause), exit_code=code)
@@ -275,7 +277,7 @@ class ServerEngine:
 
     async def died(self) -> Died:
         """Why it ended by itself."""
-        return await asyncio.shield(self._died)
+        return await asyncio.shield(self._death)
 
     def processes(self) -> tuple[ProcessId, ...]:
         """Its front, EngineCore, the workers, and what else they have started."""
@@ -283,14 +285,14 @@ class ServerEngine:
 
     # -- looking --------------------------------------------------------------------------------
 
-    def outside(self) -> Outside:
+    def external_load(self) -> ExternalLoad:
         """What its clients ask of it, and whether it gets on."""
-        seen = self._traffic.outside()
+        seen = self._traffic.external_load()
         if self._counts:
-            worked = self._traffic.tokens > self._own_tokens
+            worked = self._traffic.tokens > self._probe_tokens
         else:
             worked = not self._traffic.is_silent and time.monotonic() - self._up_at >= _SETTLED_SECONDS
-        return seen._replace(doubt=self._doubt if self._traffic.is_silent else "", worked=worked)
+        return seen._replace(unanswered=self._unanswered if self._traffic.is_silent else "", worked=worked)
 
     async def _observe(self, client: HttpClient) -> None:
         interval = float(self._arguments.get("probe_interval") or 2.0) / 2
@@ -299,49 +301,49 @@ class ServerEngine:
             try:
                 answer = await client.get("/health", max(1.0, interval))
                 if answer.status == 200:  # noqa: PLR2004 - HTTP's
-                    self._traffic.answered()
-                    await self._count(client)
+                    self._traffic.mark_answered()
+                    await self._read_metrics(client)
                 else:
-                    self._doubt = f"GET /health answered {answer.status}"
-                    self._traffic.silent(asked)
+                    self._unanswered = f"GET /health answered {answer.status}"
+                    self._traffic.mark_silent(asked)
             except HttpFailedError as failed:
                 log.info("server.not_answering", incarnation=self._incarnation, why=str(failed))
-                self._doubt = f"{failed.what} was not answered"
-                self._traffic.silent(asked)
+                self._unanswered = f"{failed.what} was not answered"
+                self._traffic.mark_silent(asked)
             await asyncio.sleep(max(0.0, asked + interval - time.monotonic()))
 
-    async def _count(self, client: HttpClient) -> None:
+    async def _read_metrics(self, client: HttpClient) -> None:
         page = await client.get("/metrics", _ASK_SECONDS)
         load = (await client.get("/load", _ASK_SECONDS)).json()
         sample = read_metrics(page.body.decode(errors="replace"))
         self._counts = sample.known
         own = load.get("server_load") if isinstance(load, dict) else 0
-        self._traffic.counted(sample, load=own if isinstance(own, int) else 0, now=time.monotonic())
+        self._traffic.update(sample, load=own if isinstance(own, int) else 0, now=time.monotonic())
 
     # -- asking ---------------------------------------------------------------------------------
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Carry out one of the calls that the server offers over HTTP."""
-        answer = await self._unless_over(self._there.ask(method, args, kwargs))
+        """Carry out one of the calls that the server api over HTTP."""
+        answer = await self._unless_ended(self._running_api.ask(method, args, kwargs))
         if method == "handle_fault" and answer.get("success"):
-            self._read_up_to_here()  # what it has recovered from is not why it ends later
+            self._mark_log_position()  # what it has recovered from is not why it ends later
         return answer
 
     async def status(self) -> EngineStatus:
         """How it said it is when it was asked last."""
-        return EngineStatus("healthy") if self._offers is None else self._offers.status
+        return EngineStatus("healthy") if self._api is None else self._api.status
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
-        """Tokens of one order, at once: for probes. What others ask for, they ask the server itself."""
-        return self._generate(order)
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
+        """Tokens of one command, at once: for probes. What others ask for, they ask the server itself."""
+        return self._generate(command)
 
-    async def _generate(self, order: GenerateCommand) -> AsyncGenerator[Chunk, None]:
-        params = {name: order.params[name] for name in _PASSED_ON if name in order.params}
-        prompt = order.prompt if isinstance(order.prompt, str) else list(order.prompt)
+    async def _generate(self, command: GenerateCommand) -> AsyncGenerator[Chunk, None]:
+        params = {name: command.params[name] for name in _FORWARDED if name in command.params}
+        prompt = command.prompt if isinstance(command.prompt, str) else list(command.prompt)
         most = int(params.get("max_tokens") or 0)
-        self._own_tokens += most  # before they are counted as somebody's
+        self._probe_tokens += most  # before they are counted as somebody's
         try:
-            answer = await self._unless_over(self._there.complete(prompt, params))
+            answer = await self._unless_ended(self._running_api.complete(prompt, params))
         except HttpFailedError as failed:
             raise RequestLostError(str(failed)) from None
         said = answer.json()
@@ -349,25 +351,25 @@ class ServerEngine:
             cause = (f"HTTP {answer.status}", answer.text)
             raise RequestRefusedError((cause,))
         tokens = int((said.get("usage") or {}).get("completion_tokens") or 0)
-        self._own_tokens += tokens - most
+        self._probe_tokens += tokens - most
         choice = said["choices"][0]
         ids = tuple(choice.get("token_ids") or (0,) * tokens)
         text, finish = str(choice.get("text") or ""), choice["finish_reason"]
-        yield Chunk(order.request, order.attempt, ids, text, None, finish)
+        yield Chunk(command.request, command.attempt, ids, text, None, finish)
 
     async def abort(self, requests: Sequence[str]) -> None:
         """Nothing: who closes its iterator ends its request, and no other request comes this way."""
 
     @property
-    def _there(self) -> Offers:
-        if self._offers is None or self._over.is_set():
+    def _running_api(self) -> ServerApi:
+        if self._api is None or self._ended.is_set():
             raise EngineGoneError("the server does not run")
-        return self._offers
+        return self._api
 
-    async def _unless_over(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _unless_ended(self, call: Coroutine[Any, Any, T]) -> T:
         """Wait for an answer, but not longer than the server lives."""
         task = asyncio.ensure_future(call)
-        ends: list[Awaitable[Any]] = [self._over.wait(), self._tree.first_death()]
+        ends: list[Awaitable[Any]] = [self._ended.wait(), self._tree.first_death()]
         over = [asyncio.ensure_future(end) for end in ends]
         try:
             await asyncio.wait((task, *over), return_when=asyncio.FIRST_COMPLETED)
@@ -378,7 +380,7 @@ class ServerEngine:
             for each in (task, *over):
                 each.cancel()
 
-    def _own(self, call: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)
         self._tasks.add(task)
         task.add_done_callback(_report_failure)
@@ -390,11 +392,11 @@ def _report_failure(task: asyncio.Task[None]) -> None:
         log.error("server.watch.failed", error=f"{type(error).__name__}: {error}")
 
 
-def _recovery_seconds(words: Sequence[str]) -> float:
+def _recovery_seconds(options: Sequence[str]) -> float:
     """How long the engine waits for an instruction, as far as its command line says so; else 0: not known."""
     name = "engine_recovery_timeout_sec"
-    said = value_of(words, f"--fault-tolerance-config.{name}".replace("_", "-"), "--recovery-timeout")
-    table = value_of(words, "--fault-tolerance-config")
+    said = value_of(options, f"--fault-tolerance-config.{name}".replace("_", "-"), "--recovery-timeout")
+    table = value_of(options, "--fault-tolerance-config")
     try:
         return float(said or (json.loads(table).get(name) if table else None) or 0.0)
     except (ValueError, TypeError, AttributeError):

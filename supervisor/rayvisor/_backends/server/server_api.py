@@ -1,4 +1,4 @@
-"""What a running server offers beside requests: what it is, its fault tolerance, pause and resume.
+"""What a running server api beside requests: what it is, its fault tolerance, pause and resume.
 
 vLLM serves its fault tolerance at ``/fault_tolerance/...``, other versions of it at
 ``/v1/fault_tolerance/...``; which one is looked for once. There an instruction is accepted (202), and carried
@@ -19,12 +19,12 @@ from rayvisor._backends.host.post_mortem import read_log
 from rayvisor._backends.server.client import Answer, HttpClient, HttpFailedError
 from rayvisor._log import get_logger
 
-__all__ = ["Offers"]
+__all__ = ["ServerApi"]
 
 log = get_logger("rayvisor.server")
 
 _ASK_SECONDS = 5.0
-_FOLLOW_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _PREFIXES = ("", "/v1")
 _OK, _ACCEPTED, _NOT_FOUND = 200, 202, 404
 _FAILED = re.compile(
@@ -43,7 +43,7 @@ _ROUTES: Mapping[str, tuple[str, str]] = {
 """Calls of an engine, and where a server takes them: vLLM's does in its development mode only."""
 
 
-class Offers:
+class ServerApi:
     """What can be asked of one server.
 
     Parameters
@@ -66,8 +66,8 @@ class Offers:
         self.status = EngineStatus("healthy")
         """How it said it is when it was asked last."""
 
-    async def look(self) -> None:
-        """Find out what the server is, and what it offers.
+    async def discover(self) -> None:
+        """Find out what the server is, and what it api.
 
         Raises
         ------
@@ -87,15 +87,15 @@ class Offers:
             if engines:
                 self._prefix = prefix
                 self.instructions = ("retry",)
-                self.status = _worst(engines)
+                self.status = _worst_status(engines)
                 return
 
-    async def follow(self) -> None:
+    async def poll_status(self) -> None:
         """Keep the status up to date, for as long as this is awaited."""
         while True:
-            await asyncio.sleep(_FOLLOW_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             try:
-                await self._ask_for_status()
+                await self._fetch_status()
             except HttpFailedError as failed:  # its silence is seen by whoever asks after its health
                 log.debug("server.status.unknown", why=str(failed))
 
@@ -115,7 +115,7 @@ class Offers:
             It does not answer.
         """
         if method == "get_status":
-            return await self._ask_for_status() if self.instructions else _report(())
+            return await self._fetch_status() if self.instructions else _status_report(())
         if method == "handle_fault":
             return await self._handle(args[0])
         if method not in _ROUTES:
@@ -142,32 +142,32 @@ class Offers:
             raise EngineError(f"the server does not take the instruction {instruction!r}; it takes {known}")
         asked = str(request.get("request_id") or "")
         since = os.path.getsize(self._log_file)  # noqa: ASYNC240, PTH202 - a Path is no faster
-        await self._ask_for_status()
+        await self._fetch_status()
         if self.status.status != "unhealthy":
             # It would be refused, later, in the server's log only.
-            return _answered(asked, f"the server is {self.status.status}")
+            return _instruction_result(asked, f"the server is {self.status.status}")
         body = {"instruction": instruction, "params": dict(request.get("params") or {})}
         answer = await self._client.post(f"{self._prefix}/fault_tolerance/apply", body, _ASK_SECONDS)
         said = answer.json()
         if answer.status not in {_OK, _ACCEPTED} or not isinstance(said, dict):
-            return _answered(asked, f"HTTP {answer.status}: {answer.text}")
+            return _instruction_result(asked, f"HTTP {answer.status}: {answer.text}")
         theirs = str(said.get("request_id") or "")
         while True:
-            await self._ask_for_status()
+            await self._fetch_status()
             if self.status.status != "unhealthy":
                 well = self.status.status == "healthy"
-                return _answered(asked, "" if well else f"the server is {self.status.status}")
+                return _instruction_result(asked, "" if well else f"the server is {self.status.status}")
             for failed in _FAILED.finditer(read_log(self._log_file, since)):
                 if failed["request"] in (None, theirs):
-                    return _answered(asked, failed["reason"] or "it could not be passed on")
-            await asyncio.sleep(_FOLLOW_SECONDS / 4)
+                    return _instruction_result(asked, failed["reason"] or "it could not be passed on")
+            await asyncio.sleep(_POLL_SECONDS / 4)
 
-    async def _ask_for_status(self) -> dict[str, Any]:
+    async def _fetch_status(self) -> dict[str, Any]:
         answer = await self._client.get(f"{self._prefix}/fault_tolerance/status", _ASK_SECONDS)
         engines = _engines(answer)
         if engines:
-            self.status = _worst(engines)
-        return _report(engines)
+            self.status = _worst_status(engines)
+        return _status_report(engines)
 
 
 def _engines(answer: Answer) -> Sequence[Mapping[str, Any]]:
@@ -178,7 +178,7 @@ def _engines(answer: Answer) -> Sequence[Mapping[str, Any]]:
     return [each for each in engines if isinstance(each, dict) and "status" in each]
 
 
-def _worst(engines: Sequence[Mapping[str, Any]]) -> EngineStatus:
+def _worst_status(engines: Sequence[Mapping[str, Any]]) -> EngineStatus:
     for status in ("dead", "unhealthy"):
         for engine in engines:
             if engine["status"] == status:
@@ -186,9 +186,9 @@ def _worst(engines: Sequence[Mapping[str, Any]]) -> EngineStatus:
     return EngineStatus("healthy")
 
 
-def _report(engines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _status_report(engines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"schema_version": 1, "total_engines": len(engines), "engines": list(engines)}
 
 
-def _answered(request: str, wrong: str) -> dict[str, Any]:
+def _instruction_result(request: str, wrong: str) -> dict[str, Any]:
     return {"request_id": request, "success": not wrong, "reason": wrong or None}
