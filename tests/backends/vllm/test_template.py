@@ -179,13 +179,24 @@ def test_where_the_template_stands_still_the_process_is_spawned(
     assert host.template().pid != stopped.pid
 
 
+def test_a_template_that_cannot_be_started_leaves_no_socket_open(tmp_path: Path) -> None:
+    def descriptors() -> list[str]:
+        return sorted(each.name for each in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    with pytest.raises(FileNotFoundError) as raised:  # it keeps the failed constructor's frame alive
+        templates.Template(str(tmp_path / "missing" / "engine.log"))
+    assert descriptors() == before
+    assert raised.type is FileNotFoundError
+
+
 def test_a_start_that_is_called_off_does_not_wait_for_the_template(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)  # {}")
     template = host.template()
     threading.Timer(0.2, host.cancelled.set).start()
-    with pytest.raises(templates.TemplateGoneError, match="not waited for"):
+    with pytest.raises(templates.TemplateGoneError, match="start was cancelled"):
         host.start(_leave, 0)
     assert not template.ended()
 

@@ -13,7 +13,7 @@ carries plain data only, since exception objects of vLLM's must never leave the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -95,37 +95,51 @@ class EngineStatus(NamedTuple):
     fault: str = ""
     """What it says of its fault: for vLLM the exception's type name."""
 
+    @classmethod
+    def worst_of(cls, engines: Iterable[Mapping[str, Any]]) -> EngineStatus:
+        """Return the worst status in vLLM's list of engines; healthy if it is empty.
+
+        >>> EngineStatus.worst_of([{"status": "healthy"}, {"status": "dead", "fault_info": "OSError"}])
+        EngineStatus(status='dead', fault='OSError')
+        """
+        reported = list(engines)
+        for status in ("dead", "unhealthy"):
+            for engine in reported:
+                if engine["status"] == status:
+                    return cls(status, str(engine.get("fault_info") or ""))
+        return cls("healthy")
+
 
 class ExternalLoad(NamedTuple):
-    """What is asked of an engine past its host, and how it gets on with that."""
+    """The requests that an engine receives directly, not through its host, and their progress."""
 
     waiting: int
-    """How many wait for it."""
+    """Number of requests that wait for it."""
     since: float
-    """Since when somebody has waited all the time; on the monotonic clock."""
+    """The time on the monotonic clock since which at least one request has waited."""
     progressed: float
-    """When it got on last; before the clock began if never."""
+    """The time of its last progress on the monotonic clock; minus infinity if there was none."""
     unanswered: str = ""
-    """What was asked of it in vain, in words."""
+    """A description of the health check that it has not answered; empty if there is none."""
     worked: bool = False
     """Whether it has done useful work."""
 
 
 @runtime_checkable
 class SharesResources(Protocol):
-    """An engine that has something costly, which those that follow it in its host use as well."""
+    """An engine with a costly resource that the later engines of its host use as well."""
 
     def acquire_shared(self) -> Callable[[], None]:
-        """Keep it when this engine has ended; give back what ends it too. That one may block for a moment."""
+        """Keep the resource beyond this engine's end. Return a function that releases it, and may block."""
         ...
 
 
 @runtime_checkable
 class ServesExternally(Protocol):
-    """An engine that is asked past its host as well: a server."""
+    """An engine that receives requests directly, not only through its host: a server."""
 
     def external_load(self) -> ExternalLoad:
-        """Say what is asked of it there."""
+        """Return the load of these requests."""
         ...
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rayvisor._backends.host.address import own_address
 from rayvisor._backends.host.batching import ItemBatcher
 from rayvisor._backends.host.engine import (
     Engine,
@@ -120,7 +120,7 @@ class EngineHost:
             epoch=self.epoch,
             engine=self.kind,
             process=process_id(os.getpid()),
-            node=_address(),
+            node=own_address(),
             version=_version(),
             log_file=self._log_file,
             incarnation=self._incarnation,
@@ -430,13 +430,3 @@ def _version() -> str:
         return version("rayvisor")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _address() -> str:
-    """Address of this machine as others reach it; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The end of an engine: one for many who ask for it, and of a start that comes to nothing."""
+"""The shutdown of an engine: one for all its callers, also after a failed start."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["Shutdown", "check_none_left", "stop_if_start_fails"]
 async def stop_if_start_fails(
     stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
 ) -> AsyncIterator[None]:
-    """Start an engine within: nothing is left of it when that fails or is called off.
+    """Start an engine within this context; it is stopped if the start fails or is cancelled.
 
     Parameters
     ----------
     stop
-        Ends what has been started, given seconds of grace.
+        Ends the engine; its argument is the grace in seconds.
     describe
-        Says why it failed; it is asked while what was started can still be looked at.
+        Explains the failure; it is called before the engine is stopped.
 
     Raises
     ------
     EngineStartFailedError
-        It failed: with what ``describe`` says.
+        The start failed, with the explanation of ``describe``.
     """
     try:
         yield
@@ -57,15 +57,15 @@ def check_none_left(processes: Sequence[ProcessId]) -> None:
 
 
 class Shutdown:
-    """The end of an engine: done once, whoever asks, and not undone when one who asked goes away.
+    """The shutdown of an engine: it runs once for all its callers, and goes on if a caller is cancelled.
 
-    Each who asks brings a grace; the shortest counts, also when it is brought while the end is under
-    way. An end that failed is tried again by the next who asks.
+    Each caller brings a grace. The shortest one counts, also if it comes while the shutdown runs. A shutdown
+    that has failed is retried by the next caller.
 
     Parameters
     ----------
     carry_out
-        Ends the engine. It looks at ``kill_at`` for how long it may be patient.
+        Ends the engine. It waits until ``kill_at`` before it kills.
     """
 
     def __init__(self, carry_out: Callable[[], Awaitable[None]]) -> None:
@@ -75,15 +75,15 @@ class Shutdown:
 
     @property
     def requested(self) -> bool:
-        """Whether anybody has asked for it."""
+        """Whether it has been requested."""
         return self._kill_at < math.inf
 
     def kill_at(self) -> float:
-        """When patience ends, on the monotonic clock."""
+        """Return the deadline for SIGKILL, on the monotonic clock; infinity before a request."""
         return self._kill_at
 
     async def __call__(self, grace: float) -> None:
-        """Ask for the end, and wait for it."""
+        """Request the shutdown, and wait for its end."""
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
             self._task = asyncio.create_task(self._run())

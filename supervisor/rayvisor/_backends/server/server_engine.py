@@ -1,8 +1,9 @@
-"""One incarnation of an OpenAI-compatible server, behind the seam that engines have.
+"""One incarnation of an OpenAI-compatible server, behind the interface of engines.
 
-The server is a process with processes below it. It is watched as an engine is: deaths through pidfds, causes
-from its log, hangs by what does not move. What differs is that its requests do not come through its host. So
-what waits, and whether it gets on, is read from its ``/metrics``; that its scheduler lives, from ``/health``.
+The server is a process with processes below it. It is watched like any engine: its deaths through pidfds,
+their causes in its log, its hangs by missing progress. But its requests do not pass through its host. So the
+number of requests and their progress are read from its ``/metrics``, and the state of its scheduler from
+``/health``.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import json
 import math
 import os
 import socket
-import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, TypeVar
 
+from rayvisor._backends.host.address import own_address
 from rayvisor._backends.host.engine import (
-    EngineError,
     EngineGoneError,
     EngineStatus,
     ExternalLoad,
     Report,
-    RequestLostError,
-    RequestRefusedError,
 )
+from rayvisor._backends.host.log_files import temporary_log
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
-from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
-from rayvisor._backends.host.shutdown import Shutdown, stop_if_start_fails
+from rayvisor._backends.host.post_mortem import describe_death, log_size, log_tail, read_log
+from rayvisor._backends.host.shutdown import Shutdown, check_none_left, stop_if_start_fails
+from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.server.client import HttpClient, HttpFailedError
-from rayvisor._backends.server.ports import hold, listener_of
+from rayvisor._backends.server.ports import hold, is_listener
 from rayvisor._backends.server.program import TITLE, ServerProgram, check_model, command_of
 from rayvisor._backends.server.server_api import ServerApi
 from rayvisor._backends.server.traffic import Traffic, read_metrics
@@ -55,9 +56,9 @@ _REPORT_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0
 _SETTLED_SECONDS = 60.0
-"""A server that does not count tokens has worked when it has been well for so long."""
+"""A server that does not count tokens has done useful work once it has been healthy for this long."""
 _FORWARDED = ("max_tokens", "temperature", "ignore_eos", "seed", "top_p")
-_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - the user's choice
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - the user sets the host
 
 
 class ServerEngine:
@@ -66,18 +67,18 @@ class ServerEngine:
     Parameters
     ----------
     incarnation
-        Which start this is.
+        Number of this start, from 1.
     arguments
-        As ``rayvisor.server`` makes them: ``program``, ``model``, ``args``, ``host``, ``port``, ``env``,
-        ``probe_interval``, and ``port_before``, the port of the incarnation before.
+        Arguments of ``rayvisor.server``: ``program``, ``model``, ``args``, ``host``, ``port``, ``env``,
+        ``probe_interval``, and ``port_before``, the port of the previous incarnation.
     log_file
-        Where its output goes; empty: a file in the temporary folder.
+        It writes its output to this file; by default a file in the temporary folder.
     """
 
     def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
         self._incarnation = incarnation
         self._arguments = dict(arguments)
-        self._log_file = log_file or _temporary_log()
+        self._log_file = log_file or temporary_log("server")
         self._log_position = 0
         self._tree = ProcessTree(new_tag())
         self._port_socket: socket.socket | None = None
@@ -96,7 +97,7 @@ class ServerEngine:
     # -- starting -------------------------------------------------------------------------------
 
     async def start(self, report: Report) -> EngineInfo:
-        """Bring it up; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
+        """Start it; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         began = time.monotonic()
         async with stop_if_start_fails(self.stop, self._describe_failed_start):
             check_model(str(self._arguments["model"]))
@@ -121,14 +122,14 @@ class ServerEngine:
     async def _bind_port(self) -> int:
         given = self._arguments
 
-        def take() -> int:
+        def bind() -> int:
             held, port = hold(str(given["host"]), int(given["port"]), int(given.get("port_before") or 0))
             self._port_socket = held
-            if self._ended.is_set():  # the start was called off meanwhile
+            if self._ended.is_set():  # the start was cancelled meanwhile
                 held.close()
             return port
 
-        return await asyncio.to_thread(take)
+        return await asyncio.to_thread(bind)
 
     async def _launch(self, port: int) -> HttpClient:
         given = self._arguments
@@ -152,7 +153,7 @@ class ServerEngine:
     async def _wait_until_healthy(
         self, client: HttpClient, api: ServerApi, port: int, report: Report
     ) -> None:
-        """Wait until it is well, and say meanwhile how far it is; its processes are found as they come up."""
+        """Wait until it is healthy. Meanwhile report its progress, and find its processes as they come up."""
         reported = time.monotonic()
         while True:
             await asyncio.sleep(_POLL_SECONDS)
@@ -160,17 +161,17 @@ class ServerEngine:
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
                 report(*phase_of(await asyncio.to_thread(log_tail, self._log_file)))
-            with contextlib.suppress(HttpFailedError):  # it does not listen yet, or has too much to do
+            with contextlib.suppress(HttpFailedError):  # it does not listen yet, or is too busy
                 answer = await self._unless_ended(client.get("/health", _ASK_SECONDS))
                 pids = frozenset(process.pid for process in self._tree.processes)
-                if answer.status == 200 and await asyncio.to_thread(listener_of, port, pids):  # noqa: PLR2004
+                if answer.status == HTTPStatus.OK and await asyncio.to_thread(is_listener, port, pids):
                     await self._unless_ended(api.discover())
                     return
 
     def _info(self, api: ServerApi, port: int, began: float) -> EngineInfo:
         host = str(self._arguments["host"])
         if host in _WILDCARD_HOSTS:
-            host = _address()
+            host = own_address()
         scheme = "https" if self._uses_tls else "http"
         return EngineInfo(
             engine="server",
@@ -193,8 +194,8 @@ class ServerEngine:
             raise EngineGoneError("the server ended while starting")
 
     def _mark_log_position(self) -> None:
-        """What comes later in its log is news."""
-        self._log_position = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
+        """Ignore the present contents of its log when a death is explained later."""
+        self._log_position = log_size(self._log_file)
 
     def _raise_if_stopping(self) -> None:
         if self._shutdown.requested:
@@ -222,7 +223,7 @@ class ServerEngine:
     # -- ending ---------------------------------------------------------------------------------
 
     async def stop(self, grace: float) -> None:
-        """End it with its whole process tree, proven; see `Engine.stop`."""
+        """End it with its whole process tree, and verify that; see `Engine.stop`."""
         await self._shutdown(grace)
 
     async def _end(self) -> None:
@@ -239,8 +240,7 @@ class ServerEngine:
             left = await self._tree.end(_KILL_SECONDS, self._reap)
             self._reap()
         self._tree.close()
-        if left:
-            raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
+        check_none_left(left)
         if self._program is not None:
             self._program.close()
         if self._port_socket is not None:
@@ -263,7 +263,7 @@ class ServerEngine:
             self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._log_position
         )
         if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
-            # All of it leaves in order: what counts is that the server itself does.
+            # All of its processes exit in order: the exit of the server itself is the cause.
             code = await self._program.wait(_LEAVE_SECONDS)
             if code is not None:
                 cause = ("ProcessExited", f"APIServer (pid {self._program.pid}) ended with exit code {code}")
@@ -276,17 +276,17 @@ class ServerEngine:
         return None
 
     async def died(self) -> Died:
-        """Why it ended by itself."""
+        """Wait until it has died, and return the cause."""
         return await asyncio.shield(self._death)
 
     def processes(self) -> tuple[ProcessId, ...]:
-        """Its front, EngineCore, the workers, and what else they have started."""
+        """Return its HTTP front, EngineCore, the workers, and all other processes that they have started."""
         return self._tree.processes
 
-    # -- looking --------------------------------------------------------------------------------
+    # -- observation ----------------------------------------------------------------------------
 
     def external_load(self) -> ExternalLoad:
-        """What its clients ask of it, and whether it gets on."""
+        """Return the requests of its clients, and their progress."""
         seen = self._traffic.external_load()
         if self._counts:
             worked = self._traffic.tokens > self._probe_tokens
@@ -297,68 +297,57 @@ class ServerEngine:
     async def _observe(self, client: HttpClient) -> None:
         interval = float(self._arguments.get("probe_interval") or 2.0) / 2
         while True:
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             try:
                 answer = await client.get("/health", max(1.0, interval))
-                if answer.status == 200:  # noqa: PLR2004 - HTTP's
+                if answer.status == HTTPStatus.OK:
                     self._traffic.mark_answered()
                     await self._read_metrics(client)
                 else:
                     self._unanswered = f"GET /health answered {answer.status}"
-                    self._traffic.mark_silent(asked)
+                    self._traffic.mark_silent(sent_at)
             except HttpFailedError as failed:
                 log.info("server.not_answering", incarnation=self._incarnation, why=str(failed))
-                self._unanswered = f"{failed.what} was not answered"
-                self._traffic.mark_silent(asked)
-            await asyncio.sleep(max(0.0, asked + interval - time.monotonic()))
+                self._unanswered = f"{failed.request} was not answered"
+                self._traffic.mark_silent(sent_at)
+            await asyncio.sleep(max(0.0, sent_at + interval - time.monotonic()))
 
     async def _read_metrics(self, client: HttpClient) -> None:
         page = await client.get("/metrics", _ASK_SECONDS)
         load = (await client.get("/load", _ASK_SECONDS)).json()
         sample = read_metrics(page.body.decode(errors="replace"))
         self._counts = sample.known
-        own = load.get("server_load") if isinstance(load, dict) else 0
-        self._traffic.update(sample, load=own if isinstance(own, int) else 0, now=time.monotonic())
+        in_front = load.get("server_load") if isinstance(load, dict) else 0
+        self._traffic.update(sample, load=in_front if isinstance(in_front, int) else 0, now=time.monotonic())
 
-    # -- asking ---------------------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------------------
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Carry out one of the calls that the server api over HTTP."""
+        """Call one of the methods that the server has over HTTP."""
         answer = await self._unless_ended(self._running_api.ask(method, args, kwargs))
         if method == "handle_fault" and answer.get("success"):
-            self._mark_log_position()  # what it has recovered from is not why it ends later
+            self._mark_log_position()  # a fault that it has recovered from does not explain its death
         return answer
 
     async def status(self) -> EngineStatus:
-        """How it said it is when it was asked last."""
+        """Return the last status that was read."""
         return EngineStatus("healthy") if self._api is None else self._api.status
 
     def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
-        """Tokens of one command, at once: for probes. What others ask for, they ask the server itself."""
+        """Return all tokens of one request in one chunk. It is for probes: clients call the server."""
         return self._generate(command)
 
     async def _generate(self, command: GenerateCommand) -> AsyncGenerator[Chunk, None]:
         params = {name: command.params[name] for name in _FORWARDED if name in command.params}
         prompt = command.prompt if isinstance(command.prompt, str) else list(command.prompt)
         most = int(params.get("max_tokens") or 0)
-        self._probe_tokens += most  # before they are counted as somebody's
-        try:
-            answer = await self._unless_ended(self._running_api.complete(prompt, params))
-        except HttpFailedError as failed:
-            raise RequestLostError(str(failed)) from None
-        said = answer.json()
-        if answer.status != 200 or not isinstance(said, dict):  # noqa: PLR2004 - HTTP's
-            cause = (f"HTTP {answer.status}", answer.text)
-            raise RequestRefusedError((cause,))
-        tokens = int((said.get("usage") or {}).get("completion_tokens") or 0)
-        self._probe_tokens += tokens - most
-        choice = said["choices"][0]
-        ids = tuple(choice.get("token_ids") or (0,) * tokens)
-        text, finish = str(choice.get("text") or ""), choice["finish_reason"]
-        yield Chunk(command.request, command.attempt, ids, text, None, finish)
+        self._probe_tokens += most  # before the server counts them
+        done = await self._unless_ended(self._running_api.complete(prompt, params))
+        self._probe_tokens += len(done.token_ids) - most
+        yield Chunk(command.request, command.attempt, done.token_ids, done.text, None, done.finish_reason)
 
     async def abort(self, requests: Sequence[str]) -> None:
-        """Nothing: who closes its iterator ends its request, and no other request comes this way."""
+        """Do nothing: closing the iterator of a request ends it, and there are no other requests."""
 
     @property
     def _running_api(self) -> ServerApi:
@@ -367,18 +356,15 @@ class ServerEngine:
         return self._api
 
     async def _unless_ended(self, call: Coroutine[Any, Any, T]) -> T:
-        """Wait for an answer, but not longer than the server lives."""
+        """Wait for a result, but no longer than the server lives."""
         task = asyncio.ensure_future(call)
-        ends: list[Awaitable[Any]] = [self._ended.wait(), self._tree.first_death()]
-        over = [asyncio.ensure_future(end) for end in ends]
         try:
-            await asyncio.wait((task, *over), return_when=asyncio.FIRST_COMPLETED)
+            await first_of(asyncio.wait((task,)), self._ended.wait(), self._tree.first_death())
             if not task.done():
                 raise EngineGoneError("the server has ended")
             return task.result()
         finally:
-            for each in (task, *over):
-                each.cancel()
+            task.cancel()
 
     def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)
@@ -387,33 +373,17 @@ class ServerEngine:
 
 
 def _report_failure(task: asyncio.Task[None]) -> None:
-    """A watch that broke is recorded: the others go on."""
+    """Log the failure of one of the tasks; the others continue."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("server.watch.failed", error=f"{type(error).__name__}: {error}")
 
 
 def _recovery_seconds(options: Sequence[str]) -> float:
-    """How long the engine waits for an instruction, as far as its command line says so; else 0: not known."""
+    """Return how long the engine waits for an instruction, as its command line says; 0 if it does not."""
     name = "engine_recovery_timeout_sec"
-    said = value_of(options, f"--fault-tolerance-config.{name}".replace("_", "-"), "--recovery-timeout")
+    value = value_of(options, f"--fault-tolerance-config.{name}".replace("_", "-"), "--recovery-timeout")
     table = value_of(options, "--fault-tolerance-config")
     try:
-        return float(said or (json.loads(table).get(name) if table else None) or 0.0)
+        return float(value or (json.loads(table).get(name) if table else None) or 0.0)
     except (ValueError, TypeError, AttributeError):
         return 0.0
-
-
-def _address() -> str:
-    """Address of this machine as others reach it; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
-def _temporary_log() -> str:
-    descriptor, name = tempfile.mkstemp(prefix="rayvisor-server-", suffix=".log")
-    os.close(descriptor)
-    return name

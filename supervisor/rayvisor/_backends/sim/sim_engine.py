@@ -248,7 +248,7 @@ class SimEngine:
                 finish, reason = output.finish, output.reason
                 if finish == "abort":
                     finished = True
-                    raise RequestLostError("the engine ended the request unasked (abort)")
+                    raise RequestLostError("the engine ended the request without an abort (abort)")
                 stop = text.append(tokens, without_last=finish == "stop")
                 if stop is not None:
                     self._send_abort([name] if finish is None else [])

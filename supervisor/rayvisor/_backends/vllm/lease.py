@@ -1,7 +1,7 @@
 """The template shared by all engines of this process, and the EngineCores that it forks for vLLM.
 
-It is kept for as long as somebody needs it. Where there can be none, or where it fails, EngineCore is
-spawned, as vLLM would do it: a start takes 13 s of a core more and is otherwise the same.
+It runs as long as a `Lease` is held. If no template can be used, or if it fails, EngineCore is spawned, as
+vLLM itself does it. Such a start takes another 13 s of a core and is otherwise the same.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ _SPAWNING_ARGUMENTS: Mapping[str, tuple[object, ...]] = {
     "distributed_executor_backend": ("ray", "external_launcher"),
     "data_parallel_backend": ("ray",),
 }
-"""Arguments with which vLLM starts its processes in ways of its own."""
+"""Values of engine arguments with which vLLM starts its processes in another way."""
 _STATUS_SECONDS = 5.0
 _STATUS_POLL_SECONDS = 0.05
 _MAX_FAILURES = 3
 _UNKNOWN = 255
-"""Exit code of a process whose template went before it; multiprocessing says the same."""
+"""Exit code of a process whose template has ended before it; multiprocessing uses the same one."""
 
 
 class _Popen(popen_forkserver.Popen):
-    """A process that the template has forked, as multiprocessing wants to have it.
+    """A process that the template has forked, with the interface that multiprocessing requires.
 
-    Its sentinel is its own pidfd: unlike that of a fork server's child, it is silent when the template ends.
+    Its sentinel is the pidfd of the process. Unlike that of a fork server's child, it does not become ready
+    when the template ends.
     """
 
     _fds: list[int]
@@ -68,7 +69,7 @@ class _Popen(popen_forkserver.Popen):
         set_spawning_popen(self)
         try:
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-            # The variable is the whole host's: another engine may have put its own tag there meanwhile.
+            # The variable belongs to the whole host: another engine may have set its own tag meanwhile.
             environment = {**os.environ, TAG: fork.tag}
             reduction.dump(InheritedState(environment, fork.log_file, limits), text)
             reduction.dump(spawn.get_preparation_data(process_obj.name), text)
@@ -85,10 +86,10 @@ class _Popen(popen_forkserver.Popen):
             raise
         finally:
             _close(told, data)
-        # The child takes the other end of this pipe for a sign of life of its parent: it stays open.
+        # The child takes the other end of this pipe for a sign that its parent lives, so it stays open.
         kept = (os.dup(into), self._status, self.sentinel)
         self.finalizer = util.Finalize(self, _close, kept)
-        with open(into, "wb") as pipe:  # noqa: PTH123 - a descriptor
+        with os.fdopen(into, "wb") as pipe:
             pipe.write(text.getbuffer())
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -102,7 +103,10 @@ class _Popen(popen_forkserver.Popen):
         return self.returncode
 
     def _reported_exit_code(self) -> int | None:
-        """How it ended, as the template says: at once, as a rule; but it may have ended, or stand still."""
+        """Return the exit code that the template reports; None as long as it may still do so.
+
+        The template usually reports it immediately, but it may have ended, or be stopped.
+        """
         now = time.monotonic()
         self._gone_since = self._gone_since or now
         if wait([self._status], _STATUS_POLL_SECONDS if now == self._gone_since else 0):
@@ -121,7 +125,7 @@ def _close(*descriptors: int) -> None:
 
 
 class _ForkContext(NamedTuple):
-    """What an engine that is being started in this thread has its processes made from."""
+    """The template that forks the processes of the engine that is started in this thread."""
 
     template: Template
     tag: str
@@ -137,12 +141,12 @@ _thread = _ThreadState()
 
 
 class ForkedProcess(SpawnProcess):
-    """A process that the template forks; one that is spawned where that cannot be."""
+    """A process that the template forks; it is spawned if that is not possible."""
 
     @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing calls it by this name
         fork = _thread.fork
-        # vLLM binds a process to memory by having another program started in its stead.
+        # vLLM binds a process to memory by starting another program in its place.
         if fork is not None and os.fsdecode(spawn.get_executable()) == sys.executable:
             template: Template | None = fork.template
             while template is not None:
@@ -153,7 +157,7 @@ class ForkedProcess(SpawnProcess):
                         raise
                     log.warning("vllm.template.failed", template=template.pid, why=str(gone))
                     _registry.discard(template)
-                    # Another one is loaded with what is set by now; once, and no more.
+                    # Another one loads the current variables; it is tried once only.
                     again = template is fork.template and isinstance(gone, TemplateMismatchError)
                     template = _registry.get_or_start(fork.log_file) if again else None
         return popen_spawn_posix.Popen(process_obj)
@@ -164,21 +168,21 @@ class _Context(SpawnContext):
 
 
 class _ContextSelector:
-    """In the place of vLLM's ``get_mp_context``: the same, except where a template is to be used."""
+    """Replaces vLLM's ``get_mp_context``, and differs only for an engine that has a template."""
 
     def __init__(self, original: Callable[[], BaseContext]) -> None:
         self.original = original
 
     def __call__(self) -> BaseContext:
-        given = self.original()
-        return _Context() if _thread.fork is not None and isinstance(given, SpawnContext) else given
+        context = self.original()
+        return _Context() if _thread.fork is not None and isinstance(context, SpawnContext) else context
 
 
 # -- shared in this process ---------------------------------------------------------------------
 
 
 class _TemplateRegistry:
-    """The one template of this process, and who needs it."""
+    """The one template of this process, and the number of its leases."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -200,7 +204,7 @@ class _TemplateRegistry:
             last.end()
 
     def get_or_start(self, log_file: str) -> Template | None:
-        """Give the template; start it where there is none."""
+        """Return the template; start it if there is none. None after too many failures."""
         with self._lock:
             if self._template is not None and self._template.ended():
                 log.info("vllm.template.ended", template=self._template.pid)
@@ -215,7 +219,7 @@ class _TemplateRegistry:
             return self._template
 
     def discard(self, template: Template) -> None:
-        """Have no more of one that has failed. After too many of them there is none any more."""
+        """End a template that has failed. After `_MAX_FAILURES` of them no other is started."""
         with self._lock:
             failed = self._template is template
             if failed:
@@ -236,26 +240,26 @@ atexit.register(_registry.clear)
 
 
 class Lease:
-    """The need for a template: as long as there is one, the template stays."""
+    """A claim on the template: it runs as long as one lease is open."""
 
     def __init__(self) -> None:
         self._closed = False
         _registry.acquire()
 
     def template(self, arguments: Mapping[str, Any], log_file: str) -> Template | None:
-        """Have the template start to import, if it has not.
+        """Return the template, and start it if it does not run. It may still be importing.
 
         Parameters
         ----------
         arguments
-            The engine's.
+            Arguments of the engine.
         log_file
-            Where the output of a new one goes.
+            A new template writes its output to this file.
 
         Returns
         -------
         Template or None
-            None where such an engine is not forked.
+            None if such an engine is not forked.
         """
         reason = next(
             (name for name in _SPAWNING_ARGUMENTS if arguments.get(name) in _SPAWNING_ARGUMENTS[name]), ""
@@ -268,7 +272,7 @@ class Lease:
         return _registry.get_or_start(log_file)
 
     def close(self) -> None:
-        """Need it no more. Blocks for some 50 ms where nobody else does."""
+        """Release the claim. If it was the last one, this ends the template and blocks for about 50 ms."""
         if not self._closed:
             self._closed = True
             _registry.release()
@@ -286,18 +290,18 @@ def _has_pidfds() -> bool:
 def engine_cores_from(
     template: Template | None, tag: str, log_file: str, cancelled: Callable[[], bool]
 ) -> Iterator[None]:
-    """While it lasts, what vLLM starts in this thread as EngineCore comes from the template.
+    """Within this context, an EngineCore that vLLM starts in this thread is forked from the template.
 
     Parameters
     ----------
     template
-        None: it is spawned, as ever.
+        None to have it spawned, as vLLM does.
     tag
-        What its processes are known by.
+        Tag of the engine's processes.
     log_file
-        Where their output goes.
+        They write their output to this file.
     cancelled
-        Whether the start need not go on.
+        Returns whether the start was cancelled.
     """
     if template is not None:
         from vllm.v1.engine import utils
@@ -316,7 +320,7 @@ def engine_cores_from(
 def forked_from(
     template: Template | None, tag: str, log_file: str, cancelled: Callable[[], bool]
 ) -> Iterator[None]:
-    """While it lasts, each `ForkedProcess` that is started in this thread comes from the template."""
+    """Within this context, each `ForkedProcess` that this thread starts is forked from the template."""
     _thread.fork = None if template is None else _ForkContext(template, tag, log_file, cancelled)
     try:
         yield

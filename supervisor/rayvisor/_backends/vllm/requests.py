@@ -1,4 +1,4 @@
-"""Orders into vLLM's prompts and parameters, its outputs into chunks, and text across a seam."""
+"""Conversion of commands to vLLM's prompts and parameters, and of its outputs to chunks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["ContinuedText", "chunk_of", "is_complete", "sampling_params", "token
 
 
 def sampling_params(command: GenerateCommand) -> Any:
-    """Make vLLM's parameters for what is left to do after the delivered tokens.
+    """Return vLLM's parameters for the tokens that have not been delivered yet.
 
     Raises
     ------
     TypeError, ValueError, VLLMValidationError
-        They are wrong.
+        A parameter is not valid.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     given = dict(command.params)
     if given.get("n", 1) != 1:
-        raise ValueError(f"n must be 1: an order is one sample, got {given['n']}")
+        raise ValueError(f"n must be 1: a command is one sample, got {given['n']}")
     grammar = given.get("structured_outputs")
     if isinstance(grammar, Mapping):
-        for name in grammar:  # vLLM would pass over an unknown one
+        for name in grammar:  # vLLM ignores an unknown one
             if name.startswith("_") or name not in StructuredOutputsParams.__dataclass_fields__:
                 raise TypeError(f"structured_outputs: unexpected name {name!r}")
         given["structured_outputs"] = StructuredOutputsParams(**grammar)
@@ -45,16 +45,16 @@ def sampling_params(command: GenerateCommand) -> Any:
 
 
 def is_complete(command: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
-    """Whether the delivered tokens are already as many as there may be."""
+    """Return whether the delivered tokens already reach a limit, so that nothing is left to generate."""
     done = len(command.delivered)
     most = command.params.get("max_tokens", 16)
     return done > 0 and ((most is not None and done >= most) or len(prompt) + done >= max_model_len)
 
 
 def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
-    """Give a prompt the form that vLLM takes: text, or token ids.
+    """Convert a prompt to a form that vLLM accepts: text, or token ids.
 
-    Chat messages go through the tokenizer's chat template.
+    Chat messages are converted by the tokenizer's chat template.
     """
     if isinstance(prompt, str):
         return prompt
@@ -77,7 +77,7 @@ def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
 
 
 def chunk_of(command: GenerateCommand, output: Any, *, first: bool) -> Chunk:
-    """Turn one of vLLM's outputs into a chunk."""
+    """Convert one of vLLM's outputs to a chunk."""
     sample = output.outputs[0]
     logprobs = sample.logprobs
     prompt_logprobs = output.prompt_logprobs if first else None
@@ -95,17 +95,17 @@ def chunk_of(command: GenerateCommand, output: Any, *, first: bool) -> Chunk:
 
 
 def _entries(position: Mapping[int, Any]) -> tuple[LogprobEntry, ...]:
-    # vLLM puts the sampled token first.
+    # vLLM lists the sampled token first.
     return tuple(
         LogprobEntry(token, each.logprob, each.rank, each.decoded_token) for token, each in position.items()
     )
 
 
 class ContinuedText:
-    """Text of a request that goes on after delivered tokens, as the fault-free run would have put it.
+    """Text of a request that continues after delivered tokens; it is the text of a run without a fault.
 
-    vLLM takes the delivered tokens for a part of the prompt, and a character that is split between the
-    last one and the next would come out wrong. So its own detokeniser is run here, on the original
+    vLLM takes the delivered tokens for a part of the prompt, and would decode a character wrongly that is
+    split between the last of them and the next token. So vLLM's own detokeniser runs here, on the original
     prompt and all tokens.
     """
 
@@ -124,21 +124,21 @@ class ContinuedText:
             prompt_embeds=None,
             sampling_params=params,
         )
-        wanted = tokenizer if params.detokenize else None
-        self._detokenizer = IncrementalDetokenizer.from_new_request(wanted, request)
-        self._detokenizer.update(list(command.delivered), False)  # noqa: FBT003 - vLLM's own method
+        used = tokenizer if params.detokenize else None
+        self._detokenizer = IncrementalDetokenizer.from_new_request(used, request)
+        self._detokenizer.update(list(command.delivered), stop_terminated=False)
         text = self._detokenizer.get_next_output_text(finished=False, delta=True)
-        # What the delivered tokens have as text and was not sent comes first.
+        # Text of the delivered tokens that has not been sent comes first.
         self._held = text[command.characters :]
         self._skip = max(0, command.characters - len(text))
 
     def rest(self) -> str:
-        """Text of the delivered tokens that was never sent, when nothing follows."""
+        """Return the unsent text of the delivered tokens; for a request that generates no further ones."""
         left: str = self._detokenizer.get_next_output_text(finished=True, delta=True)
         return f"{self._held}{left[self._skip :]}"
 
     def rewrite(self, chunk: Chunk) -> Chunk:
-        """Put the right text, and the right end, to a chunk of the continued request."""
+        """Replace the text and the finish reason of a chunk of the continued request."""
         ended_by_token = chunk.finish_reason == "stop" and not isinstance(chunk.stop_reason, str)
         stop = self._detokenizer.update(list(chunk.token_ids), ended_by_token)
         finish, reason = ("stop", stop) if stop is not None else (chunk.finish_reason, chunk.stop_reason)

@@ -1,4 +1,4 @@
-"""The requests of a running AsyncLLM, as streams that end when they must."""
+"""The requests of a running AsyncLLM, as streams that this process can end at any time."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _ABORT_SECONDS = 1.0
 
 
 class _Running:
-    """One request in vLLM: where its output comes, and whether somebody asked for its end."""
+    """One request in vLLM: its output collector, whether it has finished, and whether to abort it."""
 
-    __slots__ = ("abort_requested", "collector", "request")
+    __slots__ = ("abort_requested", "collector", "finished", "request")
 
     def __init__(self, request: str) -> None:
         self.request = request
         self.collector: Any = None
         self.abort_requested = False
+        self.finished = False
 
 
 class Streams:
-    """The requests that an AsyncLLM works on.
+    """The requests of one AsyncLLM.
 
-    It reads vLLM's output collectors itself, instead of through ``AsyncLLM.generate``: so a stream can
-    be ended from here, where vLLM would leave it waiting, and nothing else is done for each token.
+    It reads vLLM's output collectors directly instead of through ``AsyncLLM.generate``. So it can end a
+    stream that vLLM would leave waiting, and does no other work for each token.
 
     Parameters
     ----------
@@ -61,14 +62,14 @@ class Streams:
         self._end_reason: str | None = None
 
     def end(self, message: str) -> None:
-        """End every stream with EngineGoneError, now and from now on."""
+        """End every stream with EngineGoneError: the present ones, and all that follow."""
         self._end_reason = message
         for running in self._running.values():
             if running.collector is not None:
                 running.collector.put(EngineGoneError(message))
 
     async def abort(self, requests: Sequence[str]) -> None:
-        """End these requests: their streams end without a finish reason."""
+        """Abort these requests; their streams end without a finish reason."""
         wanted = set(requests)
         for running in list(self._running.values()):
             if running.request in wanted and not running.abort_requested:
@@ -76,12 +77,17 @@ class Streams:
                 if running.collector is not None:
                     await self._abort(running.collector)
 
-    async def generate(self, command: GenerateCommand) -> AsyncGenerator[Chunk, None]:  # noqa: C901 - one loop
-        """Tokens of one order as they come."""
+    async def generate(self, command: GenerateCommand) -> AsyncGenerator[Chunk, None]:
+        """Yield the tokens of one request as they arrive.
+
+        Raises
+        ------
+        RequestRefusedError, RequestLostError, EngineGoneError
+            As [`Engine.generate`][rayvisor._backends.host.engine.Engine] does.
+        """
         running = _Running(command.request)
         name = f"{command.request}#{command.attempt}"
         self._running[name] = running
-        finished = False
         try:
             ids, continued, prompt = await self._prepare(command)
             if prompt is None:
@@ -95,19 +101,11 @@ class Streams:
                 )
                 return
             await self._submit(running, name, prompt, command)
-            collector = running.collector
             first = True
-            while not finished:
-                try:
-                    output = collector.get_nowait() or await collector.get()
-                except Exception as error:  # noqa: BLE001 - it comes out as plain data
-                    raise self._to_engine_error(error, accepted=True) from None
-                chunk = chunk_of(command, output, first=first)
-                finished = chunk.finish_reason is not None
-                if finished and chunk.finish_reason not in ("stop", "length"):
-                    if running.abort_requested:
-                        return
-                    raise RequestLostError(f"vLLM ended the request unasked ({chunk.finish_reason})")
+            while not running.finished:
+                chunk = await self._next_chunk(running, command, first=first)
+                if chunk is None:
+                    return
                 if continued is not None:
                     chunk = continued.rewrite(chunk)
                     if first:
@@ -120,26 +118,37 @@ class Streams:
         finally:
             if self._running.get(name) is running:
                 del self._running[name]
-            if not finished and not running.abort_requested and running.collector is not None:
+            if not running.finished and not running.abort_requested and running.collector is not None:
                 await self._abort(running.collector)
 
-    async def _prepare(self, command: GenerateCommand) -> tuple[Sequence[int], ContinuedText | None, Any]:
-        """Read an order: its prompt's ids where it has some, its text so far, vLLM's prompt.
+    async def _next_chunk(self, running: _Running, command: GenerateCommand, *, first: bool) -> Chunk | None:
+        """Wait for the next output of a request; None once its requested abort is complete."""
+        collector = running.collector
+        try:
+            output = collector.get_nowait() or await collector.get()
+        except Exception as error:  # noqa: BLE001 - any exception of vLLM's is converted to one of ours
+            raise self._to_engine_error(error, accepted=True) from None
+        chunk = chunk_of(command, output, first=first)
+        running.finished = chunk.finish_reason is not None
+        if chunk.finish_reason in (None, "stop", "length"):
+            return chunk
+        if running.abort_requested:
+            return None
+        raise RequestLostError(f"vLLM ended the request without an abort ({chunk.finish_reason})")
 
-        The prompt is None when nothing is left to generate.
+    async def _prepare(self, command: GenerateCommand) -> tuple[Sequence[int], ContinuedText | None, Any]:
+        """Return the ids of the prompt, if it has some, the text so far, and the prompt for vLLM.
+
+        The last one is None if nothing is left to generate.
         """
         if self._end_reason:
             raise EngineGoneError(self._end_reason)
         try:
             prompt = token_ids_of(command.prompt, self._tokenizer)
             ids: Sequence[int] = () if isinstance(prompt, str) else prompt
-            continued = None
-            if command.delivered:
-                if isinstance(prompt, str):
-                    raise TypeError("prompt must be token ids where tokens have been delivered")  # noqa: TRY301
-                continued = ContinuedText(self._tokenizer, command, prompt)
-                if is_complete(command, prompt, self._llm.model_config.max_model_len):
-                    return ids, continued, None
+            continued = self._continue(command, prompt) if command.delivered else None
+            if is_complete(command, ids, self._llm.model_config.max_model_len):
+                return ids, continued, None
             given = (
                 {"prompt": prompt}
                 if isinstance(prompt, str)
@@ -147,19 +156,24 @@ class Streams:
             )
             renderer = self._llm.renderer
             (rendered,) = await renderer.render_cmpl_async([given], renderer.default_cmpl_tok_params)
-        except Exception as error:  # noqa: BLE001 - it comes out as plain data
+        except Exception as error:  # noqa: BLE001 - any exception of vLLM's is converted to one of ours
             raise self._to_engine_error(error, accepted=False) from None
         return ids, continued, rendered
+
+    def _continue(self, command: GenerateCommand, prompt: Sequence[int] | str) -> ContinuedText:
+        if isinstance(prompt, str):
+            raise TypeError("prompt must be token ids where tokens have been delivered")
+        return ContinuedText(self._tokenizer, command, prompt)
 
     async def _submit(self, running: _Running, name: str, prompt: Any, command: GenerateCommand) -> None:
         try:
             collector = await self._llm.add_request(name, prompt, sampling_params(command))
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - any exception of vLLM's is converted to one of ours
             raise self._to_engine_error(error, accepted=False) from None
         running.collector = collector
         if self._end_reason:
             raise EngineGoneError(self._end_reason)
-        if running.abort_requested:  # while vLLM was taking it
+        if running.abort_requested:  # while vLLM was accepting the request
             await self._abort(collector)
 
     async def _abort(self, collector: Any) -> None:
@@ -168,11 +182,11 @@ class Streams:
         try:
             async with asyncio.timeout(_ABORT_SECONDS):
                 await self._llm.abort(collector.request_id, internal=True)
-        except Exception as error:  # noqa: BLE001 - an engine that cannot take it is about to be found dead
+        except Exception as error:  # noqa: BLE001 - an engine that fails here is about to be found dead
             log.warning("vllm.abort.failed", request=collector.request_id, error=str(error))
 
     def _to_engine_error(self, error: Exception, *, accepted: bool) -> EngineError:
-        """Turn what vLLM raises for one request into an exception of ours."""
+        """Convert an exception of vLLM's for one request to one of ours."""
         if isinstance(error, EngineError):
             return error
         if isinstance(error, self._dead_error):
@@ -180,6 +194,6 @@ class Streams:
         if not accepted and isinstance(error, self._client_errors):
             return RequestRefusedError(plain_causes(error))
         if isinstance(error, self._overload_error):
-            return RequestLostError(f"vLLM did not take the request: {error}")
+            return RequestLostError(f"vLLM did not accept the request: {error}")
         log.warning("vllm.request.failed", error=f"{type(error).__name__}: {error}")
         return RequestLostError("; ".join(f"{name}: {message}" for name, message in plain_causes(error)))
