@@ -11,7 +11,7 @@ __all__ = ["TolerantEngine"]
 
 
 class TolerantEngine(RehearsalEngine):
-    """A vLLM engine with fault tolerance; its second incarnation and those after it are without."""
+    """A vLLM engine with fault tolerance in its first incarnation only."""
 
     def _configure(self) -> Any:
         if self._incarnation == 1:

@@ -1,4 +1,4 @@
-"""The process that EngineCores are forked from: here without vLLM, which would take 13 s to import."""
+"""The process that EngineCores are forked from; here without vLLM, which takes 13 s to import."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
+from rayvisor._backends.process.tree import alive, identify
 from rayvisor._backends.vllm import lease as leases
 from rayvisor._backends.vllm import template as templates
 from rayvisor._backends.vllm.lease import ForkedProcess, forked_from
@@ -38,7 +39,7 @@ def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Host:
-    """Someone who needs a template, and has processes forked from it."""
+    """Holds a lease of the template, and has processes forked from it."""
 
     def __init__(self, folder: Path) -> None:
         self.lease = leases.Lease()
@@ -67,8 +68,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
         child.join(_SOON)
 
 
-def _tell(into: Connection) -> None:
-    """Say what a process finds around itself, and wait for a word."""
+def _send_state(into: Connection) -> None:
+    """Send the state of this process, and wait for a message."""
     os.write(1, b"hello from the fork")
     parent = multiprocessing.parent_process()
     into.send(
@@ -95,12 +96,12 @@ def test_a_fork_is_what_a_spawned_process_would_be(
     host.template()
     monkeypatch.setenv("COLOUR", "green")  # after the template was started
     monkeypatch.chdir(tmp_path)
-    ours, its = multiprocessing.Pipe()
+    ours, theirs = multiprocessing.Pipe()
     tag = new_tag()
-    process = host.start(_tell, its, tag=tag)
+    process = host.start(_send_state, theirs, tag=tag)
     assert ours.poll(_SOON)
-    said = ours.recv()
-    assert said == {
+    state = ours.recv()
+    assert state == {
         "pid": process.pid,
         "parent": os.getpid(),
         "name": "EngineCore",
@@ -109,9 +110,9 @@ def test_a_fork_is_what_a_spawned_process_would_be(
         "folder": str(tmp_path),
         "interrupted": False,
     }
-    seen = psutil.Process(process.pid)
-    assert seen.environ()[TAG] == tag
-    assert seen.ppid() == host.template().pid
+    forked = psutil.Process(process.pid)
+    assert forked.environ()[TAG] == tag
+    assert forked.ppid() == host.template().pid
     assert "hello from the fork" in host.log.read_text()
     ours.send("go")
     process.join(_SOON)
@@ -122,8 +123,8 @@ def test_a_fork_is_what_a_spawned_process_would_be(
 async def test_a_fork_is_found_by_its_tag_and_its_template_is_not(host: Host) -> None:
     tree = ProcessTree(new_tag())
     other = ProcessTree(new_tag())
-    ours, its = multiprocessing.Pipe()
-    process = host.start(_tell, its, tag=tree.tag)
+    ours, theirs = multiprocessing.Pipe()
+    process = host.start(_send_state, theirs, tag=tree.tag)
     ours.poll(_SOON)
     for each in (tree, other):
         await each.scan()
@@ -149,8 +150,8 @@ def test_exit_codes_come_back(host: Host) -> None:
 def test_the_death_of_the_template_is_not_that_of_what_it_has_forked_and_another_one_follows(
     host: Host,
 ) -> None:
-    ours, its = multiprocessing.Pipe()
-    process = host.start(_tell, its)
+    ours, theirs = multiprocessing.Pipe()
+    process = host.start(_send_state, theirs)
     ours.poll(_SOON)
     first = host.template()
     os.kill(first.pid, signal.SIGKILL)
@@ -162,7 +163,7 @@ def test_the_death_of_the_template_is_not_that_of_what_it_has_forked_and_another
     assert second.exitcode == 3
     process.kill()
     process.join(_SOON)
-    assert process.exitcode == 255  # nobody is left who could tell
+    assert process.exitcode == 255  # the template that knows the exit code is gone
 
 
 def test_where_the_template_stands_still_the_process_is_spawned(
@@ -259,9 +260,10 @@ def test_it_does_not_outlive_its_host(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _HOST, templates._PROGRAM, str(tmp_path / "log")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        template = psutil.Process(int(process.stdout.readline()))
+        template = identify(int(process.stdout.readline()))
         process.kill()
-    until = time.monotonic() + _SOON
-    while template.is_running() and template.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
+    assert template is not None
+    deadline = time.monotonic() + _SOON
+    while alive(template):
+        assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -50,7 +50,7 @@ _RUN = (
 
 
 def command_of(arguments: Mapping[str, Any], port: int) -> list[str]:
-    """The command line of a server.
+    """Return the command line of a server.
 
     Parameters
     ----------

@@ -76,20 +76,20 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, text)
         finally:
             set_spawning_popen(None)
-        data, into = os.pipe()
-        self._status, told = os.pipe()
+        data, data_writer = os.pipe()
+        self._status, status_writer = os.pipe()
         try:
-            given = [told, data, cast("int", resource_tracker.getfd()), *self._fds]
-            self.pid, self.sentinel = fork.template.fork(fork.tag, given)
+            descriptors = [status_writer, data, cast("int", resource_tracker.getfd()), *self._fds]
+            self.pid, self.sentinel = fork.template.fork(fork.tag, descriptors)
         except BaseException:
-            _close(into, self._status)
+            _close(data_writer, self._status)
             raise
         finally:
-            _close(told, data)
+            _close(status_writer, data)
         # The child takes the other end of this pipe for a sign that its parent lives, so it stays open.
-        kept = (os.dup(into), self._status, self.sentinel)
+        kept = (os.dup(data_writer), self._status, self.sentinel)
         self.finalizer = util.Finalize(self, _close, kept)
-        with os.fdopen(into, "wb") as pipe:
+        with os.fdopen(data_writer, "wb") as pipe:
             pipe.write(text.getbuffer())
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:

@@ -111,7 +111,7 @@ class VllmEngine:
         """Keep the template for later engines; see `SharesResources.acquire_shared`."""
         return Lease().close
 
-    # -- calls beside requests ------------------------------------------------------------------
+    # -- method calls ---------------------------------------------------------------------------
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method of vLLM's engine; one of `METHODS`, or of its fault tolerance."""
@@ -124,7 +124,8 @@ class VllmEngine:
             return answer
         if method not in METHODS:
             raise EngineError(f"vLLM's engine has no method {method!r}; it has {', '.join(METHODS)}")
-        self._raise_if_stopping()
+        if self._llm is None or self._ended.is_set():
+            raise EngineGoneError("the engine does not run")
         call = getattr(self._llm, method, None)
         if call is None:
             raise EngineError(f"this version of vLLM has no method {method!r}")
