@@ -37,7 +37,7 @@ _ROLES = {"EngineCore": "::EngineCore", "VllmWorker": "::Worker", "Worker": "::W
 
 
 def register() -> None:
-    """Prepare this process if it belongs to an engine of rayvisor. The host also loads this, and does not."""
+    """Prepare this process if it is a child process of an engine; the host also loads this plugin."""
     if TAG not in os.environ or multiprocessing.parent_process() is None:
         return
     # In the host this would only make libraries complain about leaked objects.
