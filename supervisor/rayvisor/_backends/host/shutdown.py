@@ -1,4 +1,4 @@
-"""The shutdown of an engine: one for all its callers, also after a failed start."""
+"""Stopping an engine exactly once for any number of callers, and cleaning up after a failed start."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
 from rayvisor._core.protocol.wire import Died, ProcessId
 
-__all__ = ["Shutdown", "check_none_left", "stop_if_start_fails"]
+__all__ = ["EngineStop", "check_none_left", "stop_if_start_fails"]
 
 
 @contextlib.asynccontextmanager
 async def stop_if_start_fails(
     stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
 ) -> AsyncIterator[None]:
-    """Start an engine within this context; it is stopped if the start fails or is cancelled.
+    """Start an engine within this context; if that fails or is cancelled, nothing is left of it.
 
     Parameters
     ----------
     stop
-        Ends the engine; its argument is the grace in seconds.
+        Ends everything that has been started, given seconds of grace.
     describe
-        Explains the failure; it is called before the engine is stopped.
+        Makes the termination from the error; called while the processes can still be observed.
 
     Raises
     ------
     EngineStartFailedError
-        The start failed, with the explanation of ``describe``.
+        The start failed; it carries the termination that ``describe`` returned.
     """
     try:
         yield
@@ -56,16 +56,16 @@ def check_none_left(processes: Sequence[ProcessId]) -> None:
         raise EngineError(f"outlived SIGKILL: {left}")
 
 
-class Shutdown:
-    """The shutdown of an engine: it runs once for all its callers, and goes on if a caller is cancelled.
+class EngineStop:
+    """Stops an engine once for all callers; a caller that is cancelled does not cancel it.
 
-    Each caller brings a grace. The shortest one counts, also if it comes while the shutdown runs. A shutdown
-    that has failed is retried by the next caller.
+    Each caller gives a grace period; the shortest counts, also while the stop is under way. A stop that
+    failed is tried again by the next caller.
 
     Parameters
     ----------
     carry_out
-        Ends the engine. It waits until ``kill_at`` before it kills.
+        Ends the engine. It reads ``kill_at`` to know when to kill.
     """
 
     def __init__(self, carry_out: Callable[[], Awaitable[None]]) -> None:
@@ -75,15 +75,15 @@ class Shutdown:
 
     @property
     def requested(self) -> bool:
-        """Whether it has been requested."""
+        """Whether a stop was requested."""
         return self._kill_at < math.inf
 
     def kill_at(self) -> float:
-        """Return the deadline for SIGKILL, on the monotonic clock; infinity before a request."""
+        """Return when the grace period ends, on the monotonic clock."""
         return self._kill_at
 
     async def __call__(self, grace: float) -> None:
-        """Request the shutdown, and wait for its end."""
+        """Request the stop with a grace period in seconds, and wait for it."""
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
             self._task = asyncio.create_task(self._run())

@@ -30,7 +30,7 @@ from rayvisor._backends.host.log_files import temporary_log
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_size, log_tail, read_log
-from rayvisor._backends.host.shutdown import Shutdown, check_none_left, stop_if_start_fails
+from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_if_start_fails
 from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.server.client import HttpClient, HttpFailedError
@@ -89,7 +89,7 @@ class ServerEngine:
         self._counts = True
         self._unanswered = ""
         self._probe_tokens = 0
-        self._shutdown = Shutdown(self._end)
+        self._shutdown = EngineStop(self._end)
         self._ended = asyncio.Event()
         self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()

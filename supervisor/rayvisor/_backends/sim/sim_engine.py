@@ -21,7 +21,7 @@ from rayvisor._backends.host.engine import (
 )
 from rayvisor._backends.host.log_files import temporary_log
 from rayvisor._backends.host.post_mortem import describe_death, log_tail
-from rayvisor._backends.host.shutdown import Shutdown, check_none_left, stop_if_start_fails
+from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_if_start_fails
 from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
 from rayvisor._backends.sim.arguments import DEFAULTS, check_arguments
@@ -97,7 +97,7 @@ class SimEngine:
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
-        self._shutdown = Shutdown(self._end)
+        self._shutdown = EngineStop(self._end)
         self._outputs: dict[str, _RequestOutput] = {}
         self._faults = FaultTolerance(self._arguments, self._send)
         self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()

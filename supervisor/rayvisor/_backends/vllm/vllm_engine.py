@@ -22,7 +22,7 @@ from rayvisor._backends.host.log_files import temporary_log
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_size, log_tail, read_log
-from rayvisor._backends.host.shutdown import Shutdown, check_none_left, stop_if_start_fails
+from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_if_start_fails
 from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.vllm import launch
@@ -103,7 +103,7 @@ class VllmEngine:
         self._streams: Streams | None = None
         self._faults: FaultTolerance | None = None
         self._ended = asyncio.Event()
-        self._shutdown = Shutdown(self._end)
+        self._shutdown = EngineStop(self._end)
         self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
         self._death_watch: asyncio.Task[None] | None = None
 
