@@ -39,7 +39,7 @@ other arguments inject faults:
 - ``fail_start``: a message; the start raises it.
 - ``die_during_start``: ``"core"`` or ``"worker"``.
 - ``crash_on_prompt``, ``raise_on_prompt``, ``lose_on_prompt``: a prompt that contains this text kills the
-  core, raises in it, or has its request ended without an abort.
+  core, raises in it, or has its request ended by the engine itself.
 
 These slow the engine down and are no faults: ``start_delay``, seconds for which the start does nothing;
 ``compile_seconds`` of processor time at the start; ``prefill_seconds`` of processor time for each prompt.

@@ -248,7 +248,7 @@ class SimEngine:
                 finish, reason = output.finish, output.reason
                 if finish == "abort":
                     finished = True
-                    raise RequestLostError("the engine ended the request without an abort (abort)")
+                    raise RequestLostError("the engine ended the request by itself (abort)")
                 stop = text.append(tokens, without_last=finish == "stop")
                 if stop is not None:
                     self._send_abort([name] if finish is None else [])
@@ -278,7 +278,7 @@ class SimEngine:
                 output.fail(_AbortedError())
                 self._send_abort([name])
 
-    # -- internals ---------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------
 
     def _hang_on_prompt(self, prompt: Sequence[int]) -> None:
         """Block this process if the prompt contains the text that asks for it."""

@@ -134,7 +134,7 @@ class Streams:
             return chunk
         if running.abort_requested:
             return None
-        raise RequestLostError(f"vLLM ended the request without an abort ({chunk.finish_reason})")
+        raise RequestLostError(f"vLLM ended the request by itself ({chunk.finish_reason})")
 
     async def _prepare(self, command: GenerateCommand) -> tuple[Sequence[int], ContinuedText | None, Any]:
         """Return the ids of the prompt, if it has some, the text so far, and the prompt for vLLM.
