@@ -102,7 +102,7 @@ async def test_a_call_that_the_engine_refuses_is_a_public_error_that_begins_with
     (error,) = said
     assert isinstance(error, rv.CallError)
     assert (error.child, error.method) == ("llm/1", "fly")
-    root = "EngineError: the simulated engine is not asked for 'fly'"
+    root = "EngineError: the simulated engine has no method 'fly'"
     assert str(error) == f"{root}: 'llm/1' failed to carry out fly()"
     assert str(error.causes[-1]) == root
 

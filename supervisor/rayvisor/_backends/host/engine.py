@@ -13,7 +13,7 @@ carries plain data only, since exception objects of vLLM's must never leave the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -27,12 +27,12 @@ __all__ = [
     "EngineGoneError",
     "EngineStartFailedError",
     "EngineStatus",
-    "Outside",
+    "ExternalLoad",
     "Report",
     "RequestLostError",
     "RequestRefusedError",
-    "ServesOutside",
-    "Shares",
+    "ServesExternally",
+    "SharesResources",
     "load_engine",
 ]
 
@@ -42,9 +42,9 @@ Report = Callable[[str, str], None]
 """Takes a phase of the start and a detail."""
 
 ENGINES: Mapping[str, str] = {
-    "server": "rayvisor._backends.server.engine:ServerEngine",
-    "sim": "rayvisor._backends.sim.engine:SimEngine",
-    "vllm": "rayvisor._backends.vllm.engine:VllmEngine",
+    "server": "rayvisor._backends.server.server_engine:ServerEngine",
+    "sim": "rayvisor._backends.sim.sim_engine:SimEngine",
+    "vllm": "rayvisor._backends.vllm.vllm_engine:VllmEngine",
     "vllm-rehearsal": "rayvisor._backends.vllm.rehearsal:RehearsalEngine",
 }
 
@@ -95,37 +95,51 @@ class EngineStatus(NamedTuple):
     fault: str = ""
     """What it says of its fault: for vLLM the exception's type name."""
 
+    @classmethod
+    def worst_of(cls, engines: Iterable[Mapping[str, Any]]) -> EngineStatus:
+        """Return the worst status in vLLM's list of engines; healthy if it is empty.
 
-class Outside(NamedTuple):
-    """What is asked of an engine past its host, and how it gets on with that."""
+        >>> EngineStatus.worst_of([{"status": "healthy"}, {"status": "dead", "fault_info": "OSError"}])
+        EngineStatus(status='dead', fault='OSError')
+        """
+        reported = list(engines)
+        for status in ("dead", "unhealthy"):
+            for engine in reported:
+                if engine["status"] == status:
+                    return cls(status, str(engine.get("fault_info") or ""))
+        return cls("healthy")
+
+
+class ExternalLoad(NamedTuple):
+    """The requests that an engine receives directly, not through its host, and their progress."""
 
     waiting: int
-    """How many wait for it."""
+    """Number of requests that wait for it."""
     since: float
-    """Since when somebody has waited all the time; on the monotonic clock."""
+    """The time on the monotonic clock since which at least one request has waited."""
     progressed: float
-    """When it got on last; before the clock began if never."""
-    doubt: str = ""
-    """What was asked of it in vain, in words."""
+    """The time of its last progress on the monotonic clock; minus infinity if there was none."""
+    unanswered: str = ""
+    """A description of the health check that it has not answered; empty if there is none."""
     worked: bool = False
     """Whether it has done useful work."""
 
 
 @runtime_checkable
-class Shares(Protocol):
-    """An engine that has something costly, which those that follow it in its host use as well."""
+class SharesResources(Protocol):
+    """An engine with a costly resource that the later engines of its host use as well."""
 
-    def share(self) -> Callable[[], None]:
-        """Keep it when this engine has ended; give back what ends it too. That one may block for a moment."""
+    def acquire_shared(self) -> Callable[[], None]:
+        """Keep the resource beyond this engine's end. Return a function that releases it, and may block."""
         ...
 
 
 @runtime_checkable
-class ServesOutside(Protocol):
-    """An engine that is asked past its host as well: a server."""
+class ServesExternally(Protocol):
+    """An engine that receives requests directly, not only through its host: a server."""
 
-    def outside(self) -> Outside:
-        """Say what is asked of it there."""
+    def external_load(self) -> ExternalLoad:
+        """Return the load of these requests."""
         ...
 
 
@@ -146,7 +160,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
         """Tokens of one order as they come; the last chunk has a finish reason.
 
         Ends without one when ``abort`` was asked for, and never waits for ever: when the engine ends,

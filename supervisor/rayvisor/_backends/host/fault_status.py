@@ -8,7 +8,6 @@ as dead at once.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from rayvisor._backends.host.engine import Engine, EngineStatus
 from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
-from rayvisor._backends.host.post_mortem import log_tail, read_log
+from rayvisor._backends.host.post_mortem import log_size, log_tail, read_log
 from rayvisor._core.protocol.wire import Condition, Died
 from rayvisor._log import get_logger
 
@@ -57,7 +56,7 @@ class ConditionWatch:
         self._tell = tell
         self._monitor = monitor
         self._log_file = log_file
-        self._since = _size(log_file)
+        self._since = log_size(log_file)
         self._told: Condition | None = None
         self._told_at = 0.0
 
@@ -121,16 +120,9 @@ class ConditionWatch:
 
     def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[tuple[tuple[str, str], ...], str]:
         """What the engine says is no more than a type's name; its log has the exception."""
-        since, self._since = self._since, _size(self._log_file)
+        since, self._since = self._since, log_size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
         outer = (name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
             written = ((said.fault, ""),)
         return (outer, *written), traceback
-
-
-def _size(log_file: str) -> int:
-    try:
-        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it, and a Path is no faster
-    except OSError:
-        return 0

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rayvisor._backends.host.address import own_address
 from rayvisor._backends.host.batching import ItemBatcher
 from rayvisor._backends.host.engine import (
     Engine,
@@ -31,7 +31,7 @@ from rayvisor._backends.host.engine import (
     EngineStartFailedError,
     RequestLostError,
     RequestRefusedError,
-    Shares,
+    SharesResources,
     load_engine,
 )
 from rayvisor._backends.host.fault_status import ConditionWatch
@@ -107,7 +107,7 @@ class EngineHost:
         self._conditions: ConditionWatch | None = None
         self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
-        self._unshare: Callable[[], None] | None = None
+        self._release_shared: Callable[[], None] | None = None
         self._batcher = ItemBatcher()
         self._put = self._batcher.put
 
@@ -120,7 +120,7 @@ class EngineHost:
             epoch=self.epoch,
             engine=self.kind,
             process=process_id(os.getpid()),
-            node=_address(),
+            node=own_address(),
             version=_version(),
             log_file=self._log_file,
             incarnation=self._incarnation,
@@ -224,8 +224,8 @@ class EngineHost:
     def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
         self._log_file = self._logs.next(incarnation)
         engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
-        if self._unshare is None and isinstance(engine, Shares):
-            self._unshare = engine.share()
+        if self._release_shared is None and isinstance(engine, SharesResources):
+            self._release_shared = engine.acquire_shared()
         return engine
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
@@ -249,9 +249,9 @@ class EngineHost:
 
     async def close(self) -> None:
         """End what its engines have shared: no other one will start here."""
-        unshare, self._unshare = self._unshare, None
-        if unshare is not None:
-            await asyncio.to_thread(unshare)
+        release, self._release_shared = self._release_shared, None
+        if release is not None:
+            await asyncio.to_thread(release)
 
     async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
         self._serving = False
@@ -430,13 +430,3 @@ def _version() -> str:
         return version("rayvisor")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _address() -> str:
-    """Address of this machine as others reach it; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

@@ -1,4 +1,4 @@
-r"""What a server says before it leaves at once: its command line's own complaint. Pure.
+r"""The error that a server prints about its own command line before it exits. Pure.
 
 >>> usage_error("usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --modle x\n")
 'unrecognized arguments: --modle x'
@@ -17,13 +17,13 @@ _USAGE_EXIT = 2
 
 
 def usage_error(text: str) -> str:
-    """The last complaint about the command line in a log; empty if there is none."""
+    """Return the last error about the command line in a log; empty if there is none."""
     found = _USAGE.findall(text)
     return str(found[-1]) if found else ""
 
 
 def with_usage_error(died: Died) -> Died:
-    """Add that complaint as the root cause of an end that it explains; it has no traceback."""
+    """Add this error as the root cause of a death that it explains; it has no traceback."""
     message = usage_error(died.log_tail) if died.exit_code == _USAGE_EXIT else ""
     if not message:
         return died
