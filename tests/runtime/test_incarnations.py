@@ -12,7 +12,7 @@ from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime import deadlines, incarnations
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
-from rayvisor.faults import Cause, Ending, FaultClass
+from rayvisor.faults import Cause, FaultClass, Termination
 from rayvisor.specs import ChildSpec, Shutdown
 from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children, play
 
@@ -387,7 +387,7 @@ async def test_a_crash_that_its_backend_calls_intended_is_no_fault() -> None:
     backend = ScriptedBackend()
     async with play(*children("a", restart="transient"), backend=backend) as stage:
         await stage.up()
-        backend.carriers["a#1"].ending = Ending(causes=(Cause("Returned", ""),), intended=True)
+        backend.carriers["a#1"].ending = Termination(causes=(Cause("Returned", ""),), intended=True)
         backend.carriers["a#1"].dead.set()
         await stage.until(lambda: stage.at("a") == "COMPLETED")
         assert stage.seen(r.FaultSeen) == []

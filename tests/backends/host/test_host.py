@@ -16,7 +16,8 @@ import pytest_asyncio
 from rayvisor._backends.host import batching as outlet_module
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._core.protocol.wire import Chunk, Died, GenerateCommand, HostItem, Lost, Phase, Refused
+from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
+from rayvisor.faults import Cause
 from tests.backends.driving import alive
 from tests.waiting import until
 
@@ -129,16 +130,16 @@ async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) ->
     for _ in range(2):
         with pytest.raises(EngineStartFailedError) as failed:
             await host.ensure_started(1, {"fail_start": "no"}, 60)
-        causes.append(failed.value.died.causes)
+        causes.append(failed.value.termination.causes)
     assert causes[0] == causes[1]
-    assert causes[0][-1] == ("RuntimeError", "no")
+    assert causes[0][-1] == Cause("RuntimeError", "no")
 
 
 async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHost) -> None:
     late = r"not up after \d\.\d s, the last 0\.5 s without progress, while loading"
     with pytest.raises(EngineStartFailedError, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
-    assert not failed.value.died.permanent
+    assert not failed.value.termination.permanent
     assert not (await host.describe()).serving
     assert (await host.ensure_started(2, FAST, 60)).processes
 
@@ -147,7 +148,7 @@ async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp
     host = EngineHost("llm/1", 1, "gpt", str(tmp_path))
     with pytest.raises(EngineStartFailedError, match="engine must be one of server, sim, vllm") as failed:
         await host.ensure_started(1, {}, 60)
-    assert failed.value.died.permanent
+    assert failed.value.termination.permanent
 
 
 async def test_a_newer_incarnation_ends_the_older_engine_first(host: EngineHost) -> None:
@@ -161,7 +162,7 @@ async def test_an_older_incarnation_never_starts_once_a_newer_one_was_asked_for(
     newer = await host.ensure_started(2, FAST, 60)
     with pytest.raises(EngineStartFailedError) as failed:
         await host.ensure_started(1, FAST, 60)
-    assert failed.value.died.causes[0][0] == "StaleIncarnation"
+    assert failed.value.termination.causes[0].type == "StaleIncarnation"
     assert len(alive(newer.processes)) == 2
 
 
@@ -198,11 +199,12 @@ async def test_a_death_is_told_once_at_once_and_the_next_incarnation_serves(
     await host.submit(1, [order(f"r{i}", max_tokens=4000) for i in range(3)])
     await until(lambda: all(reader.tokens(f"r{i}") for i in range(3)))
     os.kill(next(each.pid for each in info.processes if name in each.name), signal.SIGKILL)
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1][0] == "ProcessKilled"
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1].type == "ProcessKilled"
     assert reader.of(Lost) == reader.of(Refused) == []
-    assert isinstance(reader.lists[-1][-1], Died)
+    assert isinstance(reader.lists[-1][-1], Terminated)
     await host.ensure_started(2, FAST, 60)
     await host.submit(2, [order("r0", attempt=2)])
     await until(lambda: reader.finished("r0"))
@@ -293,7 +295,7 @@ async def test_what_is_wrong_with_one_request_comes_as_an_item_of_its_own(
     await until(lambda: reader.finished("fine") and reader.of(Lost))
     (refused,) = reader.of(Refused)
     assert refused.request == "wrong"
-    assert refused.causes == (("TypeError", "Unexpected keyword argument 'temprature'"),)
+    assert refused.causes == (Cause("TypeError", "Unexpected keyword argument 'temprature'"),)
     (lost,) = reader.of(Lost)
     assert (lost.request, "abort" in lost.reason) == ("lost", True)
 
@@ -303,9 +305,10 @@ async def test_a_crash_in_the_engine_tells_the_exception_as_root_cause(
 ) -> None:
     await host.ensure_started(1, {**FAST, "raise_on_prompt": "poison"}, 60)
     await host.submit(1, [order("r", prompt="some poison")])
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1] == ("RuntimeError", "the model cannot take 'poison'")
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1] == Cause("RuntimeError", "the model cannot take 'poison'")
     assert died.exit_code == 1
     assert "raise_on_prompt" in died.traceback
 
@@ -353,7 +356,8 @@ async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_
         await other.ensure_started(1, {"fail_start": "no weights"}, 60)
     info = await host.ensure_started(1, FAST, 60)
     os.kill(next(each.pid for each in info.processes if "Worker" in each.name), signal.SIGKILL)
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1][0] == "ProcessKilled"
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1].type == "ProcessKilled"
     assert died.log_file != (await other.describe()).log_file

@@ -36,7 +36,7 @@ from rayvisor._core.requests.errors import (
 )
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.scheduler import RequestScheduler
-from rayvisor.faults import FaultClass
+from rayvisor.faults import Cause, FaultClass
 from tests.core.requests.oracle import fault_of
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 50}
@@ -333,7 +333,7 @@ def test_an_engine_is_useful_from_its_first_delivered_token_and_that_is_said_onc
 
 def test_a_request_that_is_refused_fails_with_what_the_engine_said() -> None:
     bench = Bench().up(A).submit("r0")
-    causes = (("EngineError", "bad"), ("ValueError", "top_p must be in (0, 1]"))
+    causes = (Cause("EngineError", "bad"), Cause("ValueError", "top_p must be in (0, 1]"))
     bench.note(bench.scheduler.items(A, 1, [Refused("r0.0", 1, causes)], 0.0))
     error = bench.error()
     assert isinstance(error, InvalidRequestError)

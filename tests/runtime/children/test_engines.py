@@ -9,22 +9,22 @@ from typing import Any
 import anyio
 import pytest
 
-from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostGoneError, HostView
 from rayvisor._core.protocol.wire import (
     Chunk,
     Condition,
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
     HostItem,
     Phase,
     ProcessId,
+    Terminated,
 )
 from rayvisor._runtime.children import engines
 from rayvisor._runtime.children.engines import EngineBackend, EngineIncarnation
 from rayvisor._runtime.children.protocol import StartRefusedError
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -33,10 +33,11 @@ INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1
 SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_timeout=5.0)
 
 
-def died(incarnation: int) -> Died:
-    return Died(
-        incarnation, (("EngineDied", "it ended"), ("ProcessKilled", "by SIGKILL")), "", None, 9, "", ""
-    )
+KILLED = Termination(causes=(Cause("EngineDied", "it ended"), Cause("ProcessKilled", "by SIGKILL")), signal=9)
+
+
+def died(incarnation: int) -> Terminated:
+    return Terminated(incarnation, KILLED)
 
 
 def chunk(request: str) -> Chunk:
@@ -50,10 +51,10 @@ class FakeHost:
         self.child = child
         self.epoch = epoch
         self.calls: list[str] = []
-        self.answer: EngineInfo | Died | Exception = INFO
+        self.answer: EngineInfo | Termination | Exception = INFO
         self.unready: Exception | None = None
         self.unstoppable: Exception | None = None
-        self.ends: list[HostEnd] = []
+        self.ends: list[Termination] = []
         self.end_came = anyio.Event()
         self.streams: list[list[Any]] = []
         self.stream_came = anyio.Event()
@@ -61,7 +62,7 @@ class FakeHost:
         self.seen = HostView(())
 
     def gone(self, *, unavailable: bool = False) -> HostGoneError:
-        end = HostEnd(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
+        end = Termination(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
         return HostGoneError(self.child, self.epoch, end)
 
     async def ready(self, timeout: float) -> HostDescription:
@@ -77,7 +78,7 @@ class FakeHost:
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
+    ) -> EngineInfo | Termination:
         del timeout, limits
         self.calls.append(f"start {incarnation} {dict(arguments)}")
         if isinstance(self.answer, Exception):
@@ -117,7 +118,7 @@ class FakeHost:
         self.ends.append(self.gone(unavailable=unavailable).end)
         self.end_came.set()
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         while not self.ends:
             self.end_came = anyio.Event()
             await self.end_came.wait()
@@ -241,7 +242,7 @@ async def test_a_host_that_cannot_prove_its_engine_gone_is_ended_and_another_tak
         old = stage.host
         old.say(died(1))
         await first.ended()
-        old.unstoppable = HostCallFailedError("stop_engine", (("EngineError", "outlived SIGKILL"),), "")
+        old.unstoppable = HostCallFailedError("stop_engine", (Cause("EngineError", "outlived SIGKILL"),), "")
         old.verified = False
         assert not await first.clean()
         await stage.create_incarnation(2)
@@ -275,8 +276,8 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
         carrier = stage.backend.create_incarnation("llm/1", 1, SPEC, None)
         with pytest.raises(StartRefusedError) as refused:
             await carrier.start()
-        assert refused.value.ending.overdue
-        assert str(refused.value.ending.root) == "StartTimeout: no node has slot=99"
+        assert refused.value.termination.overdue
+        assert str(refused.value.termination.root) == "StartTimeout: no node has slot=99"
         assert await carrier.clean()
         assert stage.host.calls == ["ready", "end"]
         stage.place.prepare = lambda _: None
@@ -287,17 +288,20 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
 @pytest.mark.parametrize(
     ("answer", "root"),
     [
-        (died(1), "ProcessKilled: by SIGKILL"),
-        (HostCallFailedError("x", (("ValueError", "no such model"),), "trace"), "ValueError: no such model"),
+        (KILLED, "ProcessKilled: by SIGKILL"),
+        (
+            HostCallFailedError("x", (Cause("ValueError", "no such model"),), "trace"),
+            "ValueError: no such model",
+        ),
     ],
     ids=["died", "raised"],
 )
-async def test_a_start_that_fails_in_its_host_says_why(answer: Died | Exception, root: str) -> None:
+async def test_a_start_that_fails_in_its_host_says_why(answer: Termination | Exception, root: str) -> None:
     async with staged() as stage:
         stage.place.prepare = lambda host: setattr(host, "answer", answer)
         with pytest.raises(StartRefusedError) as refused:
             await stage.create_incarnation(1)
-        assert str(refused.value.ending.root) == root
+        assert str(refused.value.termination.root) == root
 
 
 async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_answers() -> None:

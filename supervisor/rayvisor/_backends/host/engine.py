@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from rayvisor._core.protocol.causes import Causes, _sentence
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.causes import Causes
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination, root_of
 
 __all__ = [
     "ENGINES",
@@ -35,8 +36,6 @@ __all__ = [
     "Shares",
     "load_engine",
 ]
-
-"""(type name, message), outermost first: the last one is the root cause."""
 
 Report = Callable[[str, str], None]
 """Takes a phase of the start and a detail."""
@@ -56,12 +55,12 @@ class EngineError(Exception):
 class EngineStartFailedError(EngineError):
     """The engine did not come up. No process of it is left."""
 
-    def __init__(self, died: Died) -> None:
-        self.died = died
-        super().__init__(_sentence(died.causes))
+    def __init__(self, termination: Termination) -> None:
+        self.termination = termination
+        super().__init__(str(termination.root))
 
-    def __reduce__(self) -> tuple[type[EngineStartFailedError], tuple[Died]]:
-        return EngineStartFailedError, (self.died,)
+    def __reduce__(self) -> tuple[type[EngineStartFailedError], tuple[Termination]]:
+        return EngineStartFailedError, (self.termination,)
 
 
 class EngineGoneError(EngineError):
@@ -73,7 +72,7 @@ class RequestRefusedError(EngineError):
 
     def __init__(self, causes: Causes) -> None:
         self.causes = causes
-        super().__init__(_sentence(causes))
+        super().__init__(str(root_of(causes)))
 
     def __reduce__(self) -> tuple[type[RequestRefusedError], tuple[Causes]]:
         return RequestRefusedError, (self.causes,)
@@ -194,7 +193,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Why the engine ended by itself. Returns when it has, never when it was stopped."""
         ...
 

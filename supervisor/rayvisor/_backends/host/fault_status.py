@@ -16,9 +16,11 @@ from typing import Any
 from rayvisor._backends.host.engine import Engine, EngineStatus
 from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
-from rayvisor._backends.host.post_mortem import log_tail, read_log
-from rayvisor._core.protocol.wire import Condition, Died
+from rayvisor._backends.host.post_mortem import read_log
+from rayvisor._core.protocol.causes import Causes
+from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["ConditionWatch"]
 
@@ -61,17 +63,17 @@ class ConditionWatch:
         self._told: Condition | None = None
         self._told_at = 0.0
 
-    async def dead(self) -> Died:
+    async def dead(self) -> Termination:
         """Watch, and return when the engine says that it is dead: its last words."""
         try:
             return await self._watch()
         except Exception:
             # Its death is still seen, and its stalls: better watched in part than ended for this.
             log.exception("host.condition.failed", incarnation=self._incarnation)
-            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
             return await never
 
-    async def _watch(self) -> Died:
+    async def _watch(self) -> Termination:
         while True:
             said = await self._engine.status()
             if said.status == "dead":
@@ -98,7 +100,7 @@ class ConditionWatch:
         now = time.monotonic()
         if self._told is None:
             causes, traceback = self._causes("EngineUnhealthy", "the engine waits for an instruction", said)
-            log.warning("host.engine.unhealthy", incarnation=self._incarnation, causes=causes)
+            log.warning("host.engine.unhealthy", incarnation=self._incarnation, cause=str(causes[-1]))
             self._monitor.resting = True
             self._told = Condition(self._incarnation, "unhealthy", causes, traceback, self._log_file)
         elif now - self._told_at < REMIND_SECONDS:
@@ -106,26 +108,17 @@ class ConditionWatch:
         self._told_at = now
         self._tell(self._told)
 
-    def _died(self, said: EngineStatus) -> Died:
+    def _died(self, said: EngineStatus) -> Termination:
         causes, traceback = self._causes("EngineDead", "the engine says that it is dead", said)
-        return Died(
-            self._incarnation,
-            causes,
-            traceback,
-            None,
-            None,
-            "serving",
-            log_tail(self._log_file),
-            self._log_file,
-        )
+        return Termination(causes=causes, traceback=traceback, phase="serving", log_file=self._log_file)
 
-    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[tuple[tuple[str, str], ...], str]:
+    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[Causes, str]:
         """What the engine says is no more than a type's name; its log has the exception."""
         since, self._since = self._since, _size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
-        outer = (name, f"{message}: {said.fault}" if said.fault else message)
+        outer = Cause(name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
-            written = ((said.fault, ""),)
+            written = (Cause(said.fault, ""),)
         return (outer, *written), traceback
 
 

@@ -19,6 +19,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -38,9 +39,8 @@ from rayvisor._backends.host.fault_status import ConditionWatch
 from rayvisor._backends.host.liveness import LivenessMonitor, StartOverdueError, start_in_time
 from rayvisor._backends.host.log_files import LogFiles
 from rayvisor._backends.process.engine_tree import process_id
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import in_one_line, plain_causes
 from rayvisor._core.protocol.wire import (
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
@@ -48,8 +48,10 @@ from rayvisor._core.protocol.wire import (
     Lost,
     Phase,
     Refused,
+    Terminated,
 )
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -189,7 +191,8 @@ class EngineHost:
         try:
             engine = self._load(incarnation, arguments)
         except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
+            wrong = isinstance(error, TypeError | ValueError)
+            raise EngineStartFailedError(replace(self._failed(error, phase), permanent=wrong)) from None
         self._engine = engine
         self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
         try:
@@ -200,16 +203,16 @@ class EngineHost:
             raise
         except StartOverdueError as late:
             await self._discard(engine)
-            why = ("StartTimeout", f"{late}, while {phase}")
+            why = Cause("StartTimeout", f"{late}, while {phase}")
             causes = (why, late.held_by) if late.held_by else (why,)
-            self._log.warning("host.engine.start_failed", incarnation=incarnation, causes=causes)
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(causes[-1]))
             raise EngineStartFailedError(
-                self._failed(incarnation, late, phase)._replace(causes=causes)
+                Termination(causes=causes, phase=phase, log_file=self._log_file, overdue=True)
             ) from None
         except Exception as error:  # noqa: BLE001 - as above
             await self._discard(engine)
             self._log.exception("host.engine.start_failed", incarnation=incarnation)
-            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
+            raise EngineStartFailedError(self._failed(error, phase)) from None
         if self._engine is not engine:  # it was stopped in the last moment
             raise EngineStartFailedError(self._stale(incarnation))
         self._serving = True
@@ -266,7 +269,7 @@ class EngineHost:
             raise
         except Exception as error:  # noqa: BLE001 - as above
             self._log.exception("host.engine.stop_failed", incarnation=incarnation)
-            raise EngineError("; ".join(f"{name}: {text}" for name, text in plain_causes(error))) from None
+            raise EngineError(in_one_line(error)) from None
         if self._engine is engine:
             self._engine = None
         self._log.info("host.engine.stopped", incarnation=incarnation)
@@ -288,14 +291,15 @@ class EngineHost:
             ways.append(asyncio.create_task(self._conditions.dead()))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            died = next(way for way in ways if way.done()).result()
+            termination = next(way for way in ways if way.done()).result()
         finally:
             for way in ways:
                 way.cancel()
         self._serving = False
         self._end_pumps()
-        self._put(died)
-        self._log.warning("host.engine.died", incarnation=incarnation, causes=died.causes)
+        self._put(Terminated(incarnation, termination))
+        causes = [str(cause) for cause in termination.causes]
+        self._log.warning("host.engine.died", incarnation=incarnation, causes=causes)
         await self._discard(engine)
 
     # -- orders ---------------------------------------------------------------------------------
@@ -374,12 +378,10 @@ class EngineHost:
         except RequestLostError as lost:
             self._put(Lost(request, attempt, lost.reason))
         except EngineGoneError:
-            pass  # one Died item tells of all of them
+            pass  # one Terminated item reports it for all of them
         except Exception as error:  # noqa: BLE001 - its request must not wait for ever; the log has the traceback
             self._log.exception("host.request.failed", request=request, attempt=attempt)
-            self._put(
-                Lost(request, attempt, "; ".join(f"{name}: {text}" for name, text in plain_causes(error)))
-            )
+            self._put(Lost(request, attempt, in_one_line(error)))
         finally:
             with contextlib.suppress(Exception):
                 await chunks.aclose()  # type: ignore[attr-defined]
@@ -402,16 +404,13 @@ class EngineHost:
 
     # -- small things ---------------------------------------------------------------------------
 
-    def _stale(self, incarnation: int) -> Died:
+    def _stale(self, incarnation: int) -> Termination:
         newest = max(self._incarnation, self._stopped)
         message = f"incarnation {incarnation} was stopped, or a newer one than it was asked for ({newest})"
-        return Died(incarnation, (("StaleIncarnation", message),), "", None, None, "starting", "", "")
+        return Termination(causes=(Cause("StaleIncarnation", message),), phase="starting")
 
-    def _failed(self, incarnation: int, error: BaseException, phase: str) -> Died:
-        permanent = isinstance(error, (TypeError, ValueError))
-        return Died(
-            incarnation, plain_causes(error), "", None, None, phase, "", self._log_file, permanent=permanent
-        )
+    def _failed(self, error: BaseException, phase: str) -> Termination:
+        return Termination(causes=plain_causes(error), phase=phase, log_file=self._log_file)
 
 
 def _cancel(pump: _Pump) -> None:

@@ -13,12 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from rayvisor._backends.host.engine import Engine, EngineError, Outside, Report, ServesOutside
-from rayvisor._backends.host.post_mortem import log_tail
 from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
+from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import (
     Chunk,
-    Died,
     EngineInfo,
     GenerateCommand,
     ProcessObservation,
@@ -26,6 +25,7 @@ from rayvisor._core.protocol.wire import (
     Worked,
 )
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 
 __all__ = ["LivenessMonitor", "StartOverdueError", "start_in_time"]
@@ -97,20 +97,20 @@ class LivenessMonitor:
             self._progressed = time.monotonic()
         return chunk
 
-    async def stalled(self) -> Died:
+    async def stalled(self) -> Termination:
         """Watch, and return when the engine has stalled: its last words, said for it."""
         try:
             return await self._watch()
         except Exception:  # noqa: BLE001 - it is logged with its traceback
             # Its death is still seen, and its host's silence: better watched in part than ended for this.
             self._log.exception("host.vigil.failed")
-            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             if self._probe is not None:
                 self._probe.cancel()
 
-    async def _watch(self) -> Died:
+    async def _watch(self) -> Termination:
         now = time.monotonic()
         watch = StallWatch(self._limits, now)
         self._sampler.look(self._engine.processes(), now)
@@ -123,7 +123,7 @@ class LivenessMonitor:
                     self._begin_probe()
                 case HealthAction.SUSPECT:
                     causes = self._causes("EngineSuspect", watch, sights)
-                    self._log.warning("host.engine.suspect", causes=causes)
+                    self._log.warning("host.engine.suspect", causes=[str(cause) for cause in causes])
                     self._tell(Suspicion(self._incarnation, causes))
                 case HealthAction.CLEAR:
                     self._log.info("host.engine.clear")
@@ -172,9 +172,7 @@ class LivenessMonitor:
             with contextlib.suppress(Exception):
                 await chunks.aclose()  # type: ignore[attr-defined]
 
-    def _causes(
-        self, name: str, watch: StallWatch, sights: list[ProcessObservation]
-    ) -> tuple[tuple[str, str], ...]:
+    def _causes(self, name: str, watch: StallWatch, sights: list[ProcessObservation]) -> Causes:
         waiting = max(self._waiting, self._outside.waiting)
         requests = "1 request" if waiting == 1 else f"{waiting} requests"
         if self._probe is not None and not self._probe.done():
@@ -185,14 +183,12 @@ class LivenessMonitor:
             message = f"{self._outside.doubt} for {watch.silent:.1f} s"
         stopped = stopped_cause(sights)
         if stopped is not None:
-            return (name, message), stopped
-        return ((name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+            return Cause(name, message), stopped
+        return (Cause(name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
 
-    def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Died:
+    def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Termination:
         causes = self._causes("EngineStalled", watch, sights)
-        return Died(
-            self._incarnation, causes, "", None, None, "serving", log_tail(self._log_file), self._log_file
-        )
+        return Termination(causes=causes, phase="serving", log_file=self._log_file)
 
 
 class StartOverdueError(TimeoutError):
@@ -206,7 +202,7 @@ class StartOverdueError(TimeoutError):
         What keeps it, as a cause, where that can be seen: a process that was told to stop.
     """
 
-    def __init__(self, message: str, held_by: tuple[str, str] | None) -> None:
+    def __init__(self, message: str, held_by: Cause | None) -> None:
         super().__init__(message)
         self.held_by = held_by
 
@@ -269,7 +265,7 @@ class _StartWatch:
         self._loop = asyncio.get_running_loop()
         self.began = time.monotonic()
         self.timeout = asyncio.timeout_at(self._loop.time() + clock.due - self.began)
-        self.held_by: tuple[str, str] | None = None
+        self.held_by: Cause | None = None
 
     def progressed(self) -> None:
         """The start has got on: its deadline counts from now."""

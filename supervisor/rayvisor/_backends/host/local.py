@@ -19,9 +19,14 @@ from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.killing import end_processes
 from rayvisor._backends.process.observation import look_twice
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.links import (
+    CleanupReport,
+    HostCallFailedError,
+    HostGoneError,
+    HostView,
+    merge_reports,
+)
 from rayvisor._core.protocol.wire import (
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
@@ -29,7 +34,7 @@ from rayvisor._core.protocol.wire import (
     ProcessId,
 )
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -52,7 +57,7 @@ class LocalHost:
         self._host = EngineHost(child, epoch, engine)
         self._newest = 0
         self._processes: tuple[ProcessId, ...] = ()
-        self._end: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
 
     async def ready(self, timeout: float) -> HostDescription:
         """Return what the host says of itself."""
@@ -64,7 +69,7 @@ class LocalHost:
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
+    ) -> EngineInfo | Termination:
         """Start an engine, see `HostLink.ensure_started`."""
         self._newest = max(self._newest, incarnation)
         try:
@@ -74,7 +79,7 @@ class LocalHost:
                 limits.longest(timeout) + _SLACK_SECONDS,
             )
         except EngineStartFailedError as failed:
-            return failed.died
+            return failed.termination
         self._processes = info.processes
         return info
 
@@ -127,21 +132,21 @@ class LocalHost:
         del timeout
         return HostView(tuple(await look_twice(self._processes)))
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until the host has ended."""
         return await asyncio.shield(self._end)
 
     async def end(self, timeout: float) -> CleanupReport:
         """End the engine's processes and the host with them, and return the proof."""
         cause = Cause("HostKilled", "the host was asked to end")
-        return await self._finish(HostEnd(causes=(cause,), intended=True), timeout)
+        return await self._finish(Termination(causes=(cause,), intended=True), timeout)
 
     async def crash(self) -> None:
         """Stand in for a SIGKILL of the host process."""
         cause = Cause("HostKilled", "the host's process was ended by SIGKILL (simulated)")
-        await self._finish(HostEnd(causes=(cause,), signal=9), _ANSWER_SECONDS)
+        await self._finish(Termination(causes=(cause,), signal=9), _ANSWER_SECONDS)
 
-    async def _finish(self, end: HostEnd, timeout: float) -> CleanupReport:
+    async def _finish(self, end: Termination, timeout: float) -> CleanupReport:
         known = self._processes
         if not self._end.done():
             self._end.set_result(end)
@@ -215,8 +220,4 @@ class LocalHostFactory:
 
     async def _end_all(self, hosts: Sequence[LocalHost], timeout: float) -> CleanupReport:
         reports = await asyncio.gather(*(host.end(timeout) for host in hosts))
-        return CleanupReport(
-            tuple(process for report in reports for process in report.killed),
-            tuple(process for report in reports for process in report.left),
-            verified=all(report.verified for report in reports),
-        )
+        return merge_reports(reports)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from rayvisor._core.protocol.causes import Causes
+from rayvisor.faults import Cause
+
 __all__ = ["TAIL_BYTES", "WORKER_DIED", "Traceback", "exit_code_of_worker", "find_tracebacks", "log_causes"]
 
 TAIL_BYTES = 8192
@@ -70,12 +73,12 @@ def find_tracebacks(log: str) -> list[Traceback]:
     return found
 
 
-def log_causes(log: str) -> tuple[tuple[tuple[str, str], ...], str]:
+def log_causes(log: str) -> tuple[Causes, str]:
     """Turn the tracebacks of a log into a cause chain and the text of the root cause's traceback."""
-    chain: list[tuple[str, str]] = []
+    chain: list[Cause] = []
     text = ""
     for traceback in find_tracebacks(log):
-        cause = (traceback.type, traceback.message)
+        cause = Cause(traceback.type, traceback.message)
         # Processes that are being ended complain too; what they say is not a cause.
         if traceback.type in {"KeyboardInterrupt", "SystemExit"} or cause in chain:
             continue

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rayvisor._backends.host.log_reading import TAIL_BYTES, WORKER_DIED, exit_code_of_worker, log_causes
 from rayvisor._backends.process.engine_tree import Ended, ProcessTree
-from rayvisor._core.protocol.wire import Died
+from rayvisor._core.protocol.causes import Causes
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["describe_death", "log_tail", "read_log"]
 
@@ -37,20 +38,17 @@ def log_tail(log_file: str) -> str:
 
 
 async def describe_death(
-    incarnation: int,
     tree: ProcessTree,
     log_file: str,
     phase: str,
     exit_code_of: Callable[[int], int | None],
     since: int = 0,
-    outer: tuple[tuple[str, str], ...] = (),
-) -> Died:
+    outer: Causes = (),
+) -> Termination:
     """Find out why an engine has ended: which process, how, and what its log says.
 
     Parameters
     ----------
-    incarnation
-        Which start of the engine it was.
     tree
         Its processes.
     log_file
@@ -76,11 +74,18 @@ async def describe_death(
     worker = ended is not None and _is_worker(ended)
     if number is not None and causes and not worker:
         causes, traceback = (), ""
-    chain = [*outer, ("EngineDied", f"the engine ended by itself while {phase}")]
+    chain = [*outer, Cause("EngineDied", f"the engine ended by itself while {phase}")]
     if ended is not None:
         chain.append(_killed(ended, code, number))
     chain += [cause for cause in causes if cause not in chain]
-    return Died(incarnation, tuple(chain), traceback, code, number, phase, log_tail(log_file), log_file)
+    return Termination(
+        causes=tuple(chain),
+        traceback=traceback,
+        exit_code=code,
+        signal=number,
+        phase=phase,
+        log_file=log_file,
+    )
 
 
 def _first_to_blame(
@@ -94,7 +99,7 @@ def _first_to_blame(
     return deaths[0] if deaths else (None, None, None)
 
 
-def _written(text: str, ended: Ended | None) -> tuple[tuple[tuple[str, str], ...], str]:
+def _written(text: str, ended: Ended | None) -> tuple[Causes, str]:
     """Which exceptions of a log are causes of the end.
 
     When a worker goes, EngineCore says so before it fails in its turn: what is written after that is a
@@ -125,14 +130,14 @@ def _how(
     return code, number
 
 
-def _killed(ended: Ended, code: int | None, number: int | None) -> tuple[str, str]:
+def _killed(ended: Ended, code: int | None, number: int | None) -> Cause:
     who = f"{ended.process.name.rpartition('::')[2] or 'a process'} (pid {ended.process.pid})"
     if number is not None:
         try:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        return "ProcessKilled", f"{who} was ended by {name}"
+        return Cause("ProcessKilled", f"{who} was ended by {name}")
     if code is not None:
-        return "ProcessExited", f"{who} ended with exit code {code}"
-    return "ProcessEnded", f"{who} has ended; how is not known"
+        return Cause("ProcessExited", f"{who} ended with exit code {code}")
+    return Cause("ProcessEnded", f"{who} has ended; how is not known")

@@ -9,14 +9,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from rayvisor._backends.host.engine import EngineStartFailedError
-from rayvisor._core.protocol.wire import Died
+from rayvisor.faults import Termination
 
-__all__ = ["Ending", "up_or_ended"]
+__all__ = ["EngineStop", "up_or_ended"]
 
 
 @contextlib.asynccontextmanager
 async def up_or_ended(
-    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
+    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Termination]]
 ) -> AsyncIterator[None]:
     """Start an engine within: nothing is left of it when that fails or is called off.
 
@@ -38,12 +38,12 @@ async def up_or_ended(
         await stop(0.0)
         raise
     except Exception as error:  # noqa: BLE001 - it comes out as plain data
-        died = await describe(error)
+        termination = await describe(error)
         await stop(0.0)
-        raise EngineStartFailedError(died) from None
+        raise EngineStartFailedError(termination) from None
 
 
-class Ending:
+class EngineStop:
     """The end of an engine: done once, whoever asks, and not undone when one who asked goes away.
 
     Each who asks brings a grace; the shortest counts, also when it is brought while the end is under

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rayvisor._backends.host.engine import (
@@ -30,17 +31,18 @@ from rayvisor._backends.host.engine import (
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
-from rayvisor._backends.host.shutdown import Ending, up_or_ended
+from rayvisor._backends.host.shutdown import EngineStop, up_or_ended
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.server.api import Offers
 from rayvisor._backends.server.client import HttpClient, HttpFailedError
-from rayvisor._backends.server.ports import hold, listener_of
+from rayvisor._backends.server.ports import PortTakenError, hold, listener_of
 from rayvisor._backends.server.program import TITLE, ServerProgram, check_model, command_of
 from rayvisor._backends.server.traffic import Traffic, read_metrics
 from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs.server_flags import has_flag, value_of
 
 __all__ = ["ServerEngine"]
@@ -88,9 +90,9 @@ class ServerEngine:
         self._counts = True
         self._doubt = ""
         self._own_tokens = 0
-        self._ending = Ending(self._end)
+        self._ending = EngineStop(self._end)
         self._over = asyncio.Event()
-        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._died: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- starting -------------------------------------------------------------------------------
@@ -198,23 +200,20 @@ class ServerEngine:
         if self._ending.asked:
             raise EngineGoneError("the server was stopped while starting")
 
-    async def _failed_start(self, error: Exception) -> Died:
+    async def _failed_start(self, error: Exception) -> Termination:
         if self._tree.deaths and not self._ending.asked:
             return await self._last_words("starting")
         from_log, traceback = log_causes(await asyncio.to_thread(read_log, self._log_file))
         seen = plain_causes(error)
         if isinstance(error, EngineGoneError | OSError | ValueError):
             from_log = ()
-        return Died(
-            self._incarnation,
-            (*seen, *(cause for cause in from_log if cause not in seen)),
-            traceback if from_log else "",
-            None,
-            None,
-            "starting",
-            log_tail(self._log_file),
-            self._log_file,
-            permanent=isinstance(error, OSError | ValueError),
+        return Termination(
+            causes=(*seen, *(cause for cause in from_log if cause not in seen)),
+            traceback=traceback if from_log else "",
+            phase="starting",
+            log_file=self._log_file,
+            # Other errors of the system, such as a lack of memory or of descriptors, may pass.
+            permanent=isinstance(error, PortTakenError | ValueError),
         )
 
     # -- ending ---------------------------------------------------------------------------------
@@ -256,24 +255,23 @@ class ServerEngine:
         if not self._died.done():
             self._died.set_result(died)
 
-    async def _last_words(self, phase: str) -> Died:
-        died = await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since
-        )
-        if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
+    async def _last_words(self, phase: str) -> Termination:
+        died = await describe_death(self._tree, self._log_file, phase, self._exit_code, self._since)
+        if died.root.type == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of it leaves in order: what counts is that the server itself does.
             code = await self._program.left(_LEAVE_SECONDS)
             if code is not None:
-                cause = ("ProcessExited", f"APIServer (pid {self._program.pid}) ended with exit code {code}")
-                died = died._replace(causes=(*died.causes[:-1], cause), exit_code=code)
-        return with_usage_error(died)
+                said = f"APIServer (pid {self._program.pid}) ended with exit code {code}"
+                causes = (*died.causes[:-1], Cause("ProcessExited", said))
+                died = replace(died, causes=causes, exit_code=code)
+        return with_usage_error(died, await asyncio.to_thread(log_tail, self._log_file))
 
     def _exit_code(self, pid: int) -> int | None:
         if self._program is not None and self._program.pid == pid:
             return self._program.poll()
         return None
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Why it ended by itself."""
         return await asyncio.shield(self._died)
 
@@ -346,7 +344,7 @@ class ServerEngine:
             raise RequestLostError(str(failed)) from None
         said = answer.json()
         if answer.status != 200 or not isinstance(said, dict):  # noqa: PLR2004 - HTTP's
-            cause = (f"HTTP {answer.status}", answer.text)
+            cause = Cause(f"HTTP {answer.status}", answer.text)
             raise RequestRefusedError((cause,))
         tokens = int((said.get("usage") or {}).get("completion_tokens") or 0)
         self._own_tokens += tokens - most

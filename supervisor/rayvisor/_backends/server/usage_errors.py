@@ -7,8 +7,9 @@ r"""What a server says before it leaves at once: its command line's own complain
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from rayvisor._core.protocol.wire import Died
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["usage_error", "with_usage_error"]
 
@@ -22,9 +23,9 @@ def usage_error(text: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def with_usage_error(died: Died) -> Died:
-    """Add that complaint as the root cause of an end that it explains; it has no traceback."""
-    message = usage_error(died.log_tail) if died.exit_code == _USAGE_EXIT else ""
+def with_usage_error(termination: Termination, log: str) -> Termination:
+    """Add that complaint, if the end of the log has one, as the root cause of the end that it explains."""
+    message = usage_error(log) if termination.exit_code == _USAGE_EXIT else ""
     if not message:
-        return died
-    return died._replace(causes=(*died.causes, ("ArgumentError", message)), permanent=True)
+        return termination
+    return replace(termination, causes=(*termination.causes, Cause("ArgumentError", message)), permanent=True)

@@ -20,8 +20,8 @@ from rayvisor._backends.host.engine import (
     RequestLostError,
     RequestRefusedError,
 )
-from rayvisor._backends.host.post_mortem import describe_death, log_tail
-from rayvisor._backends.host.shutdown import Ending, up_or_ended
+from rayvisor._backends.host.post_mortem import describe_death
+from rayvisor._backends.host.shutdown import EngineStop, up_or_ended
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
 from rayvisor._backends.sim.arguments import DEFAULTS, check_arguments
 from rayvisor._backends.sim.faults import FaultTolerance
@@ -30,7 +30,8 @@ from rayvisor._backends.sim.model import EOS
 from rayvisor._backends.sim.processes import CORE, launch
 from rayvisor._backends.sim.requests import TextStream, check_params, logprob_entries, tokenize
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["SimEngine"]
 
@@ -92,10 +93,10 @@ class SimEngine:
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()
         self._over = asyncio.Event()
-        self._ending = Ending(self._end)
+        self._ending = EngineStop(self._end)
         self._answers: dict[str, _Answers] = {}
         self._faults = FaultTolerance(self._arguments, self._send)
-        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._died: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -178,7 +179,7 @@ class SimEngine:
         if left:
             raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Why the engine ended by itself."""
         return await asyncio.shield(self._died)
 
@@ -318,21 +319,23 @@ class SimEngine:
         if not self._died.done():
             self._died.set_result(died)
 
-    async def _last_words(self, phase: str) -> Died:
-        return await describe_death(self._incarnation, self._tree, self._log_file, phase, self._exit_code)
+    async def _last_words(self, phase: str) -> Termination:
+        return await describe_death(self._tree, self._log_file, phase, self._exit_code)
 
     def _exit_code(self, pid: int) -> int | None:
         if self._core is not None and self._core.pid == pid:
             return self._core.poll()
         return None
 
-    async def _failed_start(self, error: Exception) -> Died:
+    async def _failed_start(self, error: Exception) -> Termination:
         if isinstance(error, EngineGoneError) and not self._ending.asked:
             return await self._last_words("starting")
-        return Died(
-            self._incarnation, plain_causes(error), "", None, None, "starting", log_tail(self._log_file),
-            self._log_file, permanent=isinstance(error, (TypeError, ValueError)),
-        )  # fmt: skip
+        return Termination(
+            causes=plain_causes(error),
+            phase="starting",
+            log_file=self._log_file,
+            permanent=isinstance(error, (TypeError, ValueError)),
+        )
 
     def _reap(self) -> None:
         if self._core is not None:

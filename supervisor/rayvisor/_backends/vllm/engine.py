@@ -23,7 +23,7 @@ from rayvisor._backends.host.engine import EngineError, EngineGoneError, EngineS
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
 from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
-from rayvisor._backends.host.shutdown import Ending, up_or_ended
+from rayvisor._backends.host.shutdown import EngineStop, up_or_ended
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.vllm import launch
 from rayvisor._backends.vllm.fault_tolerance import FaultTolerance
@@ -31,8 +31,9 @@ from rayvisor._backends.vllm.lease import Lease, engine_cores_from
 from rayvisor._backends.vllm.sockets import SocketFolder
 from rayvisor._backends.vllm.streams import Streams
 from rayvisor._backends.vllm.template import Template
-from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["VllmEngine"]
 
@@ -103,8 +104,8 @@ class VllmEngine:
         self._streams: Streams | None = None
         self._faults: FaultTolerance | None = None
         self._over = asyncio.Event()
-        self._ending = Ending(self._end)
-        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._ending = EngineStop(self._end)
+        self._died: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._sentinel: asyncio.Task[None] | None = None
 
     def share(self) -> Callable[[], None]:
@@ -253,7 +254,7 @@ class VllmEngine:
         if self._ending.asked:
             raise EngineGoneError("the engine was stopped while starting")
 
-    async def _failed_start(self, error: Exception) -> Died:
+    async def _failed_start(self, error: Exception) -> Termination:
         if self._tree.deaths and not self._ending.asked:
             outer = plain_causes(error) if not isinstance(error, EngineGoneError) else ()
             return await self._describe("starting", outer)
@@ -265,15 +266,12 @@ class VllmEngine:
         elif killed := launch.killed_at_birth(error):
             cause, number = killed
             from_log = (cause,)
-        return Died(
-            self._incarnation,
-            launch.start_causes(error, from_log),
-            traceback,
-            None,
-            number,
-            "starting",
-            log_tail(self._log_file),
-            self._log_file,
+        return Termination(
+            causes=launch.start_causes(error, from_log),
+            traceback=traceback,
+            signal=number,
+            phase="starting",
+            log_file=self._log_file,
             permanent=launch.is_permanent(error),
         )
 
@@ -366,10 +364,8 @@ class VllmEngine:
         while not self._llm.errored:
             await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
 
-    async def _describe(self, phase: str, outer: tuple[tuple[str, str], ...]) -> Died:
-        return await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since, outer
-        )
+    async def _describe(self, phase: str, outer: Causes) -> Termination:
+        return await describe_death(self._tree, self._log_file, phase, self._exit_code, self._since, outer)
 
     def _exit_code(self, pid: int) -> int | None:
         child = self._children.get(pid)
@@ -379,7 +375,7 @@ class VllmEngine:
         for child in self._children.values():
             child.is_alive()  # waits, without blocking, for one that has ended
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Why it ended by itself."""
         return await asyncio.shield(self._died)
 

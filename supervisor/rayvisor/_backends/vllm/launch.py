@@ -18,6 +18,7 @@ from typing import Any
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor.faults import Cause, memory_refused
 
 __all__ = [
     "Redirection",
@@ -174,17 +175,19 @@ def start_causes(error: BaseException, from_log: Causes) -> Causes:
     return (*seen, *(cause for cause in from_log if cause not in seen))
 
 
-def killed_at_birth(error: BaseException) -> tuple[tuple[str, str], int] | None:
+def killed_at_birth(error: BaseException) -> tuple[Cause, int] | None:
     """Which core was ended by a signal, and which, where vLLM saw it before it was seen here."""
     said = _CORES_ENDED.search(str(error))
     if said is None:
         return None
     number = int(said["signal"])
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    return ("ProcessKilled", f"{said['name']} was ended by {name}"), number
+    return Cause("ProcessKilled", f"{said['name']} was ended by {name}"), number
 
 
 def is_permanent(error: BaseException) -> bool:
     """Whether the cause is in the configuration: another start with the same cannot succeed."""
-    # vLLM raises NotImplementedError for what a model or a platform does not support.
-    return isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
+    # vLLM raises NotImplementedError for what a model or a platform does not support. An ImportError may also
+    # be a library that could not be mapped for lack of memory, which the predecessor may still hold.
+    wrong = isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
+    return wrong and not memory_refused(plain_causes(error))

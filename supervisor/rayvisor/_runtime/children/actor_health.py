@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -16,15 +17,15 @@ from anyio.abc import TaskGroup
 from rayvisor._core.health.probes import ProbeWatch
 from rayvisor._core.health.stall import HealthAction
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
     from rayvisor.specs import ActorHooks
 
-__all__ = ["ActorHealthMonitor", "ActorReports", "ending_of", "prove"]
+__all__ = ["ActorHealthMonitor", "ActorReports", "process_lost", "prove"]
 
 log = get_logger("rayvisor.actors")
 
@@ -57,7 +58,7 @@ class _Probe:
 
 
 async def _asked(
-    actor: UserActor, hooks: ActorHooks, unreachable: Callable[[HostEnd], object] | None = None
+    actor: UserActor, hooks: ActorHooks, unreachable: Callable[[Termination], object] | None = None
 ) -> Cause | None:
     """Ask an actor to prove that it works; why it has not."""
     if hooks.probe is None:
@@ -69,7 +70,7 @@ async def _asked(
             unreachable(gone.end)
         return gone.end.root
     except Exception as error:  # noqa: BLE001 - whatever a user's probe raises says that it does not work
-        return Cause(*plain_causes(error)[-1])
+        return plain_causes(error)[-1]
     return Cause("ProbeFailed", "the probe returned False") if answer is False else None
 
 
@@ -77,7 +78,7 @@ async def prove(
     actor: UserActor,
     hooks: ActorHooks,
     timeout: float,
-    unreachable: Callable[[HostEnd], object] | None = None,
+    unreachable: Callable[[Termination], object] | None = None,
 ) -> None:
     """Wait until an actor that has come up has answered its first probe.
 
@@ -136,9 +137,9 @@ class ActorHealthMonitor:
         self._reports = reports
         self._doubts: dict[str, tuple[Cause, ...]] = {}
         self._over = anyio.Event()
-        self._ending = Ending(causes=())
+        self._ending = Termination(causes=())
 
-    async def until_it_ends(self) -> Ending:
+    async def until_it_ends(self) -> Termination:
         """Wait for the end."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._follow)
@@ -148,7 +149,7 @@ class ActorHealthMonitor:
             tasks.cancel_scope.cancel()
         return self._ending
 
-    def _settle(self, ending: Ending) -> None:
+    def _settle(self, ending: Termination) -> None:
         if not self._over.is_set():
             self._ending = ending
             self._over.set()
@@ -178,9 +179,9 @@ class ActorHealthMonitor:
             if waited.cancelled_caught:
                 silence = Cause("ActorUnreachable", f"Ray could not reach it for {UNREACHABLE_SECONDS:g} s")
                 causes = (silence, *sight.doubts)
-                self._settle(Ending(causes=causes, source="ray", lost=True, phase="serving"))
+                self._settle(Termination(causes=causes, source="ray", lost=True, phase="serving"))
                 return
-        self._settle(ending_of(await actor.ended(), "serving"))
+        self._settle(process_lost(await actor.ended(), "serving"))
 
     async def _probe(self, tasks: TaskGroup) -> None:
         hooks = self._hooks
@@ -204,26 +205,17 @@ class ActorHealthMonitor:
                     self._doubt("probe", ())
                 case HealthAction.STALLED if cause is not None:
                     stalled = Cause("ActorStalled", f"no probe was answered for {watch.silent:.1f} s")
-                    self._settle(Ending(causes=(stalled, cause), source="probe", lost=True, phase="serving"))
+                    self._settle(
+                        Termination(causes=(stalled, cause), source="probe", lost=True, phase="serving")
+                    )
                     return
                 case _:
                     pass
 
 
-def ending_of(end: HostEnd, phase: str) -> Ending:
-    """Turn how an actor ended into what the supervisor classifies."""
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        intended=end.intended,
-        lost=not end.init_failed,
-        restarted_by_ray=end.restarted_by_ray,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-        phase=phase,
-    )
+def process_lost(end: Termination, phase: str) -> Termination:
+    """Make the termination of an incarnation from the end of its actor as Ray reports it.
+
+    An actor that has stayed unavailable for too long counts as lost.
+    """
+    return replace(end, source="ray", unavailable=False, lost=not end.init_failed, phase=phase)

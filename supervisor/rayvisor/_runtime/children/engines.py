@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 from anyio.abc import TaskGroup
 
-from rayvisor._core.protocol.links import HostCallFailedError, HostEnd, HostFactory, HostGoneError, HostLink
+from rayvisor._core.protocol.links import HostCallFailedError, HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import (
     Condition,
-    Died,
     EngineInfo,
     GenerateCommand,
     HostItem,
     Phase,
     ProcessId,
     Suspicion,
+    Terminated,
 )
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.host_health import monitor_host
 from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor._runtime.children.recovery import await_instruction, recover
-from rayvisor._runtime.children.slots import EngineSlot, ending_of_engine, ending_of_host
+from rayvisor._runtime.children.slots import EngineSlot, host_lost
 from rayvisor.errors import ChildUnavailableError, RayvisorError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor.faults import Exit
@@ -218,7 +218,7 @@ class EngineBackend:
     def _line(self, child: str, incarnation: int) -> HostLink:
         slot = self._seats.get(child)
         if slot is None or slot.link is None or slot.incarnation != incarnation or slot.end is not None:
-            end = HostEnd(
+            end = Termination(
                 causes=(Cause("EngineGoneError", f"incarnation {incarnation} of {child} has ended"),)
             )
             raise HostGoneError(child, 0 if slot is None else slot.epoch, end)
@@ -277,30 +277,30 @@ class EngineBackend:
             log.warning("host.stream.broke", child=slot.child, epoch=slot.epoch, why=why)
             self._reports.items_missing(slot.child, slot.incarnation, why)
             await anyio.sleep(RELISTEN_SECONDS * 2**unproductive_restarts)
-        slot.settle(Ending(causes=(Cause("StreamBroken", why),), source="host", lost=True))
+        slot.settle(Termination(causes=(Cause("StreamBroken", why),), source="host", lost=True))
 
     def _take(self, slot: EngineSlot, items: Sequence[HostItem]) -> None:
         rest: list[HostItem] = []
-        died: Died | None = None
+        termination: Termination | None = None
         for item in items:
-            if not isinstance(item, Phase | Died | Suspicion | Condition):
+            if not isinstance(item, Phase | Terminated | Suspicion | Condition):
                 rest.append(item)
             elif item.incarnation != slot.incarnation:
                 pass  # of one that is gone
-            elif isinstance(item, Died):
-                died = item
+            elif isinstance(item, Terminated):
+                termination = item.termination
             else:
                 self._heed(slot, item)
         if rest:
             self._reports.items(slot.child, slot.incarnation, rest)
-        if died is not None:
-            slot.settle(ending_of_engine(died))
+        if termination is not None:
+            slot.settle(replace(termination, source="engine"))
 
     def _heed(self, slot: EngineSlot, item: Phase | Suspicion | Condition) -> None:
         if isinstance(item, Phase):
             self._reports.phase(slot.child, item)
         elif isinstance(item, Suspicion):
-            self._doubt(slot, "engine", tuple(Cause(*cause) for cause in item.causes))
+            self._doubt(slot, "engine", item.causes)
         else:
             again, slot.unhealthy = slot.unhealthy, item.status != "healthy"
             if slot.unhealthy:
@@ -341,7 +341,7 @@ class EngineBackend:
             else:
                 tries = 0
                 self._doubt(slot, "ray", ())
-        slot.settle(ending_of_host(end))
+        slot.settle(host_lost(end))
 
 
 class EngineIncarnation:
@@ -358,7 +358,7 @@ class EngineIncarnation:
 
     async def start(self) -> None:
         """Have the engine started in the seat's host."""
-        answer: EngineInfo | Died | None = None
+        answer: EngineInfo | Termination | None = None
         slot = self._seat
         slot.begin(self._incarnation, self._start.limits, self._timeout)
         try:
@@ -377,20 +377,20 @@ class EngineIncarnation:
             if slot.starting.cancelled_caught:
                 raise StartRefusedError(await slot.ended())
         except HostGoneError as gone:
-            raise StartRefusedError(ending_of_host(gone.end)) from None
+            raise StartRefusedError(host_lost(gone.end)) from None
         except HostCallFailedError as failed:
             raise StartRefusedError(
-                Ending(causes=failed.causes, traceback=failed.traceback, source="host", phase="starting")
+                Termination(causes=failed.causes, traceback=failed.traceback, source="host", phase="starting")
             ) from None
         except (RayvisorError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
             name = "StartTimeout" if late else type(error).__name__
             why = str(error) or f"not up within start_timeout={self._timeout:g} s"
             raise StartRefusedError(
-                Ending(causes=(Cause(name, why),), source="ray", overdue=late, phase="starting")
+                Termination(causes=(Cause(name, why),), source="ray", overdue=late, phase="starting")
             ) from None
-        if isinstance(answer, Died):
-            raise StartRefusedError(ending_of_engine(answer))
+        if isinstance(answer, Termination):
+            raise StartRefusedError(replace(answer, source="engine"))
         slot.info = answer
         if answer is not None and answer.url:
             self._backend.was_at(slot.child, answer.url)
@@ -404,7 +404,7 @@ class EngineIncarnation:
         else:
             await recover(slot, self._incarnation, action, timeout, others_ail)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until the engine, or its host, has ended."""
         return await self._seat.ended()
 

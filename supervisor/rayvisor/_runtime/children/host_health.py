@@ -14,7 +14,7 @@ import anyio
 from rayvisor._backends.process.observation import in_words, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink, HostView
@@ -83,7 +83,7 @@ async def _condemn(slot: EngineSlot, link: HostLink, silent: float, phase: str) 
     log.warning("host.stalled", child=slot.child, epoch=slot.epoch, cause=str(causes[-1]))
     slot.unresponsive = True  # it is not asked any more, only ended
     slot.settle(
-        Ending(
+        Termination(
             causes=causes, source="host", traceback=view.stack, lost=True, node=view.node,
             log_file=view.log_file, phase=phase,
         )
@@ -96,7 +96,7 @@ def _causes(view: HostView, silent: float) -> tuple[Cause, ...]:
     message = f"nothing was heard of the host for {silent:.1f} s"
     stopped = stopped_cause(view.sights[:1])
     if stopped is not None:
-        return Cause("HostStalled", message), Cause(stopped[0], f"the {stopped[1]}")
+        return Cause("HostStalled", message), Cause(stopped.type, f"the {stopped.message}")
     where = view.stack.strip().splitlines()[:1]
     seen = [in_words(view.sights[:1], BUSY_SHARE), *(f"its loop is at {line.strip()}" for line in where)]
     return (Cause("HostStalled", "; ".join([message, *filter(None, seen)])),)

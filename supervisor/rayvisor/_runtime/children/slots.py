@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs.limits import PATIENT
 
 if TYPE_CHECKING:
-    from rayvisor._core.protocol.links import HostEnd, HostLink
-    from rayvisor._core.protocol.wire import Died, EngineInfo, ProcessId
+    from rayvisor._core.protocol.links import HostLink
+    from rayvisor._core.protocol.wire import EngineInfo, ProcessId
     from rayvisor.faults import Exit
     from rayvisor.specs import StallLimits
 
-__all__ = ["EngineSlot", "ending_of_engine", "ending_of_host"]
+__all__ = ["EngineSlot", "host_lost"]
 
 
 class EngineSlot:
@@ -55,7 +56,7 @@ class EngineSlot:
         self.scope: anyio.CancelScope | None = None
         self.info: EngineInfo | None = None
         # How the present incarnation ended by itself, once it has.
-        self.end: Ending | None = None
+        self.end: Termination | None = None
         self._settled = anyio.Event()
         # When the host was heard last.
         self.last_heartbeat = -math.inf
@@ -82,17 +83,17 @@ class EngineSlot:
         self.end = None
         self._settled = anyio.Event()
 
-    def settle(self, ending: Ending) -> None:
+    def settle(self, ending: Termination) -> None:
         """The present incarnation has ended; what is said first counts."""
         if self.end is None:
             self.end = ending
             self._settled.set()
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until the present incarnation has ended."""
         settled = self._settled
         await settled.wait()
-        return Ending(causes=()) if self.end is None else self.end
+        return Termination(causes=()) if self.end is None else self.end
 
     def leave(self, link: HostLink) -> None:
         """Let go of a host, if it is still the seat's."""
@@ -108,33 +109,10 @@ class EngineSlot:
             self.scope = None
 
 
-def ending_of_engine(died: Died) -> Ending:
-    """What a host says of its engine's end."""
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in died.causes),
-        source="engine",
-        traceback=died.traceback,
-        overdue=any(name == "StartTimeout" for name, _ in died.causes),
-        exit_code=died.exit_code,
-        signal=died.signal,
-        phase=died.phase,
-        log_file=died.log_file,
-    )
+def host_lost(end: Termination) -> Termination:
+    """Make the termination of an engine from the end of its host.
 
-
-def ending_of_host(end: HostEnd) -> Ending:
-    """What Ray says of a host's end."""
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        # A host that leaves by itself leaves its child behind: for the engine that is no intended end.
-        intended=False,
-        lost=not end.init_failed,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-    )
+    A host that exits on purpose leaves its engine behind, so that is no intentional exit of the engine. A host
+    that has stayed unavailable for too long counts as lost.
+    """
+    return replace(end, source="ray", intended=False, unavailable=False, lost=not end.init_failed)
