@@ -36,7 +36,12 @@ def termination(*causes: Cause, **facts: Any) -> Termination:
             False,
             FaultClass.PERMANENT,
         ),
-        (termination(Cause("RuntimeEnvSetupError", "no such package"), lost=True), True, True, FaultClass.FATAL),
+        (
+            termination(Cause("RuntimeEnvSetupError", "no such package"), lost=True),
+            True,
+            True,
+            FaultClass.FATAL,
+        ),
     ],
 )
 def test_the_class_follows_the_innermost_cause_then_the_history(

@@ -40,7 +40,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
     yield made
     made.reading.cancel()
     await asyncio.wait([made.reading])
-    await made.host.stop_engine((await made.host.describe()).incarnation, 0.0)
+    await made.host.stop_engine(made.host._incarnation, 0.0)
 
 
 async def ask(hosted: Hosted, method: str, *args: Any) -> Any:

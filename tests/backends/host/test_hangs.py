@@ -88,7 +88,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
     made.reading.cancel()
     await asyncio.wait([made.reading])
     await made.host.stop_engine(1_000_000, 0.0)
-    await made.host.stop_engine((await made.host.describe()).incarnation, 0.0)
+    await made.host.stop_engine(made.host._incarnation, 0.0)
 
 
 @pytest.mark.parametrize(

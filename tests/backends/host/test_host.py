@@ -58,8 +58,7 @@ async def host(tmp_path: Path) -> AsyncIterator[EngineHost]:
     made = EngineHost("llm/1", 1, "sim", str(tmp_path))
     yield made
     await made.stop_engine(1_000_000, 0.0)
-    description = await made.describe()
-    await made.stop_engine(description.incarnation, 0.0)
+    await made.stop_engine(made._incarnation, 0.0)
 
 
 @pytest_asyncio.fixture
@@ -140,7 +139,7 @@ async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHo
     with pytest.raises(EngineStartFailedError, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
     assert not failed.value.termination.permanent
-    assert not (await host.describe()).serving
+    assert not host._serving
     assert (await host.ensure_started(2, FAST, 60)).processes
 
 
@@ -323,16 +322,15 @@ async def test_a_wedged_engine_does_not_hold_the_stop_up(host: EngineHost) -> No
     assert alive(info.processes) == []
 
 
-async def test_a_host_says_what_it_is_and_how_the_start_went(host: EngineHost, tmp_path: Path) -> None:
-    before = await host.describe()
-    assert (before.child, before.epoch, before.engine, before.incarnation) == ("llm/1", 1, "sim", 0)
-    assert before.process.pid == os.getpid()
+async def test_a_host_says_which_process_it_is_and_how_a_start_goes(
+    host: EngineHost, reader: Reader, tmp_path: Path
+) -> None:
+    assert (await host.describe()).process.pid == os.getpid()
     await host.ensure_started(1, FAST, 60)
-    after = await host.describe()
-    assert after.serving
-    assert [phase.phase for phase in after.phases] == ["launching", "loading", "ready"]
-    assert Path(after.log_file).parent == tmp_path
-    assert os.path.isfile(after.log_file)  # noqa: ASYNC240, PTH113
+    await until(lambda: len(reader.of(Phase)) == 3)
+    assert [item.phase for item in reader.of(Phase)] == ["launching", "loading", "ready"]
+    assert Path(host._log_file).parent == tmp_path
+    assert os.path.isfile(host._log_file)  # noqa: ASYNC240, PTH113
 
 
 async def test_the_watch_never_returns(host: EngineHost) -> None:
@@ -360,4 +358,4 @@ async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_
     (item,) = reader.of(Terminated)
     died = item.termination
     assert died.causes[-1].type == "ProcessKilled"
-    assert died.log_file != (await other.describe()).log_file
+    assert died.log_file != other._log_file

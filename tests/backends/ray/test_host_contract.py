@@ -14,7 +14,7 @@ from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor._backends.process.tree import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.place import RayHostFactory
-from rayvisor._core.protocol.links import HostFactory, HostGoneError, HostLink
+from rayvisor._core.protocol.links import HostCallFailedError, HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, HostItem, Phase, Terminated
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorOptions
@@ -55,12 +55,11 @@ async def items(host: HostLink, kind: type[HostItem], count: int) -> list[HostIt
 async def test_a_host_describes_itself(place: HostFactory) -> None:
     host = await make(place)
     description = await host.ready(90)
-    assert (description.child, description.epoch, description.engine) == ("llm/1", 1, "sim")
     assert (host.child, host.epoch) == ("llm/1", 1)
     assert alive(description.process)
-    assert not description.serving
+    assert description.node
     await started(host)
-    assert (await host.ready(90)).serving
+    assert (await host.ready(90)).process == description.process
 
 
 async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(place: HostFactory) -> None:
@@ -115,7 +114,9 @@ async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: H
     await host.stop_engine(1, 1.0)
     assert not any(alive(process) for process in info.processes)
     await host.stop_engine(1, 1.0)
-    assert not (await host.ready(90)).serving
+    assert alive((await host.ready(90)).process)
+    with pytest.raises(HostCallFailedError, match="incarnation 1 does not serve here"):
+        await host.ask(1, "get_status", (), {}, 10)
 
 
 async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: HostFactory) -> None:

@@ -71,7 +71,7 @@ class Bench:
     def up(self, *children: str, sequences: int = 4, spare: bool = False) -> Bench:
         for child in children:
             self.incarnations[child] = self.incarnations.get(child, 0) + 1
-            info = EngineInfo("vllm", "0.32", 1000, sequences, (2,), (), 1.0, 7)
+            info = EngineInfo("vllm", "0.32", 1000, sequences, (2,), (), 1.0)
             self.note(self.scheduler.engine_up(child, self.incarnations[child], info, self.now, spare=spare))
         return self
 
@@ -236,6 +236,7 @@ def test_a_stream_goes_on_behind_its_tokens_on_another_engine() -> None:
         (65, 66),
         2,
     )
+    bench.scheduler.weights(B, 1, 7)
     (deliver,) = bench.chunk("r0", 67).of(Deliver)
     assert (deliver.chunk.text, deliver.chunk.child, deliver.chunk.weight_version) == ("C", B, 7)
 

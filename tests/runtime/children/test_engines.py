@@ -70,7 +70,7 @@ class FakeHost:
         self.calls.append("ready")
         if self.unready is not None:
             raise self.unready
-        return HostDescription(self.child, self.epoch, "sim", HOST, "", "1", "", 0, serving=False, phases=())
+        return HostDescription(HOST, "")
 
     async def ensure_started(
         self,

@@ -21,7 +21,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rayvisor._backends.host.batching import ItemBatcher
@@ -61,7 +60,6 @@ log = get_logger("rayvisor.host")
 
 _HOLDING = frozenset({"pause_generation", "sleep"})
 _GOING_ON = frozenset({"resume_generation", "wake_up"})
-_KEPT_PHASES = 64
 _IN_THE_WAY_SECONDS = 10.0
 """How long the end of an older engine may take when a newer one is asked for."""
 
@@ -107,7 +105,6 @@ class EngineHost:
         self._sentinel: asyncio.Task[None] | None = None
         self._monitor: LivenessMonitor | None = None
         self._conditions: ConditionWatch | None = None
-        self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
         self._unshare: Callable[[], None] | None = None
         self._batcher = ItemBatcher()
@@ -116,19 +113,8 @@ class EngineHost:
     # -- what it is -----------------------------------------------------------------------------
 
     async def describe(self) -> HostDescription:
-        """Say what and where this host is, and how its engine stands."""
-        return HostDescription(
-            child=self.child,
-            epoch=self.epoch,
-            engine=self.kind,
-            process=process_id(os.getpid()),
-            node=_address(),
-            version=_version(),
-            log_file=self._log_file,
-            incarnation=self._incarnation,
-            serving=self._serving,
-            phases=tuple(self._phases),
-        )
+        """Return which process this host is, and where."""
+        return HostDescription(process_id(os.getpid()), _address())
 
     async def watch(self) -> None:
         """Never return: whoever waits for this learns that the host has ended."""
@@ -161,7 +147,6 @@ class EngineHost:
             raise EngineStartFailedError(self._stale(incarnation))
         if incarnation > self._incarnation:
             older, self._incarnation = self._incarnation, incarnation
-            self._phases.clear()
             self._batcher.beat = limits.beat
             self._starting = asyncio.create_task(self._start(incarnation, older, arguments, timeout, limits))
             self._starting.add_done_callback(_retrieve)
@@ -183,10 +168,7 @@ class EngineHost:
         def report(reached: str, detail: str) -> None:
             nonlocal phase
             phase = reached
-            item = Phase(incarnation, reached, detail, time.monotonic() - began)
-            self._phases.append(item)
-            del self._phases[:-_KEPT_PHASES]
-            self._put(item)
+            self._put(Phase(incarnation, reached, detail, time.monotonic() - began))
 
         try:
             engine = self._load(incarnation, arguments)
@@ -422,13 +404,6 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     """Take a task's exception, so that asyncio does not report one that somebody has handled."""
     if not task.cancelled():
         task.exception()
-
-
-def _version() -> str:
-    try:
-        return version("rayvisor")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _address() -> str:

@@ -76,7 +76,6 @@ class EngineInfo(NamedTuple):
     processes: tuple[ProcessId, ...]
     """The engine's process tree below the host, the host not included."""
     startup_seconds: float
-    weight_version: int = 0
     instructions: tuple[str, ...] = ()
     """Recovery instructions that it accepts after a fault of its own; empty without fault tolerance."""
     recovery_timeout: float = 0.0
@@ -185,22 +184,9 @@ class Worked(NamedTuple):
 class HostDescription(NamedTuple):
     """The facts that a host process reports about itself."""
 
-    child: str
-    epoch: int
-    engine: str
-    """Kind of engine it starts: ``"vllm"``, ``"sim"`` or ``"server"``."""
     process: ProcessId
     node: str
     """Address of the machine it runs on."""
-    version: str
-    """Version of rayvisor there."""
-    log_file: str
-    """The log of the newest engine, empty before the first start."""
-    incarnation: int
-    """The newest incarnation that it was asked to start, 0 before the first."""
-    serving: bool
-    phases: tuple[Phase, ...]
-    """The progress of the newest start."""
     stack_file: str = ""
     """File to which a host that does not answer writes its stack; empty if there is none."""
 

@@ -112,7 +112,7 @@ class EngineSlot:
 def host_lost(end: Termination) -> Termination:
     """Make the termination of an engine from the end of its host.
 
-    A host that exits on purpose leaves its engine behind, so that is no intentional exit of the engine. A host
+    A host that exits on purpose leaves its engine behind: no intentional exit of the engine. A host
     that has stayed unavailable for too long counts as lost.
     """
     return replace(end, source="ray", intended=False, unavailable=False, lost=not end.init_failed)
