@@ -20,7 +20,7 @@ __all__ = [
     "LateStart",
     "Record",
     "RecordsMissed",
-    "RecoveryFailedError",
+    "RecoveryFailed",
     "StartProgressed",
     "StateChanged",
     "StrategyFailed",
@@ -68,7 +68,7 @@ class DecisionMade:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryFailedError:
+class RecoveryFailed:
     """An incarnation that was to recover in place has not, or has not said so in time: it is restarted."""
 
     at: float
@@ -165,7 +165,7 @@ Record = (
     StateChanged
     | FaultSeen
     | DecisionMade
-    | RecoveryFailedError
+    | RecoveryFailed
     | StartProgressed
     | LateStart
     | CleanupUnverified

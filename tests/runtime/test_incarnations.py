@@ -11,6 +11,7 @@ import pytest
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime import deadlines, incarnations
+from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
 from rayvisor.faults import Cause, FaultClass, Termination
 from rayvisor.specs import ChildSpec, Shutdown
@@ -329,6 +330,25 @@ async def test_a_failing_start_is_permanent_unless_the_configuration_has_served(
             backend.carriers["a#1"].die()
             await stage.until(lambda: stage.at("a") == "SERVING" and "a#3" in backend.carriers)
         assert stage.seen(r.FaultSeen)[-1].fault.fault_class is expected
+
+
+async def test_a_failing_start_that_its_backend_knows_to_be_permanent_is_so_whatever_has_served() -> None:
+    taken = Termination(causes=(Cause("PortTakenError", "port 8000 is taken"),), permanent=True)
+
+    async def fail(carrier: ScriptedIncarnation) -> None:
+        if carrier.incarnation == 2:
+            raise StartRefusedError(taken)
+
+    backend = ScriptedBackend(start=fail)
+    async with play(*children("a"), backend=backend, flags={"intensity": 9}) as stage:
+        await stage.up()
+        backend.carriers["a#1"].die()
+        with anyio.fail_after(60):
+            await stage.runtime.over.wait()
+        crash, last = (record.fault for record in stage.seen(r.FaultSeen))
+        assert (crash.fault_class, last.fault_class) == (FaultClass.FATAL, FaultClass.PERMANENT)
+        assert str(last.root) == "PortTakenError: port 8000 is taken"
+        assert "start a#3" not in backend.diary
 
 
 async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve() -> None:

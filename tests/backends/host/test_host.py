@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -16,8 +17,9 @@ import pytest_asyncio
 from rayvisor._backends.host import batching as outlet_module
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
+from rayvisor._backends.sim.engine import SimEngine
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, FaultClass, classify
 from tests.backends.driving import alive
 from tests.waiting import until
 
@@ -138,9 +140,33 @@ async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHo
     late = r"not up after \d\.\d s, the last 0\.5 s without progress, while loading"
     with pytest.raises(EngineStartFailedError, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
+    assert failed.value.termination.overdue
     assert not failed.value.termination.permanent
     assert not host._serving
     assert (await host.ensure_started(2, FAST, 60)).processes
+
+
+async def test_a_wrong_configuration_is_permanent_in_a_host_that_has_served_before(host: EngineHost) -> None:
+    await host.ensure_started(1, FAST, 60)
+    with pytest.raises(EngineStartFailedError, match="no_such_argument") as failed:
+        await host.ensure_started(2, {**FAST, "no_such_argument": 1}, 60)
+    assert failed.value.termination.permanent
+    assert classify(failed.value.termination, starting=True, served=True) is FaultClass.PERMANENT
+    assert (await host.ensure_started(3, FAST, 60)).processes
+
+
+async def test_an_error_of_a_start_that_may_pass_is_not_permanent(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def launch(_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no process can be made now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimEngine, "_launch", launch)
+        with pytest.raises(EngineStartFailedError) as failed:
+            await host.ensure_started(1, FAST, 60)
+    assert not failed.value.termination.permanent
+    assert classify(failed.value.termination, starting=True, served=True) is FaultClass.FATAL
 
 
 async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp_path: Path) -> None:

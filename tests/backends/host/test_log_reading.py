@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from rayvisor._backends.host.log_reading import exit_code_of_worker, find_tracebacks, log_causes
-from rayvisor._backends.vllm.launch import killed_at_birth
+from rayvisor._backends.vllm.launch import is_permanent, killed_at_birth
 from rayvisor.faults import Cause
 
 LOG = """\
@@ -85,6 +87,28 @@ def test_a_core_that_vllm_saw_killed_before_it_was_seen_here_is_the_root_cause()
     )
     assert killed_at_birth(RuntimeError(said.format({"EngineCore": 1}))) is None
     assert killed_at_birth(RuntimeError(said.format({}))) is None
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (ValueError("max_model_len must be positive"), True),
+        (NotImplementedError("no such quantization"), True),
+        (ImportError("libtorch.so: failed to map segment: Cannot allocate memory"), False),
+        (RuntimeError("Engine core initialization failed"), False),
+        (caused_by(ValueError("Invalid repository ID"), ConnectionError("hub")), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_only_what_is_wrong_with_the_configuration_of_vllm_is_permanent(
+    error: Exception, *, permanent: bool
+) -> None:
+    assert is_permanent(error) is permanent
 
 
 def test_a_validation_error_says_what_is_wrong_in_its_second_line() -> None:

@@ -55,7 +55,8 @@ RayTaskError = type("RayTaskError", (TaskError,), {"__module__": "ray.exceptions
 
 def chained(error: E, *causes: BaseException) -> E:
     """Make each of them the cause of the one before."""
-    for outer, inner in pairwise([error, *causes]):
+    links: list[BaseException] = [error, *causes]
+    for outer, inner in pairwise(links):
         outer.__cause__ = inner
     return error
 

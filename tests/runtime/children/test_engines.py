@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import anyio
@@ -22,9 +23,11 @@ from rayvisor._core.protocol.wire import (
     Terminated,
 )
 from rayvisor._runtime.children import engines
+from rayvisor._runtime.children.actor_health import process_lost
 from rayvisor._runtime.children.engines import EngineBackend, EngineIncarnation
 from rayvisor._runtime.children.protocol import StartRefusedError
-from rayvisor.faults import Cause, Termination
+from rayvisor._runtime.children.slots import host_lost
+from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -302,6 +305,52 @@ async def test_a_start_that_fails_in_its_host_says_why(answer: Termination | Exc
         with pytest.raises(StartRefusedError) as refused:
             await stage.create_incarnation(1)
         assert str(refused.value.termination.root) == root
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Termination)])
+async def test_every_fact_of_a_termination_arrives_from_its_host(name: str) -> None:
+    """From a failed start and from the stream; only who says so is added."""
+    facts: dict[str, Any] = {
+        "causes": KILLED.causes, "traceback": "Traceback", "exit_code": 3, "signal": 9, "node": "10.0.0.7",
+        "log_file": "engine.log", "phase": "loading", "source": "engine",
+    }  # fmt: skip
+    sent = Termination(**{"causes": (), name: facts.get(name, True)})
+    async with staged() as stage:
+        engine = await stage.create_incarnation(1)
+        stage.host.say(Terminated(1, sent))
+        with anyio.fail_after(60):
+            assert await engine.ended() == replace(sent, source="engine")
+        stage.host.answer = sent
+        with pytest.raises(StartRefusedError) as refused:
+            await stage.create_incarnation(2)
+        assert refused.value.termination == replace(sent, source="engine")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_what_an_engine_knows_to_be_permanent_stays_so(*, served: bool) -> None:
+    wrong = Termination(
+        causes=(Cause("OutOfMemoryError", ""), Cause("ValueError", "no model")), permanent=True
+    )
+    async with staged() as stage:
+        engine = await stage.create_incarnation(1)
+        stage.host.say(Terminated(1, wrong))
+        with anyio.fail_after(60):
+            ended = await engine.ended()
+        assert classify(ended, starting=False, served=served) is FaultClass.PERMANENT
+        stage.host.answer = wrong
+        with pytest.raises(StartRefusedError) as refused:
+            await stage.create_incarnation(2)
+        assert classify(refused.value.termination, starting=True, served=served) is FaultClass.PERMANENT
+
+
+@pytest.mark.parametrize("init_failed", [True, False])
+async def test_a_host_that_has_ended_is_lost_unless_its_construction_raised(*, init_failed: bool) -> None:
+    end = Termination(
+        causes=KILLED.causes, intended=True, unavailable=True, init_failed=init_failed, node="n"
+    )
+    expected = replace(end, source="ray", intended=False, unavailable=False, lost=not init_failed)
+    assert host_lost(end) == expected
+    assert process_lost(end, "starting") == replace(expected, intended=True, phase="starting")
 
 
 async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_answers() -> None:

@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 _PATHS = ("model", "tokenizer")
+_UNREACHABLE = frozenset(
+    {"ConnectError", "ConnectTimeout", "ConnectionError", "LocalEntryNotFoundError", "ReadTimeout", "Timeout"}
+)
+"""Errors of the libraries that vLLM asks a model hub through, where the hub cannot be reached."""
 _CORES_ENDED = re.compile(r"Failed core proc\(s\): \{'(?P<name>\w+)': -(?P<signal>\d+)")
 """What vLLM says when an engine core ends before it has said a word; of several, the first one counts."""
 
@@ -187,7 +191,10 @@ def killed_at_birth(error: BaseException) -> tuple[Cause, int] | None:
 
 def is_permanent(error: BaseException) -> bool:
     """Whether the cause is in the configuration: another start with the same cannot succeed."""
-    # vLLM raises NotImplementedError for what a model or a platform does not support. An ImportError may also
-    # be a library that could not be mapped for lack of memory, which the predecessor may still hold.
-    wrong = isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
-    return wrong and not memory_refused(plain_causes(error))
+    # vLLM raises NotImplementedError for what a model or a platform does not support.
+    if not isinstance(error, TypeError | ValueError | ImportError | NotImplementedError):
+        return False
+    # A library that could not be mapped for lack of memory is an ImportError as well, and a model hub that
+    # did not answer ends in a ValueError: both may pass.
+    causes = plain_causes(error)
+    return not memory_refused(causes) and not any(cause.type in _UNREACHABLE for cause in causes)
