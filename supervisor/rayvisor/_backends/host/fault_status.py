@@ -1,8 +1,8 @@
-"""Follows what an engine with fault tolerance says of itself, and tells when that changes.
+"""Follows the status that an engine with fault tolerance reports, and sends its changes to the driver.
 
-Such an engine outlives an exception in its model: it ends what it was working on, says that it is unhealthy,
-and waits for an instruction, for a while. One that says that it is dead waits as long, in vain; so it counts
-as dead at once.
+Such an engine survives an exception in its model: it ends its requests, reports itself unhealthy, and waits
+for an instruction for a limited time. One that reports itself dead would wait equally long, in vain; so it
+counts as dead immediately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = get_logger("rayvisor.host")
 
 POLL_SECONDS = 0.05
 REMIND_SECONDS = 1.0
-"""How often an engine that stays unhealthy is told of: the first time may have come too early."""
+"""Seconds between two reports of an engine that stays unhealthy: the first one may have come too early."""
 
 
 class ConditionWatch:
@@ -37,13 +37,13 @@ class ConditionWatch:
     Parameters
     ----------
     engine, incarnation
-        What is watched; it has fault tolerance.
+        The engine, which has fault tolerance.
     tell
-        Takes what is to be told to the driver.
+        Sends an item to the driver.
     monitor
-        Expects nothing of an engine that waits for an instruction.
+        Its liveness monitor, which rests while the engine waits for an instruction.
     log_file
-        The engine's log, for the exception that it does not tell itself.
+        The engine's log, from which the exception is read that its status does not contain.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class ConditionWatch:
         self._told_at = 0.0
 
     async def dead(self) -> Termination:
-        """Watch, and return when the engine says that it is dead: its last words."""
+        """Wait until the engine reports itself dead, and return why."""
         try:
             return await self._watch()
         except Exception:
-            # Its death is still seen, and its stalls: better watched in part than ended for this.
+            # Its end and its stalls are still seen: better watched in part than ended because of this.
             log.exception("host.condition.failed", incarnation=self._incarnation)
             never: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
             return await never
@@ -85,7 +85,7 @@ class ConditionWatch:
             await asyncio.sleep(POLL_SECONDS)
 
     def answered(self, answer: Mapping[str, Any]) -> None:
-        """Take note of an instruction's answer: what is unhealthy after a success is another fault."""
+        """Note the answer to an instruction: an unhealthy status after a success is another fault."""
         if answer.get("success"):
             self._well()
 
@@ -113,7 +113,7 @@ class ConditionWatch:
         return Termination(causes=causes, traceback=traceback, phase="serving", log_file=self._log_file)
 
     def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[Causes, str]:
-        """What the engine says is no more than a type's name; its log has the exception."""
+        """Return the causes from the log: the engine itself reports only the exception's type name."""
         since, self._since = self._since, _size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
         outer = Cause(name, f"{message}: {said.fault}" if said.fault else message)
@@ -124,6 +124,6 @@ class ConditionWatch:
 
 def _size(log_file: str) -> int:
     try:
-        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it, and a Path is no faster
+        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it often
     except OSError:
         return 0

@@ -1,8 +1,7 @@
-"""Hosts in this very process: the same link as Ray's, for tests and fast runs.
+"""Hosts in this process: the same link as to hosts on Ray, for tests and fast runs.
 
-The engine is real, with processes of its own; only the host around it is not one. `LocalHost.crash`
-therefore stands in for a SIGKILL of the host: its engine's processes are killed and every call ends as it
-would have.
+The engine is real, with processes of its own; only its host is not a process. `LocalHost.crash` simulates a
+SIGKILL of the host: its engine's processes are killed, and every call ends as it would have.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ _SLACK_SECONDS = 5.0
 
 
 class LocalHost:
-    """The link to a host in this process; `LocalHostFactory.create` makes it."""
+    """The link to a host in this process; created by `LocalHostFactory.create`."""
 
-    def __init__(self, place: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
+    def __init__(self, factory: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
         self.child = child
         self.epoch = epoch
-        self._place = place
+        self._factory = factory
         self._host = EngineHost(child, epoch, engine)
         self._newest = 0
         self._processes: tuple[ProcessId, ...] = ()
         self._end: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
 
     async def ready(self, timeout: float) -> HostDescription:
-        """Return what the host says of itself."""
+        """Return the host's description of itself."""
         return await self._call("describe", self._host.describe(), timeout)
 
     async def ensure_started(
@@ -88,7 +87,7 @@ class LocalHost:
         await self._call("stop_engine", self._host.stop_engine(incarnation, grace), grace + _ANSWER_SECONDS)
 
     async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Put orders to the engine."""
+        """Submit orders to the engine."""
         await self._call("submit", self._host.submit(incarnation, orders), _ANSWER_SECONDS)
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
@@ -107,7 +106,7 @@ class LocalHost:
         return await self._call(method, asked, timeout + _SLACK_SECONDS)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say; ends with HostGoneError when the host does."""
+        """Yield everything that the host reports; raises HostGoneError when the host ends."""
         self._check()
         source = aiter(self._host.stream())
         item: asyncio.Future[list[HostItem]] | None = None
@@ -128,7 +127,7 @@ class LocalHost:
                     await item
 
     async def view(self, timeout: float) -> HostView:
-        """Look at the engine's processes: this one runs, or nobody would ask."""
+        """Observe the engine's processes; the host itself is this process, which runs."""
         del timeout
         return HostView(tuple(await look_twice(self._processes)))
 
@@ -142,7 +141,7 @@ class LocalHost:
         return await self._finish(Termination(causes=(cause,), intended=True), timeout)
 
     async def crash(self) -> None:
-        """Stand in for a SIGKILL of the host process."""
+        """Simulate a SIGKILL of the host process."""
         cause = Cause("HostKilled", "the host's process was ended by SIGKILL (simulated)")
         await self._finish(Termination(causes=(cause,), signal=9), _ANSWER_SECONDS)
 
@@ -159,7 +158,7 @@ class LocalHost:
             report = report._replace(verified=False)
         await self._host.close()
         if report.verified:
-            self._place.forget(self)
+            self._factory.forget(self)
         return report
 
     def _check(self) -> None:
@@ -187,7 +186,7 @@ class LocalHost:
 
 
 class LocalHostFactory:
-    """Makes hosts in this process. Use as a context manager, or call `close`."""
+    """Creates hosts in this process. Use as a context manager, or call `close`."""
 
     def __init__(self) -> None:
         self._hosts: dict[tuple[str, int], LocalHost] = {}
@@ -199,7 +198,7 @@ class LocalHostFactory:
         await self.close()
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> LocalHost:
-        """Make a host, see `HostFactory.create`. Options have no meaning here: nothing is scheduled."""
+        """Create a host, see `HostFactory.create`. Options have no meaning here: nothing is scheduled."""
         if (child, epoch) in self._hosts:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
         log.debug("host.created", child=child, epoch=epoch, ignored=options)
@@ -207,11 +206,11 @@ class LocalHostFactory:
         return host
 
     async def end_child(self, child: str, timeout: float) -> CleanupReport:
-        """End every host of a child that is left."""
+        """End every remaining host of a child."""
         return await self._end_all([host for host in self._hosts.values() if host.child == child], timeout)
 
     async def close(self, timeout: float = 30.0) -> None:
-        """End every host that is left."""
+        """End every remaining host."""
         await self._end_all(list(self._hosts.values()), timeout)
 
     def forget(self, host: LocalHost) -> None:

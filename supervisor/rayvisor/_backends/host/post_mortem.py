@@ -1,4 +1,4 @@
-"""From a process that ended and a log to the last words of an engine."""
+"""Finds out why an engine has ended, from its processes and its log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG_TICK_SECONDS = 0.002
 
 
 def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str:
-    """Read a log from a place on, at most its last ``most`` bytes; empty where there is none."""
+    """Read a log from an offset on, at most its last ``most`` bytes; empty if there is none."""
     try:
         with Path(log_file).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -33,7 +33,7 @@ def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str
 
 
 def log_tail(log_file: str) -> str:
-    """Read the end of a log, as much as travels with a fault."""
+    """Read the last 8 KB of a log."""
     return read_log(log_file, most=TAIL_BYTES)
 
 
@@ -45,28 +45,28 @@ async def describe_death(
     since: int = 0,
     outer: Causes = (),
 ) -> Termination:
-    """Find out why an engine has ended: which process, how, and what its log says.
+    """Find out why an engine has ended: which process first, how, and with which exceptions in its log.
 
     Parameters
     ----------
     tree
         Its processes.
     log_file
-        Where their output went.
+        The file with their output.
     phase
-        What the engine was doing.
+        The engine's phase when it ended.
     exit_code_of
-        Exit code of a process of which the host is the parent; negative is the number of a signal.
+        Returns the exit code of a child process of the host; negative is the number of a signal.
     since
-        Where in the log the trouble can begin.
+        Offset in the log before which there are no causes.
     outer
-        Causes that are known already and follow from what is found here.
+        Causes that are known already and are consequences of those found here.
     """
     until = time.monotonic() + _LOG_SECONDS
     while True:
         text = read_log(log_file, since)
         ended, code, number = _first_to_blame(tree, text, exit_code_of)
-        # How it ended, and its last lines, may come a moment later than the news that it has.
+        # Its exit code and its last lines may arrive a moment later than the notification of its end.
         if code or number or time.monotonic() >= until:
             break
         await asyncio.sleep(_LOG_TICK_SECONDS)
@@ -91,7 +91,7 @@ async def describe_death(
 def _first_to_blame(
     tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
 ) -> tuple[Ended | None, int | None, int | None]:
-    """Which process went first, those not counted that left in an orderly way since another had gone."""
+    """Return the process that ended first; processes that exited in order afterwards do not count."""
     deaths = [(ended, *_how(ended, tree, text, exit_code_of)) for ended in tree.deaths]
     for ended, code, number in deaths:
         if code != 0:
@@ -100,10 +100,10 @@ def _first_to_blame(
 
 
 def _written(text: str, ended: Ended | None) -> tuple[Causes, str]:
-    """Which exceptions of a log are causes of the end.
+    """Return the exceptions of a log that are causes of the end, with the root cause's traceback.
 
-    When a worker goes, EngineCore says so before it fails in its turn: what is written after that is a
-    consequence. An exception that came before it, or without it, is why the worker was ended.
+    When a worker ends, EngineCore logs that before it fails itself: exceptions after that line are
+    consequences. An exception before it, or without it, is the reason for the worker's end.
     """
     noticed = text.find(WORKER_DIED)
     if noticed < 0 or ended is None or not _is_worker(ended):
