@@ -91,7 +91,7 @@ class _Evidence:
 
     @property
     def root(self) -> Cause:
-        """The innermost cause: what a reader wants to know first."""
+        """The innermost cause: the first thing that a reader wants to know."""
         return root_of(self.causes)
 
 

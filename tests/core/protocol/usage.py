@@ -229,7 +229,8 @@ class _Scope(ast.NodeVisitor):
         self.types(node)  # binds its names before they are used
         self.generic_visit(node)
 
-    visit_GeneratorExp = visit_ListComp = visit_SetComp = visit_DictComp = _comprehension  # noqa: N815
+    visit_GeneratorExp = visit_ListComp = _comprehension  # noqa: N815 - ast's names
+    visit_SetComp = visit_DictComp = _comprehension  # noqa: N815 - ast's names
 
     def visit_Match(self, node: ast.Match) -> None:
         for case in node.cases:

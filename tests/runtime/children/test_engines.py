@@ -214,7 +214,7 @@ async def staged() -> AsyncIterator[Stage]:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "UNRULED_SECONDS", 0.01)
+    monkeypatch.setattr(engines, "UNAVAILABLE_SECONDS", 0.01)
     monkeypatch.setattr(engines, "RELISTEN_SECONDS", 0.001)
 
 
@@ -370,13 +370,13 @@ async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -
     async with staged() as stage:
         carrier = await stage.create_incarnation(1)
         stage.host.unready = stage.host.gone(unavailable=True)
-        for _ in range(engines.UNRULED_TRIES + 1):
+        for _ in range(engines.UNAVAILABLE_TRIES + 1):
             stage.host.die(unavailable=True)
         with anyio.fail_after(60):
             ending = await carrier.ended()
         assert ending.lost
         assert not ending.unavailable
-        assert stage.host.calls.count("ready") == 1 + engines.UNRULED_TRIES
+        assert stage.host.calls.count("ready") == 1 + engines.UNAVAILABLE_TRIES
         assert stage.told.count(("suspect", "llm/1", 1)) == 1
 
 
@@ -404,7 +404,7 @@ async def test_a_stream_that_brings_something_each_time_may_break_as_often_as_it
 async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_likes() -> None:
     async with staged() as stage:
         carrier = await stage.create_incarnation(1)
-        for number in range(1, 2 * engines.UNRULED_TRIES):
+        for number in range(1, 2 * engines.UNAVAILABLE_TRIES):
             stage.host.die(unavailable=True)
             with anyio.fail_after(60):
                 while stage.told.count(("clear", "llm/1", 1)) < number:  # noqa: ASYNC110 - reports

@@ -61,7 +61,7 @@ class Host:
 
     async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
         del child, incarnation
-        await self.host.flow(request, attempt, is_open)
+        await self.host.flow(request, attempt, is_open=is_open)
 
     async def start(self) -> None:
         self.incarnation += 1

@@ -180,7 +180,7 @@ class Engine(Protocol):
         ...
 
     async def status(self) -> EngineStatus:
-        """Return its status, from earlier reports of its processes: immediately, whatever state they are in."""
+        """Return its status from earlier reports of its processes, immediately, whatever their state."""
         ...
 
     async def stop(self, grace: float) -> None:

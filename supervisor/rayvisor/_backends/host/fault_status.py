@@ -8,9 +8,9 @@ counts as dead immediately.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rayvisor._backends.host.engine import Engine, EngineStatus
@@ -124,6 +124,6 @@ class ConditionWatch:
 
 def _size(log_file: str) -> int:
     try:
-        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it often
+        return Path(log_file).stat().st_size
     except OSError:
         return 0

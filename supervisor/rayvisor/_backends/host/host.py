@@ -1,14 +1,14 @@
 """The host of one engine: takes orders, streams their results, and reports the end of the engine.
 
-A host lives in an actor of its own and outlives its engines: an engine that has ended is followed by the next
-incarnation in the same host. It imports nothing heavy, so that it is up quickly and can report why an engine
-did not come up.
+A host lives in an actor of its own and outlives its engines: an engine that has ended is followed by the
+next incarnation in the same host. It imports nothing heavy, so that it is up quickly and can report why an
+engine did not come up.
 
 All its output leaves through **one** stream, a list of items at a time, see `ItemBatcher`.
 
-Three fences make late messages harmless. An order for another incarnation than the one that serves is returned
-as lost. An attempt that is not newer than the current one is ignored. An engine of an older incarnation is
-never started once a newer one was requested or stopped.
+Three fences make late messages harmless. An order for another incarnation than the one that serves is
+returned as lost. An attempt that is not newer than the current one is ignored. An engine of an older
+incarnation is never started once a newer one was requested or stopped.
 """
 
 from __future__ import annotations
@@ -313,14 +313,14 @@ class EngineHost:
                 del self._pumps[request]
                 _cancel(pump)
 
-    async def flow(self, request: str, attempt: int, open: bool) -> None:  # noqa: A002, FBT001 - the wire's name
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading a request's tokens from the engine, for a reader that is slow."""
         pump = self._pumps.get(request)
         if pump is None or pump.attempt != attempt:
             return
         if pump.open is None:
             pump.open = asyncio.Event()
-        if open:
+        if is_open:
             pump.open.set()
         else:
             pump.open.clear()

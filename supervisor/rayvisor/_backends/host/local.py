@@ -96,7 +96,7 @@ class LocalHost:
 
     async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading a request's output."""
-        await self._call("flow", self._host.flow(request, attempt, is_open), _ANSWER_SECONDS)
+        await self._call("flow", self._host.flow(request, attempt, is_open=is_open), _ANSWER_SECONDS)
 
     async def ask(
         self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float

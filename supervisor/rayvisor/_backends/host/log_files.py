@@ -75,5 +75,4 @@ class LogFiles:
         left.sort(reverse=True)
         for rank, (written, pid, path) in enumerate(left):
             if (written < late or rank >= _KEPT_IN_ALL) and not psutil.pid_exists(pid):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # noqa: PTH108 - there may be thousands
+                Path(path).unlink(missing_ok=True)

@@ -122,7 +122,7 @@ class HostActor:
 
     async def flow(self, request: str, attempt: int, is_open: bool) -> Failure | None:  # noqa: FBT001 - the wire's
         try:
-            await self._host.flow(request, attempt, is_open)
+            await self._host.flow(request, attempt, is_open=is_open)
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
         return None
