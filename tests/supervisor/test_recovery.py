@@ -173,7 +173,7 @@ async def test_an_engine_that_says_it_is_dead_is_ended_at_once_and_not_when_its_
     (fault,) = [x.fault for x in told(seen, r.FaultSeen)]
     assert fault.fault_class is rv.FaultClass.FATAL
     assert str(fault.causes[0]) == "EngineDead: the engine says that it is dead: RuntimeError"
-    assert str(fault.root) == "RuntimeError: it was told to be dead"
+    assert str(fault.root) == "RuntimeError: declared dead by a signal"
     assert [x.decision for x in told(seen, r.DecisionMade)] == ["restart"]
 
 

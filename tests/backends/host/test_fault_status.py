@@ -79,7 +79,7 @@ async def test_an_engine_that_says_it_is_dead_has_died_though_its_processes_run(
     hosted.signal("EngineCore", signal.SIGUSR2)
     died = await hosted.death()
     assert died.causes[0] == Cause("EngineDead", "the engine says that it is dead: RuntimeError")
-    assert died.causes[-1] == Cause("RuntimeError", "it was told to be dead")
+    assert died.causes[-1] == Cause("RuntimeError", "declared dead by a signal")
     await until(lambda: not alive(info.processes))
 
 

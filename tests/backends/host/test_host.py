@@ -17,7 +17,7 @@ import pytest_asyncio
 from rayvisor._backends.host import batching as outlet_module
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._backends.sim.engine import SimEngine
+from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
 from rayvisor.faults import Cause, FaultClass, classify
 from tests.backends.driving import alive

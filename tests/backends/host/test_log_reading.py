@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from rayvisor._backends.host.log_reading import exit_code_of_worker, find_tracebacks, log_causes
-from rayvisor._backends.vllm.launch import is_permanent, killed_at_birth
+from rayvisor._backends.vllm.launch import is_permanent, killed_during_start
 from rayvisor.faults import Cause
 
 LOG = """\
@@ -81,12 +81,12 @@ def test_the_exit_code_of_a_worker_is_read_where_vllm_knows_it() -> None:
 
 def test_a_core_that_vllm_saw_killed_before_it_was_seen_here_is_the_root_cause() -> None:
     said = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-    assert killed_at_birth(RuntimeError(said.format({"EngineCore_DP1": -9}))) == (
+    assert killed_during_start(RuntimeError(said.format({"EngineCore_DP1": -9}))) == (
         Cause("ProcessKilled", "EngineCore_DP1 was ended by SIGKILL"),
         signal.SIGKILL,
     )
-    assert killed_at_birth(RuntimeError(said.format({"EngineCore": 1}))) is None
-    assert killed_at_birth(RuntimeError(said.format({}))) is None
+    assert killed_during_start(RuntimeError(said.format({"EngineCore": 1}))) is None
+    assert killed_during_start(RuntimeError(said.format({}))) is None
 
 
 def caused_by(error: Exception, cause: Exception) -> Exception:

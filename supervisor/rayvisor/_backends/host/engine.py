@@ -13,7 +13,7 @@ data only, because an exception object of vLLM must never leave the host process
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -28,12 +28,12 @@ __all__ = [
     "EngineGoneError",
     "EngineStartFailedError",
     "EngineStatus",
-    "Outside",
+    "ExternalLoad",
     "Report",
     "RequestLostError",
     "RequestRefusedError",
-    "ServesOutside",
-    "Shares",
+    "ServesExternally",
+    "SharesResources",
     "load_engine",
 ]
 
@@ -41,9 +41,9 @@ Report = Callable[[str, str], None]
 """Called with a phase of the start and a detail."""
 
 ENGINES: Mapping[str, str] = {
-    "server": "rayvisor._backends.server.engine:ServerEngine",
-    "sim": "rayvisor._backends.sim.engine:SimEngine",
-    "vllm": "rayvisor._backends.vllm.engine:VllmEngine",
+    "server": "rayvisor._backends.server.server_engine:ServerEngine",
+    "sim": "rayvisor._backends.sim.sim_engine:SimEngine",
+    "vllm": "rayvisor._backends.vllm.vllm_engine:VllmEngine",
     "vllm-rehearsal": "rayvisor._backends.vllm.rehearsal:RehearsalEngine",
 }
 
@@ -94,37 +94,51 @@ class EngineStatus(NamedTuple):
     fault: str = ""
     """Its own description of the fault: with vLLM the exception's type name."""
 
+    @classmethod
+    def worst_of(cls, engines: Iterable[Mapping[str, Any]]) -> EngineStatus:
+        """Return the worst status in vLLM's list of engines; healthy if it is empty.
 
-class Outside(NamedTuple):
-    """The work that an engine gets from elsewhere than its host, and its progress with that."""
+        >>> EngineStatus.worst_of([{"status": "healthy"}, {"status": "dead", "fault_info": "OSError"}])
+        EngineStatus(status='dead', fault='OSError')
+        """
+        reported = list(engines)
+        for status in ("dead", "unhealthy"):
+            for engine in reported:
+                if engine["status"] == status:
+                    return cls(status, str(engine.get("fault_info") or ""))
+        return cls("healthy")
+
+
+class ExternalLoad(NamedTuple):
+    """The requests that an engine receives directly, not through its host, and their progress."""
 
     waiting: int
-    """How many requests wait."""
+    """Number of requests that wait for it."""
     since: float
-    """Since when there has been at least one all the time; on the monotonic clock."""
+    """The time on the monotonic clock since which at least one request has waited."""
     progressed: float
-    """When it made progress last; before the clock began if never."""
-    doubt: str = ""
-    """The call that it has not answered, in words; empty if it answers."""
+    """The time of its last progress on the monotonic clock; minus infinity if there was none."""
+    unanswered: str = ""
+    """A description of the health check that it has not answered; empty if there is none."""
     worked: bool = False
     """Whether it has done useful work."""
 
 
 @runtime_checkable
-class Shares(Protocol):
-    """An engine with a costly resource that its successors in the same host can use as well."""
+class SharesResources(Protocol):
+    """An engine with a costly resource that the later engines of its host use as well."""
 
-    def share(self) -> Callable[[], None]:
-        """Keep the resource beyond this engine; return the function that ends it, which may block briefly."""
+    def acquire_shared(self) -> Callable[[], None]:
+        """Keep the resource beyond this engine's end. Return a function that releases it, and may block."""
         ...
 
 
 @runtime_checkable
-class ServesOutside(Protocol):
-    """An engine that gets requests from elsewhere than its host, too: a server."""
+class ServesExternally(Protocol):
+    """An engine that receives requests directly, not only through its host: a server."""
 
-    def outside(self) -> Outside:
-        """Return the state of that work."""
+    def external_load(self) -> ExternalLoad:
+        """Return the load of these requests."""
         ...
 
 
@@ -145,8 +159,8 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
-        """Yield the tokens of one order as they come; the last chunk has a finish reason.
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
+        """Yield the tokens of one command as they come; the last chunk has a finish reason.
 
         The iterator ends without one after ``abort``, and raises when the engine ends. Closing it aborts the
         request in the engine.

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rayvisor._backends.host.engine import Engine, EngineStatus
 from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
-from rayvisor._backends.host.post_mortem import read_log
+from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
@@ -59,7 +58,7 @@ class ConditionWatch:
         self._tell = tell
         self._monitor = monitor
         self._log_file = log_file
-        self._since = _size(log_file)
+        self._since = log_size(log_file)
         self._told: Condition | None = None
         self._told_at = 0.0
 
@@ -114,16 +113,9 @@ class ConditionWatch:
 
     def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[Causes, str]:
         """Return the causes from the log: the engine itself reports only the exception's type name."""
-        since, self._since = self._since, _size(self._log_file)
+        since, self._since = self._since, log_size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
         outer = Cause(name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
             written = (Cause(said.fault, ""),)
         return (outer, *written), traceback
-
-
-def _size(log_file: str) -> int:
-    try:
-        return Path(log_file).stat().st_size
-    except OSError:
-        return 0

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from rayvisor._backends.host.address import own_address
 from rayvisor._backends.host.batching import ItemBatcher
 from rayvisor._backends.host.engine import (
     Engine,
@@ -31,7 +31,7 @@ from rayvisor._backends.host.engine import (
     EngineStartFailedError,
     RequestLostError,
     RequestRefusedError,
-    Shares,
+    SharesResources,
     load_engine,
 )
 from rayvisor._backends.host.fault_status import ConditionWatch
@@ -106,7 +106,7 @@ class EngineHost:
         self._monitor: LivenessMonitor | None = None
         self._conditions: ConditionWatch | None = None
         self._pumps: dict[str, _Pump] = {}
-        self._unshare: Callable[[], None] | None = None
+        self._release_shared: Callable[[], None] | None = None
         self._batcher = ItemBatcher()
         self._put = self._batcher.put
 
@@ -114,7 +114,7 @@ class EngineHost:
 
     async def describe(self) -> HostDescription:
         """Return the process of this host and the address of its machine."""
-        return HostDescription(process_id(os.getpid()), _address())
+        return HostDescription(process_id(os.getpid()), own_address())
 
     async def watch(self) -> None:
         """Never return: the call fails when the host ends, which is how its caller is notified."""
@@ -209,8 +209,8 @@ class EngineHost:
     def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
         self._log_file = self._logs.next(incarnation)
         engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
-        if self._unshare is None and isinstance(engine, Shares):
-            self._unshare = engine.share()
+        if self._release_shared is None and isinstance(engine, SharesResources):
+            self._release_shared = engine.acquire_shared()
         return engine
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
@@ -234,9 +234,9 @@ class EngineHost:
 
     async def close(self) -> None:
         """End the resources that its engines have shared: no other engine will start here."""
-        unshare, self._unshare = self._unshare, None
-        if unshare is not None:
-            await asyncio.to_thread(unshare)
+        release, self._release_shared = self._release_shared, None
+        if release is not None:
+            await asyncio.to_thread(release)
 
     async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
         self._serving = False
@@ -404,13 +404,3 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     """Retrieve a task's exception, so that asyncio does not report one that was handled."""
     if not task.cancelled():
         task.exception()
-
-
-def _address() -> str:
-    """Return the address of this machine as others reach it; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 
-from rayvisor._backends.host.engine import Engine, EngineError, Outside, Report, ServesOutside
+from rayvisor._backends.host.engine import Engine, EngineError, ExternalLoad, Report, ServesExternally
 from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
 from rayvisor._core.protocol.causes import Causes
@@ -35,7 +35,7 @@ log = get_logger("rayvisor.host")
 _PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
 _START_LOOKS = 10
 _LONGEST_START_LOOK = 1.0
-_NOBODY = Outside(0, -math.inf, -math.inf)
+_NOBODY = ExternalLoad(0, -math.inf, -math.inf)
 _START_SHARE = 0.25
 """A starting process that uses this share of a core is making progress."""
 
@@ -75,7 +75,7 @@ class LivenessMonitor:
         self._progressed = -math.inf
         self._probe: asyncio.Task[None] | None = None
         self._probes = 0
-        self._outside = _NOBODY
+        self._external = _NOBODY
         self._worked = False
         self.resting = False
         """Whether the engine waits for an instruction: no progress is expected then."""
@@ -134,19 +134,19 @@ class LivenessMonitor:
                     pass
 
     def _see(self, now: float, sights: list[ProcessObservation]) -> Look:
-        if isinstance(self._engine, ServesOutside):
-            self._outside = self._engine.outside()
-            if self._outside.worked and not self._worked:
+        if isinstance(self._engine, ServesExternally):
+            self._external = self._engine.external_load()
+            if self._external.worked and not self._worked:
                 self._worked = True
                 self._tell(Worked(self._incarnation))
-        outside = self._outside
+        external = self._external
         # A probe that waits here is counted by the server as well.
-        both = bool(self._waiting and outside.waiting)
+        both = bool(self._waiting and external.waiting)
         return Look(
             now,
-            max(self._progressed, outside.progressed),
-            max(self._waiting, outside.waiting),
-            min(self._since, outside.since) if both else self._since if self._waiting else outside.since,
+            max(self._progressed, external.progressed),
+            max(self._waiting, external.waiting),
+            min(self._since, external.since) if both else self._since if self._waiting else external.since,
             max((sight.load for sight in sights), default=0.0),
             any(sight.stopped for sight in sights),
             self.resting or self.held,
@@ -173,14 +173,14 @@ class LivenessMonitor:
                 await chunks.aclose()  # type: ignore[attr-defined]
 
     def _causes(self, name: str, watch: StallWatch, sights: list[ProcessObservation]) -> Causes:
-        waiting = max(self._waiting, self._outside.waiting)
+        waiting = max(self._waiting, self._external.waiting)
         requests = "1 request" if waiting == 1 else f"{waiting} requests"
         if self._probe is not None and not self._probe.done():
             others = waiting - 1
             requests = f"{others} requests and a probe" if others else "a probe"
         message = f"no token for {watch.silent:.1f} s with {requests} queued"
-        if self._outside.doubt:
-            message = f"{self._outside.doubt} for {watch.silent:.1f} s"
+        if self._external.unanswered:
+            message = f"{self._external.unanswered} for {watch.silent:.1f} s"
         stopped = stopped_cause(sights)
         if stopped is not None:
             return Cause(name, message), stopped

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["LogFiles"]
+__all__ = ["LogFiles", "temporary_log"]
 
 _KEPT = 3
 _KEPT_SECONDS = 7 * 86400.0
@@ -20,6 +20,13 @@ _KEPT_SECONDS = 7 * 86400.0
 _KEPT_IN_ALL = 1000
 """The most logs that are kept for that long: every host scans them when it starts its first engine."""
 _OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
+
+
+def temporary_log(engine: str) -> str:
+    """Make an empty log in the temporary folder for an engine of this kind, and return its path."""
+    descriptor, name = tempfile.mkstemp(prefix=f"rayvisor-{engine}-", suffix=".log")
+    os.close(descriptor)
+    return name
 
 
 class LogFiles:

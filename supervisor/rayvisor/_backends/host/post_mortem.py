@@ -14,7 +14,7 @@ from rayvisor._backends.process.engine_tree import Ended, ProcessTree
 from rayvisor._core.protocol.causes import Causes
 from rayvisor.faults import Cause, Termination
 
-__all__ = ["describe_death", "log_tail", "read_log"]
+__all__ = ["describe_death", "log_size", "log_tail", "read_log"]
 
 _MOST_READ_BYTES = 1 << 20
 _LOG_SECONDS = 0.1
@@ -30,6 +30,14 @@ def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str
             return file.read().decode(errors="ignore")
     except OSError:
         return ""
+
+
+def log_size(log_file: str) -> int:
+    """Return the size of a log in bytes; 0 if there is none."""
+    try:
+        return Path(log_file).stat().st_size
+    except OSError:
+        return 0
 
 
 def log_tail(log_file: str) -> str:

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from rayvisor._backends.host.engine import EngineStartFailedError
+from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
+from rayvisor._core.protocol.wire import ProcessId
 from rayvisor.faults import Termination
 
-__all__ = ["EngineStop", "up_or_ended"]
+__all__ = ["EngineStop", "check_none_left", "stop_if_start_fails"]
 
 
 @contextlib.asynccontextmanager
-async def up_or_ended(
+async def stop_if_start_fails(
     stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Termination]]
 ) -> AsyncIterator[None]:
     """Start an engine within this context; if that fails or is cancelled, nothing is left of it.
@@ -43,6 +44,19 @@ async def up_or_ended(
         raise EngineStartFailedError(termination) from None
 
 
+def check_none_left(processes: Sequence[ProcessId]) -> None:
+    """Raise if processes are alive that were killed.
+
+    Raises
+    ------
+    EngineError
+        A process outlived SIGKILL; the message names it.
+    """
+    if processes:
+        left = ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
+        raise EngineError(f"outlived SIGKILL: {left}")
+
+
 class EngineStop:
     """Stops an engine once for all callers; a caller that is cancelled does not cancel it.
 
@@ -61,7 +75,7 @@ class EngineStop:
         self._kill_at = math.inf
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a stop was requested."""
         return self._kill_at < math.inf
 

@@ -1,4 +1,4 @@
-r"""What a server says before it leaves at once: its command line's own complaint. Pure.
+r"""The error that a server prints about its own command line before it exits. Pure.
 
 >>> usage_error("usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --modle x\n")
 'unrecognized arguments: --modle x'
@@ -18,13 +18,13 @@ _USAGE_EXIT = 2
 
 
 def usage_error(text: str) -> str:
-    """The last complaint about the command line in a log; empty if there is none."""
+    """Return the last error about the command line in a log; empty if there is none."""
     found = _USAGE.findall(text)
     return str(found[-1]) if found else ""
 
 
 def with_usage_error(termination: Termination, log: str) -> Termination:
-    """Add that complaint, if the end of the log has one, as the root cause of the end that it explains."""
+    """Add the usage error at the end of a log, if there is one, as the root cause of the end it explains."""
     message = usage_error(log) if termination.exit_code == _USAGE_EXIT else ""
     if not message:
         return termination
