@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
 
+from rayvisor._core.paths import split
 from rayvisor._core.protocol.links import HostCallFailedError, HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import (
     Condition,
@@ -28,6 +30,7 @@ from rayvisor._core.protocol.wire import (
     Terminated,
 )
 from rayvisor._log import get_logger
+from rayvisor._runtime.children.group_health import GroupHealth
 from rayvisor._runtime.children.host_health import monitor_host
 from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor._runtime.children.recovery import await_instruction, recover
@@ -104,6 +107,8 @@ class EngineBackend:
         self._gpus = gpus
         self._factory: HostFactory | None = None
         self._slots: dict[str, EngineSlot] = {}
+        # By path of the supervisor; a group lasts as long as one of its slots.
+        self._groups: WeakValueDictionary[str, GroupHealth] = WeakValueDictionary()
         self._urls: dict[str, str] = {}
 
     async def open(self) -> None:
@@ -120,7 +125,10 @@ class EngineBackend:
         predecessor: Exit | None,
     ) -> EngineIncarnation:
         """Create the child incarnation object of an incarnation."""
-        slot = self._slots.setdefault(child, EngineSlot(child))
+        slot = self._slots.get(child)
+        if slot is None:
+            group = self._groups.setdefault(split(child)[0], GroupHealth())
+            slot = self._slots[child] = EngineSlot(child, group)
         slot.predecessor = predecessor
         return EngineIncarnation(self, slot, incarnation, spec)
 
@@ -198,7 +206,10 @@ class EngineBackend:
     async def release(self, child: str) -> None:
         """End the child's host, and release the resources held for it."""
         slot = self._slots.pop(child, None)
-        if slot is not None and self._factory is not None:
+        if slot is None:
+            return
+        slot.unhealthy = False  # its group no longer waits for it
+        if self._factory is not None:
             slot.stop_listening()
             await self._factory.end_child(child, PROOF_SECONDS)
 
@@ -324,15 +335,6 @@ class EngineBackend:
             event = "suspect" if slot.suspicions else "clear"
             self._reports.condition(slot.child, slot.incarnation, event, causes)
 
-    def others_unhealthy(self, child: str) -> bool:
-        """Return whether another member of the child's group still has a fault."""
-        group, _, _ = child.rpartition("/")
-        return any(
-            slot.unhealthy
-            for path, slot in self._slots.items()
-            if path != child and path.rpartition("/")[0] == group
-        )
-
     async def _watch(self, slot: EngineSlot, link: HostLink) -> None:
         tries = 0
         while True:
@@ -406,11 +408,10 @@ class EngineIncarnation:
     async def act(self, action: str) -> None:
         """Have the engine recover in place, or (``await``) wait until it has done so for an operator."""
         slot, timeout = self._slot, self._recovery_timeout
-        others_unhealthy = partial(self._backend.others_unhealthy, slot.child)
         if action == "await":
-            await await_instruction(slot, self._incarnation, timeout, others_unhealthy)
+            await await_instruction(slot, self._incarnation, timeout)
         else:
-            await recover(slot, self._incarnation, action, timeout, others_unhealthy)
+            await recover(slot, self._incarnation, action, timeout)
 
     async def ended(self) -> Termination:
         """Wait until the engine, or its host, has ended."""

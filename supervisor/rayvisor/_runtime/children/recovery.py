@@ -7,7 +7,7 @@ becomes unhealthy meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["await_instruction", "recover", "recovery_seconds"]
 
 POLL_SECONDS = 0.01
+"""Between two queries of the engine's status, which it does not push at a known time."""
 LAG_SECONDS = 0.5
 """Seconds by which an engine's new status may lag its acknowledgement, or its end a failed call."""
 OWN_SHARE = 0.9
@@ -38,9 +39,7 @@ def recovery_seconds(timeout: float, info: EngineInfo) -> float:
     return min(own, info.recovery_timeout * ENGINE_SHARE) if info.recovery_timeout else own
 
 
-async def recover(
-    slot: EngineSlot, incarnation: int, instruction: str, timeout: float, others_unhealthy: Callable[[], bool]
-) -> None:
+async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout: float) -> None:
     """Have an engine carry out an instruction, and wait until it is healthy again.
 
     Parameters
@@ -51,8 +50,6 @@ async def recover(
         The name of the instruction.
     timeout
         Seconds it may take.
-    others_unhealthy
-        Returns whether another rank of its group still has a fault.
 
     Raises
     ------
@@ -71,8 +68,7 @@ async def recover(
         with anyio.fail_after(seconds):
             while not await attempt.accepted():
                 attempt.waits_for = "the others of its group were not well"
-                while not slot.unhealthy and others_unhealthy():  # noqa: ASYNC110 - set by the reader of the host's stream
-                    await anyio.sleep(POLL_SECONDS)
+                await slot.group.until(lambda: slot.unhealthy or not slot.others_unhealthy)
                 if not slot.unhealthy:
                     break
             await attempt.recovered()
@@ -87,9 +83,7 @@ async def recover(
         raise RecoveryFailedError(f"the instruction {instruction!r} failed: {root}") from None
 
 
-async def await_instruction(
-    slot: EngineSlot, incarnation: int, timeout: float, others_unhealthy: Callable[[], bool]
-) -> None:
+async def await_instruction(slot: EngineSlot, incarnation: int, timeout: float) -> None:
     """Wait until an engine and the others of its group have recovered by an operator's instruction.
 
     Parameters
@@ -98,8 +92,6 @@ async def await_instruction(
         The engine.
     timeout
         Seconds it may take.
-    others_unhealthy
-        Returns whether another rank of its group still has a fault.
 
     Raises
     ------
@@ -109,8 +101,7 @@ async def await_instruction(
     _, info = _serving(slot, incarnation)
     seconds = recovery_seconds(timeout, info)
     with anyio.move_on_after(seconds):
-        while slot.unhealthy or others_unhealthy():  # noqa: ASYNC110 - set by the reader of the host's stream
-            await anyio.sleep(POLL_SECONDS)
+        await slot.group.until(lambda: not slot.unhealthy and not slot.others_unhealthy)
         return
     who = "it has" if slot.unhealthy else "another of its group has"
     raise RecoveryFailedError(

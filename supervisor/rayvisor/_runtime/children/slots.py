@@ -14,6 +14,7 @@ from rayvisor.specs.limits import PATIENT
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink
     from rayvisor._core.protocol.wire import EngineInfo, ProcessId
+    from rayvisor._runtime.children.group_health import GroupHealth
     from rayvisor.faults import Exit
     from rayvisor.specs import StallLimits
 
@@ -28,6 +29,7 @@ class EngineSlot:
         "child",
         "end",
         "epoch",
+        "group",
         "incarnation",
         "info",
         "last_heartbeat",
@@ -39,12 +41,13 @@ class EngineSlot:
         "silence_timeout",
         "starting",
         "suspicions",
-        "unhealthy",
         "unresponsive",
     )
 
-    def __init__(self, child: str) -> None:
+    def __init__(self, child: str, group: GroupHealth) -> None:
         self.child = child
+        # The health of the engines under the same supervisor, this one included.
+        self.group = group
         # How the incarnation before the current one ended.
         self.predecessor: Exit | None = None
         self.epoch = 0
@@ -64,13 +67,25 @@ class EngineSlot:
         self.unresponsive = False
         # Why the current incarnation may hang, by observer.
         self.suspicions: dict[str, tuple[Cause, ...]] = {}
-        # The engine has reported a fault, and not yet that it has recovered.
-        self.unhealthy = False
         self.limits = PATIENT
         # Seconds for which a host may be silent while its engine starts.
         self.silence_timeout = math.inf
         # Cancels the start.
         self.starting: anyio.CancelScope | None = None
+
+    @property
+    def unhealthy(self) -> bool:
+        """Whether the engine has reported a fault, and not yet that it has recovered."""
+        return self.group.is_unhealthy(self.child)
+
+    @unhealthy.setter
+    def unhealthy(self, unhealthy: bool) -> None:
+        self.group.set(self.child, unhealthy=unhealthy)
+
+    @property
+    def others_unhealthy(self) -> bool:
+        """Whether another engine of its group has a fault."""
+        return self.group.others_unhealthy(self.child)
 
     def begin(self, incarnation: int, limits: StallLimits, silence_timeout: float) -> None:
         """Begin a new incarnation."""
