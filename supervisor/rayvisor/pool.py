@@ -24,7 +24,7 @@ Failing
 
 from __future__ import annotations
 
-from rayvisor._core.protocol.wire import LogprobEntry
+from rayvisor._core.protocol.wire import GenerateCommand, LogprobEntry, Prompt
 from rayvisor._core.requests.errors import (
     AttemptsExhaustedError,
     DeadlineExceededError,
@@ -54,6 +54,7 @@ __all__ = [
     "EnginePool",
     "EngineStats",
     "EngineTransport",
+    "GenerateCommand",
     "Generation",
     "GenerationChunk",
     "GenerationClosedError",
@@ -64,6 +65,7 @@ __all__ = [
     "OnWeightsChanged",
     "PoisonRequestError",
     "PoolStats",
+    "Prompt",
     "QueueFullError",
     "ReplayDivergedError",
     "RequestError",

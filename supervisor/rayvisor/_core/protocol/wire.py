@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rayvisor._public import shown_as
+
 __all__ = [
     "Chunk",
     "Condition",
@@ -214,3 +216,7 @@ class HostDescription(NamedTuple):
 
 
 HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition | Worked
+
+
+shown_as("rayvisor", EngineInfo, LogprobEntry, ProcessId)
+shown_as("rayvisor.pool", GenerateCommand)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rayvisor._core.supervision import messages as m
 from rayvisor._core.supervision.nodes import After, Child, Phase, Supervisor
 from rayvisor._core.supervision.startup import Boots
+from rayvisor._public import shown_as
 from rayvisor.errors import (
     AlreadyPresentError,
     AlreadyStartedError,
@@ -20,11 +21,9 @@ from rayvisor.errors import (
     TemplateError,
     UnknownChildError,
 )
+from rayvisor.faults import Exit
 from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
-
-if TYPE_CHECKING:
-    from rayvisor.faults import Exit
-    from statecharts import Configuration
+from statecharts import Configuration
 
 __all__ = ["Calls", "ChildCounts", "ChildStatus"]
 
@@ -280,3 +279,6 @@ class Calls(Boots):
         m.Verb.STALE: _hold,
         m.Verb.APPLY_SPEC: _apply_spec,
     }
+
+
+shown_as("rayvisor", ChildCounts, ChildStatus)

@@ -39,6 +39,7 @@ from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor._core.requests.state import Place
 from rayvisor._core.requests.stats import PoolStats, stats_of
 from rayvisor._log import get_logger
+from rayvisor._public import shown_as
 from rayvisor._runtime.pool.batch import Params, pairs, run_batch
 from rayvisor._runtime.pool.pausing import Pausing
 from rayvisor._runtime.pool.sender import CommandSender, EngineTransport
@@ -438,3 +439,6 @@ class EnginePool:
     def _not_sent(self, box: CommandSender, orders: Sequence[GenerateCommand], reason: str) -> None:
         attempts = [(order.request, order.attempt) for order in orders]
         self._apply(self._scheduler.send_failed(box.child, box.incarnation, attempts, reason, self._clock()))
+
+
+shown_as("rayvisor.pool", EnginePool)

@@ -10,6 +10,7 @@ import anyio
 from rayvisor._core.protocol.wire import GenerateCommand
 from rayvisor._core.requests.effects import Abort, Flow, SendCommands
 from rayvisor._log import get_logger
+from rayvisor._public import shown_as
 
 __all__ = ["CommandSender", "EngineTransport"]
 
@@ -119,3 +120,6 @@ class CommandSender:
             "pool.send.failed", call=what, child=self.child, incarnation=self.incarnation, why=failure
         )
         return failure
+
+
+shown_as("rayvisor.pool", EngineTransport)
