@@ -1,9 +1,9 @@
 """Structured logs through structlog: dotted event names with keys.
 
-If the program has configured structlog, that configuration holds, also for records of modules that were imported
-before. If it has not, records go to the standard ``logging`` module, which shows warnings and above: a library
-must not write to its user's standard output, as structlog's own default does. structlog itself is never
-configured here.
+If the program has configured structlog, that configuration holds, also for records of modules that were
+imported before. If it has not, records go to the standard ``logging`` module, which shows warnings and above:
+a library must not write to its user's standard output, as structlog's own default does. structlog itself is
+never configured here.
 """
 
 from __future__ import annotations
