@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         AlreadyPresentError,
         AlreadyStartedError,
         CallError,
+        ChildKindError,
         ChildRestartingError,
         ChildRunningError,
         ChildStartError,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         server,
         subtree,
     )
+    from rayvisor.status import ChildKind
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
     from rayvisor.tasks import Task, TaskAttempt, TaskPolicy, submit
@@ -87,6 +89,8 @@ _HOMES = {
     "Cause": "faults",
     "Change": "_runtime.lifecycle",
     "ChildCounts": "_core.supervision.calls",
+    "ChildKind": "status",
+    "ChildKindError": "errors",
     "ChildRef": "refs",
     "ChildRestartingError": "errors",
     "ChildRunningError": "errors",
@@ -174,6 +178,8 @@ __all__ = [
     "Cause",
     "Change",
     "ChildCounts",
+    "ChildKind",
+    "ChildKindError",
     "ChildRef",
     "ChildRestartingError",
     "ChildRunningError",

@@ -23,6 +23,7 @@
     │   ├── ChildStartError       start_child or restart_child failed
     │   ├── ChildUnavailableError the child has no live incarnation to call, or lost it during the call
     │   ├── EngineCallError       an engine raised in a call, or offers no such call
+    │   ├── ChildKindError        the child is of another kind than the call needs
     │   ├── SupervisorBusyError   too many calls are waiting
     │   └── SupervisorStoppedError the supervisor does not run (any more)
     └── RequestError              one request to an engine pool failed (``rayvisor.pool``)
@@ -41,6 +42,7 @@ __all__ = [
     "AlreadyPresentError",
     "AlreadyStartedError",
     "CallError",
+    "ChildKindError",
     "ChildRestartingError",
     "ChildRunningError",
     "ChildStartError",
@@ -502,6 +504,29 @@ class EngineCallError(CallError):
         super().__init__(child, f"{head}{child!r} failed to carry out {method}()")
 
 
+class ChildKindError(CallError):
+    """The child is of another kind than the call needs.
+
+    Parameters
+    ----------
+    child
+        Its path.
+    kind
+        Its kind: ``"engine"``, ``"coroutine"``, ``"supervisor"``, ...
+    wanted
+        The kind that the call needs.
+    way_out
+        What to use instead; may be empty.
+    """
+
+    def __init__(self, child: str, kind: str, wanted: str, way_out: str = "") -> None:
+        self.kind = str(kind)
+        self.wanted = wanted
+        noun = "adopted actor" if kind == "adopt" else self.kind.replace("_", " ")
+        tail = f"; {way_out}" if way_out else ""
+        super().__init__(child, f"{child!r} is {_with_article(noun)}, not {_with_article(wanted)}{tail}")
+
+
 class SupervisorBusyError(CallError):
     """Too many calls are waiting for the supervisor already."""
 
@@ -520,3 +545,7 @@ class SupervisorStoppedError(CallError):
             f"{child!r} does not run now" if child else "does not run; use it inside its `async with` block"
         )
         super().__init__(child, f"the supervisor {way_out}")
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"

@@ -79,6 +79,10 @@ class _Actors(Protocol):
         """Return why a child that is up gets no new work; empty if it does."""
         ...
 
+    async def changed(self, child: str) -> None:
+        """Wait until the child has another incarnation, has lost its incarnation, or gets work again."""
+        ...
+
 
 class _Tree(Protocol):
     """A running tree, as a reference to a server needs it."""
@@ -247,7 +251,10 @@ class ChildRef:
                 actor = await self._find()
                 if actor is not None and actor.name != spent and not self._withheld:
                     return actor
-                await anyio.sleep(PAUSE_SECONDS)
+                if self._actors is None:
+                    await anyio.sleep(PAUSE_SECONDS)
+                else:
+                    await self._actors.changed(self.path)
         return None
 
     @property

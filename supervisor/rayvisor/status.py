@@ -11,10 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
 from statecharts import Tree, render_tree
 
-__all__ = ["LastFault", "Node", "Requests", "Restarts"]
+__all__ = ["ENGINE_KINDS", "ChildKind", "LastFault", "Node", "Requests", "Restarts"]
+
+
+class ChildKind(StrEnum):
+    """The kind of a child: of its start spec, of its node in a status, and in JSON."""
+
+    ACTOR = "actor"
+    """A Ray actor of the user's class."""
+    ADOPT = "adopt"
+    """A Ray actor that was created elsewhere."""
+    COROUTINE = "coroutine"
+    """An async function in the supervisor's process."""
+    ENGINE = "engine"
+    """An engine of a pool."""
+    SERVER = "server"
+    """An OpenAI-compatible server process."""
+    SUPERVISOR = "supervisor"
+    """A supervisor with children of its own."""
+    ENGINE_POOL = "engine_pool"
+    """The supervisor of a pool's engines. In a status only: its start spec is an `EnginePoolSpec`."""
+
+
+ENGINE_KINDS: Final = frozenset({ChildKind.ENGINE, ChildKind.SERVER})
+"""Children that follow the chart of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +87,7 @@ class Node:
 
     path: str
     kind: str
-    """``supervisor``, ``engine_pool``, ``engine``, ``actor``, ``coroutine``, ..."""
+    """A `ChildKind`: ``supervisor``, ``engine_pool``, ``engine``, ``actor``, ``coroutine``, ..."""
     state: str
     """Of its chart; of the root: ``DOWN``, ``STARTING``, ``RUNNING`` or ``STOPPING``."""
     leaf: str
@@ -94,7 +119,7 @@ class Node:
 
         Examples
         --------
-        >>> node = Node(path="", kind="supervisor", state="RUNNING", leaf="")
+        >>> node = Node(path="", kind=ChildKind.SUPERVISOR, state="RUNNING", leaf="")
         >>> node.tree().state
         'RUNNING'
         """
@@ -129,15 +154,20 @@ def walk(node: Node) -> Iterator[Node]:
         yield from walk(child)
 
 
-_NOT_WELL = frozenset({"SUSPECT", "FAULTED", "RETRYING"})
-_ENGINES = frozenset({"engine", "server"})
+_FAULTY = frozenset({"SUSPECT", "FAULTED", "RETRYING"})
+
+
+def is_up(state: str) -> bool:
+    """Whether a child in this state of its chart has an incarnation that is up; a paused one is."""
+    return state == "ALIVE" or state == "PAUSED"  # noqa: PLR1714 - twice as fast as a set, on a hot path
 
 
 def is_well(place: str) -> bool:
-    """Whether a child there is up and has no fault; it may be paused."""
-    return place.startswith(("ALIVE", "PAUSED")) and place.rpartition(".")[2] not in _NOT_WELL
+    """Whether a child at this place (``ALIVE.SERVING``) is up and has no fault; it may be paused."""
+    state, _, leaf = place.rpartition(".")
+    return is_up(state or leaf) and leaf not in _FAULTY
 
 
 def chart_of(node: Node) -> str:
-    """Name of the chart that a child follows; the root is nobody's child."""
-    return "engine" if node.kind in _ENGINES else "actor" if node.path else ""
+    """Return the name of the chart that a child follows; the root follows none, and has ``""``."""
+    return "engine" if node.kind in ENGINE_KINDS else "actor" if node.path else ""

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from rayvisor._validation import seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.faults import Exit, Fault
+from rayvisor.status import is_up
 
 __all__ = [
     "Escalate",
@@ -211,7 +212,7 @@ class Sibling(NamedTuple):
     @property
     def up(self) -> bool:
         """Whether it runs."""
-        return self.state in {"ALIVE", "PAUSED"}
+        return is_up(self.state)
 
     @property
     def serving(self) -> bool:

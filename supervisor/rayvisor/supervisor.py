@@ -28,15 +28,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 import anyio
 
+from rayvisor._core.paths import split
 from rayvisor._core.supervision import messages as m
 from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.charts import drawing_of
@@ -53,8 +54,10 @@ from rayvisor._runtime.environment import Environment
 from rayvisor._runtime.lifecycle import LifecycleMachine
 from rayvisor._runtime.reporting import EventReporter
 from rayvisor._runtime.session import Session, only_follows, reason_of
+from rayvisor._runtime.snapshot import kind_of
 from rayvisor._version import __version__
 from rayvisor.errors import (
+    ChildKindError,
     SpecError,
     SupervisorStoppedError,
     UnguardedMainError,
@@ -67,18 +70,20 @@ from rayvisor.specs import (
     CoroutineStart,
     EnginePoolSpec,
     Instance,
-    ServerStart,
     SupervisorSpec,
     SupervisorStart,
 )
-from rayvisor.status import Node, walk
+from rayvisor.status import ChildKind, Node, walk
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import EngineInfo, ProcessId
     from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
+    from rayvisor._core.supervision.nodes import Child
+    from rayvisor._edges.http.server import HttpServer
     from rayvisor._runtime.lifecycle import Hook
     from rayvisor._runtime.operations import PauseMode
+    from rayvisor._runtime.pool.pool import EnginePool
     from statecharts import Drawing
 
 __all__ = ["Supervisor"]
@@ -86,7 +91,18 @@ __all__ = ["Supervisor"]
 log = get_logger("rayvisor.supervisor")
 
 RESIST_SECONDS = 5.0
-"""How long a task that ignores its cancellation is waited for at the very end."""
+"""How long a task that ignores its cancellation is awaited at the very end."""
+_ACTORS = frozenset({ChildKind.ACTOR, ChildKind.ADOPT})
+_WAYS_OUT: Mapping[str, str] = {
+    ChildKind.ACTOR: "use sup.actor({path!r})",
+    ChildKind.ADOPT: "use sup.actor({path!r})",
+    ChildKind.SERVER: "use sup.server({path!r})",
+    ChildKind.ENGINE_POOL: "use sup.pool({path!r})",
+    ChildKind.COROUTINE: "it runs in the supervisor's process: share an object with it, such as a queue",
+    ChildKind.SUPERVISOR: "use the path of one of its children; sup.status({path!r}) shows them",
+    ChildKind.ENGINE: "it belongs to no pool; sup.engine_info({path!r}) shows what it reported",
+}
+"""The right way to a child, by its kind."""
 
 
 class Supervisor:
@@ -186,18 +202,24 @@ class Supervisor:
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
         self._control = ControlServer(self, control, self._history) if control else None
-        self._pages: tuple[WebPage, ...] = ()
         self._publisher = None if publish in (None, False) else Publisher(publish)
+        if self._publisher is not None:
+            self._broadcaster.attach(self._publisher.put)
+        # The control socket and the live pages that are open.
+        self._servers: list[HttpServer] = []
 
     # --- the block ----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise SupervisorStoppedError("")
-        # What multiprocessing itself looks at when such a process starts another one.
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise UnguardedMainError(sys.argv[0])
-        await self._open_outside()
+        try:
+            _check_main_guard()
+            await self._open_interfaces()
+        except BaseException:
+            await self._close_servers()
+            await self._close_publisher()
+            raise
         self._session = session = Session(
             self.spec,
             environment=self._environment,
@@ -230,7 +252,7 @@ class Supervisor:
         if session is None or body is None or guard is None:
             raise SupervisorStoppedError("")
         guard.cancel()
-        # The block's own cancellation, by the end of the tree, ends here.
+        # The cancellation of the block by the end of the tree ends here.
         left = None if body.__exit__(kind, error, traceback) else error
         cancelled = await self._leave(session)
         if left is None and cancelled is not None:
@@ -238,25 +260,25 @@ class Supervisor:
         await self._raise_for_end(session, left)
         return error is not None and left is None
 
-    async def _open_outside(self) -> None:
-        """Open what is talked to, and listened to, from outside."""
+    async def _open_interfaces(self) -> None:
+        """Start the publisher and the control socket."""
         if self._publisher is not None:
             await self._publisher.start()
-            self._broadcaster.attach(self._publisher.put)
         if self._control is not None:
-            try:
-                await self._control.start()
-            except BaseException:
-                await self._end_publishing()
-                raise
+            await self._control.start()
+            self._servers.append(self._control)
 
-    async def _end_publishing(self) -> None:
+    async def _close_servers(self) -> None:
+        """Close the control socket and the live pages, whatever ends the block."""
+        servers, self._servers = self._servers, []
+        await _close_all([server.end for server in servers])
+
+    async def _close_publisher(self) -> None:
         if self._publisher is not None:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
-                await self._publisher.end()
+            await _close_all([self._publisher.end])
 
     async def kill(self) -> None:
-        """End everything at once, without waiting for shutdown times: what a second signal does."""
+        """End everything immediately, without waiting for shutdown times, as a second signal does."""
         if self._session is not None:
             self._session.kill()
 
@@ -267,23 +289,21 @@ class Supervisor:
         body.cancel()
 
     async def _leave(self, session: Session) -> BaseException | None:
-        """End the tree and give everything back; return the cancellation that came meanwhile, if any."""
+        """End the tree and close everything; return the cancellation that came meanwhile, if any."""
         session.halt()
-        # Bounded by the shutdown times of the children, and by deadlines of everything that follows.
-        cancelled = await outlast(session.given_back, session.kill)
+        # Bounded by the shutdown times of the children, and by the timeouts of everything after them.
+        cancelled = await outlast(session.released, session.kill)
+        await self._close_servers()
         with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
-            if self._control is not None:
-                await self._control.end()
-            await self._end_pages()
             await session.closed.wait()
-        await self._end_publishing()
+        await self._close_publisher()
         if not session.closed.is_set():
-            log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_others())
+            log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_other_tasks())
         return cancelled
 
     @staticmethod
     async def _raise_for_end(session: Session, error: BaseException | None) -> None:
-        """Raise what the end of the tree asks for; the block's own error goes first."""
+        """Raise what the end of the tree requires; the block's own error takes precedence."""
         reason = reason_of(session)
         if reason is None or (error is not None and not only_follows(error)):
             return
@@ -294,26 +314,99 @@ class Supervisor:
     # --- looking ------------------------------------------------------------------------------
 
     def __getitem__(self, path: str) -> Any:
-        """Return what stands for the child at ``path``.
+        """Return the handle of the child at ``path``.
 
         An [`EnginePool`][rayvisor.EnginePool], a [`ServerRef`][rayvisor.ServerRef], or a
-        [`ChildRef`][rayvisor.ChildRef].
+        [`ChildRef`][rayvisor.ChildRef]; `pool`, `server` and `actor` return the same, typed. A ``ChildRef``
+        to a child that is no actor can be made, but not called.
 
         Raises
         ------
         UnknownChildError
             There is no such child.
         """
-        session = self._running
-        pool = session.pools.get(path)
-        if pool is not None:
-            return pool
-        children = session.runtime.core.children
+        session, child = self._running, self._child(path)
+        kind = kind_of(child)
+        if kind == ChildKind.ENGINE_POOL:
+            return self.pool(path)
+        if kind == ChildKind.SERVER:
+            return ServerRef(path, self)
+        return ChildRef(
+            path, session.actors if kind in _ACTORS else _NoActor(lambda: self._wrong_kind(child, "actor"))
+        )
+
+    def pool(self, path: str) -> EnginePool:
+        """Return the engine pool at ``path``.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        ChildKindError
+            The child is no engine pool; the message says what it is, and what to use instead.
+
+        Examples
+        --------
+        >>> completion = await sup.pool("llm").generate("Once", {"max_tokens": 8}).result()
+        """
+        child = self._child(path)
+        pool = self._running.pools.handle(path)
+        if pool is None:
+            raise self._wrong_kind(child, "engine pool")
+        return pool
+
+    def actor(self, path: str) -> ChildRef:
+        """Return a reference to the actor at ``path``.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        ChildKindError
+            The child is no actor; the message says what it is, and what to use instead.
+
+        Examples
+        --------
+        >>> answer = await sup.actor("router").call("route", request)
+        """
+        child = self._child(path)
+        if kind_of(child) not in _ACTORS:
+            raise self._wrong_kind(child, "actor")
+        return ChildRef(path, self._running.actors)
+
+    def server(self, path: str) -> ServerRef:
+        """Return a reference to the server at ``path``.
+
+        Raises
+        ------
+        UnknownChildError
+            There is no such child.
+        ChildKindError
+            The child is no server; the message says what it is, and what to use instead.
+
+        Examples
+        --------
+        >>> url = await sup.server("web").serving()
+        """
+        child = self._child(path)
+        if kind_of(child) != ChildKind.SERVER:
+            raise self._wrong_kind(child, "server")
+        return ServerRef(path, self)
+
+    def _child(self, path: str) -> Child:
+        children = self._running.runtime.core.children
         if path not in children:
             raise UnknownChildError(path, tuple(children))
-        if isinstance(children[path].spec.start, ServerStart):
-            return ServerRef(path, self)
-        return ChildRef(path, session.actors)
+        return children[path]
+
+    def _wrong_kind(self, child: Child, wanted: str) -> ChildKindError:
+        kind, path = kind_of(child), child.path
+        pool = split(path)[0]
+        if kind == ChildKind.ENGINE and self._running.pools.get(pool) is not None:
+            way_out = f"use sup.pool({pool!r}), which sends requests to its engines"
+        else:
+            way_out = _WAYS_OUT.get(kind, "").format(path=path)
+        return ChildKindError(path, kind, wanted, way_out)
 
     def status(self, path: str = "") -> Node:
         """The tree below ``path`` as it is now, as plain data; the empty path is all of it.
@@ -325,7 +418,7 @@ class Supervisor:
         """
         session = self._begun
         if not session.begun and not path:
-            return Node(path="", kind="supervisor", state="STARTING", leaf="")
+            return Node(path="", kind=ChildKind.SUPERVISOR, state="STARTING", leaf="")
         return introspection.status(self._running, path)
 
     def chart(self, path: str) -> Drawing:
@@ -385,16 +478,14 @@ class Supervisor:
         """
         session = self._begun
         root, wall = self.status(), self._history.wall
-        schedulers = (
-            {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
-        )
+        pools = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
         publisher = self._publisher
         return exposition(
             Readings(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
                 self._counters,
-                {path: scheduler.stats() for path, scheduler in schedulers.items() if scheduler is not None},
+                {path: pool.stats() for path, pool in pools.items() if pool is not None},
                 version=__version__,
                 began=session.began + wall,
                 now=time.monotonic() + wall,
@@ -625,8 +716,16 @@ class Supervisor:
         if self._has_ended:
             raise SupervisorStoppedError("")
         page = WebPage(self, self._history, port, host, metrics=metrics)
-        await page.start()
-        self._pages = (*self._pages, page)
+        self._servers.append(page)
+        try:
+            await page.start()
+        except BaseException:
+            if page in self._servers:
+                self._servers.remove(page)
+            raise
+        if page not in self._servers:  # the tree has ended meanwhile
+            await page.end()
+            raise SupervisorStoppedError("")
         return page
 
     # --- OTP's verbs ----------------------------------------------------------------------------
@@ -647,15 +746,15 @@ class Supervisor:
 
     async def terminate_child(self, path: str) -> None:
         """End a child by its shutdown; its spec stays (unless it is temporary)."""
-        await self._call(m.Verb.TERMINATE_CHILD, *operations.split(path))
+        await self._call(m.Verb.TERMINATE_CHILD, *split(path))
 
     async def restart_child(self, path: str) -> None:
         """Start a child that is down."""
-        await self._call(m.Verb.RESTART_CHILD, *operations.split(path))
+        await self._call(m.Verb.RESTART_CHILD, *split(path))
 
     async def delete_child(self, path: str) -> None:
         """Drop the spec of a child that is down."""
-        await self._call(m.Verb.DELETE_CHILD, *operations.split(path))
+        await self._call(m.Verb.DELETE_CHILD, *split(path))
 
     async def which_children(self, under: str = "") -> list[ChildStatus]:
         """The children of a supervisor, the last started first."""
@@ -667,7 +766,7 @@ class Supervisor:
 
     async def get_childspec(self, path: str) -> ChildSpec:
         """The spec of a child."""
-        return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *operations.split(path)))
+        return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *split(path)))
 
     async def apply_spec(self, spec: SupervisorSpec, *, under: str = "") -> None:
         """Put another spec into force at the supervisor at path ``under`` (OTP: ``code_change``).
@@ -720,10 +819,6 @@ class Supervisor:
             )
         return instance._replace(start=replace(start, args=(*start.args, *instance.args)), args=())
 
-    async def _end_pages(self) -> None:
-        for page in self._pages:
-            await page.end()
-
     def _named(self, path: str) -> str:
         session = self._session
         if session is None or not session.begun:
@@ -755,7 +850,61 @@ class Supervisor:
         return self._session is not None and self._session.closed.is_set()
 
 
-def _others() -> list[str]:
-    """Names of the tasks that are there besides this one."""
+class _NoActor:
+    """Stands in for the actors of a tree in a reference to a child of another kind: each use raises."""
+
+    def __init__(self, error: Callable[[], ChildKindError]) -> None:
+        self._error = error
+
+    @property
+    def address(self) -> tuple[str, str] | None:
+        """Raise: another process cannot use the reference either."""
+        raise self._error()
+
+    def actor(self, child: str) -> NoReturn:
+        """Raise: there is no actor."""
+        del child
+        raise self._error()
+
+    def reference(self, child: str) -> NoReturn:
+        """Raise: there is no actor."""
+        del child
+        raise self._error()
+
+    def withheld(self, child: str) -> str:
+        """Return nothing: ``actor`` raises."""
+        del child
+        return ""
+
+    async def changed(self, child: str) -> NoReturn:
+        """Raise: there is no actor."""
+        del child
+        raise self._error()
+
+
+async def _close_all(closes: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Close these side by side, within a bounded time, even if cancelled, and whichever of them fails."""
+
+    async def run(close: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await close()
+        except Exception:
+            log.exception("close.failed", what=getattr(close, "__qualname__", repr(close)))
+
+    with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            for close in closes:
+                tasks.start_soon(run, close)
+
+
+def _check_main_guard() -> None:
+    """Raise in a process that an engine starts and that imports the program again."""
+    # The attribute that multiprocessing itself checks when such a process starts another one.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UnguardedMainError(sys.argv[0])
+
+
+def _other_tasks() -> list[str]:
+    """Return the names of all tasks but this one."""
     here = asyncio.current_task()
     return sorted(task.get_name() for task in asyncio.all_tasks() if task is not here)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayvisor._core.protocol.wire import Chunk, HostItem
-from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor._runtime.pool.runtime import PoolRuntime
 
 __all__ = ["Row", "Seams"]
 
@@ -42,7 +42,7 @@ class Seams:
     Only for the incarnation ``until``: what a later one sends passes untouched.
     """
 
-    pool: EnginePool
+    pool: PoolRuntime
     until: int
     cuts: dict[str, Row] = field(default_factory=dict)
     """By request."""

@@ -162,9 +162,9 @@ async def _plain(pool: rv.EnginePool, row: Row, killed: Completion) -> Completio
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def reads(supervisor: rv.Supervisor) -> dict[str, Read]:
     """All rows at once: one kill, one recovery, then each again without a fault."""
-    pool: rv.EnginePool = supervisor["llm"]
+    pool = supervisor.pool("llm")
     child = (await supervisor.which_children("llm"))[0]
-    seams = Seams(pool, until=child.incarnation)
+    seams = Seams(pool._runtime, until=child.incarnation)
     remove = seams.install()
     tasks = [asyncio.create_task(_collect(pool, row, seams)) for row in ROWS]
     samples = sum(int(row.params.get("n", 1)) for row in ROWS)

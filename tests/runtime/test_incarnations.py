@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -128,8 +130,34 @@ async def test_what_nothing_can_carry_fails_with_one_clear_error() -> None:
         with anyio.fail_after(60):
             await stage.runtime.over.wait()
         fault = stage.seen(r.FaultSeen)[0].fault
-        assert str(fault.root) == "UnknownKind: nothing here carries children of kind='strange'"
+        assert str(fault.root) == "UnknownKind: no backend runs children of kind='strange'"
         assert fault.fault_class is FaultClass.PERMANENT
+
+
+async def test_a_start_whose_arguments_cannot_be_compared_with_a_siblings_is_a_fault_as_any_other() -> None:
+    @dataclass(frozen=True)
+    class Start:
+        args: tuple[Any, ...]
+        kind: str = "scripted"
+
+    class Array:
+        def __eq__(self, other: object) -> NoReturn:
+            raise ValueError("the truth value of an array is ambiguous")
+
+        def __hash__(self) -> int:
+            raise TypeError("unhashable")
+
+    async def start(carrier: ScriptedIncarnation) -> None:
+        if carrier.child == "b":
+            raise OSError("no such device")
+
+    specs = [ChildSpec(id=id_, start=Start((Array(),))) for id_ in "ab"]
+    async with play(*specs, backend=ScriptedBackend(start=start)) as stage:
+        with anyio.fail_after(60):
+            await stage.runtime.over.wait()
+        fault = stage.seen(r.FaultSeen)[0].fault
+        assert (str(fault.root), fault.fault_class) == ("OSError: no such device", FaultClass.PERMANENT)
+        assert "stop a#1" in stage.backend.diary
 
 
 async def test_a_backend_that_raises_in_a_start_is_a_fault_with_its_traceback() -> None:

@@ -35,6 +35,7 @@ MADE: tuple[rv.RayvisorError, ...] = (
     rv.ChildStartError("a", FAULT),
     rv.ChildUnavailableError("a", "lost", cause=CAUSE),
     rv.EngineCallError("llm/1", "fly", (CAUSE,), "Traceback"),
+    rv.ChildKindError("llm/1", "engine", "actor", "use sup.pool('llm')"),
     rv.SupervisorBusyError("a", 10),
     rv.SupervisorStoppedError("a"),
     pool.InvalidRequestError("prompt", "", "must not be empty"),

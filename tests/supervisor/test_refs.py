@@ -59,6 +59,10 @@ class FakeActors:
     def withheld(self, child: str) -> str:
         return self.paused.get(child, "")
 
+    async def changed(self, child: str) -> None:
+        del child
+        await anyio.sleep(0.01)
+
 
 @pytest.fixture
 def actors() -> FakeActors:

@@ -118,7 +118,7 @@ async def test_a_supervisor_that_is_ended_while_its_spec_is_made_is_called_off()
     async with rv.Supervisor(group()) as sup, anyio.create_task_group() as tasks:
 
         async def start() -> None:
-            with pytest.raises(rv.ChildStartError, match="its start was called off"):
+            with pytest.raises(rv.ChildStartError, match="its start was cancelled"):
                 await sup.start_child(rv.subtree("s", make))
 
         tasks.start_soon(start)

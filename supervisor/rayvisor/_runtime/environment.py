@@ -1,4 +1,4 @@
-"""Where children live: a Ray cluster, connected to when the first child needs it, or this process."""
+"""Where children run: a Ray cluster, connected to when the first child needs it, or this process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from rayvisor._backends.host.local import LocalHostFactory
+from rayvisor._core.paths import join
 from rayvisor.errors import SpecError
 from rayvisor.specs import SupervisorSpec
+from rayvisor.status import ChildKind
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActorFactory
@@ -18,21 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Environment", "kinds"]
 
-KINDS = frozenset({"actor", "adopt", "coroutine", "engine", "server", "supervisor"})
-"""What can be carried."""
+KINDS = frozenset(ChildKind) - {ChildKind.ENGINE_POOL}
+"""The kinds that a backend runs."""
 
 
 class Environment:
-    """Opens what the children of a tree need.
+    """Opens the Ray cluster, or the local host factory, that the children of a tree need.
 
     Parameters
     ----------
     address
-        Of the Ray cluster; None: as `RayCluster.connect` finds it.
+        Of the Ray cluster; None: the one that `RayCluster.connect` finds.
     ray_options
         More arguments for ``ray.init``.
     local
-        Whether engines' hosts live in this process, and Ray is not used at all.
+        Whether engines' hosts run in this process, and Ray is not used at all.
     """
 
     def __init__(self, address: str | None, ray_options: Mapping[str, Any] | None, *, local: bool) -> None:
@@ -43,31 +45,31 @@ class Environment:
         self._connecting = anyio.Lock()
 
     def check(self, spec: SupervisorSpec) -> None:
-        """Raise SpecError if there are children that cannot live here."""
+        """Raise SpecError if there are children that cannot run here."""
         for path, kind in _workers(spec):
             if kind not in KINDS:
-                known = ", ".join(map(repr, sorted(KINDS)))
+                known = ", ".join(repr(str(each)) for each in sorted(KINDS))
                 raise SpecError(f"children[{path!r}].start.kind", kind, f"must be one of {known}")
-        if self._local and kinds(spec) & {"actor", "adopt"}:
-            raise SpecError("local", True, "cannot go with actor children: they live on Ray only")  # noqa: FBT003
+        if self._local and kinds(spec) & {ChildKind.ACTOR, ChildKind.ADOPT}:
+            raise SpecError("local", self._local, "cannot go with actor children: they run on Ray only")
 
     async def hosts(self) -> HostFactory:
-        """Open the place for engines' hosts."""
+        """Return the factory of engines' hosts."""
         if self._local:
             return LocalHostFactory()
-        # Imported here: a tree without engines or actors does not need Ray, nor wait for its import.
+        # Imported here: a tree without engines or actors needs no Ray, and does not wait for its import.
         from rayvisor._backends.ray.place import RayHostFactory
 
         return RayHostFactory(await self._connect())
 
     async def actors(self) -> UserActorFactory:
-        """Open the place for users' actors."""
+        """Return the factory of users' actors."""
         from rayvisor._backends.ray.actors import UserActorFactory
 
         return UserActorFactory(await self._connect())
 
     def gpus(self, arguments: Mapping[str, Any]) -> float:
-        """How many GPUs an engine with these arguments needs."""
+        """Return how many GPUs an engine with these arguments needs."""
         if self._local:
             return 0.0
         from rayvisor._backends.ray.options import engine_gpus
@@ -75,7 +77,7 @@ class Environment:
         return engine_gpus(arguments)
 
     async def close(self) -> None:
-        """Let go of the cluster."""
+        """Disconnect from the cluster."""
         if self._cluster is not None:
             await self._cluster.close()
 
@@ -89,15 +91,15 @@ class Environment:
 
 
 def kinds(spec: SupervisorSpec) -> set[str]:
-    """Kinds of backends that a tree needs."""
+    """Return the kinds of backends that a tree needs."""
     return {kind for _, kind in _workers(spec)}
 
 
-def _workers(spec: SupervisorSpec, above: str = "") -> Iterator[tuple[str, str]]:
-    """Path and kind of everything that a backend carries."""
+def _workers(spec: SupervisorSpec, parent: str = "") -> Iterator[tuple[str, str]]:
+    """Yield path and kind of every child that a backend runs."""
     for child in spec.children:
-        path = f"{above}{child.id}"
+        path = join(parent, child.id)
         if isinstance(child.start, SupervisorSpec):
-            yield from _workers(child.start, f"{path}/")
+            yield from _workers(child.start, path)
         else:
             yield path, child.start.kind

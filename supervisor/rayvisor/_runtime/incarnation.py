@@ -1,4 +1,4 @@
-"""One child's life as the runtime keeps it: its incarnations, and what became of them."""
+"""The runtime's record of one child: its incarnations, and how they ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import anyio
 if TYPE_CHECKING:
     from rayvisor._runtime.children.protocol import ChildBackend, Incarnation
     from rayvisor._runtime.lifecycle import LifecycleMachine
+    from rayvisor._runtime.served_starts import ServedStart
     from rayvisor.faults import Fault
     from rayvisor.specs import StartSpec, SupervisorSpec
     from statecharts import Configuration
@@ -17,7 +18,7 @@ __all__ = ["ChildRecord", "Run"]
 
 
 class Run:
-    """One incarnation: its number, and the task that starts it and waits for its end."""
+    """The task that starts one incarnation and waits for its end."""
 
     __slots__ = ("incarnation", "number", "over", "scope", "settled")
 
@@ -25,14 +26,14 @@ class Run:
         self.number = number
         self.incarnation: Incarnation | None = None
         self.scope = anyio.CancelScope()
-        # The start has come to a result.
+        # Set when the start has a result.
         self.settled = anyio.Event()
-        # The task has ended.
+        # Set when the task has ended.
         self.over = anyio.Event()
 
 
 class ChildRecord:
-    """A child, as its lifecycle hooks see it: ``change.model`` is one.
+    """A child, as its lifecycle hooks see it: ``change.model`` is its record.
 
     Attributes
     ----------
@@ -65,10 +66,10 @@ class ChildRecord:
         self.machine = machine
         self.backend: ChildBackend | None = None
         self.start: StartSpec | SupervisorSpec | None = None
-        self.served = False
+        self.served: ServedStart | None = None
         self.faults: dict[int, Fault] = {}
         self.runs: dict[int, Run] = {}
-        # While what it held is being given back, nothing new of it is started.
+        # Set when its resources have been released; until then no incarnation is started.
         self.released: anyio.Event | None = None
         self.removed = False
 
@@ -77,12 +78,12 @@ class ChildRecord:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way for it."""
+        """Whether no task runs for it."""
         released = self.released is None or self.released.is_set()
         return released and all(run.over.is_set() for run in self.runs.values())
 
     def begin(self, incarnation: int) -> Run:
-        """Note a new incarnation; older ones that have nothing more to report are let go."""
+        """Add an incarnation, and drop older ones that have nothing more to report."""
         for number in [number for number, run in self.runs.items() if run.over.is_set()]:
             del self.runs[number]
         for number in sorted(self.faults)[:-1]:

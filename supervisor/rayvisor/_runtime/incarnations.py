@@ -1,6 +1,6 @@
 """Starting, watching and ending incarnations.
 
-Each effect of the core's is an owned task with a deadline, and whatever becomes of it, an event says so.
+Each effect of the core runs as an owned task with a timeout; whatever its outcome, an event reports it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from rayvisor._core.paths import split
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
@@ -26,6 +27,8 @@ from rayvisor._runtime.children.protocol import (
 )
 from rayvisor._runtime.deadlines import bounded
 from rayvisor._runtime.incarnation import ChildRecord, Run
+from rayvisor._runtime.path_map import PathMap
+from rayvisor._runtime.served_starts import ServedStarts
 from rayvisor.faults import KILLED, SHUTDOWN, Cause, Ending, Fault, classify, crashed
 from rayvisor.specs import Shutdown
 
@@ -41,30 +44,30 @@ __all__ = ["IncarnationManager"]
 log = get_logger("rayvisor.supervisor")
 
 START_SLACK_SECONDS = 10.0
-"""How much longer than its deadline a start is waited for: its carrier keeps the deadline, if it can."""
+"""How much longer than its timeout a start is awaited: the incarnation enforces the timeout if it can."""
 STOP_SLACK_SECONDS = 30.0
-"""How much longer than its shutdown time a stop may take: for the kill and its proof."""
+"""How much longer than its shutdown time a stop may take, for the kill and its proof."""
 CLEAN_SECONDS = 30.0
-"""How long the end of what is left of an incarnation, and its proof, may take."""
+"""Timeout of ending what is left of an incarnation, proof included."""
 RELEASE_SECONDS = 30.0
-"""How long giving back what a child held may take."""
+"""Timeout of releasing the resources of a child."""
 
 
 class IncarnationManager:
-    """The children's lives, carried out.
+    """Starts, watches and ends the incarnations of all children.
 
     Parameters
     ----------
     tasks
         Owner of every task started here.
     backends
-        What carries each kind of children.
+        The backends, by kind of child.
     machines
         The lifecycle machines, by chart.
     post
-        Feeds an event to the core.
+        Sends an event to the core.
     reporter
-        Who tells of it.
+        Reports faults and what could not be ended.
     """
 
     def __init__(
@@ -80,33 +83,34 @@ class IncarnationManager:
         self._machines = machines
         self._post = post
         self._reporter = reporter
-        self._records: dict[str, ChildRecord] = {}
-        self._hurry = False
+        self._records: PathMap[ChildRecord] = PathMap()
+        self._served_starts = ServedStarts()
+        self._killing = False
         self._grace_scopes: set[anyio.CancelScope] = set()
 
     def fault(self, child: str, incarnation: int) -> Fault | None:
-        """Why this incarnation ended, if it was a fault."""
+        """Return the fault that ended this incarnation; None if there was none."""
         record = self._records.get(child)
         return None if record is None else record.faults.get(incarnation)
 
     def kill_all(self) -> None:
-        """From now on nothing is waited for: what is being ended is killed at once."""
-        self._hurry = True
+        """Kill what is being ended, and from now on everything that is to be ended."""
+        self._killing = True
         for scope in self._grace_scopes:
             scope.cancel()
 
     # --- charts ---------------------------------------------------------------------------------
 
     def changed(self, effect: m.Changed) -> None:
-        """Take a child along its chart, with its hooks."""
+        """Carry out a transition of a child, with its lifecycle hooks."""
         record = self._record(effect.child, effect.before, effect.chart)
         if effect.event == "start" and record.state is not effect.before:
-            record.state = effect.before  # its supervisor is a new one, and so is its place in the chart
+            record.state = effect.before  # its supervisor is a new one, and its chart begins anew
         record.incarnation = effect.incarnation
         if effect.event == "started":
-            record.served = True
+            self._note_served(record)
         elif effect.event == "recovered":
-            record.faults.pop(effect.incarnation, None)  # what ends it later is something else
+            record.faults.pop(effect.incarnation, None)  # what ends it later is another fault
         if effect.before is not effect.after:
             reached = record.machine.fire(record, effect.event)
             if reached is not effect.after:
@@ -124,16 +128,17 @@ class IncarnationManager:
 
     def removed(self, effect: m.Removed) -> None:
         """Drop a child whose spec is gone, and all below it."""
-        below = f"{effect.child}/"
-        for path in [path for path in self._records if path == effect.child or path.startswith(below)]:
+        for path in list(self._records.below(effect.child)):
             record = self._records[path]
             record.removed = True
             self._drop(record)
 
     def _drop(self, record: ChildRecord) -> None:
-        """Let go of a forgotten child, but not before a late start of it can no longer come."""
+        """Delete the record of a removed child once none of its starts can come up late any more."""
         if record.removed and record.idle and self._records.get(record.child) is record:
             del self._records[record.child]
+            if record.served is not None:
+                self._served_starts.discard(record.served)
 
     def _record(self, child: str, state: Configuration | None = None, chart: str = "actor") -> ChildRecord:
         record = self._records.get(child)
@@ -164,11 +169,11 @@ class IncarnationManager:
                 up = await self._come_up(record, run, effect)
                 if up is None:
                     return
-                # Sent also when it is late, and nobody waits for it any more: the core has it ended.
+                # Posted also when it is late: the core then has it ended.
                 self._post(up)
                 run.settled.set()
                 if isinstance(up, m.Prepared):
-                    return  # it has ended when its children have
+                    return  # a supervisor ends with its children; the core decides that
                 ending = await self._await_end(run)
                 exit_ = self._exit(record, incarnation, ending, starting=False)
                 self._post(m.Exited(child, incarnation, exit_, gone=False))
@@ -182,15 +187,15 @@ class IncarnationManager:
             if record.released is not None:
                 await record.released.wait()
                 record.released = None
-            await anyio.lowlevel.checkpoint()  # a start that was called off makes nothing
+            await anyio.lowlevel.checkpoint()  # a start that was cancelled creates nothing
             run.incarnation = _create_incarnation(record.backend, effect)
             spec = await run.incarnation.start()
         except StartIgnored:
             self._post(m.Ignored(effect.child, effect.incarnation))
         except StartRefusedError as refused:
             self._failed(record, run, effect, refused.ending)
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises, the core is told
-            self._failed(record, run, effect, _broke(error, overdue=isinstance(error, TimeoutError)))
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises is reported to the core
+            self._failed(record, run, effect, _ending_of(error, overdue=isinstance(error, TimeoutError)))
         else:
             if spec is not None:
                 return m.Prepared(effect.child, effect.incarnation, spec)
@@ -202,23 +207,23 @@ class IncarnationManager:
         try:
             return await run.incarnation.ended() if run.incarnation is not None else Ending(causes=())
         except Exception as error:  # noqa: BLE001 - as above
-            return _broke(error)
+            return _ending_of(error)
 
     async def _enforce_start_timeout(self, record: ChildRecord, run: Run, effect: m.Start) -> None:
-        """Give up a start whose carrier does not keep its deadline."""
+        """Give up a start whose incarnation does not enforce its timeout."""
         timeout = effect.spec.start_timeout
-        limits = getattr(effect.spec.start, "limits", None)  # an engine's start that gets on is given more
+        limits = getattr(effect.spec.start, "limits", None)  # an engine's start that makes progress gets more
         longest = timeout if limits is None else limits.longest(timeout)
         with anyio.move_on_after(longest + START_SLACK_SECONDS):
             await run.settled.wait()
             return
         run.scope.cancel()
-        why = f"not up within start_timeout={timeout:g} s, nor did it give up by itself"
+        why = f"not up within start_timeout={timeout:g} s, and it did not give up by itself"
         self._failed(record, run, effect, Ending(causes=(Cause("StartTimeout", why),), overdue=True))
 
     def _failed(self, record: ChildRecord, run: Run, effect: m.Start, ending: Ending) -> None:
         if run.settled.is_set():
-            return  # it was given up before
+            return  # it has been given up before
         run.settled.set()
         exit_ = self._exit(record, effect.incarnation, ending, starting=True)
         self._post(m.StartFailed(effect.child, effect.incarnation, exit_, gone=False))
@@ -226,7 +231,7 @@ class IncarnationManager:
     # --- faults ---------------------------------------------------------------------------------
 
     def _exit(self, record: ChildRecord, incarnation: int, ending: Ending, *, starting: bool) -> Exit:
-        """Turn what a backend reports into the fault record that everything else works with."""
+        """Turn a backend's report of an end into a fault record, and report the fault."""
         fault = Fault(
             child=record.child,
             incarnation=incarnation,
@@ -246,35 +251,35 @@ class IncarnationManager:
             self._reporter.fault(fault)
         return crashed(fault)._replace(restarted_by_ray=ending.restarted_by_ray)
 
-    def noticed(self, fault: Fault) -> None:
-        """Take note of a fault that a live incarnation has told of itself."""
+    def note_fault(self, fault: Fault) -> None:
+        """Record and report a fault that a live incarnation has reported of itself."""
         record = self._records.get(fault.child)
         if record is not None and fault.incarnation in record.runs:
             record.faults[fault.incarnation] = fault
             self._reporter.fault(fault)
 
+    def _note_served(self, record: ChildRecord) -> None:
+        before = record.served
+        if before is None or before.start is not record.start:
+            record.served = self._served_starts.add(split(record.child)[0], record.start)
+            if before is not None:
+                self._served_starts.discard(before)
+
     def _has_served(self, record: ChildRecord) -> bool:
-        """Whether this very configuration has come up before, here or as a sibling of a pool."""
-        if record.served:
-            return True
-        group, _, _ = record.child.rpartition("/")
-        return any(
-            other.served and other.start == record.start
-            for other in self._records.values()
-            if other.child.rpartition("/")[0] == group
-        )
+        """Whether this child, or a sibling with the same configuration, has come up before."""
+        return record.served is not None or self._served_starts.has(split(record.child)[0], record.start)
 
     # --- ends -----------------------------------------------------------------------------------
 
     def condemn(self, child: str, incarnation: int, ending: Ending) -> None:
-        """End an incarnation that runs, but is of no use."""
+        """Have an incarnation that runs, but cannot be used, ended as if it had failed."""
         record = self._records.get(child)
         if record is not None and incarnation in record.runs:
             exit_ = self._exit(record, incarnation, ending, starting=False)
             self._post(m.Exited(child, incarnation, exit_, gone=False))
 
     def stop(self, effect: m.Stop) -> None:
-        """End an incarnation by its shutdown."""
+        """End an incarnation in order, within its shutdown time."""
         run = self._run(effect)
         self._tasks.start_soon(self._stop, run, effect, name=f"stop {effect.child}#{effect.incarnation}")
 
@@ -285,7 +290,7 @@ class IncarnationManager:
             verified = True
         else:
             seconds = effect.shutdown.seconds
-            if seconds is not None and not self._hurry:
+            if seconds is not None and not self._killing:
                 grace_scope = anyio.CancelScope()
                 self._grace_scopes.add(grace_scope)
                 with grace_scope:
@@ -300,12 +305,12 @@ class IncarnationManager:
                 self._grace_scopes.discard(grace_scope)
             if not verified:
                 exit_ = KILLED
-                verified = await self._try(effect, "stop", _brutally, run.incarnation, CLEAN_SECONDS)
-        self._note(effect, "stop", verified=verified)
+                verified = await self._try(effect, "stop", _kill, run.incarnation, CLEAN_SECONDS)
+        self._check_verified(effect, "stop", verified=verified)
         self._post(m.Exited(effect.child, effect.incarnation, exit_, gone=True))
 
     def clean(self, effect: m.Clean) -> None:
-        """End what an incarnation left behind."""
+        """End what is left of an incarnation that has ended."""
         run = self._run(effect)
         self._tasks.start_soon(self._clean, run, effect, name=f"clean {effect.child}#{effect.incarnation}")
 
@@ -316,11 +321,11 @@ class IncarnationManager:
             verified = await self._try(
                 effect, "clean", lambda incarnation: incarnation.clean(), run.incarnation, CLEAN_SECONDS
             )
-        self._note(effect, "clean", verified=verified)
+        self._check_verified(effect, "clean", verified=verified)
         self._post(m.Gone(effect.child, effect.incarnation, verified))
 
     def kill(self, effect: m.Kill) -> None:
-        """End an incarnation that came up too late."""
+        """Kill an incarnation that came up too late."""
         self._reporter.late(effect.child, effect.incarnation)
         run = self._run(effect)
         if run is not None and run.incarnation is not None:
@@ -329,13 +334,13 @@ class IncarnationManager:
 
     async def _kill(self, run: Run, incarnation: Incarnation, effect: m.Kill) -> None:
         run.scope.cancel()
-        verified = await self._try(effect, "kill", _brutally, incarnation, CLEAN_SECONDS)
-        self._note(effect, "kill", verified=verified)
+        verified = await self._try(effect, "kill", _kill, incarnation, CLEAN_SECONDS)
+        self._check_verified(effect, "kill", verified=verified)
 
     # --- in place -------------------------------------------------------------------------------
 
     def act(self, effect: m.Act) -> None:
-        """Have a live incarnation recover by its own means."""
+        """Have a live incarnation recover in place."""
         self._tasks.start_soon(
             self._act, effect, name=f"{effect.action} of {effect.child}#{effect.incarnation}"
         )
@@ -345,21 +350,19 @@ class IncarnationManager:
         incarnation: object = None if run is None else run.incarnation
         fault: Fault | None = None
         try:
-            act = getattr(incarnation, "act", None)
-            if act is None:
-                raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")  # noqa: TRY301
+            act = _recovery_of(incarnation, effect)
             name = f"{effect.action} of {effect.child}"
             await bounded(self._tasks, lambda: act(effect.action), effect.timeout, name)
             ok = True
-        except Exception as error:  # noqa: BLE001 - whatever a user's method raises, the core is told
+        except Exception as error:  # noqa: BLE001 - whatever a user's method raises is reported to the core
             if run is not None and (run.scope.cancel_called or run.over.is_set()):
-                return  # it has ended, or is being ended, and that is told by itself
+                return  # it has ended, or is being ended, and that is reported separately
             ok = False
             if isinstance(error, RecoveryFailedError):
                 self._reporter.not_recovered(effect, str(error))
                 fault = self.fault(effect.child, effect.incarnation)
             else:
-                ending = _broke(error, overdue=isinstance(error, TimeoutError))
+                ending = _ending_of(error, overdue=isinstance(error, TimeoutError))
                 fault = self._exit(
                     self._record(effect.child), effect.incarnation, ending, starting=False
                 ).fault
@@ -370,7 +373,7 @@ class IncarnationManager:
         return None if record is None else record.runs.get(effect.incarnation)
 
     async def _unwind(self, run: Run | None) -> None:
-        """Call off what an incarnation's own task still does, and wait until it has let go."""
+        """Cancel an incarnation's own task, and wait a second for its end."""
         if run is not None:
             run.scope.cancel()
             with anyio.move_on_after(1.0):
@@ -384,17 +387,17 @@ class IncarnationManager:
         incarnation: Incarnation,
         seconds: float,
     ) -> bool:
-        """Have a carrier end something; False when it could not, or not in time."""
+        """Call an incarnation's stop or clean; return False if it failed or took too long."""
         name = f"{what} of {effect.child}#{effect.incarnation}"
         try:
             return await bounded(self._tasks, lambda: call(incarnation), seconds, name)
         except TimeoutError as error:
             log.warning("end.overdue", child=effect.child, incarnation=effect.incarnation, why=str(error))
         except Exception:
-            log.exception("end.broke", child=effect.child, incarnation=effect.incarnation, during=what)
+            log.exception("end.failed", child=effect.child, incarnation=effect.incarnation, during=what)
         return False
 
-    def _note(self, effect: m.Stop | m.Clean | m.Kill, what: str, *, verified: bool) -> None:
+    def _check_verified(self, effect: m.Stop | m.Clean | m.Kill, what: str, *, verified: bool) -> None:
         if not verified:
             self._reporter.unverified(effect.child, effect.incarnation, what)
 
@@ -408,18 +411,25 @@ class IncarnationManager:
                 f"release of {record.child}",
             )
         except Exception:
-            log.exception("release.broke", child=record.child)
+            log.exception("release.failed", child=record.child)
         finally:
             if released is not None:
                 released.set()
             self._drop(record)
 
 
-def _brutally(incarnation: Incarnation) -> Awaitable[bool]:
+def _recovery_of(incarnation: object, effect: m.Act) -> Callable[[str], Awaitable[None]]:
+    act: Callable[[str], Awaitable[None]] | None = getattr(incarnation, "act", None)
+    if act is None:
+        raise TypeError(f"a child of this kind cannot do {effect.action!r} in place")
+    return act
+
+
+def _kill(incarnation: Incarnation) -> Awaitable[bool]:
     return incarnation.stop(Shutdown.BRUTAL_KILL, "killed")
 
 
-def _broke(error: Exception, *, overdue: bool = False) -> Ending:
+def _ending_of(error: Exception, *, overdue: bool = False) -> Ending:
     return Ending(
         causes=tuple(Cause(*cause) for cause in plain_causes(error)),
         traceback="".join(traceback.format_exception(error)),
@@ -431,6 +441,6 @@ def _create_incarnation(backend: ChildBackend | None, effect: m.Start) -> Incarn
     if backend is None:
         kind = getattr(effect.spec.start, "kind", "")
         raise StartRefusedError(
-            Ending(causes=(Cause("UnknownKind", f"nothing here carries children of kind={kind!r}"),))
+            Ending(causes=(Cause("UnknownKind", f"no backend runs children of kind={kind!r}"),))
         )
     return backend.create_incarnation(effect.child, effect.incarnation, effect.spec, effect.predecessor)

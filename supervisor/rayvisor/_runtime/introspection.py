@@ -1,16 +1,18 @@
-"""Reads a running tree: its status, its engines and the names under which children are counted."""
+"""Reads a running tree: its status, its engines, and the names under which children are counted."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rayvisor._runtime.snapshot import Facts, node_of
+from rayvisor._core.paths import join
+from rayvisor._runtime.snapshot import ChildDetails, node_of
 from rayvisor.errors import UnknownChildError
 from rayvisor.status import Node
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import EngineInfo
+    from rayvisor._core.requests.stats import PoolStats
     from rayvisor._runtime.session import Session
 
 __all__ = ["counted_name", "engine_info", "status"]
@@ -18,16 +20,20 @@ __all__ = ["counted_name", "engine_info", "status"]
 
 def status(session: Session, path: str) -> Node:
     """Return the tree below ``path`` as plain data; raise UnknownChildError if there is no such child."""
-    now = time.monotonic()
+    pools, engines, core = session.pools, session.engines, session.runtime.core
 
-    def stats(pool: str) -> Any:
-        scheduler = session.pools.get(pool)
-        return None if scheduler is None else scheduler.stats()
+    def stats(path: str) -> PoolStats | None:
+        pool = pools.get(path)
+        return None if pool is None else pool.stats()
 
-    engines = session.engines
-    facts = Facts(epoch=engines.epoch, processes=engines.processes, stats=stats, url=engines.url)
-    core = session.runtime.core
-    node = node_of(core, facts, path, now, session.began)
+    details = ChildDetails(
+        epoch=engines.epoch,
+        processes=engines.processes,
+        stats=stats,
+        in_flight=pools.in_flight,
+        url=engines.url,
+    )
+    node = node_of(core, details, path, time.monotonic(), session.began)
     if node is None:
         raise UnknownChildError(path, tuple(core.children))
     return node
@@ -41,9 +47,9 @@ def engine_info(session: Session, path: str) -> EngineInfo | None:
 
 def counted_name(session: Session, path: str) -> str:
     """Return the name under which a child is counted: ``workers/*`` for all instances of a template."""
-    supervisors, above, name = session.runtime.core.supervisors, "", ""
+    supervisors, parent, name = session.runtime.core.supervisors, "", ""
     for part in path.split("/"):
-        supervisor = supervisors.get(above)
-        one = "*" if supervisor is not None and supervisor.simple else part
-        above, name = (f"{above}/{part}", f"{name}/{one}") if above else (part, one)
+        supervisor = supervisors.get(parent)
+        own = "*" if supervisor is not None and supervisor.simple else part
+        parent, name = join(parent, part), join(name, own)
     return name

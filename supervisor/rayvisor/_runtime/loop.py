@@ -1,4 +1,7 @@
-"""The loop between the core and the world: one queue in, effects out, results back as events."""
+"""The loop around the core: it takes events from one queue, and carries out the effects.
+
+The results come back as events.
+"""
 
 from __future__ import annotations
 
@@ -26,34 +29,34 @@ if TYPE_CHECKING:
     from rayvisor._runtime.reporting import EventReporter
     from rayvisor.specs import SupervisorSpec
 
-__all__ = ["Follower", "Runtime"]
+__all__ = ["EffectObserver", "Runtime"]
 
 
 class _Answer:
-    """Where a caller waits."""
+    """The answer to one call, which its caller waits for."""
 
-    __slots__ = ("error", "there", "value")
+    __slots__ = ("error", "given", "value")
 
     def __init__(self) -> None:
-        self.there = anyio.Event()
+        self.given = anyio.Event()
         self.value: Any = None
         self.error: Exception | None = None
 
     def give(self, value: Any, error: Exception | None) -> None:
         self.value, self.error = value, error
-        self.there.set()
+        self.given.set()
 
 
-class Follower(Protocol):
-    """Who goes along with what is decided."""
+class EffectObserver(Protocol):
+    """Receives every effect of the core."""
 
-    def follow(self, effect: m.Effect) -> None:
-        """Take note of an effect, after it was carried out and before the next one is."""
+    def observe(self, effect: m.Effect) -> None:
+        """Process an effect, after it was carried out and before the next one is."""
 
     def request_not_at_fault(self, child: str, incarnation: int) -> bool:
-        """Whether a request that ran alone on this incarnation is to blame if it ends now.
+        """Whether a request that runs alone on this incarnation is to blame if the incarnation ends now.
 
-        Then its end does not count as one without progress.
+        Such an end does not count as an unproductive restart.
         """
         ...
 
@@ -66,19 +69,19 @@ class Runtime:
     spec
         The root supervisor.
     random
-        Where jitter comes from.
+        Source of jitter.
     tasks
-        Owner of every task the runtime starts.
+        Owner of every task that the runtime starts.
     backends
-        What carries each kind of children.
+        The backends, by kind of child.
     machines
         The lifecycle machines, by chart.
     reporter
-        Who tells of what happens.
+        Reports what happens.
     call_limit
         How many calls may wait for their answer.
-    follower
-        Who goes along with what is decided: the pools' fronts.
+    observer
+        Receives every effect.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Runtime:
         machines: Mapping[str, LifecycleMachine],
         reporter: EventReporter,
         call_limit: int,
-        follower: Follower | None = None,
+        observer: EffectObserver | None = None,
     ) -> None:
         self.core = Core(spec, random)
         self.incarnations = IncarnationManager(tasks, backends, machines, self.post, reporter)
@@ -100,15 +103,15 @@ class Runtime:
         """Set when the tree is up, or has ended."""
         self.over = anyio.Event()
         """Set when the tree has ended."""
-        self.watchdog = Watchdog(lambda: self.core.asking, reporter.stood_still)
+        self.watchdog = Watchdog(lambda: self.core.asking, reporter.loop_blocked)
         self._tasks = tasks
         self._reporter = reporter
         self._mailbox = Mailbox(call_limit)
-        self._follower = follower
+        self._observer = observer
         self._timers: dict[int, anyio.CancelScope] = {}
         self._call_ids = count(1)
         self._waiting: dict[int, _Answer] = {}
-        self._carry_out: dict[type, Callable[[Any], None]] = {
+        self._handlers: dict[type, Callable[[Any], None]] = {
             m.Start: self.incarnations.start,
             m.Stop: self.incarnations.stop,
             m.Clean: self.incarnations.clean,
@@ -129,24 +132,24 @@ class Runtime:
     # --- in --------------------------------------------------------------------------------------
 
     def post(self, event: m.Event) -> None:
-        """Feed an event to the core."""
+        """Send an event to the core."""
         if (
             isinstance(event, m.Exited)
-            and self._follower is not None
-            and self._follower.request_not_at_fault(event.child, event.incarnation)
+            and self._observer is not None
+            and self._observer.request_not_at_fault(event.child, event.incarnation)
         ):
             self._mailbox.post(m.Progressed(event.child, event.incarnation))
         self._mailbox.post(event)
 
     async def call(self, verb: m.Verb, target: str, argument: Any = None) -> Any:
-        """Ask the core for something, and wait for its answer.
+        """Call a verb of the core, and wait for its answer.
 
         Raises
         ------
         SupervisorStoppedError
             The tree has ended, perhaps while the call waited.
         SupervisorBusyError
-            Too many calls wait already.
+            Too many calls are waiting already.
         """
         if self.over.is_set():
             raise SupervisorStoppedError(target)
@@ -155,8 +158,8 @@ class Runtime:
         self._mailbox.post(m.Call(number, verb, target, argument))
         self._waiting[number] = answer
         try:
-            # Bounded by what it asks for: start deadlines and shutdown times.
-            await answer.there.wait()
+            # Bounded by what the verb does: start timeouts and shutdown times.
+            await answer.given.wait()
         finally:
             self._waiting.pop(number, None)
         if answer.error is not None:
@@ -187,11 +190,11 @@ class Runtime:
 
     def _decide(self, event: m.Event) -> None:
         for effect in self.core.handle(event, time.monotonic()):
-            self._carry_out[type(effect)](effect)
-            if self._follower is not None:
-                self._follower.follow(effect)
+            self._handlers[type(effect)](effect)
+            if self._observer is not None:
+                self._observer.observe(effect)
 
-    # --- effects that are no child's ----------------------------------------------------------------
+    # --- effects on the tree ----------------------------------------------------------------------------
 
     def _set_timer(self, effect: m.SetTimer) -> None:
         if effect.delay <= 0:

@@ -5,11 +5,12 @@ Each combines calls to the core with what the pools can do about requests in fli
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
+from rayvisor._core.paths import split
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.pause_hooks import HOOK_SECONDS
@@ -17,8 +18,10 @@ from rayvisor._validation import one_of, seconds
 from rayvisor.errors import CallError, SpecError, UnknownChildError
 
 if TYPE_CHECKING:
-    from rayvisor._runtime.pool.pausing import Pausing
-    from rayvisor._runtime.pool.pool import EnginePool
+    from rayvisor._core.supervision.core import Core
+    from rayvisor._core.supervision.nodes import Child
+    from rayvisor._runtime.pool.pause_control import PauseControl
+    from rayvisor._runtime.pool.runtime import PoolRuntime
     from rayvisor._runtime.session import Session
 
 __all__ = [
@@ -29,13 +32,12 @@ __all__ = [
     "restart",
     "resume",
     "set_recovery_instruction",
-    "split",
 ]
 
 PauseMode = Literal["wait", "keep", "abort"]
 MODES = ("wait", "keep", "abort")
 FREEZE_SECONDS = 10.0
-"""How long an engine may take to hold still, or to go on."""
+"""Timeout of an engine's own pause or resume."""
 _KEEP = {"mode": "keep", "clear_cache": False}
 
 log = get_logger("rayvisor.supervisor")
@@ -45,10 +47,10 @@ async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float)
     """Give a child, or everything under a supervisor, no new work until it is resumed."""
     one_of("mode", mode, MODES)
     seconds("timeout", timeout)
-    await _hold(session, m.Verb.PAUSE, path)
-    pools = _engines(session, path)
+    await _call_on_child(session, m.Verb.PAUSE, path)
+    pools = _engines_by_pool(session, path)
     await _freeze(session, pools, frozen=mode == "keep")
-    await _tell_servers(session, path, "pause_generation", {"mode": mode}, timeout)
+    await _ask_servers(session, path, "pause_generation", {"mode": mode}, timeout)
     for pool, engines in pools:
         pool.pausing.keep(engines, kept=mode == "keep")
         if mode == "abort":
@@ -58,29 +60,29 @@ async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float)
         with anyio.move_on_after(timeout):
             for pool, engines in pools:
                 await pool.pausing.drained(engines)
-    await session.hooks.settled(path, max(0.0, timeout - (anyio.current_time() - began)))
+    await session.pause_hooks.settled(path, max(0.0, timeout - (anyio.current_time() - began)))
     return sum(pool.pausing.in_flight(engines) for pool, engines in pools)
 
 
 async def resume(session: Session, path: str) -> None:
     """Lift a pause; requests that were kept in flight continue."""
-    await _freeze(session, _engines(session, path), frozen=False)
-    await _tell_servers(session, path, "resume_generation", {}, FREEZE_SECONDS)
-    await _hold(session, m.Verb.RESUME, path)
-    await session.hooks.settled(path, HOOK_SECONDS)
-    for pool, engines in _engines(session, path):
+    await _freeze(session, _engines_by_pool(session, path), frozen=False)
+    await _ask_servers(session, path, "resume_generation", {}, FREEZE_SECONDS)
+    await _call_on_child(session, m.Verb.RESUME, path)
+    await session.pause_hooks.settled(path, HOOK_SECONDS)
+    for pool, engines in _engines_by_pool(session, path):
         pool.pausing.keep(engines, kept=False)
 
 
 async def mark_stale(session: Session, path: str) -> None:
     """Send engines with a gate through their gate again."""
-    await _hold(session, m.Verb.STALE, path)
+    await _call_on_child(session, m.Verb.STALE, path)
 
 
 async def restart(session: Session, path: str) -> None:
     """Stop a child and start it again, without counting it as a restart."""
     runtime = session.runtime
-    with session.pools.awaited(path, runtime), session.actors.restarting(path):
+    with session.pools.restarting(path, runtime), session.actors.restarting(path):
         await _restart(runtime.call, path)
 
 
@@ -109,7 +111,7 @@ async def set_recovery_instruction(
     request = {"instruction": instruction, "params": dict(params or {}), "request_id": request_id}
     answers: dict[str, dict[str, Any]] = {}
 
-    async def tell(child: str, incarnation: int) -> None:
+    async def send(child: str, incarnation: int) -> None:
         try:
             answers[child] = await engines.ask(child, incarnation, "handle_fault", (request,), {}, timeout)
         except (CallError, TimeoutError) as error:
@@ -123,18 +125,18 @@ async def set_recovery_instruction(
         for child, incarnation in _incarnations(session, path):
             info = engines.info(child, incarnation)
             if info is not None and instruction in info.instructions:
-                tasks.start_soon(tell, child, incarnation)
+                tasks.start_soon(send, child, incarnation)
     return answers
 
 
-async def _freeze(session: Session, pools: Sequence[tuple[EnginePool, list[str]]], *, frozen: bool) -> None:
-    """Have the engines themselves hold what they run, or go on, where they can.
+async def _freeze(session: Session, pools: Sequence[tuple[PoolRuntime, list[str]]], *, frozen: bool) -> None:
+    """Have the engines themselves stop or resume computing, where they can.
 
-    One that cannot computes on into its own buffers: the pool does not read what comes.
+    An engine that cannot continues to compute into its own buffers: the pool does not read its output.
     """
     engines = session.engines
 
-    async def tell(pausing: Pausing, child: str, incarnation: int) -> None:
+    async def ask(pausing: PauseControl, child: str, incarnation: int) -> None:
         method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
         try:
             await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
@@ -149,54 +151,61 @@ async def _freeze(session: Session, pools: Sequence[tuple[EnginePool, list[str]]
             for child in children:
                 up = pool.pausing.incarnation(child) if frozen else pool.pausing.frozen.pop(child, None)
                 if up is not None and pool.pausing.frozen.get(child) != up:
-                    tasks.start_soon(tell, pool.pausing, child, up)
+                    tasks.start_soon(ask, pool.pausing, child, up)
 
 
-async def _tell_servers(
-    session: Session, path: str, method: str, options: Mapping[str, Any], seconds: float
+async def _ask_servers(
+    session: Session, path: str, method: str, options: Mapping[str, Any], timeout: float
 ) -> None:
-    """Have servers hold what they run, or go on: vLLM's own can in their development mode only."""
+    """Have servers stop or resume computing; vLLM's own servers can in their development mode only."""
     engines = session.engines
 
-    async def tell(child: str, incarnation: int) -> None:
+    async def ask(child: str, incarnation: int) -> None:
         try:
-            await engines.ask(child, incarnation, method, (), options, seconds)
+            await engines.ask(child, incarnation, method, (), options, timeout)
         except (CallError, TimeoutError) as error:
             log.info("server.goes_on", child=child, incarnation=incarnation, call=method, why=str(error))
 
-    servers = [each for each in _below(session, path) if engines.url(each[0])]
+    core = session.runtime.core
+    servers = [child for child in _at_or_below(core, path) if engines.url(child.path)]
     async with anyio.create_task_group() as tasks:
         for server in servers:
-            tasks.start_soon(tell, *server)
+            tasks.start_soon(ask, server.path, server.incarnation)
 
 
-async def _hold(session: Session, verb: m.Verb, path: str) -> None:
+async def _call_on_child(session: Session, verb: m.Verb, path: str) -> None:
+    """Call a verb that takes the tree (the empty path) as well as a child."""
     await session.runtime.call(verb, *(split(path) if path else ("", None)))
 
 
 def _incarnations(session: Session, path: str) -> list[tuple[str, int]]:
-    """The children at or below ``path``, each with its incarnation."""
-    children = session.runtime.core.children
-    if path and path not in children:
-        raise UnknownChildError(path, tuple(children))
-    return _below(session, path)
+    """Return the children at or below ``path``, each with its incarnation."""
+    core = session.runtime.core
+    if path and path not in core.children:
+        raise UnknownChildError(path, tuple(core.children))
+    return [(child.path, child.incarnation) for child in _at_or_below(core, path)]
 
 
-def _below(session: Session, path: str) -> list[tuple[str, int]]:
-    return [
-        (name, child.incarnation)
-        for name, child in session.runtime.core.children.items()
-        if not path or name == path or name.startswith(f"{path}/")
-    ]
+def _at_or_below(core: Core, path: str) -> Iterator[Child]:
+    """Yield the children at or below ``path``, each before those below it."""
+    if path:
+        child = core.children.get(path)
+        pending = [] if child is None else [child]
+    else:
+        pending = list(reversed(core.root.children.values()))
+    while pending:
+        child = pending.pop()
+        yield child
+        if child.subtree is not None:
+            pending.extend(reversed(child.subtree.children.values()))
 
 
-def _engines(session: Session, path: str) -> list[tuple[EnginePool, list[str]]]:
-    """The engines at or below ``path``, by pool."""
+def _engines_by_pool(session: Session, path: str) -> list[tuple[PoolRuntime, list[str]]]:
+    """Return the engines at or below ``path``, by pool."""
     found: dict[str, list[str]] = {}
-    for child in session.runtime.core.children:
-        if not path or child == path or child.startswith(f"{path}/"):
-            found.setdefault(split(child)[0], []).append(child)
-    pools = ((session.pools.get(above), engines) for above, engines in found.items())
+    for child in _at_or_below(session.runtime.core, path):
+        found.setdefault(split(child.path)[0], []).append(child.path)
+    pools = ((session.pools.get(parent), engines) for parent, engines in found.items())
     return [(pool, engines) for pool, engines in pools if pool is not None]
 
 
@@ -210,11 +219,5 @@ async def _restart(call: Callable[..., Awaitable[Any]], path: str) -> None:
         await call(m.Verb.TERMINATE_CHILD, "", child.id)
     left = {child.id for child in await call(m.Verb.WHICH_CHILDREN, "")}
     for child in reversed(children):
-        if child.id in left:  # a temporary child's spec went with it
+        if child.id in left:  # the spec of a temporary child is dropped with it
             await call(m.Verb.RESTART_CHILD, "", child.id)
-
-
-def split(path: str) -> tuple[str, str]:
-    """The supervisor a child is under, and its id there."""
-    above, _, identity = path.rpartition("/")
-    return above, identity

@@ -1,8 +1,8 @@
-"""Actors are told of the holds on them: the user's pause and resume hooks.
+"""Runs the pause and resume hooks of actors.
 
-The hold itself needs nobody's consent: an actor that is held gets no new work, whatever its hook does. The
-hook is for what the actor does of its own. It is told in order, one thing at a time, and of what is wanted
-last.
+A pause does not depend on its hook: a paused actor gets no new work, whatever the hook does. The hook is for
+work that the actor does of its own accord. Hooks of one actor run one at a time; after each, the state that
+is wanted by then decides which one is next.
 """
 
 from __future__ import annotations
@@ -13,53 +13,56 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskGroup
 
+from rayvisor._core.paths import contains
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
+from rayvisor.status import is_up
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core
     from rayvisor._runtime.reporting import EventReporter
     from rayvisor.specs import ActorHook, ActorHooks
 
-__all__ = ["Hooks"]
+__all__ = ["PauseHooks"]
 
 log = get_logger("rayvisor.actors")
 
 HOOK_SECONDS = 60.0
-"""How long a hook may take."""
+"""Timeout of a hook."""
 TRIES = 3
-PAUSE_SECONDS = 0.5
-"""Between two tries; twice as long each time."""
-HELD = "REQUESTED"
+RETRY_SECONDS = 0.5
+"""Delay before the second try; it doubles with each further one."""
+PAUSED = "REQUESTED"
+"""The flag of a child that an operator has paused."""
 
 
-class _Told:
-    """What one incarnation has been told."""
+class _PauseState:
+    """Whether one incarnation is to be paused, and what its hooks have been called for."""
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
         self.wanted = False
         self.paused = False
-        self.scope = anyio.CancelScope()
-        self.at_work = False
-        self.quiet = anyio.Event()
-        self.quiet.set()
+        self.running: anyio.CancelScope | None = None
+        """Of the task that calls its hooks; None while none does."""
+        self.settled = anyio.Event()
+        self.settled.set()
 
 
-class Hooks:
-    """Follows the effects of the core: calls the hooks of actors that are held, or go on.
+class PauseHooks:
+    """Observes the effects of the core: calls the hooks of actors that are paused or resumed.
 
     Parameters
     ----------
     tasks
         Owner of the hooks' tasks.
     core
-        Where the specs are.
+        Holds the specs.
     call
         Calls a hook of a child's present incarnation.
     reporter
-        Who tells of hooks that fail.
+        Reports hooks that fail.
     """
 
     def __init__(
@@ -73,58 +76,56 @@ class Hooks:
         self._core = core
         self._call = call
         self._reporter = reporter
-        self._told: dict[str, _Told] = {}
+        self._states: dict[str, _PauseState] = {}
 
-    def follow(self, effect: m.Effect) -> None:
-        """Take note of an effect."""
+    def observe(self, effect: m.Effect) -> None:
+        """Call hooks if an actor was paused or resumed by an effect."""
         if not isinstance(effect, m.Changed) or effect.chart != "actor":
             return
-        child, told = effect.child, self._told.get(effect.child)
-        if told is not None and (
-            effect.after.state not in {"ALIVE", "PAUSED"} or told.incarnation != effect.incarnation
-        ):
-            del self._told[child]
-            told.scope.cancel()
-            told = None
-        if effect.after.state not in {"ALIVE", "PAUSED"}:
+        child, up, state = effect.child, is_up(effect.after.state), self._states.get(effect.child)
+        if state is not None and (not up or state.incarnation != effect.incarnation):
+            del self._states[child]
+            if state.running is not None:
+                state.running.cancel()
+            state = None
+        if not up:
             return
-        held = HELD in effect.after.flags
+        wanted = PAUSED in effect.after.flags
         hooks = self._hooks(child)
-        if hooks is None or (told is None and not held):
+        if hooks is None or (state is None and not wanted):
             return
-        if told is None:
-            told = self._told[child] = _Told(effect.incarnation)
-        told.wanted = held
-        if told.wanted != told.paused and not told.at_work:
-            told.at_work = True
-            told.quiet = anyio.Event()
-            self._tasks.start_soon(self._tell, child, told, hooks, name=f"holds of {child}")
+        if state is None:
+            state = self._states[child] = _PauseState(effect.incarnation)
+        state.wanted = wanted
+        if state.wanted != state.paused and state.running is None:
+            state.running = scope = anyio.CancelScope()
+            state.settled = anyio.Event()
+            self._tasks.start_soon(self._run, child, state, hooks, scope, name=f"pause hooks of {child}")
 
     async def settled(self, path: str, timeout: float) -> None:
-        """Wait until every actor at or below ``path`` has been told, for at most so many seconds."""
-        below = f"{path}/"
+        """Wait until the hooks of every actor at or below ``path`` have run, or the timeout is over."""
         with anyio.move_on_after(timeout):
-            for child, told in list(self._told.items()):
-                if not path or child == path or child.startswith(below):
-                    await told.quiet.wait()
+            for child, state in list(self._states.items()):
+                if contains(path, child):
+                    await state.settled.wait()
 
     def _hooks(self, child: str) -> ActorHooks | None:
         node = self._core.status(child)
         hooks: ActorHooks | None = None if node is None else getattr(node.spec.start, "hooks", None)
         return hooks if hooks is not None and (hooks.pause or hooks.resume) else None
 
-    async def _tell(self, child: str, told: _Told, hooks: ActorHooks) -> None:
+    async def _run(self, child: str, state: _PauseState, hooks: ActorHooks, scope: anyio.CancelScope) -> None:
         try:
-            with told.scope:
-                while told.wanted != told.paused:
-                    wanted = told.wanted
+            with scope:
+                while state.wanted != state.paused:
+                    wanted = state.wanted
                     name, hook = ("pause", hooks.pause) if wanted else ("resume", hooks.resume)
                     if hook is not None:
                         await self._try(child, name, hook)
-                    told.paused = wanted
+                    state.paused = wanted
         finally:
-            told.at_work = False
-            told.quiet.set()
+            state.running = None
+            state.settled.set()
 
     async def _try(self, child: str, name: str, hook: ActorHook) -> None:
         for attempt in range(TRIES):
@@ -133,14 +134,14 @@ class Hooks:
                     self._tasks, lambda: self._call(child, hook), HOOK_SECONDS, f"{name} of {child}"
                 )
             except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
-                said = f"{type(error).__name__}: {error}"[:500]
+                why = f"{type(error).__name__}: {error}"[:500]
                 log.warning(
-                    "actor.hook.failed", child=child, hook=name, attempt=attempt + 1, of=TRIES, why=said
+                    "actor.hook.failed", child=child, hook=name, attempt=attempt + 1, of=TRIES, why=why
                 )
                 if attempt + 1 == TRIES:
-                    self._reporter.actor_hook_failed(child, name, said)
+                    self._reporter.actor_hook_failed(child, name, why)
                 else:
-                    await anyio.sleep(PAUSE_SECONDS * 2**attempt)
+                    await anyio.sleep(RETRY_SECONDS * 2**attempt)
             else:
-                log.info("actor.told", child=child, hook=name)
+                log.info("actor.hook.called", child=child, hook=name)
                 return

@@ -1,4 +1,4 @@
-"""Gates: an engine that is up serves only once the user's hook has brought it up to date."""
+"""Readiness gates: an engine that is up serves only once the user's gate has brought it up to date."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from rayvisor._runtime.deadlines import bounded
 from rayvisor._validation import is_whole
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import Gate
+from rayvisor.status import is_up
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core
     from rayvisor._runtime.children.engines import EngineBackend
     from rayvisor._runtime.incarnations import IncarnationManager
 
-__all__ = ["Gates"]
+__all__ = ["ReadinessGates"]
 
 log = get_logger("rayvisor.gates")
 
 TRIES = 3
-PAUSE_SECONDS = 0.5
-"""Between two tries; twice as long each time."""
+RETRY_SECONDS = 0.5
+"""Delay before the second try; it doubles with each further one."""
 
 
-class Gates:
-    """Follows the effects of the core: runs the hook of each child that is stale.
+class ReadinessGates:
+    """Observes the effects of the core: runs the gate of each engine that is stale.
 
     Parameters
     ----------
     tasks
-        Owner of the hooks' tasks.
+        Owner of the gates' tasks.
     core
-        Where the specs are.
+        Holds the specs.
     engines
-        What the hooks talk to.
-    lives
-        Ends an incarnation whose gate does not open.
+        Answers the calls of the gates.
+    incarnations
+        Ends an incarnation whose gate fails.
     post
-        Feeds an event to the core.
+        Sends an event to the core.
     weights
-        Told child, incarnation and version when a hook says which weights its engine has now.
+        Called with child, incarnation and version when a gate returns the version of the engine's weights.
     """
 
     def __init__(
@@ -55,30 +56,30 @@ class Gates:
         tasks: TaskGroup,
         core: Core,
         engines: EngineBackend,
-        lives: IncarnationManager,
+        incarnations: IncarnationManager,
         post: Callable[[m.Event], None],
         weights: Callable[[str, int, int], None],
     ) -> None:
         self._tasks = tasks
         self._core = core
         self._engines = engines
-        self._lives = lives
+        self._incarnations = incarnations
         self._post = post
         self._weights = weights
-        self._under_way: dict[str, anyio.CancelScope] = {}
+        self._running: dict[str, anyio.CancelScope] = {}
 
-    def follow(self, effect: m.Effect) -> None:
-        """Take note of an effect."""
+    def observe(self, effect: m.Effect) -> None:
+        """Start or cancel a gate after an effect."""
         if not isinstance(effect, m.Changed) or effect.chart != "engine":
             return
         child, after = effect.child, effect.after
-        if after.state not in {"ALIVE", "PAUSED"} or "STALE" not in after.flags:
-            self._call_off(child)
-        elif effect.event == "stale" or child not in self._under_way:
-            self._call_off(child)  # what it was brought up to is out of date again
+        if not is_up(after.state) or "STALE" not in after.flags:
+            self._cancel(child)
+        elif effect.event == "stale" or child not in self._running:
+            self._cancel(child)  # the version that it was brought to is out of date again
             node = self._core.status(child)
             if node is not None and node.spec.gate is not None:
-                scope = self._under_way[child] = anyio.CancelScope()
+                scope = self._running[child] = anyio.CancelScope()
                 timeout = node.spec.start_timeout
                 name = f"gate of {child}#{effect.incarnation}"
                 self._tasks.start_soon(
@@ -90,26 +91,26 @@ class Gates:
                     name=name,
                 )
 
-    def _call_off(self, child: str) -> None:
-        scope = self._under_way.pop(child, None)
+    def _cancel(self, child: str) -> None:
+        scope = self._running.pop(child, None)
         if scope is not None:
             scope.cancel()
 
     async def _pass(
         self,
         scope: anyio.CancelScope,
-        hook: Callable[[Any], Awaitable[object]],
-        who: tuple[str, int, int],
+        function: Callable[[Any], Awaitable[object]],
+        subject: tuple[str, int, int],
         timeout: float,
     ) -> None:
-        child, incarnation, stales = who
+        child, incarnation, stales = subject
         with scope:
             gate = Gate(child, incarnation, self._engines.ask, self._engines.predecessor(child))
             name = f"the gate of {child}"
             for attempt in range(TRIES):
                 try:
-                    version = await bounded(self._tasks, lambda: hook(gate), timeout, name)
-                except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
+                    version = await bounded(self._tasks, lambda: function(gate), timeout, name)
+                except Exception as error:  # noqa: BLE001 - a user's gate may raise anything
                     log.warning(
                         "gate.closed",
                         child=child,
@@ -122,13 +123,13 @@ class Gates:
                 else:
                     log.info("gate.passed", child=child, incarnation=incarnation)
                     if is_whole(version):
-                        self._weights(child, incarnation, version)  # before its gate is opened
+                        self._weights(child, incarnation, version)  # before it is admitted
                     self._post(m.Reported(child, incarnation, "synced", stales=stales))
                     return
                 if attempt + 1 < TRIES:
-                    await anyio.sleep(PAUSE_SECONDS * 2**attempt)
+                    await anyio.sleep(RETRY_SECONDS * 2**attempt)
                 else:
-                    self._lives.condemn(child, incarnation, ending)
+                    self._incarnations.condemn(child, incarnation, ending)
 
 
 def _ending(error: Exception) -> Ending:

@@ -1,4 +1,4 @@
-"""What happens is told twice: as records to those who watch, as structured lines to the log."""
+"""Reports what happens twice: as records to watchers, and as structured lines to the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rayvisor._core.supervision import messages as m
     from rayvisor._runtime.broadcaster import RecordBroadcaster
     from rayvisor._runtime.lifecycle import HookFailure
-    from rayvisor._runtime.watchdog import Standstill
+    from rayvisor._runtime.watchdog import BlockedPeriod
     from rayvisor.faults import Fault
 
 __all__ = ["EventReporter"]
@@ -22,13 +22,13 @@ log = get_logger("rayvisor.supervisor")
 
 
 class EventReporter:
-    """Tells watchers and the log."""
+    """Reports to watchers and to the log."""
 
     def __init__(self, broadcaster: RecordBroadcaster) -> None:
         self._broadcaster = broadcaster
 
     def fault(self, fault: Fault) -> None:
-        """An incarnation ended, or did not come up."""
+        """Report that an incarnation ended, or did not come up."""
         self._broadcaster.tell(r.FaultSeen(at=fault.at, fault=fault))
         log.error(
             "fault",
@@ -45,7 +45,7 @@ class EventReporter:
         )
 
     def not_recovered(self, effect: m.Act, why: str) -> None:
-        """An incarnation has not recovered in place; what it was to recover from has been told."""
+        """Report that an incarnation has not recovered in place; its fault has been reported before."""
         log.warning(
             "recovery.failed",
             child=effect.child,
@@ -64,19 +64,19 @@ class EventReporter:
         )
 
     def unverified(self, child: str, incarnation: int, why: str) -> None:
-        """Nobody could prove that an incarnation is gone."""
-        log.warning("gone.unverified", child=child, incarnation=incarnation, why=why)
+        """Report that there is no proof that nothing of an incarnation is left."""
+        log.warning("cleanup.unverified", child=child, incarnation=incarnation, why=why)
         self._broadcaster.tell(
             r.CleanupUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
         )
 
     def late(self, child: str, incarnation: int) -> None:
-        """An incarnation came up after its time and is ended."""
+        """Report that an incarnation came up after its start timeout and is ended."""
         log.warning("start.late", child=child, incarnation=incarnation, then="ended")
         self._broadcaster.tell(r.LateStart(at=time.monotonic(), child=child, incarnation=incarnation))
 
     def changed(self, effect: m.Changed) -> None:
-        """A child has moved along its chart."""
+        """Report a transition of a child."""
         before, after = effect.before.path, effect.after.path
         self._broadcaster.tell(
             r.StateChanged(
@@ -99,7 +99,7 @@ class EventReporter:
         )
 
     def decided(self, effect: m.Decided) -> None:
-        """A fault, or an end, has been decided about."""
+        """Report a decision about a fault or an exit."""
         self._broadcaster.tell(
             r.DecisionMade(
                 at=time.monotonic(),
@@ -124,7 +124,7 @@ class EventReporter:
         )
 
     def strategy_failed(self, effect: m.StrategyFailed) -> None:
-        """A user's strategy went wrong; the failed child is restarted by itself."""
+        """Report that a user's strategy failed; only the failed child is restarted."""
         error = effect.error
         log.error(
             "strategy.failed",
@@ -132,7 +132,7 @@ class EventReporter:
             strategy=error.strategy,
             problem=error.problem,
             traceback=error.traceback,
-            then="restarted by itself",
+            then="only this child is restarted",
         )
         self._broadcaster.tell(
             r.StrategyFailed(
@@ -144,19 +144,19 @@ class EventReporter:
             )
         )
 
-    def stood_still(self, standstill: Standstill) -> None:
-        """The loop stood still, and runs again; the watchdog has logged it."""
+    def loop_blocked(self, blocked: BlockedPeriod) -> None:
+        """Report that the event loop was blocked, and runs again; the watchdog has logged it."""
         self._broadcaster.tell(
             r.EventLoopBlocked(
                 at=time.monotonic(),
-                seconds=standstill.seconds,
-                activity=standstill.activity,
-                stack=standstill.stack,
+                seconds=blocked.seconds,
+                activity=blocked.activity,
+                stack=blocked.stack,
             )
         )
 
     def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
-        """A supervisor came up, is being ended, or has ended."""
+        """Report that a supervisor came up, is being ended, or has ended."""
         why = "" if effect.exit is None else str(effect.exit)
         self._broadcaster.tell(
             r.SupervisorStateChanged(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
@@ -164,7 +164,7 @@ class EventReporter:
         log.info("supervisor.changed", supervisor=effect.path or "root", state=effect.state, why=why)
 
     def progressed(self, child: str, phase: Phase) -> None:
-        """A start has got further."""
+        """Report the progress of a start."""
         self._broadcaster.tell(
             r.StartProgressed(
                 at=time.monotonic(),
@@ -185,13 +185,13 @@ class EventReporter:
         )
 
     def actor_hook_failed(self, child: str, hook: str, error: str) -> None:
-        """An actor's pause or resume hook failed each time it was tried; the hold does not depend on it."""
+        """Report that an actor's pause or resume hook failed at every try; the pause itself holds."""
         self._broadcaster.tell(
             r.HookFailed(at=time.monotonic(), child=child, hook=hook, place="REQUESTED", error=error)
         )
 
     def hook_failed(self, failure: HookFailure) -> None:
-        """A user's hook raised; the machine has logged it."""
+        """Report that a user's lifecycle hook raised; the machine has logged it."""
         self._broadcaster.tell(
             r.HookFailed(
                 at=time.monotonic(),

@@ -1,7 +1,7 @@
-"""One run of a tree, from opening its places to giving everything back, in a task of its own.
+"""One run of a tree, from opening its environment to closing everything again, in a task of its own.
 
-A task of its own, so that nothing which is cancelled around the user's block is cancelled here: the tree
-ends in order, whatever ends the block.
+The task is its own so that a cancellation around the user's block does not reach it: the tree ends in order,
+whatever ends the block.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from rayvisor._runtime.children.subtrees import SubtreeBackend
 from rayvisor._runtime.deadlines import outlast
 from rayvisor._runtime.environment import kinds
 from rayvisor._runtime.loop import Runtime
-from rayvisor._runtime.pause_hooks import Hooks
-from rayvisor._runtime.pool.registry import Pools
-from rayvisor._runtime.readiness_gates import Gates
+from rayvisor._runtime.pause_hooks import PauseHooks
+from rayvisor._runtime.pool.registry import PoolRegistry
+from rayvisor._runtime.readiness_gates import ReadinessGates
 from rayvisor.errors import RayvisorError, StartFailedError, SupervisorGaveUpError
 from rayvisor.faults import Cause, Fault, FaultClass
 from rayvisor.specs import SupervisorSpec
+from rayvisor.status import ChildKind
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import Condition, HostItem, Phase
@@ -46,7 +47,7 @@ T = TypeVar("T")
 log = get_logger("rayvisor.supervisor")
 
 CLOSE_SECONDS = 60.0
-"""How long giving everything back may take once the tree has ended."""
+"""Timeout of each step that closes something once the tree has ended."""
 
 
 class Session:
@@ -57,15 +58,15 @@ class Session:
     spec
         The root supervisor.
     environment
-        Where children live.
+        Opens what the children run on.
     rng
-        For jitter and sampling seeds.
+        Source of jitter and sampling seeds.
     broadcaster, reporter
-        Who is told what happens, and who tells.
+        Distribute the records, and report to it.
     machines
         The lifecycle machines, by chart.
     call_limit
-        How many calls may wait.
+        How many calls may wait for their answer.
     handle_signals
         Whether SIGINT and SIGTERM end the tree.
     """
@@ -94,50 +95,50 @@ class Session:
         self._halted = False
         self._engines: EngineBackend | None = None
         self._actors: ActorBackend | None = None
-        self._pools: Pools | None = None
+        self._pools: PoolRegistry | None = None
         self._runtime: Runtime | None = None
         self.began = time.monotonic()
         """When this run began."""
         self.signal: int | None = None
         """The signal that ended the tree."""
         self.error: BaseException | None = None
-        """What kept the places from opening, or a defect that ended the session."""
+        """Why the environment could not be opened, or a defect that ended the session."""
         self.settled = anyio.Event()
-        """The tree is up, or will not be."""
+        """The tree is up, or does not come up."""
         self.over = anyio.Event()
         """The tree has ended."""
         self.dismissed = anyio.Event()
-        """The user's block is to end: the tree has ended, or a signal came."""
-        self.given_back = anyio.Event()
+        """The user's block must end: the tree has ended, or a signal came."""
+        self.released = anyio.Event()
         """Nothing is left of the tree but tasks that ignore their cancellation."""
         self.closed = anyio.Event()
-        """Nothing is left."""
+        """Nothing is left of the tree."""
 
-    # --- what the supervisor uses ---------------------------------------------------------------
+    # --- for the supervisor ---------------------------------------------------------------------
 
     @property
     def runtime(self) -> Runtime:
         """The runtime; there is one once the session has settled without an error."""
-        return _there(self._runtime)
+        return _present(self._runtime)
 
     @property
-    def pools(self) -> Pools:
-        """The fronts of the engine pools."""
-        return _there(self._pools)
+    def pools(self) -> PoolRegistry:
+        """The engine pools."""
+        return _present(self._pools)
 
     @property
     def engines(self) -> EngineBackend:
-        """What carries engines."""
-        return _there(self._engines)
+        """The backend of engines and servers."""
+        return _present(self._engines)
 
     @property
     def actors(self) -> ActorBackend:
-        """What carries users' actors."""
-        return _there(self._actors)
+        """The backend of users' actors."""
+        return _present(self._actors)
 
     @property
     def begun(self) -> bool:
-        """Whether there is a tree to look at: it may still be coming up."""
+        """Whether there is a tree to read; it may still be coming up."""
         return self._pools is not None
 
     @property
@@ -151,7 +152,7 @@ class Session:
         return self._halted
 
     def halt(self) -> None:
-        """Ask the tree to end, in order."""
+        """Have the tree end, in order."""
         if not self._halted and not self.over.is_set():
             self._halted = True
             self._opening.cancel()
@@ -180,24 +181,25 @@ class Session:
     # --- the run ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Open, run, give back. It never raises: ``error`` tells what went wrong."""
+        """Open, run and close. It never raises: ``error`` has what went wrong."""
         try:
             async with anyio.create_task_group() as tasks:
                 try:
                     await self._run(tasks)
-                except Exception as error:  # noqa: BLE001 - raised at who waits for the session
+                except Exception as error:  # noqa: BLE001 - raised in the task that waits for the session
                     self.error = error
-                for event in (self.settled, self.over, self.dismissed):
-                    event.set()
-                self._broadcaster.close()
-                with anyio.CancelScope(shield=True):
-                    await self._give_back()
-                self.given_back.set()
+                finally:  # also when a task of the group fails, or this one is cancelled
+                    for event in (self.settled, self.over, self.dismissed):
+                        event.set()
+                    self._broadcaster.close()
+                    with anyio.CancelScope(shield=True):
+                        await self._close()
+                    self.released.set()
                 tasks.cancel_scope.cancel()
-        except BaseException as error:  # noqa: BLE001 - a defect: raised at who waits for the session
+        except BaseException as error:  # noqa: BLE001 - a defect: raised in the task that waits for the session
             self.error = self.error or error
         finally:
-            for event in (self.settled, self.over, self.dismissed, self.given_back, self.closed):
+            for event in (self.settled, self.over, self.dismissed, self.released, self.closed):
                 event.set()
 
     async def _run(self, tasks: anyio.abc.TaskGroup) -> None:
@@ -206,12 +208,12 @@ class Session:
         self._engines = EngineBackend(self._environment.hosts, tasks, self, self._environment.gpus)
         self._actors = ActorBackend(self._environment.actors, self)
         self._backends: Mapping[str, ChildBackend] = {
-            "engine": self._engines,
-            "server": self._engines,
-            "actor": self._actors,
-            "adopt": self._actors,
-            "coroutine": CoroutineBackend(tasks),
-            "supervisor": SubtreeBackend(self.open),
+            ChildKind.ENGINE: self._engines,
+            ChildKind.SERVER: self._engines,
+            ChildKind.ACTOR: self._actors,
+            ChildKind.ADOPT: self._actors,
+            ChildKind.COROUTINE: CoroutineBackend(tasks),
+            ChildKind.SUPERVISOR: SubtreeBackend(self.open),
         }
         with self._opening:
             await self.open(self._spec)
@@ -223,15 +225,15 @@ class Session:
             machines=self._machines,
             reporter=self._reporter,
             call_limit=self._call_limit,
-            follower=self,
+            observer=self,
         )
-        self._pools = Pools(self._engines, tasks, self._rng, self._on_useful)
-        self.hooks = Hooks(tasks, runtime.core, self._actors.run, self._reporter)
-        self._gates = Gates(
+        self._pools = PoolRegistry(self._engines, tasks, self._rng, self._on_useful)
+        self.pause_hooks = PauseHooks(tasks, runtime.core, self._actors.run, self._reporter)
+        self._gates = ReadinessGates(
             tasks, runtime.core, self._engines, runtime.incarnations, runtime.post, self._pools.weights
         )
         if self._halted:
-            runtime.post(m.Halt())  # before it came up
+            runtime.post(m.Halt())  # asked for while the environment was opened
         tasks.start_soon(self._decide, runtime, name="supervisor")
         await runtime.settled.wait()
         self.settled.set()
@@ -241,55 +243,55 @@ class Session:
         try:
             await runtime.run()
         except Exception as error:
-            log.exception("supervisor.broke")
+            log.exception("supervisor.failed")
             self.error = error
 
     async def _listen(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        await signals.listen(self._heard, task_status=task_status)
+        await signals.listen(self._received, task_status=task_status)
 
-    def _heard(self, number: int) -> None:
+    def _received(self, number: int) -> None:
         if self.signal is None:
             self.signal = number
-            log.warning("signal", number=number, then="ending the tree; once more ends it at once")
+            log.warning("signal", number=number, then="ending the tree; a second signal ends it immediately")
             self.dismissed.set()
             self.halt()
         else:
-            log.warning("signal", number=number, then="ending everything at once")
+            log.warning("signal", number=number, then="ending everything immediately")
             self.kill()
 
-    async def _give_back(self) -> None:
-        """Close what was opened, each within its time, and one after the other: Ray last."""
+    async def _close(self) -> None:
+        """Close what was opened, one after the other, each within its timeout; Ray last."""
         steps: list[tuple[str, Callable[[], Awaitable[object]]]] = []
         if self._pools is not None:
-            self._pools.stop()
+            steps.append(("pools", self._pools.close))
         if self._engines is not None and self._actors is not None:
             steps += [("engines", self._engines.close), ("actors", self._actors.close)]
         for name, close in [*steps, ("environment", self._environment.close)]:
             try:
                 with anyio.fail_after(CLOSE_SECONDS):
                     await close()
-            except Exception:
+            except Exception:  # one step that fails must not keep the next from running
                 log.exception("close.failed", what=name)
 
-    # --- what comes from the engines ----------------------------------------------------------------
+    # --- reports of the backends --------------------------------------------------------------------
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem]) -> None:
-        """Pass what an engine sent to its pool; of a server's work it is heard that it was useful."""
+        """Pass the items of an engine to its pool; note that a server has done useful work."""
         for item in items:
             if isinstance(item, Worked):
                 self._on_useful(child, item.incarnation)
         self.pools.items(child, incarnation, items)
 
     def items_missing(self, child: str, incarnation: int, reason: str) -> None:
-        """Have the pool send again what may be lost."""
+        """Have the pool send again what may have been lost."""
         self.pools.items_missing(child, incarnation, reason)
 
     def phase(self, child: str, phase: Phase) -> None:
-        """Tell how far a start is."""
+        """Report the progress of a start."""
         self._reporter.progressed(child, phase)
 
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
-        """Pass a change of an engine's condition to the core."""
+        """Pass a change of a child's condition to the core."""
         why = None
         if causes:
             why = Fault(
@@ -299,7 +301,7 @@ class Session:
         self.runtime.post(m.Reported(child, incarnation, event, why))
 
     def suspected(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
-        """Tell that an actor cannot be reached or does not answer, which may pass; it gets no new work."""
+        """Report that an actor cannot be reached or does not answer: it gets no new work until it does."""
         node = self.runtime.core.status(child)
         starting = node is not None and node.configuration.leaf == "STARTING"
         fault = Fault(
@@ -310,7 +312,7 @@ class Session:
         self.runtime.post(m.Reported(child, incarnation, "suspect", fault))
 
     def unhealthy(self, child: str, condition: Condition, *, again: bool) -> None:
-        """Pass an engine's own word that it has a fault to the core; a reminder makes no second fault."""
+        """Pass an engine's report of a fault of its own to the core; a repeated report is the same fault."""
         incarnation, incarnations = condition.incarnation, self.runtime.incarnations
         fault = incarnations.fault(child, incarnation) if again else None
         if fault is None:
@@ -320,34 +322,34 @@ class Session:
                 causes=tuple(Cause(*cause) for cause in condition.causes),
                 traceback=condition.traceback, log_file=condition.log_file, phase="serving",
             )  # fmt: skip
-            incarnations.noticed(fault)
+            incarnations.note_fault(fault)
         self.runtime.post(m.Reported(child, incarnation, "unhealthy", fault))
 
     def _on_useful(self, child: str, incarnation: int) -> None:
         self.runtime.post(m.Progressed(child, incarnation))
 
-    # --- what the pools follow ----------------------------------------------------------------------
+    # --- effects of the core ------------------------------------------------------------------------
 
-    def follow(self, effect: m.Effect) -> None:
-        """Have the pools take note of an effect."""
-        self.pools.follow(effect, self.runtime)
-        self._gates.follow(effect)
-        self.hooks.follow(effect)
-        self.actors.follow(effect)
+    def observe(self, effect: m.Effect) -> None:
+        """Pass an effect to everything that depends on it."""
+        self.pools.observe(effect, self.runtime)
+        self._gates.observe(effect)
+        self.pause_hooks.observe(effect)
+        self.actors.observe(effect)
 
     def request_not_at_fault(self, child: str, incarnation: int) -> bool:
         """Whether a request in quarantine, and not the engine, is to blame for an end."""
         return self.pools.request_not_at_fault(child, incarnation)
 
 
-def _there(part: T | None) -> T:
+def _present(part: T | None) -> T:
     if part is None:
         raise RuntimeError("the session has not come up")
     return part
 
 
 def reason_of(session: Session) -> BaseException | None:
-    """What the end of a session asks to be raised."""
+    """Return what is raised at the end of a session, if anything."""
     ended = session.ended
     reason: BaseException | None = session.error
     if session.signal is not None:
@@ -362,7 +364,7 @@ def reason_of(session: Session) -> BaseException | None:
 
 
 def only_follows(error: BaseException) -> bool:
-    """Whether an error of the block is one of rayvisor's, which the end of the tree explains."""
+    """Whether an error of the block is one of rayvisor's, and so a consequence of the end of the tree."""
     if isinstance(error, BaseExceptionGroup):
         return all(only_follows(each) for each in error.exceptions)
     return isinstance(error, RayvisorError)

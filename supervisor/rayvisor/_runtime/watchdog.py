@@ -1,7 +1,7 @@
-"""A thread that notices when the supervisor's event loop stands still, and says where.
+"""A thread that detects when the supervisor's event loop is blocked, and logs by what.
 
-Everything rayvisor does on the loop is short; a strategy, a hook or the user's own code may not be. Nobody
-can end such a call from outside, but it can be named, with its stack, while it still stands.
+Everything that rayvisor does on the loop is short; a strategy, a hook or the user's own code may not be. Such
+a call cannot be ended from outside, but its stack can be logged while it lasts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from rayvisor._log import get_logger
 
-__all__ = ["Standstill", "Watchdog"]
+__all__ = ["BlockedPeriod", "Watchdog"]
 
 log = get_logger("rayvisor.supervisor")
 
@@ -27,12 +27,12 @@ _ROUND_SECONDS = 0.5
 _TICK_SECONDS = 0.05
 
 
-class Standstill(NamedTuple):
-    """The loop stood still for a while."""
+class BlockedPeriod(NamedTuple):
+    """A time in which the loop was blocked."""
 
     seconds: float
     activity: str
-    """``strategy NAME`` when a restart strategy was being asked; else empty."""
+    """``strategy NAME`` if a restart strategy was planning; otherwise empty."""
     stack: str
 
 
@@ -42,30 +42,30 @@ class Watchdog:
     Parameters
     ----------
     asking
-        Name of the strategy that is being asked at this moment, or ``""``. Called in the thread.
-    told
-        Called on the loop, when it runs again, for each time it stood still.
+        Returns the name of the strategy that is planning at this moment, or ``""``. Called in the thread.
+    report
+        Called on the loop, when it runs again, for each time that it was blocked.
     limit
-        Seconds the loop may stand still before it is said.
+        Seconds that the loop may be blocked before it is logged.
     """
 
     def __init__(
         self,
         asking: Callable[[], str],
-        told: Callable[[Standstill], object],
+        report: Callable[[BlockedPeriod], object],
         *,
         limit: float = LIMIT_SECONDS,
     ) -> None:
         self._asking = asking
-        self._told = told
+        self._report = report
         self._limit = limit
         self._over = threading.Event()
         self.lag: tuple[float, int] = (0.0, 0)
-        """How many seconds late the loop was in all, and how often it was looked at."""
+        """By how many seconds the loop was late in all, and how often that was measured."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the loop this is called on while the block lasts."""
+        """Watch the running loop while the block lasts."""
         loop = asyncio.get_running_loop()
         thread = threading.Thread(
             target=self._watch,
@@ -78,7 +78,7 @@ class Watchdog:
             yield
         finally:
             self._over.set()
-            thread.join(_TICK_SECONDS * 4)  # it looks at once; nothing of it is left behind
+            thread.join(_TICK_SECONDS * 4)  # it checks every tick, so the thread does not outlive the block
 
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         while not self._over.wait(min(_ROUND_SECONDS, self._limit / 4)):
@@ -95,14 +95,14 @@ class Watchdog:
             activity = f"strategy {asking}" if asking else ""
             frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to another thread's stack
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            log.error("loop.stands_still", activity=activity, seconds=self._limit, stack=stack)
+            log.error("loop.blocked", activity=activity, seconds=self._limit, stack=stack)
             self._answered(alive, math.inf)
             self._late(began)
             if self._over.is_set():
                 return
-            standstill = Standstill(time.monotonic() - began, activity, stack)
+            blocked = BlockedPeriod(time.monotonic() - began, activity, stack)
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._told, standstill)
+                loop.call_soon_threadsafe(self._report, blocked)
 
     def _late(self, began: float) -> None:
         seconds, times = self.lag

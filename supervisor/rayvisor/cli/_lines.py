@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rayvisor._core.paths import split
 from rayvisor._edges.live import text as live_text
 
 __all__ = ["record_line", "tree_lines"]
@@ -96,7 +97,7 @@ def _rows(
 ) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, Any]]]:
     branch = "" if root else indent + ("└─ " if last else "├─ ")
     below = indent if root else indent + ("   " if last else "│  ")
-    name = (node["path"] or "tree") if root else node["path"].rpartition("/")[2]
+    name = (node["path"] or "tree") if root else split(node["path"])[1]
     children = node["children"]
     bars = below + ("│  " if children else "   ")
     yield (branch + name, *_cells(node)), bars, node

@@ -13,6 +13,7 @@ from rayvisor.specs.arguments import ActorArguments, AdoptArguments, actor_hooks
 from rayvisor.specs.hooks import ActorHooks
 from rayvisor.specs.placement import ActorOptions
 from rayvisor.specs.tree import ChildSpec, Shutdown
+from rayvisor.status import ChildKind
 
 __all__ = ["ActorStart", "AdoptStart", "actor", "adopt"]
 
@@ -26,7 +27,7 @@ class ActorStart:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     options: ActorOptions = field(default_factory=ActorOptions)
     hooks: ActorHooks = field(default_factory=ActorHooks)
-    kind: str = "actor"
+    kind: str = ChildKind.ACTOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class AdoptStart:
     make: Callable[..., Any] | None = None
     on_end: str = "leave"
     hooks: ActorHooks = field(default_factory=ActorHooks)
-    kind: str = "adopt"
+    kind: str = ChildKind.ADOPT
 
 
 def actor(

@@ -19,6 +19,7 @@ from rayvisor.specs.backoff import Backoff
 from rayvisor.specs.limits import StallLimits
 from rayvisor.specs.placement import ActorOptions
 from rayvisor.specs.tree import ChildSpec, Shutdown, Strategy, SupervisorSpec
+from rayvisor.status import ChildKind
 from rayvisor.strategies import RestartStrategy
 
 __all__ = ["SETTLED", "WEIGHTS_CHANGED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
@@ -37,7 +38,7 @@ class EngineStart:
     arguments: Mapping[str, Any]
     options: ActorOptions = field(default_factory=ActorOptions)
     limits: StallLimits = field(default_factory=StallLimits)
-    kind: str = "engine"
+    kind: str = ChildKind.ENGINE
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """Return the arguments that say how many GPUs it takes; None if it takes none."""

@@ -18,6 +18,7 @@ from typing import Any, Unpack
 from rayvisor.errors import SpecError
 from rayvisor.specs.arguments import RestartArguments, complete
 from rayvisor.specs.tree import ChildSpec, Shutdown, SupervisorSpec
+from rayvisor.status import ChildKind
 
 __all__ = ["CoroutineStart", "IgnoreStart", "SupervisorStart", "coroutine", "subtree"]
 
@@ -44,7 +45,7 @@ class CoroutineStart:
 
     function: Callable[..., Awaitable[object]]
     args: tuple[Any, ...] = ()
-    kind: str = "coroutine"
+    kind: str = ChildKind.COROUTINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class SupervisorStart:
 
     function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
     args: tuple[Any, ...] = ()
-    kind: str = "supervisor"
+    kind: str = ChildKind.SUPERVISOR
 
 
 def coroutine(

@@ -18,6 +18,7 @@ from rayvisor.specs.arguments import ServerArguments, actor_options, complete, s
 from rayvisor.specs.engines import EngineStart
 from rayvisor.specs.server_flags import SETTLED, has_flag, sizes, to_flags
 from rayvisor.specs.tree import ChildSpec, Shutdown
+from rayvisor.status import ChildKind
 
 __all__ = ["ServerStart", "server"]
 
@@ -29,7 +30,7 @@ class ServerStart(EngineStart):
     """An OpenAI-compatible server process, started by a host."""
 
     engine: str = "server"
-    kind: str = "server"
+    kind: str = ChildKind.SERVER
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """Return the arguments that say how many GPUs it takes; None if it takes none."""

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 from rayvisor._validation import is_number, member, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
+from rayvisor.status import ChildKind
 from rayvisor.strategies import (
     OneForAll,
     OneForOne,
@@ -239,11 +240,11 @@ class ChildSpec:
     @property
     def supervisor(self) -> bool:
         """Whether this child is a supervisor."""
-        return isinstance(self.start, SupervisorSpec) or self.start.kind == "supervisor"
+        return isinstance(self.start, SupervisorSpec) or self.start.kind == ChildKind.SUPERVISOR
 
     @property
     def _is_engine(self) -> bool:
-        return getattr(self.start, "kind", "") == "engine"
+        return getattr(self.start, "kind", "") == ChildKind.ENGINE
 
     @property
     def ending(self) -> Shutdown:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from rayvisor._core.paths import join, split
 from rayvisor.specs import coroutine
 from rayvisor.testing.faults import FaultPlan
 
@@ -75,7 +76,7 @@ class Puppets:
         options
             As for [`coroutine`][rayvisor.coroutine].
         """
-        path = f"{under}/{id}" if under else id
+        path = join(under, id)
         return coroutine(id, self._act, args=(path,), **options)
 
     def crash(self, path: str, message: str = "boom") -> bool:
@@ -140,7 +141,7 @@ async def wait_for_state(
         It was not; the message says where it is.
     """
     watch = supervisor.watch()  # before the first look: nothing that happens between is missed
-    under, _, name = child.rpartition("/")
+    under, name = split(child)
     seen = "not there"
     with anyio.move_on_after(timeout):
         while True:

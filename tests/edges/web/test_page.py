@@ -142,11 +142,13 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest
     monkeypatch.setattr(live, "LOOK_SECONDS", 0.002)
     wide = [rv.coroutine(f"{'wide' * 200}-{number}", idle) for number in range(60)]
     async with tree(*wide) as (sup, browser):
+        (page,) = sup._servers
+        assert isinstance(page, rv.WebPage)
         async with browser.reading():  # it never reads
             with anyio.fail_after(60.0):
-                while sup._pages[0].readers == 0:  # noqa: ASYNC110 - over a socket
+                while page.readers == 0:  # noqa: ASYNC110 - over a socket
                     await anyio.sleep(0.01)
-                while sup._pages[0].readers:
+                while page.readers:
                     await sup.restart()
         async with browser.reading() as reader:
             await reader.until(lambda r: len(r.order) == 61)

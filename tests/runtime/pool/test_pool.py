@@ -15,6 +15,7 @@ import pytest
 
 from rayvisor._core.protocol.wire import GenerateCommand, Refused
 from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor._runtime.pool.runtime import PoolRuntime
 from rayvisor.pool import (
     DeadlineExceededError,
     Generation,
@@ -78,7 +79,7 @@ class Line:
         self.runs = {key: run for key, run in self.runs.items() if key[:2] != (child, incarnation)}
         self.pool.engine_down(child, incarnation, fault_of(child, incarnation))
 
-    pool: EnginePool
+    pool: PoolRuntime
 
 
 class Clock:
@@ -93,13 +94,13 @@ async def running(
     *children: str, free: bool = False, clock: Clock | None = None, **limits: Any
 ) -> AsyncIterator[tuple[EnginePool, Line]]:
     line = Line(free=free)
-    pool = EnginePool(line, limits=RequestLimits(**limits), rng=Random(1), clock=clock or Clock())
-    line.pool = pool
+    runtime = PoolRuntime(line, limits=RequestLimits(**limits), rng=Random(1), clock=clock or Clock())
+    line.pool = runtime
     with anyio.fail_after(60):
-        async with pool:
+        async with runtime:
             for child in children:
-                pool.engine_up(child, 1, INFO)
-            yield pool, line
+                runtime.engine_up(child, 1, INFO)
+            yield EnginePool(runtime), line
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -132,10 +133,10 @@ async def test_a_killed_engine_is_not_seen_by_the_reader() -> None:
 
 
 async def test_a_request_sent_before_any_engine_is_up_waits_for_one() -> None:
-    async with running(free=True) as (pool, _):
+    async with running(free=True) as (pool, line):
         generation = pool.generate("once", LONG)
         assert pool.stats().waiting == 1
-        pool.engine_up(A, 1, INFO)
+        line.pool.engine_up(A, 1, INFO)
         assert (await generation.result()).token_ids == answer("once", LONG).tokens
 
 
@@ -284,7 +285,7 @@ async def test_another_event_loop_is_told_so() -> None:
 
 async def test_a_pool_that_does_not_run_says_so() -> None:
     with pytest.raises(RequestError, match="does not run"):
-        EnginePool(Line()).generate("once")
+        EnginePool(PoolRuntime(Line())).generate("once")
 
 
 async def test_a_slow_reader_is_not_read_for() -> None:
@@ -323,7 +324,7 @@ async def test_a_deadline_ends_the_stream_after_what_was_delivered() -> None:
         await until(lambda: line.runs)
         line.generate(3)
         clock.now = 5.0
-        pool.tick()
+        line.pool.tick()
         assert len((await anext(generation)).token_ids) == 3
         with pytest.raises(DeadlineExceededError):
             await anext(generation)
@@ -333,15 +334,16 @@ async def test_a_deadline_ends_the_stream_after_what_was_delivered() -> None:
 async def test_the_pool_keeps_deadlines_by_itself() -> None:
     line = Line()
     with anyio.fail_after(60):
-        async with EnginePool(line) as pool:
+        async with PoolRuntime(line) as runtime:
+            pool = EnginePool(runtime)
             with pytest.raises(DeadlineExceededError):
                 await pool.generate("once", timeout=0.01).result()
 
 
 async def test_when_no_engine_will_come_back_the_root_cause_is_named() -> None:
-    async with running() as (pool, _):
+    async with running() as (pool, line):
         waiting = pool.generate("once")
-        pool.close(fault_of(A, 1))
+        line.pool.close(fault_of(A, 1))
         for call in (waiting.result, pool.generate_many):
             with pytest.raises(NoEngineError, match=r"^ProcessKilled: EngineCore was ended by SIGKILL"):
                 await (call() if call == waiting.result else pool.generate_many(["a"]))
@@ -362,7 +364,7 @@ async def test_a_request_that_the_engine_refuses_says_why() -> None:
     async with running(A) as (pool, line):
         generation = pool.generate("once", {"top_p": 7})
         await until(lambda: line.runs)
-        pool.items(A, 1, [Refused("pool-1.0", 1, (("ValueError", "top_p must be in (0, 1], got 7"),))])
+        line.pool.items(A, 1, [Refused("pool-1.0", 1, (("ValueError", "top_p must be in (0, 1], got 7"),))])
         with pytest.raises(InvalidRequestError, match="top_p must be in"):
             await anext(generation)
 
@@ -374,11 +376,11 @@ async def test_an_error_inside_the_with_block_comes_out_as_it_is() -> None:
 
 
 async def test_wrong_calls_are_refused_at_once_and_leave_nothing() -> None:
-    async with running(A, queue_limit=1) as (pool, _):
+    async with running(A, queue_limit=1) as (pool, line):
         with pytest.raises(InvalidRequestError, match=r"params\['n'\]=0"):
             pool.generate("once", {"n": 0})
         assert pool.stats().submitted == 0
-        assert pool._streams == {}
+        assert line.pool._streams == {}
 
 
 async def test_an_engine_that_does_not_take_its_orders_is_routed_around() -> None:
@@ -399,10 +401,10 @@ async def test_an_engine_that_does_not_take_its_orders_is_routed_around() -> Non
 
 async def test_a_send_that_hangs_is_given_up() -> None:
     line = Line()
-    pool = EnginePool(line, send_timeout=0.01)
-    line.pool = pool
+    runtime = line.pool = PoolRuntime(line, send_timeout=0.01)
+    pool = EnginePool(runtime)
     with anyio.fail_after(60):
-        async with pool:
+        async with runtime:
             hung = asyncio.Event()
 
             async def hang(child: str) -> None:
@@ -411,11 +413,11 @@ async def test_a_send_that_hangs_is_given_up() -> None:
                     await anyio.sleep_forever()
 
             line.before_submit = hang
-            pool.engine_up(A, 1, INFO)
+            line.pool.engine_up(A, 1, INFO)
             generation = pool.generate("once", LONG)
             await hung.wait()
             line.free = True
-            pool.engine_up(B, 1, INFO)
+            line.pool.engine_up(B, 1, INFO)
             assert (await generation.result()).token_ids == answer("once", LONG).tokens
 
 
@@ -431,8 +433,8 @@ async def test_a_poison_request_fails_and_the_others_finish() -> None:
     async with running() as (pool, line):
         requests = {prompt: pool.generate(prompt, LONG) for prompt in ("once", "poison", "upon")}
         for incarnation in range(1, 9):
-            pool.engine_up(A, incarnation, INFO)
-            await until(lambda: line.runs or not pool._streams)
+            line.pool.engine_up(A, incarnation, INFO)
+            await until(lambda: line.runs or not line.pool._streams)
             while line.runs and not any(run.order.request == "pool-2.0" for run in line.runs.values()):
                 line.generate(3)
                 await asyncio.sleep(0)
@@ -448,11 +450,11 @@ async def test_a_poison_request_fails_and_the_others_finish() -> None:
 async def test_useful_work_is_reported_once_for_each_incarnation() -> None:
     useful: list[tuple[str, int]] = []
     line = Line(free=True)
-    pool = EnginePool(line, on_useful=lambda child, incarnation: useful.append((child, incarnation)))
-    line.pool = pool
+    runtime = PoolRuntime(line, on_useful=lambda child, incarnation: useful.append((child, incarnation)))
+    line.pool, pool = runtime, EnginePool(runtime)
     with anyio.fail_after(60):
-        async with pool:
-            pool.engine_up(A, 3, INFO)
+        async with runtime:
+            line.pool.engine_up(A, 3, INFO)
             await pool.generate_many(["a", "b"], LONG)
     assert useful == [(A, 3)]
 
@@ -472,7 +474,7 @@ async def test_a_batch_waits_for_room_behind_others() -> None:
         batch = asyncio.ensure_future(pool.generate_many(["third", "fourth"], LONG))
         await asyncio.sleep(0)
         line.free = True
-        pool.engine_up(A, 1, INFO)
+        line.pool.engine_up(A, 1, INFO)
         assert [each.token_ids for each in await batch] == [
             answer(each, LONG).tokens for each in ("third", "fourth")
         ]
@@ -497,7 +499,7 @@ async def test_the_first_error_of_a_batch_is_raised_and_the_rest_aborted() -> No
         )
         with pytest.raises(InvalidRequestError, match="n"):
             await batch
-        assert pool._streams == {}
+        assert line.pool._streams == {}
         assert pool.stats().in_flight == 0
         del line
 

@@ -17,6 +17,7 @@ import pytest
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, ProcessId
 from rayvisor._runtime.pool.pool import EnginePool
+from rayvisor._runtime.pool.runtime import PoolRuntime
 from rayvisor.pool import Completion
 from tests.core.requests.oracle import fault_of
 
@@ -48,7 +49,7 @@ class Host:
         self.host = EngineHost(CHILD, 1, "sim", str(logs))
         self.incarnation = 0
         self.processes: tuple[ProcessId, ...] = ()
-        self.pool = EnginePool(self, rng=Random(2))
+        self.pool = PoolRuntime(self, rng=Random(2))
         self.kill_at = math.inf
 
     async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand], /) -> None:
@@ -115,7 +116,7 @@ def same(one: Completion, other: Completion) -> None:
 
 async def test_every_row_of_the_table_outlives_a_kill_of_the_core(tmp_path: Path) -> None:
     async with running(tmp_path) as host:
-        pool = host.pool
+        pool = EnginePool(host.pool)
         jobs = [(prompt, {"max_tokens": 60, **row}) for row in ROWS.values() for prompt in PROMPTS]
         quiet = await pool.generate_many([job[0] for job in jobs], [job[1] for job in jobs])
         assert pool.stats().moved == 0

@@ -219,4 +219,3 @@ HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition | Worke
 
 
 shown_as("rayvisor", EngineInfo, LogprobEntry, ProcessId)
-shown_as("rayvisor.pool", GenerateCommand)

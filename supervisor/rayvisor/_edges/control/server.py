@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -70,15 +71,14 @@ class ControlServer(HttpServer):
         ControlSocketError
             It cannot be: see `claim`.
         """
-        claimed = claim(self.path)
-        await anyio.to_thread.run_sync(claimed.__enter__)  # it looks at files, and may wait for others
-        try:
-            self._listeners = (await _listen(self.path),)
-            about = self.path.lstat()
-        except OSError as error:
-            raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
-        finally:
-            claimed.__exit__(None, None, None)
+        with ExitStack() as claimed:
+            # In a thread: it reads files, and may wait for other processes.
+            await anyio.to_thread.run_sync(claimed.enter_context, claim(self.path))
+            try:
+                self._listeners = (await _listen(self.path),)
+                about = self.path.lstat()
+            except OSError as error:
+                raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
         self._own = (about.st_dev, about.st_ino)
         self._live = Live(self._controls, self._history)
         log.info("control.open", socket=str(self.path))
@@ -100,7 +100,11 @@ class ControlServer(HttpServer):
 async def _listen(path: Path) -> anyio.abc.SocketListener:
     """Listen under another name of the same length first: whoever sees the socket is answered."""
     aside = path.with_name(path.name[:-1] + ("~" if path.name[-1] != "~" else "_"))
-    listener = await anyio.create_unix_listener(aside, mode=0o600)
+    try:
+        listener = await anyio.create_unix_listener(aside, mode=0o600)
+    except anyio.get_cancelled_exc_class():
+        aside.unlink(missing_ok=True)
+        raise
     try:
         aside.rename(path)
     except OSError:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from rayvisor.status import LastFault, Node, Requests, Restarts, walk
+from rayvisor.status import ENGINE_KINDS, LastFault, Node, Requests, Restarts, is_up, walk
 
 if TYPE_CHECKING:
     from rayvisor.records import Record
 
 __all__ = ["fault_tolerance_status", "node_from", "plain", "record_form", "tree_form"]
 
-_ENGINES = frozenset({"engine", "server"})
 _UNHEALTHY = frozenset({"FAULTED", "RETRYING", "SUSPECT"})
 
 
@@ -73,8 +72,8 @@ def fault_tolerance_status(root: Node) -> dict[str, Any]:
     a fault, recovers in place or cannot be reached is unhealthy; one that is down, or coming up, is dead.
     """
     engines = []
-    for number, node in enumerate(each for each in walk(root) if each.kind in _ENGINES):
-        if node.state not in {"ALIVE", "PAUSED"}:
+    for number, node in enumerate(each for each in walk(root) if each.kind in ENGINE_KINDS):
+        if not is_up(node.state):
             status = "dead"
         elif node.leaf in _UNHEALTHY or "FAULTED" in node.holds:
             status = "unhealthy"

@@ -17,7 +17,7 @@ import anyio
 
 from rayvisor._edges.live.history import FAULTS_KEPT
 from rayvisor.errors import SupervisorStoppedError
-from rayvisor.status import chart_of, walk
+from rayvisor.status import ChildKind, chart_of, walk
 
 if TYPE_CHECKING:
     from rayvisor._edges.controls import Controls
@@ -259,7 +259,7 @@ class Live:
                 "replayed": requests.replayed,
                 "tokens": requests.tokens,
             }
-            if node.kind == "engine_pool":
+            if node.kind == ChildKind.ENGINE_POOL:
                 form["requests"]["rate"] = self._rate(node.path, requests.tokens, now)
         return form
 

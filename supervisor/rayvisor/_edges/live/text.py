@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rayvisor.status import ChildKind
+
 __all__ = [
     "age",
     "brief",
@@ -64,7 +66,7 @@ def requests(node: Form) -> str:
     asked = node.get("requests")
     if not asked:
         return ""
-    waiting = f", {asked['waiting']} waiting" if node["kind"] == "engine_pool" else ""
+    waiting = f", {asked['waiting']} waiting" if node["kind"] == ChildKind.ENGINE_POOL else ""
     return f"{asked['in_flight']} in flight{waiting}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rayvisor import records as r
+from rayvisor._core.paths import split
 from rayvisor.status import is_well
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Counters:
         if child in self._unwell and (well or record.after.startswith("DEAD")):
             since, _ = self._unwell.pop(child)
             if well:
-                above = self._named(child).rpartition("/")[0]
+                above = split(self._named(child))[0]
                 self.recoveries.setdefault(above, Recoveries()).add(max(0.0, record.at - since))
 
     def _tidy(self) -> None:

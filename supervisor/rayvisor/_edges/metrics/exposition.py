@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rayvisor._edges.metrics.counters import BOUNDS, OTHER, Recoveries
-from rayvisor.status import chart_of
+from rayvisor.status import ENGINE_KINDS, chart_of
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "Readings", "exposition"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLASSES = ("TRANSIENT", "RECOVERABLE", "FATAL", "PERMANENT")
-_ENGINES = frozenset({"engine", "server"})
 
 
 class Family(NamedTuple):
@@ -192,7 +191,7 @@ def _child(sheet: _Sheet, node: Node, readings: Readings) -> None:
     sheet.add("rayvisor_child_incarnation", node.incarnation, name)
     if node.uptime is not None:
         sheet.add("rayvisor_child_start_time_seconds", round(readings.now - node.uptime, 3), name)
-    if node.kind in _ENGINES and node.requests is not None:
+    if node.kind in ENGINE_KINDS and node.requests is not None:
         sheet.add("rayvisor_engine_requests_running", node.requests.in_flight, name)
 
 

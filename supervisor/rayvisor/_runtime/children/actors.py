@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
+from rayvisor._core.paths import contains
 from rayvisor._core.protocol.links import HostEnd, HostGoneError
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
 from rayvisor._runtime.children.adopted import AdoptedIncarnation, ended_in_order
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
+from rayvisor._runtime.path_map import PathMap
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause, Ending
 from rayvisor.specs import IgnoreStart
@@ -27,66 +29,70 @@ __all__ = ["ActorBackend"]
 
 _WITHHELD = {"SUSPECT": "not answering just now", "REQUESTED": "paused"}
 PROOF_SECONDS = 10.0
-"""How long the end of an actor, and the proof of it, may take."""
+"""Timeout of the end of an actor and the proof of it."""
 
 
 class ActorBackend:
-    """Carries actor children.
+    """Runs actor children.
 
     Parameters
     ----------
-    open_place
-        Makes the place where actors live.
+    open_factory
+        Creates the factory of the actors.
     reports
-        Who is told of doubts.
+        Receives suspicions.
     """
 
-    def __init__(self, open_place: Callable[[], Awaitable[UserActorFactory]], reports: ActorReports) -> None:
-        self._open_place = open_place
+    def __init__(
+        self, open_factory: Callable[[], Awaitable[UserActorFactory]], reports: ActorReports
+    ) -> None:
+        self._open_factory = open_factory
         self.reports = reports
-        self._place: UserActorFactory | None = None
+        self._factory: UserActorFactory | None = None
         self._opening = anyio.Lock()
         self._current: dict[str, UserActor] = {}
-        self._adoptions: dict[str, Adoption] = {}
+        self._adoptions: PathMap[Adoption] = PathMap()
         self._withheld: dict[str, str] = {}
         self._restarting: list[str] = []
+        # Set when an incarnation of the child comes or goes, or the child gets work again.
+        self._changes: dict[str, anyio.Event] = {}
 
     async def open(self) -> None:
         """Connect to Ray."""
         async with self._opening:
-            if self._place is None:
-                self._place = await self._open_place()
+            if self._factory is None:
+                self._factory = await self._open_factory()
 
     @property
     def address(self) -> tuple[str, str] | None:
-        """Namespace of the actors on the cluster and how their names begin: other processes find them so."""
-        place = self._place
-        return None if place is None else (place.cluster.namespace, place.prefix)
+        """Namespace and name prefix by which other processes find the actors on the cluster."""
+        factory = self._factory
+        return None if factory is None else (factory.cluster.namespace, factory.prefix)
 
     def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> ActorIncarnation | AdoptedIncarnation:
-        """Make the carrier of an incarnation."""
-        if self._place is None:
-            raise RuntimeError("the place of the actors has not been opened")
+        """Create an incarnation; nothing is started by it."""
+        if self._factory is None:
+            raise RuntimeError("the factory of the actors has not been opened")
         if getattr(spec.start, "kind", "") != "adopt":
-            return ActorIncarnation(self, self._place, (child, incarnation), spec, predecessor)
-        # Imported here: a tree without actors does not need Ray, nor wait for its import.
+            return ActorIncarnation(self, self._factory, (child, incarnation), spec, predecessor)
+        # Imported here: a tree without actors needs no Ray, and does not wait for its import.
         from rayvisor._backends.ray.adopted import Adoption
 
         start = cast("AdoptStart", spec.start)
         adoption = self._adoptions.get(child)
         if adoption is None or adoption.start != start:
-            adoption = self._adoptions[child] = Adoption(self._place, child, start)
+            adoption = self._adoptions[child] = Adoption(self._factory, child, start)
         return AdoptedIncarnation(self, adoption, (child, incarnation), spec, predecessor)
 
     def actor(self, child: str) -> UserActor:
-        """Return the child's present incarnation.
+        """Return the child's current incarnation.
 
         Raises
         ------
         ChildUnavailableError
-            It has none now.
+            There is none now.
         """
         actor = self._current.get(child)
         if actor is None:
@@ -95,7 +101,7 @@ class ActorBackend:
 
     @contextmanager
     def restarting(self, path: str) -> Iterator[None]:
-        """While this lasts, what is stopped at or below a path is stopped to be started again."""
+        """Within this block, what is stopped at or below a path is stopped to be started again."""
         self._restarting.append(path)
         try:
             yield
@@ -104,54 +110,65 @@ class ActorBackend:
 
     def restarted(self, child: str) -> bool:
         """Whether a child is stopped to be started again."""
-        return any(not path or child == path or child.startswith(f"{path}/") for path in self._restarting)
+        return any(contains(path, child) for path in self._restarting)
 
     async def run(self, child: str, hook: ActorHook) -> Any:
-        """Call a hook of the child's present incarnation."""
+        """Call a hook of the child's current incarnation."""
         return await self.actor(child).run(hook)
 
-    def follow(self, effect: m.Effect) -> None:
-        """Take note of which children get no new work."""
+    def observe(self, effect: m.Effect) -> None:
+        """Record which children get no new work, and let go of those that are removed."""
         if isinstance(effect, m.Removed):
-            below = f"{effect.child}/"
-            for path in [p for p in self._adoptions if p == effect.child or p.startswith(below)]:
-                self._adoptions.pop(path).let_go()  # a handle that is kept would keep the actor
+            for path in list(self._adoptions.below(effect.child)):
+                self._adoptions.pop(path).let_go()  # Ray keeps an actor as long as somebody has its handle
         elif isinstance(effect, m.Changed) and effect.chart == "actor":
             if effect.after.leaf in {"SUSPECT", "REQUESTED"}:
                 self._withheld[effect.child] = _WITHHELD[effect.after.leaf]
             else:
                 self._withheld.pop(effect.child, None)
+                self._notify(effect.child)
 
     def withheld(self, child: str) -> str:
-        """Why a child gets no new work though it is up; empty if it does."""
+        """Return why a child that is up gets no new work; empty if it does."""
         return self._withheld.get(child, "")
 
     def reference(self, child: str) -> Any:
-        """What leads other processes to an adopted child: its handle; None: they find it by its name."""
+        """Return the handle of an adopted actor, for other processes; None: they find it by its name."""
         adoption = self._adoptions.get(child)
         return None if adoption is None else adoption.handle
 
     def up(self, child: str, actor: UserActor) -> None:
-        """Note which actor is the child's present incarnation."""
+        """Record which actor is the child's current incarnation."""
         self._current[child] = actor
+        self._notify(child)
+
+    async def changed(self, child: str) -> None:
+        """Wait until the child has another incarnation, has lost its incarnation, or gets work again."""
+        await self._changes.setdefault(child, anyio.Event()).wait()
+
+    def _notify(self, child: str) -> None:
+        event = self._changes.pop(child, None)
+        if event is not None:
+            event.set()
 
     def left(self, child: str, actor: UserActor) -> None:
-        """Note that an actor is the child's present incarnation no more."""
+        """Record that an actor is no longer the child's current incarnation."""
         if self._current.get(child) is actor:
             del self._current[child]
+            self._notify(child)
 
     async def release(self, child: str) -> None:
         """Kill what is left of the child, and remove its placement group."""
         self._current.pop(child, None)
         if child in self._adoptions:
             self._adoptions[child].let_go()
-        elif self._place is not None:
-            await self._place.end_child(child, PROOF_SECONDS)
+        elif self._factory is not None:
+            await self._factory.end_child(child, PROOF_SECONDS)
 
     async def close(self) -> None:
-        """Kill what is left of all."""
-        if self._place is not None:
-            await self._place.close()
+        """Kill what is left of all children."""
+        if self._factory is not None:
+            await self._factory.close()
 
 
 class ActorIncarnation:
@@ -160,14 +177,14 @@ class ActorIncarnation:
     def __init__(
         self,
         backend: ActorBackend,
-        place: UserActorFactory,
-        who: tuple[str, int],
+        factory: UserActorFactory,
+        subject: tuple[str, int],
         spec: ChildSpec,
         predecessor: Exit | None,
     ) -> None:
         self._backend = backend
-        self._place = place
-        self._child, self._incarnation = who
+        self._factory = factory
+        self._child, self._incarnation = subject
         self._spec = spec
         self._start = cast("ActorStart", spec.start)
         self._predecessor = predecessor
@@ -175,12 +192,12 @@ class ActorIncarnation:
         self._doubted = False
 
     async def start(self) -> None:
-        """Make the actor, and wait until its ``__init__`` has run."""
+        """Create the actor, and wait until its ``__init__`` has run."""
         start = self._start
         timeout = self._spec.start_timeout
         began = anyio.current_time()
         try:
-            self._actor = actor = await self._place.create(
+            self._actor = actor = await self._factory.create(
                 start.cls,
                 start.args,
                 {**with_predecessor(start.cls, self._predecessor), **start.kwargs},
@@ -204,27 +221,27 @@ class ActorIncarnation:
         self._backend.up(self._child, actor)
 
     async def ended(self) -> Ending:
-        """Wait until Ray says that it has ended."""
+        """Wait until it has ended."""
         actor: Any = self._actor
-        who = (self._child, self._incarnation)
+        subject = (self._child, self._incarnation)
         ending = await ActorHealthMonitor(
-            who, actor, self._start.hooks, self._backend.reports
+            subject, actor, self._start.hooks, self._backend.reports
         ).until_it_ends()
         self._left()
         return ending
 
     async def act(self, action: str) -> None:
-        """Call a method of the user's: what it raises says that it does not help."""
+        """Call the user's recovery method; it has failed if it raises."""
         actor: Any = self._actor
         await actor.call(action)
 
-    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - actors are not told why
-        """Ask it to end after the calls that wait already; then kill it."""
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - an actor does not learn the reason
+        """Ask it to end after the calls that are queued; then kill it."""
         self._left()
         if self._actor is None:
             return True
         if shutdown.seconds and await ended_in_order(self._actor, self._start.hooks, shutdown.seconds):
-            await self._place.forget(self._actor)
+            await self._factory.forget(self._actor)
             return True
         return await self.clean()
 
@@ -235,16 +252,16 @@ class ActorIncarnation:
             return True
         gone = await self._actor.kill(PROOF_SECONDS)
         if gone:
-            await self._place.forget(self._actor)
+            await self._factory.forget(self._actor)
         return gone
 
     def _unreachable(self, end: HostEnd) -> None:
-        """Ray could not reach it while it came up: that may pass, and is told once."""
+        """Report, once, that Ray could not reach it during its start; that may pass."""
         if not self._doubted:
             self._doubted = True
             self._backend.reports.suspected(self._child, self._incarnation, "ray", end.causes)
 
     def _left(self) -> None:
-        """It is no longer the child's present incarnation, if it was."""
+        """Record that it is no longer the child's current incarnation, if it was."""
         if self._actor is not None:
             self._backend.left(self._child, self._actor)

@@ -10,7 +10,6 @@ import anyio
 from rayvisor._core.protocol.wire import GenerateCommand
 from rayvisor._core.requests.effects import Abort, Flow, SendCommands
 from rayvisor._log import get_logger
-from rayvisor._public import shown_as
 
 __all__ = ["CommandSender", "EngineTransport"]
 
@@ -18,36 +17,42 @@ log = get_logger("rayvisor.pool")
 
 
 class EngineTransport(Protocol):
-    """How a pool reaches its engines. The pool bounds each call in time; one that fails raises."""
+    """Carries a pool's commands to its engines; a call that fails raises. The pool bounds each in time."""
 
     async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand], /) -> None:
-        """Give orders to an engine. Returns once its host has them."""
+        """Give generate commands to an engine. Returns once its host has them."""
         ...
 
     async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]], /) -> None:
-        """End these attempts (sample id, attempt) in the engine. Unknown ones are no error."""
+        """Abort these attempts (sample id, attempt) in the engine. Unknown ones are no error."""
         ...
 
     async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
-        """Stop, or go on, reading the engine's output of one attempt."""
+        """Stop or resume reading the engine's output of one attempt."""
         ...
 
 
 class CommandSender:
-    """What is to be sent to one incarnation, and the task that sends it, one call after the other.
+    """Queues the commands for one incarnation, and sends them one call after the other.
 
-    Its size is bounded by what the front puts in flight on an engine: an order that is aborted before
-    it was sent is taken out again, and of an attempt's flow only the last word is kept.
+    The queue is bounded by what the scheduler puts in flight on an engine: a command that is aborted before
+    it was sent is taken out again, and of an attempt's flow control only the last setting is kept.
 
     Parameters
     ----------
+    transport
+        Reaches the engine.
+    child, incarnation
+        The engine.
+    timeout
+        Seconds that a call may take.
     not_sent
-        Told of orders whose sending failed, and why.
+        Called with the commands whose sending failed, and the reason.
     """
 
     def __init__(
         self,
-        line: EngineTransport,
+        transport: EngineTransport,
         child: str,
         incarnation: int,
         timeout: float,
@@ -55,17 +60,17 @@ class CommandSender:
     ) -> None:
         self.child = child
         self.incarnation = incarnation
-        self._line = line
+        self._transport = transport
         self._timeout = timeout
         self._not_sent = not_sent
         self._orders: dict[tuple[str, int], GenerateCommand] = {}
         self._flows: dict[tuple[str, int], bool] = {}
         self._aborts: dict[tuple[str, int], None] = {}
-        self._news = anyio.Event()
+        self._queued = anyio.Event()
         self._scope = anyio.CancelScope()
 
     def put(self, effect: SendCommands | Abort | Flow) -> None:
-        """Have something sent."""
+        """Queue a command."""
         match effect:
             case SendCommands(orders=orders):
                 self._orders.update({(order.request, order.attempt): order for order in orders})
@@ -76,10 +81,10 @@ class CommandSender:
                     self._flows.pop(attempt_id, None)
                     if self._orders.pop(attempt_id, None) is None:
                         self._aborts[attempt_id] = None
-        self._news.set()
+        self._queued.set()
 
     def close(self) -> None:
-        """End: the incarnation is gone, and what was not sent to it is no longer wanted there."""
+        """Stop sending: the incarnation is gone, and the rest of the queue is dropped."""
         self._scope.cancel()
 
     async def run(self) -> None:
@@ -87,32 +92,33 @@ class CommandSender:
         with self._scope:
             while not self._scope.cancel_called:
                 if not (self._orders or self._aborts or self._flows):
-                    self._news = anyio.Event()
-                    await self._news.wait()
+                    self._queued = anyio.Event()
+                    await self._queued.wait()
                 await self._send_all()
 
     async def _send_all(self) -> None:
-        line, child, incarnation = self._line, self.child, self.incarnation
+        transport, child, incarnation = self._transport, self.child, self.incarnation
         if self._aborts:
             aborts, self._aborts = list(self._aborts), {}
-            await self._bounded("abort", line.abort(child, incarnation, aborts))
+            await self._bounded("abort", transport.abort(child, incarnation, aborts))
         if self._orders:
             orders, self._orders = list(self._orders.values()), {}
-            failure = await self._bounded("submit", line.submit(child, incarnation, orders))
+            failure = await self._bounded("submit", transport.submit(child, incarnation, orders))
             if failure is not None:
                 self._not_sent(self, orders, failure)
         flows, self._flows = self._flows, {}
         for (request, attempt), is_open in flows.items():
-            await self._bounded("flow", line.flow(child, incarnation, request, attempt, is_open=is_open))
+            call = transport.flow(child, incarnation, request, attempt, is_open=is_open)
+            await self._bounded("flow", call)
 
     async def _bounded(self, what: str, call: Awaitable[None]) -> str | None:
-        """Await a call on the line within the deadline; return what went wrong with it."""
+        """Await a call within the timeout; return the reason if it failed."""
         try:
             with anyio.fail_after(self._timeout):
                 await call
         except TimeoutError:
             failure = f"no answer to {what} within {self._timeout:g} s"
-        except Exception as error:  # noqa: BLE001 - the line may fail in any way; it is recorded and routed around
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises is logged, and routed around
             failure = f"{type(error).__name__}: {error}"
         else:
             return None
@@ -120,6 +126,3 @@ class CommandSender:
             "pool.send.failed", call=what, child=self.child, incarnation=self.incarnation, why=failure
         )
         return failure
-
-
-shown_as("rayvisor.pool", EngineTransport)

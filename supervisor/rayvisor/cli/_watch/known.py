@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from rayvisor._core.paths import contains
 
 __all__ = ["Known", "Told"]
 
@@ -76,7 +78,7 @@ class Known:
     @property
     def nodes(self) -> list[Node]:
         """What is looked at, in start order; a whole tree's root first."""
-        return [self._nodes[path] for path in self._order if self._is_below(path)]
+        return [self._nodes[path] for path in self._order if contains(self.path, path)]
 
     @property
     def children(self) -> list[str]:
@@ -86,7 +88,7 @@ class Known:
     @property
     def faults(self) -> list[Node]:
         """Those of what is looked at, oldest first."""
-        return [fault for fault in self._faults.values() if self._is_below(fault["child"])]
+        return [fault for fault in self._faults.values() if contains(self.path, fault["child"])]
 
     @property
     def is_empty(self) -> bool:
@@ -134,12 +136,3 @@ class Known:
         self._faults |= {fault["id"]: fault for fault in data["faults"]}
         for number in sorted(self._faults)[:-FAULTS_KEPT]:
             del self._faults[number]
-
-    def _is_below(self, path: str) -> bool:
-        return not self.path or path == self.path or path.startswith(f"{self.path}/")
-
-    def above(self, path: str) -> Iterator[str]:
-        """The paths of those who watch over a child, the nearest first."""
-        while path:
-            path = path.rpartition("/")[0]
-            yield path

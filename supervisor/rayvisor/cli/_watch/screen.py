@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rayvisor._core.paths import ancestors, split
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
 
@@ -134,7 +135,7 @@ def _chosen(known: Known, nodes: list[Mapping[str, Any]], rows: int) -> set[str]
 
     chosen: set[str] = set()
     for node in sorted(nodes, key=urgency):  # of equals the first in the tree
-        needed = {node["path"], *known.above(node["path"])} & {each["path"] for each in nodes}
+        needed = {node["path"], *ancestors(node["path"])} & {each["path"] for each in nodes}
         if len(chosen | needed) < rows:
             chosen |= needed
     return chosen
@@ -143,7 +144,7 @@ def _chosen(known: Known, nodes: list[Mapping[str, Any]], rows: int) -> set[str]
 def _cells(node: Mapping[str, Any], known: Known, *, wide: bool) -> Iterable[Text]:
     path, now = node["path"], known.now
     depth = path.count("/") + 1 if path else 0
-    name = Text("  " * depth + (path.rpartition("/")[2] or "tree"), style="bold")
+    name = Text("  " * depth + (split(path)[1] or "tree"), style="bold")
     place = live_text.state(node)
     # As on the live page: in a narrow place the leaf says enough.
     state = Text(place if wide else place.partition(".")[2] or place, style=live_text.state_colour(place))

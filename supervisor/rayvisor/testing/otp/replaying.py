@@ -10,6 +10,7 @@ from itertools import count
 from random import Random
 from typing import Any, ClassVar
 
+from rayvisor._core.paths import split
 from rayvisor._core.supervision import messages as m
 from rayvisor._core.supervision.core import Core
 from rayvisor.errors import CallError, ChildStartError
@@ -127,7 +128,7 @@ class Replay:
         return result
 
     def _do_crash_many(self, step: dict[str, Any]) -> list[str] | str:
-        if self.world.alive(step["targets"][0]["path"].rpartition("/")[0]) is None:
+        if self.world.alive(split(step["targets"][0]["path"])[0]) is None:
             return "noproc"  # there is no supervisor to suspend
         results = [self._crash(one["path"], one["reason"], supervised=False) for one in step["targets"]]
         self._settle()
@@ -333,7 +334,7 @@ class Replay:
                 self.world.record(process, "start", result="ok")
                 self._answers.append(m.Started(effect.child, effect.incarnation))
             return
-        above, _, _ = path.rpartition("/")
+        above, _ = split(path)
         attempted = Process(path, n, self.world.current.get(above), json)
         if outcome == "ignore":
             self.world.record(attempted, "start", result="ignore")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rayvisor._core.paths import split
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -83,7 +85,7 @@ class World:
 
     def spawn(self, path: str, n: int, json: dict[str, Any]) -> Process:
         """Make a process, under the one that is at the path above now."""
-        above, _, _ = path.rpartition("/")
+        above, _ = split(path)
         process = Process(path, n, self.current.get(above), json)
         self.current[path] = process
         return process
