@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from rayvisor._backends.ray.cluster import start_or_join
@@ -74,6 +75,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=1))
         if group is not None and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def structlog_unconfigured() -> Iterator[None]:
+    """Undo what a test has configured: ``capture_logs`` leaves structlog configured behind."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

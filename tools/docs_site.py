@@ -19,9 +19,7 @@ from tools import docs_reference
 _LINK = re.compile(r"\[(`{0,2})([^\]`]+)\1\]\[([\w.]*)\]")
 _MERMAID = re.compile(r"<!-- made of: rayvisor chart (\w+) --format mermaid -->\n.*?<!-- end -->", re.DOTALL)
 _OURS = ("rayvisor", "statecharts")
-_PRIVATE = re.compile(
-    r"rayvisor\.(_core\.messages\.\w+|_engine\.stall\.StallLimits|classify\._Case|retrying\.T)"
-)
+_PRIVATE = re.compile(r"rayvisor\.(_core\.supervision\.messages\.\w+|faults\._Case|retrying\.T)")
 """Names that a signature shows and nobody has to know; any other private name there is an error."""
 
 

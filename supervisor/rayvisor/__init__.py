@@ -1,4 +1,4 @@
-"""rayvisor keeps Ray actors and vLLM engines running, and loses no request."""
+"""Supervision trees for Ray actors and vLLM engines that keep them running, and lose no request."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rayvisor._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from rayvisor._core.protocol.last_words import LastWords
+    from rayvisor._core.protocol.wire import EngineInfo, LogprobEntry, ProcessId, Prompt
     from rayvisor._core.requests.errors import NoEngineError, PoisonRequestError, RequestError
-    from rayvisor._core.requests.results import GenerationChunk
+    from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
+    from rayvisor._core.requests.stats import PoolStats
+    from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
     from rayvisor._edges.web.server import WebPage
+    from rayvisor._runtime.broadcaster import RecordStream
+    from rayvisor._runtime.lifecycle import Change, Hook
+    from rayvisor._runtime.operations import PauseMode
     from rayvisor._runtime.pool.pool import EnginePool
     from rayvisor._runtime.pool.streams import Generation
     from rayvisor.blocking import run_in_thread
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
         UnknownChildError,
         WorkerPackageError,
     )
-    from rayvisor.fatality import LastWords, fatal, last_words
+    from rayvisor.fatality import fatal, last_words
     from rayvisor.faults import Cause, Exit, ExitKind, Fault, FaultClass
     from rayvisor.refs import ChildRef, ServerRef
     from rayvisor.retrying import RefWait, retry
@@ -80,6 +87,8 @@ _HOMES = {
     "Backoff": "specs",
     "CallError": "errors",
     "Cause": "faults",
+    "Change": "_runtime.lifecycle",
+    "ChildCounts": "_core.supervision.calls",
     "ChildKind": "status",
     "ChildKindError": "errors",
     "ChildRef": "refs",
@@ -87,10 +96,13 @@ _HOMES = {
     "ChildRunningError": "errors",
     "ChildSpec": "specs",
     "ChildStartError": "errors",
+    "ChildStatus": "_core.supervision.calls",
     "ChildUnavailableError": "errors",
     "ClusterUnavailableError": "errors",
+    "Completion": "pool",
     "ControlSocketError": "errors",
     "EngineCallError": "errors",
+    "EngineInfo": "_core.protocol.wire",
     "EnginePool": "pool",
     "Exit": "faults",
     "ExitKind": "faults",
@@ -99,18 +111,24 @@ _HOMES = {
     "Gate": "specs",
     "Generation": "pool",
     "GenerationChunk": "pool",
+    "Hook": "_runtime.lifecycle",
     "IgnoreStart": "specs",
     "Instance": "specs",
     "Jitter": "specs",
-    "LastWords": "fatality",
+    "LastWords": "_core.protocol.last_words",
+    "LogprobEntry": "_core.protocol.wire",
     "NoEngineError": "pool",
     "NodePin": "specs",
+    "PauseMode": "_runtime.operations",
     "PlacementOptions": "specs",
     "PoisonRequestError": "pool",
+    "PoolStats": "pool",
+    "ProcessId": "_core.protocol.wire",
+    "Prompt": "_core.protocol.wire",
     "PublishError": "errors",
-    "UnguardedMainError": "errors",
     "RayCallTimeout": "errors",
     "RayvisorError": "errors",
+    "RecordStream": "_runtime.broadcaster",
     "RefWait": "retrying",
     "RequestError": "pool",
     "Restart": "specs",
@@ -132,7 +150,9 @@ _HOMES = {
     "TaskPolicy": "tasks",
     "TaskTimeoutError": "errors",
     "TemplateError": "errors",
+    "UnguardedMainError": "errors",
     "UnknownChildError": "errors",
+    "Usage": "pool",
     "WebPage": "_edges.web.server",
     "WorkerPackageError": "errors",
     "actor": "specs",
@@ -156,6 +176,8 @@ __all__ = [
     "Backoff",
     "CallError",
     "Cause",
+    "Change",
+    "ChildCounts",
     "ChildKind",
     "ChildKindError",
     "ChildRef",
@@ -163,10 +185,13 @@ __all__ = [
     "ChildRunningError",
     "ChildSpec",
     "ChildStartError",
+    "ChildStatus",
     "ChildUnavailableError",
     "ClusterUnavailableError",
+    "Completion",
     "ControlSocketError",
     "EngineCallError",
+    "EngineInfo",
     "EnginePool",
     "Exit",
     "ExitKind",
@@ -175,17 +200,24 @@ __all__ = [
     "Gate",
     "Generation",
     "GenerationChunk",
+    "Hook",
     "IgnoreStart",
     "Instance",
     "Jitter",
     "LastWords",
+    "LogprobEntry",
     "NoEngineError",
     "NodePin",
+    "PauseMode",
     "PlacementOptions",
     "PoisonRequestError",
+    "PoolStats",
+    "ProcessId",
+    "Prompt",
     "PublishError",
     "RayCallTimeout",
     "RayvisorError",
+    "RecordStream",
     "RefWait",
     "RequestError",
     "Restart",
@@ -209,6 +241,7 @@ __all__ = [
     "TemplateError",
     "UnguardedMainError",
     "UnknownChildError",
+    "Usage",
     "WebPage",
     "WorkerPackageError",
     "actor",
@@ -227,7 +260,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when used: `import rayvisor` must stay light, and never bring in Ray.
+    # Imported when used: `import rayvisor` must stay light, and never import Ray.
     if name in _HOMES:
         value = getattr(import_module(f"rayvisor.{_HOMES[name]}"), name)
         globals()[name] = value

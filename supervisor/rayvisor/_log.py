@@ -1,8 +1,9 @@
-"""Structured logs: dotted event names with keys, through structlog.
+"""Structured logs through structlog: dotted event names with keys.
 
-Where the program has configured structlog, that configuration holds. Where it has not, records go to the
-standard ``logging`` module, which shows warnings and worse: a library must not write to its user's
-standard output on its own account.
+If the program has configured structlog, that configuration holds, also for records of modules that were
+imported before. If it has not, records go to the standard ``logging`` module, which shows warnings and above:
+a library must not write to its user's standard output, as structlog's own default does. structlog itself is
+never configured here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["get_logger"]
 
-_PLAIN: Final[list[Processor]] = [
+_TO_LOGGING: Final[list[Processor]] = [
     structlog.stdlib.filter_by_level,
     structlog.stdlib.add_log_level,
     structlog.processors.format_exc_info,
@@ -25,39 +26,21 @@ _PLAIN: Final[list[Processor]] = [
 ]
 
 
-def _settings() -> tuple[Any, ...]:
-    config = structlog.get_config()
-    return (list(config["processors"]), *(config[key] for key in ("wrapper_class", "logger_factory")))
+class _LibraryLogger:
+    """structlog's logger if the program has configured structlog by now, one of ``logging`` otherwise."""
 
-
-_UNTOUCHED = None if structlog.is_configured() else _settings()
-
-
-def _configured() -> bool:
-    """Whether the program has configured structlog.
-
-    ``structlog.testing.capture_logs`` configures it, too, and puts everything back: what is as it was before
-    anybody touched it counts as not configured.
-    """
-    return structlog.is_configured() and _settings() != _UNTOUCHED
-
-
-class _Logger:
-    """Looks at each call whether structlog is configured: a program may do so after importing us."""
-
-    __slots__ = ("_name", "_plain")
+    __slots__ = ("_structured", "_to_logging")
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._plain = structlog.wrap_logger(
-            logging.getLogger(name), processors=_PLAIN, wrapper_class=structlog.stdlib.BoundLogger
+        self._structured = structlog.get_logger(name)
+        self._to_logging = structlog.wrap_logger(
+            logging.getLogger(name), processors=_TO_LOGGING, wrapper_class=structlog.stdlib.BoundLogger
         )
 
     def __getattr__(self, method: str) -> Any:
-        logger = structlog.get_logger(self._name) if _configured() else self._plain
-        return getattr(logger, method)
+        return getattr(self._structured if structlog.is_configured() else self._to_logging, method)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """Return the logger of this name."""
-    return cast("FilteringBoundLogger", _Logger(name))
+    return cast("FilteringBoundLogger", _LibraryLogger(name))

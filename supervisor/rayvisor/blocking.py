@@ -194,6 +194,18 @@ class BlockingSupervisor:
             return BlockingServer(self._running, found)
         return BlockingRef(self._running, found)
 
+    def pool(self, path: str) -> BlockingPool:
+        """As `Supervisor.pool`."""
+        return BlockingPool(self._running, self._running.call(self._supervisor.pool, path))
+
+    def actor(self, path: str) -> BlockingRef:
+        """As `Supervisor.actor`."""
+        return BlockingRef(self._running, self._running.call(self._supervisor.actor, path))
+
+    def server(self, path: str) -> BlockingServer:
+        """As `Supervisor.server`."""
+        return BlockingServer(self._running, self._running.call(self._supervisor.server, path))
+
     def engine_info(self, path: str) -> EngineInfo | None:
         """As `Supervisor.engine_info`."""
         return self._running.call(self._supervisor.engine_info, path)
@@ -356,6 +368,11 @@ class BlockingPool:
     def __init__(self, thread: _Thread, pool: EnginePool) -> None:
         self._thread = thread
         self._pool = pool
+
+    @property
+    def name(self) -> str:
+        """Path of the pool."""
+        return self._pool.name
 
     def generate(
         self,

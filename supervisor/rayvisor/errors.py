@@ -34,10 +34,9 @@ begins with the root cause. All of them can be pickled.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rayvisor.faults import Cause, Exit, Fault
+from rayvisor.faults import Cause, Exit, Fault
 
 __all__ = [
     "AlreadyPresentError",

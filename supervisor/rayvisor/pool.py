@@ -24,7 +24,7 @@ Failing
 
 from __future__ import annotations
 
-from rayvisor._core.protocol.wire import LogprobEntry
+from rayvisor._core.protocol.wire import LogprobEntry, Prompt
 from rayvisor._core.requests.errors import (
     AttemptsExhaustedError,
     DeadlineExceededError,
@@ -43,7 +43,6 @@ from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.results import Completion, Divergence, GenerationChunk, SampleResult, Usage
 from rayvisor._core.requests.stats import EngineStats, PoolStats
 from rayvisor._runtime.pool.pool import EnginePool, OnWeightsChanged
-from rayvisor._runtime.pool.sender import EngineTransport
 from rayvisor._runtime.pool.streams import Generation
 
 __all__ = [
@@ -53,7 +52,6 @@ __all__ = [
     "Divergence",
     "EnginePool",
     "EngineStats",
-    "EngineTransport",
     "Generation",
     "GenerationChunk",
     "GenerationClosedError",
@@ -64,6 +62,7 @@ __all__ = [
     "OnWeightsChanged",
     "PoisonRequestError",
     "PoolStats",
+    "Prompt",
     "QueueFullError",
     "ReplayDivergedError",
     "RequestError",

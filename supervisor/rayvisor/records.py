@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rayvisor.faults import Fault
+from rayvisor.faults import Fault
 
 __all__ = [
     "CleanupUnverified",

@@ -28,14 +28,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rayvisor._validation import seconds, whole
 from rayvisor.errors import SpecError
+from rayvisor.faults import Exit, Fault
 from rayvisor.status import is_up
-
-if TYPE_CHECKING:
-    from rayvisor.faults import Exit, Fault
 
 __all__ = [
     "Escalate",

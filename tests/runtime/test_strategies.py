@@ -94,5 +94,5 @@ async def test_waiting_for_a_state_says_where_the_child_is_instead() -> None:
 def test_a_plan_that_cannot_be_is_refused() -> None:
     with pytest.raises(rv.SpecError, match=r"at=-1: must be a number of seconds, 0 or more"):
         FaultPlan(Crash("a", at=-1))
-    with pytest.raises(rv.SpecError, match=r"incarnation=0: must be a whole number"):
+    with pytest.raises(rv.SpecError, match=r"incarnation=0: must be a whole number, 1 or more"):
         FaultPlan(FailedStart("a", 0))

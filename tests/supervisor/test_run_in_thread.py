@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
+from typing import Any, get_type_hints
 
 import anyio
 import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
+from rayvisor.blocking import (
+    BlockingGeneration,
+    BlockingPool,
+    BlockingRef,
+    BlockingServer,
+    BlockingSupervisor,
+    SupervisorOptions,
+)
 from tests.waiting import until_now
 
 PROMPT = "Once upon a time"
@@ -87,6 +97,7 @@ def test_a_stream_that_is_left_is_aborted(way: str) -> None:
 def test_engines_are_told_things_by_plain_calls_too() -> None:
     with rv.run_in_thread(engines(fault_tolerance=True), local=True) as sup:
         sup.mark_stale("llm")
+        assert sup.recovery_instructions("llm") == ("retry",)
         # Like vLLM's, it takes no retry while it is healthy.
         assert not sup.set_recovery_instruction("retry", "llm", request_id="a")["llm/1"]["success"]
 
@@ -160,3 +171,65 @@ def test_it_leaves_no_thread_and_no_loop_behind() -> None:
     with rv.run_in_thread(rv.SupervisorSpec()):
         assert set(threading.enumerate()) - before
     assert set(threading.enumerate()) - before == set()
+
+
+MIRRORS = [
+    (rv.Supervisor, BlockingSupervisor),
+    (rv.EnginePool, BlockingPool),
+    (rv.Generation, BlockingGeneration),
+    (rv.ChildRef, BlockingRef),
+    (rv.ServerRef, BlockingServer),
+]
+RENAMED = {"aclose": "close"}
+
+
+def public(cls: type) -> dict[str, Any]:
+    members = dict(inspect.getmembers_static(cls))
+    return {name: members[name] for name in members if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("original", "blocking"), MIRRORS, ids=lambda cls: cls.__name__)
+def test_a_blocking_class_has_all_public_methods_of_its_original(original: type, blocking: type) -> None:
+    theirs, ours = public(original), public(blocking)
+    slots = {name for name, member in theirs.items() if inspect.ismemberdescriptor(member)}
+    missing = {RENAMED.get(name, name) for name in theirs.keys() - slots} - ours.keys()
+    assert missing == set()
+    for name, member in theirs.items():
+        mirrored = ours.get(RENAMED.get(name, name))
+        assert isinstance(member, property) == isinstance(mirrored, property) or name in slots, name
+        if inspect.isfunction(member):
+            assert inspect.isfunction(mirrored), name
+            assert not inspect.iscoroutinefunction(mirrored), name
+            arguments = [
+                [
+                    (each.name, each.kind, each.default)
+                    for each in inspect.signature(function).parameters.values()
+                ]
+                for function in (member, mirrored)
+            ]
+            assert arguments[0] == arguments[1], name
+
+
+def test_a_blocking_supervisor_takes_the_options_of_a_supervisor() -> None:
+    theirs = inspect.signature(rv.Supervisor).parameters.keys() - {"spec", "handle_signals"}
+    assert get_type_hints(SupervisorOptions).keys() == theirs
+
+
+def test_children_are_reached_by_typed_getters() -> None:
+    with rv.run_in_thread(engines(tokens_per_second=0.0), local=True) as sup:
+        assert sup.pool("llm").generate(PROMPT, GREEDY).result().text
+        with pytest.raises(rv.ChildKindError):
+            sup.actor("llm")
+        with pytest.raises(rv.ChildKindError):
+            sup.server("llm")
+
+
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_a_tree_is_ended_from_within_by_a_plain_call(way: str) -> None:
+    with rv.run_in_thread(rv.SupervisorSpec(children=[rv.coroutine("a", forever)])) as sup:
+        if way == "stop":
+            sup.stop()
+        else:
+            sup.kill()
+        with pytest.raises(rv.SupervisorStoppedError):
+            until_now(lambda: not sup.which_children())

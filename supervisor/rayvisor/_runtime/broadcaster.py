@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import anyio
 
+from rayvisor._public import shown_as
 from rayvisor.records import Record, RecordsMissed
 
 if TYPE_CHECKING:
@@ -100,3 +101,6 @@ class RecordBroadcaster:
             stream.end()
         self._streams.add(stream)
         return stream
+
+
+shown_as("rayvisor", RecordStream)

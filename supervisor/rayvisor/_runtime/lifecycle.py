@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, Protocol
 import transitions
 
 from rayvisor._log import get_logger
+from rayvisor._public import shown_as
 from statecharts import Chart, ChartError, Configuration, Table, compile_chart
 
 __all__ = ["Change", "Hook", "HookFailure", "LifecycleMachine", "Stateful"]
@@ -225,3 +226,6 @@ def _change(data: transitions.EventData) -> Change:
 
 def _name(hook: Hook) -> str:
     return getattr(hook, "__qualname__", None) or repr(hook)
+
+
+shown_as("rayvisor", Change)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rayvisor._validation import seconds
-
-if TYPE_CHECKING:
-    from rayvisor.faults import Exit
+from rayvisor.faults import Exit
 
 __all__ = ["Gate"]
 

@@ -17,6 +17,7 @@ product's own core, and says where the two differ.
 
 from __future__ import annotations
 
+from rayvisor._core.supervision.messages import Reply, Verb
 from rayvisor.testing.faults import Crash, FailedStart, FaultPlan
 from rayvisor.testing.puppets import PuppetCrashedError, Puppets, wait_for_state
 from rayvisor.testing.rehearsal import fail_next_step, hang_next_step, rehearse
@@ -44,6 +45,8 @@ __all__ = [
     "Outcome",
     "PuppetCrashedError",
     "Puppets",
+    "Reply",
+    "Verb",
     "VirtualTree",
     "fail_next_step",
     "fails",

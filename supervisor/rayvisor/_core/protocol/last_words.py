@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from rayvisor._public import shown_as
 from rayvisor.faults import Cause
 
 __all__ = ["LastWords", "Store"]
@@ -70,3 +71,6 @@ class Store(Protocol):
 
     def where(self) -> tuple[str, str]:
         """Return the ids of the actor and the node that this process is."""
+
+
+shown_as("rayvisor", LastWords)

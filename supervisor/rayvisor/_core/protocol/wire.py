@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rayvisor._core.protocol.causes import Causes
+from rayvisor._public import shown_as
 from rayvisor.faults import Termination
 
 __all__ = [
@@ -192,3 +193,6 @@ class HostDescription(NamedTuple):
 
 
 HostItem = Chunk | Refused | Lost | Phase | Terminated | Suspicion | Condition | Worked
+
+
+shown_as("rayvisor", EngineInfo, LogprobEntry, ProcessId)

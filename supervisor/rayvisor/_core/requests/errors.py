@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rayvisor._public import shown_as
 from rayvisor.errors import RayvisorError
 
 if TYPE_CHECKING:
@@ -256,3 +257,20 @@ class GenerationInUseError(RequestError):
 
     def __init__(self, request: str, problem: str) -> None:
         super().__init__(request, f"the stream of request {request} {problem}")
+
+
+shown_as(
+    "rayvisor.pool",
+    AttemptsExhaustedError,
+    DeadlineExceededError,
+    GenerationClosedError,
+    GenerationInUseError,
+    InvalidRequestError,
+    NoEngineError,
+    PoisonRequestError,
+    QueueFullError,
+    ReplayDivergedError,
+    RequestError,
+    UnmovableRequestError,
+    WeightsChangedError,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rayvisor._public import shown_as
 from rayvisor._validation import MakesError, is_number, is_whole, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.engines import WEIGHTS_CHANGED
@@ -105,3 +106,6 @@ def check_bounds(
     whole("max_attempts", max_attempts, "attempts", error=error)
     one_of("on_divergence", on_divergence, DIVERGENCE, error=error)
     one_of("on_weights_changed", on_weights_changed, WEIGHTS_CHANGED, error=error)
+
+
+shown_as("rayvisor.pool", RequestLimits)

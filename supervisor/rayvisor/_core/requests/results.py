@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayvisor._core.protocol.wire import LogprobEntry
+from rayvisor._public import shown_as
 
 __all__ = ["Completion", "Divergence", "GenerationChunk", "SampleResult", "TokenLogprobs", "Usage"]
 
@@ -169,3 +170,6 @@ class Completion:
     def cumulative_logprob(self) -> float | None:
         """Sum of the log-probabilities of the first sample's tokens."""
         return self.samples[0].cumulative_logprob
+
+
+shown_as("rayvisor.pool", Completion, Divergence, GenerationChunk, SampleResult, Usage)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from rayvisor._core.requests.limits import Counts
 from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor._core.requests.state import Place
+from rayvisor._public import shown_as
 
 __all__ = ["EngineStats", "PoolStats", "stats_of"]
 
@@ -66,3 +67,6 @@ def stats_of(scheduler: RequestScheduler) -> PoolStats:
         in_flight=places[Place.IN_FLIGHT],
         engines=engines,
     )
+
+
+shown_as("rayvisor.pool", EngineStats, PoolStats)

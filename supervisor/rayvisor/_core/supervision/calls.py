@@ -16,6 +16,7 @@ from rayvisor._core.supervision.nodes import After, Child, Supervisor
 from rayvisor._core.supervision.plan_runner import child_changed, in_plan, leave_plan
 from rayvisor._core.supervision.shutdown import stop
 from rayvisor._core.supervision.startup import start
+from rayvisor._public import shown_as
 from rayvisor.errors import (
     AlreadyPresentError,
     AlreadyStartedError,
@@ -27,12 +28,12 @@ from rayvisor.errors import (
     TemplateError,
     UnknownChildError,
 )
+from rayvisor.faults import Exit
 from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
+from statecharts import Configuration
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.state import State
-    from rayvisor.faults import Exit
-    from statecharts import Configuration
 
 __all__ = ["ChildCounts", "ChildStatus", "call_off_restart", "called", "hold_next", "resume_call"]
 
@@ -322,3 +323,6 @@ _VERBS: Mapping[m.Verb, Callable[[State, m.Call, Supervisor], None]] = MappingPr
         m.Verb.APPLY_SPEC: _apply_spec,
     }
 )
+
+
+shown_as("rayvisor", ChildCounts, ChildStatus)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rayvisor._public import shown_as
+
 if TYPE_CHECKING:
     from rayvisor.errors import StrategyError
     from rayvisor.faults import Exit, Fault
@@ -312,3 +314,6 @@ Effect = (
     | TreeUp
     | TreeEnded
 )
+
+
+shown_as("rayvisor.testing", Reply, Verb)

@@ -25,6 +25,7 @@ from rayvisor._edges.http.server import WRITE_SECONDS, Answering, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.web.auth import Gate, fields
 from rayvisor._log import get_logger
+from rayvisor._public import shown_as
 from rayvisor._validation import is_whole
 from rayvisor.errors import ControlSocketError, SpecError
 from statecharts import render
@@ -229,3 +230,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+shown_as("rayvisor", WebPage)

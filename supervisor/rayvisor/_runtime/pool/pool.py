@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rayvisor._core.requests.errors import QueueFullError
+from rayvisor._public import shown_as
 from rayvisor._runtime.pool.batch import Params, pairs, run_batch
 
 if TYPE_CHECKING:
@@ -178,3 +179,6 @@ class EnginePool:
     def stats(self) -> PoolStats:
         """Return how many requests wait, run and have ended."""
         return self._runtime.stats()
+
+
+shown_as("rayvisor.pool", EnginePool)

@@ -12,6 +12,7 @@ import anyio
 
 from rayvisor._core.requests.errors import GenerationClosedError, GenerationInUseError, RequestError
 from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
+from rayvisor._public import shown_as
 
 __all__ = ["Generation", "Stream", "StreamOwner"]
 
@@ -243,3 +244,6 @@ class _Reading:
 
     async def __anext__(self) -> GenerationChunk:
         return await anext(self._generation)
+
+
+shown_as("rayvisor.pool", Generation)
