@@ -174,7 +174,7 @@ class Player:
             return False  # the block is about to be left
         core = session.runtime.core
         alive = {path for path, process in self.world.current.items() if process.alive}
-        known = {f"root/{path}" for path, child in core.children.items() if core._up(child)} | {"root"}
+        known = {f"root/{path}" for path, child in core.children.items() if child.up} | {"root"}
         return (
             not self.gate.waiting
             and len(session.runtime._mailbox) == 0

@@ -360,12 +360,12 @@ def test_the_template_itself_cannot_be_started_or_ended() -> None:
 
 
 def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayvisor._core.supervision.children._MOST_RETIRED", 10)
+    monkeypatch.setattr("rayvisor._core.supervision.state.MOST_RETIRED", 10)
     sup = pool(restart="temporary")
     for number in range(100):
         value(sup, m.Verb.START_CHILD, Instance(str(number)), "pool")
         sup.crash(f"pool/{number}", NORMAL)
-    assert len(sup.core._retired_epochs) <= 10
+    assert len(sup.core._state._retired_epochs) <= 10
     value(sup, m.Verb.START_CHILD, Instance("0"), "pool")
     assert sup.live["pool/0"] > 1  # a number is never used twice for a path, also when it was dropped
 

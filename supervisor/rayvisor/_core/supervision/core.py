@@ -17,18 +17,44 @@ the runtime, tests in virtual time, the comparison with OTP, and replay from a j
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+from rayvisor._core.supervision import followups as f
 from rayvisor._core.supervision import messages as m
-from rayvisor._core.supervision.calls import Calls
+from rayvisor._core.supervision.calls import call_off_restart, called, hold_next, resume_call
+from rayvisor._core.supervision.endings import (
+    child_gone,
+    end_judged,
+    proceed,
+    retry_due,
+    settled,
+    step_failed,
+)
 from rayvisor._core.supervision.nodes import Phase
+from rayvisor._core.supervision.outcomes import (
+    came_up,
+    child_ended,
+    died,
+    ignored,
+    start_failed,
+    supervisor_ended,
+)
+from rayvisor._core.supervision.plan_runner import child_changed
+from rayvisor._core.supervision.recovery import recovery_answered, recovery_lost, unhealthy
+from rayvisor._core.supervision.shutdown import halt, limit_shutdown, stop_rest, supervisor_over
+from rayvisor._core.supervision.startup import boot, grow
+from rayvisor._core.supervision.state import State
 from rayvisor.errors import SupervisorStoppedError
 from rayvisor.faults import KILLED, Exit, ExitKind
 from rayvisor.strategies import InPlace
 
 if TYPE_CHECKING:
-    from rayvisor._core.supervision.nodes import Child
+    from random import Random
+
+    from rayvisor._core.supervision.nodes import Child, Supervisor
+    from rayvisor.specs import SupervisorSpec
 
 __all__ = ["Core"]
 
@@ -38,16 +64,28 @@ _OWN = frozenset(
 """Events of the charts that only the core itself may cause: a report of one changes nothing."""
 
 
-class Core(Calls):
+class Core:
     """A supervision tree's decisions.
+
+    Holds the state, and dispatches events and their follow-ups to the functions that decide.
 
     Parameters
     ----------
     spec
         The root supervisor.
     random
-        Where jitter comes from.
+        Source of jitter.
     """
+
+    __slots__ = ("_state", "children", "root", "supervisors")
+
+    def __init__(self, spec: SupervisorSpec, random: Random) -> None:
+        self._state = state = State(spec, random)
+        self.root: Supervisor = state.root
+        self.children: Mapping[str, Child] = state.children
+        """Children by path, to read."""
+        self.supervisors: Mapping[str, Supervisor] = state.supervisors
+        """Supervisors by path, to read; the root has the empty path."""
 
     def handle(self, event: m.Event, now: float) -> list[m.Effect]:
         """Decide about one event.
@@ -55,7 +93,7 @@ class Core(Calls):
         Parameters
         ----------
         event
-            What happened. Late, repeated and unknown events change nothing.
+            The event. Late, repeated and unknown events change nothing.
         now
             Seconds on a clock that never goes back.
 
@@ -64,157 +102,221 @@ class Core(Calls):
         list[Effect]
             What to do, in this order.
         """
-        self.now = max(now, self.now)
+        state = self._state
+        state.now = max(state.now, now)
         out: list[m.Effect] = []
-        self._out = out
-        if self.ended:
-            self._after_the_end(event)
+        state.out = out
+        if state.ended:
+            _after_the_end(state, event)
         else:
-            self._HANDLERS[type(event)](self, event)
+            _EVENTS[type(event)](state, event)
+            if state.posted:
+                _follow_up(state)
         return out
+
+    @property
+    def now(self) -> float:
+        """The latest time given to `handle`."""
+        return self._state.now
+
+    @property
+    def ended(self) -> bool:
+        """Whether the tree has ended."""
+        return self._state.ended
+
+    @property
+    def asking(self) -> str:
+        """Name of the strategy that is being asked, else empty: it is a user's code, and may never return."""
+        return self._state.asking
 
     def status(self, path: str) -> Child | None:
         """Find the child at ``path``, to read."""
         return self.children.get(path)
 
-    def _after_the_end(self, event: m.Event) -> None:
-        if isinstance(event, m.Call):
-            self._out.append(m.Reply(event.call, None, SupervisorStoppedError(event.target)))
-        elif isinstance(event, m.Started):
-            self._out.append(m.Kill(event.child, event.incarnation))
 
-    # --- the tree ---------------------------------------------------------------------------
+def _follow_up(state: State) -> None:
+    """Handle the follow-ups of an event, those of each follow-up before the next one."""
+    left: list[f.FollowUp] = []
+    while state.posted or left:
+        left += reversed(state.posted)
+        state.posted.clear()
+        event = left.pop()
+        _FOLLOW_UPS[type(event)](state, event)
 
-    def _on_boot(self, _: m.Boot) -> None:
-        if self.root.phase is Phase.DOWN:
-            self._boot(self.root)
 
-    def _on_halt(self, event: m.Halt) -> None:
-        word = "" if event.reason == "shutdown" else event.reason
-        if self.root.phase is Phase.DOWN:
-            self._over(self.root)  # before it came up
-        else:
-            self._halt(self.root, Exit(ExitKind.SHUTDOWN, word))
+def _after_the_end(state: State, event: m.Event) -> None:
+    if isinstance(event, m.Call):
+        state.out.append(m.Reply(event.call, None, SupervisorStoppedError(event.target)))
+    elif isinstance(event, m.Started):
+        state.out.append(m.Kill(event.child, event.incarnation))
 
-    # --- starts -----------------------------------------------------------------------------
 
-    def _on_started(self, event: m.Started) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is None:
-            # A late start: whatever it started must not stay.
-            self._out.append(m.Kill(event.child, event.incarnation))
-        elif child.configuration.leaf == "STARTING":
-            self._came_up(child)
+# --- the tree ---------------------------------------------------------------------------------
 
-    def _on_prepared(self, event: m.Prepared) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is None or child.subtree is not None:
-            return
-        if child.configuration.leaf == "STARTING":
-            self._grow(child, event.spec)
-        elif child.configuration.leaf == "STOPPING":
-            self._child_gone(child)
 
-    def _on_ignored(self, event: m.Ignored) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is None:
-            return
-        if child.configuration.leaf == "STARTING":
-            self._ignored(child)
-        elif child.configuration.leaf == "STOPPING":
-            self._child_gone(child)
+def _on_boot(state: State, _: m.Boot) -> None:
+    if state.root.phase is Phase.DOWN:
+        boot(state, state.root)
 
-    def _on_start_failed(self, event: m.StartFailed) -> None:
-        self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
 
-    # --- ends -------------------------------------------------------------------------------
+def _on_halt(state: State, event: m.Halt) -> None:
+    reason = "" if event.reason == "shutdown" else event.reason
+    if state.root.phase is Phase.DOWN:
+        supervisor_over(state, state.root)  # before it came up
+    else:
+        halt(state, state.root, Exit(ExitKind.SHUTDOWN, reason))
 
-    def _on_exited(self, event: m.Exited) -> None:
-        if event.child or self.root.phase is Phase.DOWN:
-            self._on_end(event.child, event.incarnation, event.exit, gone=event.gone)
-        else:
-            self._halt(self.root, event.exit)
 
-    def _on_end(self, path: str, incarnation: int, exit: Exit, *, gone: bool) -> None:  # noqa: A002 - OTP's word
-        child = self._live(path, incarnation)
-        if child is None:
-            return
-        if child.subtree is not None:
-            self._halt(child.subtree, exit)  # a supervisor has ended when its children have
-            return
-        leaf = child.configuration.leaf
-        if leaf == "STOPPING":
-            # Asked to end, or seen to end before: one end per incarnation, repeats change nothing.
-            if gone:
-                if child.stop_requested:
-                    child.exit = exit
-                self._child_gone(child)
-        elif leaf == "STARTING":
-            self._start_failed(child, exit, gone=gone)
-        else:
-            self._died(child, exit, gone=gone)
+# --- starts -----------------------------------------------------------------------------------
 
-    def _on_gone(self, event: m.Gone) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is not None and child.subtree is None and child.configuration.leaf == "STOPPING":
-            self._child_gone(child)
 
-    # --- timers, progress, reports ------------------------------------------------------------
+def _on_started(state: State, event: m.Started) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None:
+        # A late start: whatever it started must not stay.
+        state.out.append(m.Kill(event.child, event.incarnation))
+    elif child.configuration.leaf == "STARTING":
+        came_up(state, child)
 
-    def _on_timer(self, event: m.TimerFired) -> None:
-        child = self._timers.pop(event.timer, None)
-        if child is None:
-            return
-        child.timer = 0
-        if child.subtree is not None and child.configuration.leaf == "STOPPING":
-            self._halt(child.subtree, KILLED)  # it did not end in time
-        else:
-            self._retry_due(child)
 
-    def _on_progressed(self, event: m.Progressed) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is not None:
-            child.progressed = True
+def _on_prepared(state: State, event: m.Prepared) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None or child.subtree is not None:
+        return
+    if child.configuration.leaf == "STARTING":
+        grow(state, child, event.spec)
+    elif child.configuration.leaf == "STOPPING":
+        child_gone(state, child)
 
-    def _on_reported(self, event: m.Reported) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is None or event.event in _OWN:
-            return
-        if event.stales is not None and event.stales != child.stales:
-            return  # it was brought up to what is out of date again
-        if event.event == "unhealthy":
-            self._unhealthy(child, event.fault)
-        else:
-            self._move(child, event.event, "" if event.fault is None else str(event.fault))
-            self._group_step(child.parent, child)
 
-    def _on_acted(self, event: m.Acted) -> None:
-        child = self._live(event.child, event.incarnation)
-        if child is not None and self._recovery_answered(child, ok=event.ok, fault=event.fault):
-            return
-        group = None if child is None else child.parent.group
-        if child is None or group is None or group.failed is not child or not isinstance(group.step, InPlace):
-            return
-        if event.ok:
-            group.acted = True
-        else:
-            if event.fault is not None:
-                child.exit = Exit(ExitKind.FAULT, fault=event.fault)
-            group.failure = child
-        self._group_step(child.parent, child)
+def _on_ignored(state: State, event: m.Ignored) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None:
+        return
+    if child.configuration.leaf == "STARTING":
+        ignored(state, child)
+    elif child.configuration.leaf == "STOPPING":
+        child_gone(state, child)
 
-    _HANDLERS: ClassVar[dict[type, Callable[[Core, Any], None]]] = {
+
+# --- ends -------------------------------------------------------------------------------------
+
+
+def _on_exited(state: State, event: m.Exited) -> None:
+    if event.child or state.root.phase is Phase.DOWN:
+        _on_end(state, event)
+    else:
+        halt(state, state.root, event.exit)
+
+
+def _on_end(state: State, event: m.Exited | m.StartFailed) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None:
+        return
+    if child.subtree is not None:
+        halt(state, child.subtree, event.exit)  # a supervisor has ended when its children have
+        return
+    leaf = child.configuration.leaf
+    if leaf == "STOPPING":
+        # Asked to end, or seen to end before: one end per incarnation, repeats change nothing.
+        if event.gone:
+            if child.stop_requested:
+                child.exit = event.exit
+            child_gone(state, child)
+    elif leaf == "STARTING":
+        start_failed(state, child, event.exit, gone=event.gone)
+    else:
+        died(state, child, event.exit, gone=event.gone)
+
+
+def _on_gone(state: State, event: m.Gone) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is not None and child.subtree is None and child.configuration.leaf == "STOPPING":
+        child_gone(state, child)
+
+
+# --- timers, progress, reports ----------------------------------------------------------------
+
+
+def _on_timer(state: State, event: m.TimerFired) -> None:
+    child = state.timers.pop(event.timer, None)
+    if child is None:
+        return
+    child.timer = 0
+    if child.subtree is not None and child.configuration.leaf == "STOPPING":
+        halt(state, child.subtree, KILLED)  # it did not end in time
+    else:
+        retry_due(state, child)
+
+
+def _on_progressed(state: State, event: m.Progressed) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is not None:
+        child.progressed = True
+
+
+def _on_reported(state: State, event: m.Reported) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None or event.event in _OWN:
+        return
+    if event.stales is not None and event.stales != child.stales:
+        return  # it was brought up to date with what is out of date again
+    if event.event == "unhealthy":
+        unhealthy(state, child, event.fault)
+    else:
+        state.move(child, event.event, "" if event.fault is None else str(event.fault))
+        child_changed(state, child.parent, child)
+
+
+def _on_acted(state: State, event: m.Acted) -> None:
+    child = state.live(event.child, event.incarnation)
+    if child is None or recovery_answered(state, child, ok=event.ok, fault=event.fault):
+        return
+    plan = child.parent.group
+    if plan is None or plan.failed is not child or not isinstance(plan.step, InPlace):
+        return
+    if event.ok:
+        plan.acted = True
+    else:
+        if event.fault is not None:
+            child.exit = Exit(ExitKind.FAULT, fault=event.fault)
+        plan.failure = child
+    child_changed(state, child.parent, child)
+
+
+_EVENTS: Mapping[type, Callable[[State, Any], None]] = MappingProxyType(
+    {
         m.Boot: _on_boot,
         m.Halt: _on_halt,
         m.Started: _on_started,
         m.Prepared: _on_prepared,
         m.Ignored: _on_ignored,
-        m.StartFailed: _on_start_failed,
+        m.StartFailed: _on_end,
         m.Exited: _on_exited,
         m.Gone: _on_gone,
         m.TimerFired: _on_timer,
         m.Progressed: _on_progressed,
         m.Reported: _on_reported,
         m.Acted: _on_acted,
-        m.Call: Calls._called,  # noqa: SLF001 - its own, one class up
+        m.Call: called,
     }
+)
+
+_FOLLOW_UPS: Mapping[type, Callable[[State, Any], None]] = MappingProxyType(
+    {
+        f.ChildUp: lambda state, event: came_up(state, event.child),
+        f.ChildEnded: lambda state, event: child_ended(state, event.child, gone=event.gone),
+        f.ChildGone: lambda state, event: child_gone(state, event.child),
+        f.ChildSettled: lambda state, event: settled(state, event.child),
+        f.EndJudged: lambda state, event: end_judged(state, event.child),
+        f.Proceed: lambda state, event: proceed(state, event.supervisor),
+        f.StopRest: stop_rest,
+        f.LimitShutdown: lambda state, event: limit_shutdown(state, event.supervisor),
+        f.SupervisorEnded: lambda state, event: supervisor_ended(state, event.supervisor),
+        f.StepFailed: step_failed,
+        f.RecoveryLost: recovery_lost,
+        f.RestartCalledOff: lambda state, event: call_off_restart(state, event.supervisor),
+        f.HoldNext: hold_next,
+        f.CallResumed: resume_call,
+    }
+)

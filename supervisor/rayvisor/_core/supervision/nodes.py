@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
+from rayvisor._core.paths import join
 from rayvisor._core.supervision.window import Window
 from rayvisor.faults import ExitKind
 from rayvisor.specs import Restart, Strategy
@@ -125,6 +126,17 @@ class Child:
         """Whether its spec goes with its process (OTP R4, D3)."""
         return self.spec.restart is Restart.TEMPORARY or self.parent.simple
 
+    @property
+    def up(self) -> bool:
+        """Whether it has come up and has not begun to end."""
+        state = self.configuration.state
+        return state == "ALIVE" or state == "PAUSED"  # noqa: PLR1714 - twice as fast as a set, and hot
+
+    @property
+    def awaits_first_start(self) -> bool:
+        """Whether its supervisor has still to start it for the first time."""
+        return not self.begun and not self.removed and self.configuration.leaf == "STARTING"
+
 
 class Supervisor:
     """One incarnation of a supervisor: its children in start order, and its restart history."""
@@ -146,7 +158,6 @@ class Supervisor:
         "owner",
         "path",
         "phase",
-        "pumping",
         "queue",
         "recoveries",
         "recovery",
@@ -185,10 +196,6 @@ class Supervisor:
         self.deferred: deque[tuple[Child, int]] = deque()
         # How many instances of its template it has named itself.
         self.instances = 0
-        # Starts, or stops, are being handed out further up the stack: one that is done at once (a
-        # supervisor without children) must not recurse.
-        self.pumping = False
-        self.ending = False
 
     @property
     def simple(self) -> bool:
@@ -207,7 +214,7 @@ class Supervisor:
 
     def path_of(self, identity: str) -> str:
         """Path of the child with this id."""
-        return f"{self.path}/{identity}" if self.path else identity
+        return join(self.path, identity)
 
 
 class Recovery(NamedTuple):
@@ -231,7 +238,6 @@ class PlanRun:
         "failure",
         "members",
         "outstanding",
-        "pumping",
         "step",
         "steps",
         "to_start",
@@ -253,4 +259,3 @@ class PlanRun:
         self.acted = False
         # Over whom the present step failed.
         self.failure: Child | None = None
-        self.pumping = False

@@ -1,44 +1,43 @@
-"""Warm spares: one takes the place of an engine that ends, at once; that one comes back as the new spare."""
+"""Warm spares: one takes the place of an engine that ends; the next start of that engine is the new spare."""
 
 from __future__ import annotations
 
-from rayvisor._core.supervision.nodes import Child
-from rayvisor._core.supervision.recovery import Recoveries
+from typing import TYPE_CHECKING
 
-__all__ = ["Spares"]
+if TYPE_CHECKING:
+    from rayvisor._core.supervision.nodes import Child
+    from rayvisor._core.supervision.state import State
+
+__all__ = ["go_down", "step_in"]
 
 STANDBY = "STANDBY"
 
 
-class Spares(Recoveries):
-    """Swaps the places of a child that is down and a spare that is up."""
+def go_down(state: State, down: Child, event: str, why: str) -> None:
+    """Move a child that goes down, and have a spare serve in its place, if there is one."""
+    spare = _spare_for(down) if down.parent.spares else None
+    if spare is not None:
+        # The spare comes first: requests the child leaves must find it, not only engines that serve already.
+        state.move(spare, "promote", f"in place of {down.spec.id}")
+    state.move(down, event, why)
+    if spare is not None:
+        state.move(down, "standby", f"{spare.spec.id} takes its place")
 
-    def _goes_down(self, down: Child, event: str, why: str) -> None:
-        """Move a child that goes down, and have a spare serve in its place, if there is one."""
-        spare = self._spare_for(down)
-        if spare is not None:
-            # First of all: what the child leaves is to find it, and not only those that serve already.
-            self._move(spare, "promote", f"in place of {down.spec.id}")
-        self._move(down, event, why)
-        if spare is not None:
-            self._move(down, "standby", f"{spare.spec.id} takes its place")
 
-    def _spare_for(self, down: Child) -> Child | None:
-        if not down.parent.spares or STANDBY in down.configuration.flags:
-            return None
-        spares = (each for each in down.parent.children.values() if each.configuration.leaf == STANDBY)
-        return next(spares, None)
-
-    def _step_in(self, spare: Child) -> None:
-        """Have a spare that has just come up serve in place of a child that is down, if there is one."""
-        if not spare.parent.spares or spare.configuration.leaf != STANDBY:
+def step_in(state: State, spare: Child) -> None:
+    """Have a spare that has just come up serve in place of a child that is down, if there is one."""
+    if not spare.parent.spares or spare.configuration.leaf != STANDBY:
+        return
+    for down in spare.parent.children.values():
+        missing = down.configuration.state == "RESTARTING" and STANDBY not in down.configuration.flags
+        if missing and down.up_since is None and down.incarnation > 1:
+            state.move(down, "standby", f"{spare.spec.id} takes its place")
+            state.move(spare, "promote", f"in place of {down.spec.id}")
             return
-        for down in spare.parent.children.values():
-            missing = down.configuration.state == "RESTARTING" and STANDBY not in down.configuration.flags
-            if missing and down.up_since is None and down.incarnation > 1:
-                self._swap(down, spare)
-                return
 
-    def _swap(self, down: Child, spare: Child) -> None:
-        self._move(down, "standby", f"{spare.spec.id} takes its place")
-        self._move(spare, "promote", f"in place of {down.spec.id}")
+
+def _spare_for(down: Child) -> Child | None:
+    if STANDBY in down.configuration.flags:
+        return None
+    spares = (each for each in down.parent.children.values() if each.configuration.leaf == STANDBY)
+    return next(spares, None)

@@ -1,96 +1,91 @@
-"""Starts: of a supervisor with its children in order, and of one child."""
+"""Starts: of one child, and of a supervisor with its children in order."""
 
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from rayvisor._core.supervision import messages as m
+from rayvisor._core.supervision.followups import ChildUp, Proceed
 from rayvisor._core.supervision.nodes import After, Child, Phase, Supervisor
-from rayvisor._core.supervision.spares import Spares
-from rayvisor.faults import Exit
+from rayvisor.specs import SupervisorSpec
 
-__all__ = ["Boots"]
+if TYPE_CHECKING:
+    from rayvisor._core.supervision.state import State
+
+__all__ = ["boot", "first_start_done", "grow", "start", "start_next"]
 
 
-class Boots(Spares):
-    """Brings supervisors and children up, and says what becomes of a start that fails."""
+def start(state: State, child: Child) -> None:
+    """Start the next incarnation of a child."""
+    child.incarnation += 1
+    child.begun = True
+    child.restarting = False
+    child.progressed = False
+    child.stop_requested = False
+    child.up_since = None
+    child.after = After.REST
+    if not state.move(child, "start"):
+        # A fresh child is in STARTING from the beginning; observers are told all the same.
+        here = child.configuration
+        state.out.append(
+            m.Changed(child.path, child.incarnation, "start", here, here, "", child.table.chart.name)
+        )
+    if child.spec.gate is not None:
+        state.move(child, "stale", "it has a gate")
+    if child.subtree is not None:
+        state.dissolve(child.subtree)
+        child.subtree = None
+    if isinstance(child.spec.start, SupervisorSpec):
+        grow(state, child, child.spec.start)
+    else:
+        state.out.append(m.Start(child.path, child.incarnation, child.spec, child.exit))
 
-    def _boot(self, supervisor: Supervisor) -> None:
-        supervisor.phase = Phase.STARTING
-        self._out.append(m.SupervisorChanged(supervisor.path, "starting"))
-        if not supervisor.simple:
-            for spec in supervisor.spec.children:
-                self._adopt(supervisor, spec)
-        supervisor.queue = deque(supervisor.children.values())
-        self._boot_next(supervisor)
 
-    def _boot_next(self, supervisor: Supervisor) -> None:
-        """Start as many of the waiting children as the start limit allows."""
-        if supervisor.pumping:
-            return
-        supervisor.pumping = True
-        limit = supervisor.spec.max_concurrent_starts
-        while supervisor.phase is Phase.STARTING and supervisor.queue and len(supervisor.outstanding) < limit:
-            child = supervisor.queue.popleft()
-            if not child.removed and not child.begun:
-                supervisor.outstanding.add(child.path)
-                self._start(child)
-        supervisor.pumping = False
-        if supervisor.phase is Phase.STARTING and not supervisor.outstanding and not supervisor.queue:
-            supervisor.phase = Phase.RUNNING
-            supervisor.came_up = True
-            self._out.append(m.SupervisorChanged(supervisor.path, "running"))
-            if supervisor.owner is None:
-                self._out.append(m.TreeUp())
-            else:
-                self._came_up(supervisor.owner)
-            self._catch_up(supervisor)
+def grow(state: State, child: Child, spec: SupervisorSpec) -> None:
+    """Bring up the subtree of a child that is a supervisor."""
+    child.subtree = subtree = Supervisor(child.path, spec, child)
+    state.supervisors[child.path] = subtree
+    boot(state, subtree)
 
-    def _boot_step(self, child: Child) -> None:
-        """Note that a child's part in its supervisor's start is done."""
-        supervisor = child.parent
-        if supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:
-            supervisor.outstanding.discard(child.path)
-            self._boot_next(supervisor)
 
-    def _came_up(self, child: Child) -> None:
-        child.up_since = self.now
-        start_call, child.start_call = child.start_call, None
-        self._move(child, "started")
-        self._step_in(child)
-        if start_call is not None:
-            self._out.append(m.Reply(start_call.call, child.path))
-        if child.parent.group is not None:
-            self._group_step(child.parent, child)
-        if child.parent.phase is Phase.STARTING:
-            self._boot_step(child)
+def boot(state: State, supervisor: Supervisor) -> None:
+    """Bring up a supervisor with its children."""
+    supervisor.phase = Phase.STARTING
+    state.out.append(m.SupervisorChanged(supervisor.path, "starting"))
+    if not supervisor.simple:
+        for spec in supervisor.spec.children:
+            state.adopt(supervisor, spec)
+    supervisor.queue = deque(supervisor.children.values())
+    start_next(state, supervisor)
 
-    def _ignored(self, child: Child) -> None:
-        """Let a child whose start chose not to run rest, its spec kept unless temporary (OTP S5, G8, A2)."""
-        supervisor = child.parent
-        child.begun = False
-        child.after = After.REST
-        self._move(child, "exit", "ignored")
-        self._move(child, "completed")
-        start_call, child.start_call = child.start_call, None
-        if start_call is not None:
-            self._out.append(m.Reply(start_call.call, None))
-        if start_call is None or start_call.verb is not m.Verb.RESTART_CHILD:
-            self._forget_if_disposable(child)
-        self._group_step(supervisor, child)
-        self._boot_step(child)
-        self._step_of_end(child)
 
-    def _start_failed(self, child: Child, exit: Exit, *, gone: bool) -> None:  # noqa: A002 - OTP's word
-        supervisor = child.parent
-        child.exit = exit
-        self._count_barren(child)
-        self._goes_down(child, "fault", str(exit))
-        if supervisor.phase is Phase.STOPPING or child.start_call is not None:
-            child.after = After.REST
-        elif supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:
-            again = child.spec.retry_first_start and not exit.permanent
-            child.after = After.RETRY if again else After.BOOT_FAILED
+def start_next(state: State, supervisor: Supervisor) -> None:
+    """Start as many of the waiting children as may come up side by side; called again when one is up."""
+    limit = supervisor.spec.max_concurrent_starts
+    queue, outstanding = supervisor.queue, supervisor.outstanding
+    while queue and len(outstanding) < limit:
+        child = queue.popleft()
+        if child.awaits_first_start:
+            outstanding.add(child.path)
+            start(state, child)
+            if state.posted:  # a supervisor without children is up at once
+                state.post(Proceed(supervisor))
+                return
+    if not outstanding and not queue:
+        supervisor.phase = Phase.RUNNING
+        supervisor.came_up = True
+        state.out.append(m.SupervisorChanged(supervisor.path, "running"))
+        if supervisor.owner is None:
+            state.out.append(m.TreeUp())
         else:
-            child.after = After.RETRY
-        self._part(child, gone=gone)
+            state.post(ChildUp(supervisor.owner))
+        state.post(Proceed(supervisor))
+
+
+def first_start_done(state: State, child: Child) -> None:
+    """Note that a child's part in its supervisor's start is done."""
+    supervisor = child.parent
+    if supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:
+        supervisor.outstanding.discard(child.path)
+        start_next(state, supervisor)
