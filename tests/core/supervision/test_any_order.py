@@ -145,7 +145,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.places: dict[str, tuple[str, list[str], list[str]]] = {}
         self.where: dict[str, Any] = {}
         self.past: list[m.Event] = []
-        self.ended = False
+        self.ending = self.ended = False
         self.feed(m.Boot())
 
     # --- what happens ---------------------------------------------------------------------------
@@ -248,12 +248,12 @@ class AnyOrder(RuleBasedStateMachine):
         path = self.pick(self.up, index)
         self.feed(m.Progressed(path, self.up[path]))
 
-    @rule(verb=st.sampled_from(list(m.Verb)), path=PATHS, of_root=st.booleans())
-    def a_call_comes(self, verb: m.Verb, path: str, *, of_root: bool) -> None:
+    @rule(verb=st.sampled_from(list(m.Verb)), path=PATHS, of_root=st.booleans(), kind=TYPES)
+    def a_call_comes(self, verb: m.Verb, path: str, kind: Restart, *, of_root: bool) -> None:
         target, _, name = ("", "", path) if of_root else path.rpartition("/")
         argument: Any = name
         if verb is m.Verb.START_CHILD:
-            argument = Instance("k") if target == "pool" else child("new")
+            argument = Instance("k") if target == "pool" else child("new", kind)
         elif verb is m.Verb.APPLY_SPEC:
             supervisor = self.core.supervisors.get(target)
             argument = None if supervisor is None else supervisor.spec
@@ -403,25 +403,36 @@ class AnyOrder(RuleBasedStateMachine):
         assert places == sorted(places, reverse=what == "stopping"), f"{path} is {what} out of order"
         done.append(name)
 
+    def settle(self) -> bool:
+        """Answer what is still to be answered, one thing; False when there is nothing."""
+        if self.starting:
+            start = next(iter(self.starting.values()))
+            if start.child in self.stopping:  # the stop's answer is the end of the start as well
+                del self.starting[start.child]
+            elif self.ending:
+                self.a_start_fails(0, BOOM, gone=True)
+            else:
+                self.a_start_succeeds(0)
+        elif self.stopping:
+            self.a_stop_is_done(0, SHUTDOWN)
+        elif self.dirty:
+            self.a_proof_arrives(0)
+        elif self.acting:
+            self.something_in_place_is_done(0, ok=True)
+        elif self.timers:
+            self.a_timer_fires(0)
+        else:
+            return False
+        return True
+
     def teardown(self) -> None:
         if not hasattr(self, "live"):
             return
+        assert any(not self.settle() for _ in range(1000)), "the tree does not come to rest"
+        assert all(answers == 1 for answers in self.calls.values()), "a call was not answered"
+        self.ending = True
         self.feed(m.Halt())
-        for _ in range(1000):
-            if self.starting:
-                start = next(iter(self.starting.values()))
-                if start.child in self.stopping:  # the stop's answer is the end of the start as well
-                    del self.starting[start.child]
-                else:
-                    self.a_start_fails(0, BOOM, gone=True)
-            elif self.stopping:
-                self.a_stop_is_done(0, SHUTDOWN)
-            elif self.dirty:
-                self.a_proof_arrives(0)
-            elif self.timers:
-                self.a_timer_fires(0)
-            else:
-                break
+        assert any(not self.settle() for _ in range(1000)), "the tree does not end"
         assert self.ended, "the tree does not end"
         assert not self.live
         assert all(answers == 1 for answers in self.calls.values()), "a call was not answered"
