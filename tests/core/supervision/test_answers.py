@@ -9,7 +9,16 @@ import pytest
 from rayvisor._core.supervision import messages as m
 from rayvisor.errors import AlreadyStartedError, ChildStartError
 from rayvisor.faults import NORMAL
-from rayvisor.specs import AutoShutdown, Backoff, ChildSpec, Instance, Jitter, Strategy, SupervisorSpec
+from rayvisor.specs import (
+    AutoShutdown,
+    Backoff,
+    ChildSpec,
+    Instance,
+    Jitter,
+    Restart,
+    Strategy,
+    SupervisorSpec,
+)
 from rayvisor.strategies import Failure, Siblings, Step, stop
 from rayvisor.testing import HANGS, NOTHING, UP, Outcome, VirtualTree
 
@@ -31,13 +40,13 @@ def tree(*children: ChildSpec, outcomes: Any = None, **flags: Any) -> VirtualTre
 @pytest.mark.parametrize("strategy", GROUPS)
 def test_starting_a_temporary_child_is_refused_when_a_sibling_dies_meanwhile(strategy: Strategy) -> None:
     sup = tree(child("a"), strategy=strategy, outcomes={"t": [HANGS]})
-    assert sup.call(m.Verb.START_CHILD, "", child("t", restart="temporary")) is None
+    assert sup.call(m.Verb.START_CHILD, "", child("t", restart=Restart.TEMPORARY)) is None
     sup.crash("a")
     assert sup.take() == ["start t 1", "stop t 1", "start a 2"]
     (reply,) = sup.of(m.Reply)
     assert isinstance(reply.error, ChildStartError)
     assert sup.core.status("t") is None  # its spec is gone: the id is free
-    assert sup.call(m.Verb.START_CHILD, "", child("t", restart="temporary")) == m.Reply(2, "t")
+    assert sup.call(m.Verb.START_CHILD, "", child("t", restart=Restart.TEMPORARY)) == m.Reply(2, "t")
 
 
 @pytest.mark.parametrize("strategy", GROUPS)
@@ -75,7 +84,7 @@ def test_a_start_called_off_by_a_plan_and_asked_for_again_is_answered_twice_once
     assert isinstance(sup.replies[1].error, ChildStartError)
 
 
-def pool(restart: str) -> VirtualTree:
+def pool(restart: Restart) -> VirtualTree:
     template = child("template", restart=restart)
     inner = SupervisorSpec(strategy=Strategy.SIMPLE_ONE_FOR_ONE, children=[template], intensity=3)
     sup = tree(ChildSpec(id="pool", start=inner))
@@ -84,7 +93,7 @@ def pool(restart: str) -> VirtualTree:
 
 
 def test_starting_an_instance_that_is_being_restarted_is_answered_as_already_started() -> None:
-    sup = pool("permanent")
+    sup = pool(Restart.PERMANENT)
     sup.crash("pool/k", gone=False)
     assert sup.call(m.Verb.START_CHILD, "pool", Instance("k")) is None
     sup.prove("pool/k")
@@ -92,8 +101,8 @@ def test_starting_an_instance_that_is_being_restarted_is_answered_as_already_sta
     assert isinstance(sup.replies[2].error, AlreadyStartedError)
 
 
-@pytest.mark.parametrize("restart", ["temporary", "transient"])
-def test_starting_an_instance_that_is_ending_for_good_starts_it_anew(restart: str) -> None:
+@pytest.mark.parametrize("restart", [Restart.TEMPORARY, Restart.TRANSIENT])
+def test_starting_an_instance_that_is_ending_for_good_starts_it_anew(restart: Restart) -> None:
     sup = pool(restart)
     sup.crash("pool/k", NORMAL, gone=False)
     assert sup.call(m.Verb.START_CHILD, "pool", Instance("k")) is None
@@ -106,9 +115,9 @@ def ends_while_it_starts() -> ChildSpec:
     """Make a supervisor whose significant child ends while another one has still to come up."""
     inner = SupervisorSpec(
         auto_shutdown=AutoShutdown.ANY_SIGNIFICANT,
-        children=[child("x", restart="transient", significant=True), child("y")],
+        children=[child("x", restart=Restart.TRANSIENT, significant=True), child("y")],
     )
-    return ChildSpec(id="s", start=inner, restart="transient")
+    return ChildSpec(id="s", start=inner, restart=Restart.TRANSIENT)
 
 
 @pytest.mark.parametrize("strategy", GROUPS)

@@ -248,18 +248,24 @@ class AnyOrder(RuleBasedStateMachine):
         path = self.pick(self.up, index)
         self.feed(m.Progressed(path, self.up[path]))
 
-    @rule(verb=st.sampled_from(list(m.Verb)), path=PATHS, of_root=st.booleans(), kind=TYPES)
-    def a_call_comes(self, verb: m.Verb, path: str, kind: Restart, *, of_root: bool) -> None:
+    @rule(verb=st.sampled_from(list(m.Verb)), path=PATHS, of_root=st.booleans())
+    def a_call_comes(self, verb: m.Verb, path: str, *, of_root: bool) -> None:
         target, _, name = ("", "", path) if of_root else path.rpartition("/")
         argument: Any = name
         if verb is m.Verb.START_CHILD:
-            argument = Instance("k") if target == "pool" else child("new", kind)
+            argument = Instance("k") if target == "pool" else child("new")
         elif verb is m.Verb.APPLY_SPEC:
             supervisor = self.core.supervisors.get(target)
             argument = None if supervisor is None else supervisor.spec
         number = len(self.calls) + 1
         self.calls[number] = 0
         self.feed(m.Call(number, verb, target, argument))
+
+    @rule(under=st.sampled_from(["", "s"]), kind=TYPES)
+    def a_call_adds_a_child(self, under: str, kind: Restart) -> None:
+        number = len(self.calls) + 1
+        self.calls[number] = 0
+        self.feed(m.Call(number, m.Verb.START_CHILD, under, child("new", kind)))
 
     @rule(
         index=INDEX,
