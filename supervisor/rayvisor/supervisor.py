@@ -43,7 +43,7 @@ from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.charts import drawing_of
 from rayvisor._edges.live.history import History
 from rayvisor._edges.metrics.counters import Counters
-from rayvisor._edges.metrics.exposition import Readings, exposition
+from rayvisor._edges.metrics.exposition import TreeMetrics, exposition
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
 from rayvisor._log import get_logger
@@ -481,7 +481,7 @@ class Supervisor:
         pools = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
         publisher = self._publisher
         return exposition(
-            Readings(
+            TreeMetrics(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
                 self._counters,
