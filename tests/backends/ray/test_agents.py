@@ -6,7 +6,7 @@ import signal
 import anyio
 import pytest
 
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.wire import EngineInfo

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._core.protocol.wire import ProcessId
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from rayvisor._backends.host.local import LocalHostFactory
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.links import HostFactory, HostGoneError, HostLink

@@ -12,7 +12,8 @@ import anyio
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from rayvisor._backends.process.tree import alive, marked
+from rayvisor._backends.process.identity import alive
+from rayvisor._backends.process.tree import marked
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, WorkerPackageError
 from rayvisor._backends.ray.hosts import RayHost

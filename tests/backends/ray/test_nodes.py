@@ -16,7 +16,7 @@ import asyncio, json, os, signal, time
 import ray
 from ray.cluster_utils import Cluster
 from rayvisor._core.protocol.links import ActorOptions
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._backends.ray.nodes import NodeWatch

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 
 from rayvisor._backends.host.engine import Engine, EngineError, ExternalLoad, Report, ServesExternally
 from rayvisor._backends.host.post_mortem import log_tail
-from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
+from rayvisor._backends.process.observation import Sampler, describe, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
 from rayvisor._core.protocol.wire import (
     Chunk,
@@ -113,11 +113,11 @@ class LivenessMonitor:
     async def _watch(self) -> Died:
         now = time.monotonic()
         watch = StallWatch(self._limits, now)
-        self._sampler.look(self._engine.processes(), now)
+        self._sampler.sample(self._engine.processes(), now)
         while True:
             await asyncio.sleep(max(0.0, watch.next_look(now) - time.monotonic()))
             now = time.monotonic()
-            sights = self._sampler.look(self._engine.processes(), now)
+            sights = self._sampler.sample(self._engine.processes(), now)
             match watch.look(self._see(now, sights)):
                 case HealthAction.PROBE:
                     self._begin_probe()
@@ -186,7 +186,7 @@ class LivenessMonitor:
         stopped = stopped_cause(sights)
         if stopped is not None:
             return (name, message), stopped
-        return ((name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+        return ((name, f"{message}; {describe(sights, BUSY_SHARE)}"),)
 
     def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Died:
         causes = self._causes("EngineStalled", watch, sights)
@@ -281,7 +281,7 @@ class _StartWatch:
         """Look at the processes again and again, until cancelled."""
         sampler = Sampler()
         while True:
-            sights = sampler.look(self._engine.processes(), time.monotonic())
+            sights = sampler.sample(self._engine.processes(), time.monotonic())
             if self._loop.time() < (self.timeout.when() or 0.0):  # afterwards they are being ended
                 self.held_by = stopped_cause(sights)
             if any(sight.load >= _START_SHARE for sight in sights):

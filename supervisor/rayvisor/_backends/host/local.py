@@ -17,7 +17,7 @@ import anyio
 from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.killing import end_processes
-from rayvisor._backends.process.observation import look_twice
+from rayvisor._backends.process.observation import observe
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
 from rayvisor._core.protocol.wire import (
@@ -125,7 +125,7 @@ class LocalHost:
     async def view(self, timeout: float) -> HostView:
         """Look at the engine's processes: this one runs, or nobody would ask."""
         del timeout
-        return HostView(tuple(await look_twice(self._processes)))
+        return HostView(tuple(await observe(self._processes)))
 
     async def ended(self) -> HostEnd:
         """Wait until the host has ended."""

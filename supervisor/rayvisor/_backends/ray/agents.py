@@ -79,7 +79,7 @@ class NodeAgents:
         node.hosts[key] = _Host(host)
         with anyio.fail_after(timeout):
             actor = await self._agent(node)
-            await actor.call.remote("adopt", key, host.pid, host.start_time)
+            await actor.call.remote("adopt", key, host)
 
     async def prepare(self, node_id: str, runtime_env: Mapping[str, Any]) -> None:
         """Have an agent on a node before its first host is there."""
@@ -250,7 +250,7 @@ class NodeAgents:
         actor = await self._cluster.call("node agent", create, timeout=_CREATE_SECONDS, undo=undo)
         try:
             for key, host in list(node.hosts.items()):  # more may come meanwhile: they see to themselves
-                await actor.call.remote("adopt", key, host.process.pid, host.process.start_time)
+                await actor.call.remote("adopt", key, host.process)
                 await actor.call.remote("record", key, host.processes)
         except BaseException:
             self._cluster.post("ray.kill of a node agent", lambda: undo(actor))

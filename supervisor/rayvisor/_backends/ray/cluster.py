@@ -14,8 +14,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
+from rayvisor._backends.process.identity import identify
 from rayvisor._backends.process.killing import end_processes
-from rayvisor._backends.process.tree import identify, tree
+from rayvisor._backends.process.tree import tree
 from rayvisor._backends.ray.calls import CallThreads
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger

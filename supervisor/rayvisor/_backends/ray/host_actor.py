@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.guard import Guard
-from rayvisor._backends.process.stack_dump import StackKeeper
+from rayvisor._backends.process.stack_dump import StackDumper
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._log import get_logger
@@ -71,7 +71,7 @@ class HostActor:
             # The node agent still ends what is left; the host works without a reaper, and says so.
             log.exception("host.reaper.failed", child=child, epoch=epoch)
         self._host = EngineHost(child, epoch, engine)
-        self._stack: StackKeeper | None = None
+        self._stack: StackDumper | None = None
 
     async def describe(self, node_id: str) -> HostHello | Failure:
         reaper = 0
@@ -79,7 +79,7 @@ class HostActor:
             if self._guard is not None:
                 reaper = self._guard.wait_ready()
             if self._stack is None:
-                self._stack = StackKeeper(_HELD_UP_SECONDS)
+                self._stack = StackDumper(_HELD_UP_SECONDS)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
             return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
