@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
@@ -141,6 +142,9 @@ async def test_processes_that_are_recorded_while_the_tree_is_read_are_kept_and_t
             waiting_strangers = waiting_strangers[1:]
         return alive(process)
 
+    failures: list[str] = []
+    logger = SimpleNamespace(exception=lambda event, **_: failures.append(event), info=lambda *_, **__: None)
+    monkeypatch.setattr(node_agent, "log", logger)
     monkeypatch.setattr(node_agent, "alive", look)
     await agent.adopt(f"{KEY}/meanwhile", host)
     await until(lambda: not waiting_strangers and looks > 20)
@@ -150,6 +154,7 @@ async def test_processes_that_are_recorded_while_the_tree_is_read_are_kept_and_t
     os.kill(host.pid, signal.SIGKILL)
     assert await asyncio.wait_for(ended, 30) == (None, signal.SIGKILL)
     await until(lambda: not any(alive(process) for process in (child, *strangers)))
+    assert failures == []
 
 
 async def test_a_tree_that_cannot_be_read_does_not_end_the_watch_of_the_host(
