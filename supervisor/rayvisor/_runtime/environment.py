@@ -56,7 +56,7 @@ class Environment:
         if self._local:
             return LocalHostFactory()
         # Imported here: a tree without engines or actors does not need Ray, nor wait for its import.
-        from rayvisor._backends.ray.place import RayHostFactory
+        from rayvisor._backends.ray.host_factory import RayHostFactory
 
         return RayHostFactory(await self._connect())
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 
 @pytest.fixture

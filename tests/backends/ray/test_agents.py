@@ -8,7 +8,7 @@ import pytest
 
 from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._core.protocol.wire import EngineInfo
 from rayvisor.specs import ActorOptions
 

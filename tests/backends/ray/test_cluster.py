@@ -21,7 +21,7 @@ DRIVER = """
 import asyncio, json, os
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 async def main():
     # What only a Ray can be told that is started is no hindrance to attach to one.
@@ -37,7 +37,7 @@ CHECKOUT = """
 import asyncio, json
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._backends.ray.package import package_folders
 
 async def main():
@@ -60,7 +60,7 @@ LOCAL = """
 import asyncio, json, os, sys
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 async def main():
     assert "ray" not in sys.modules

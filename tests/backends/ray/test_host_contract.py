@@ -13,7 +13,7 @@ import pytest
 from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._core.protocol.links import HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, HostItem, Phase
 from rayvisor.specs import ActorOptions

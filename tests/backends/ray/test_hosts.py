@@ -16,8 +16,8 @@ from rayvisor._backends.process.identity import alive
 from rayvisor._backends.process.tree import marked
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, WorkerPackageError
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._backends.ray.hosts import RayHost
-from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
 from rayvisor.specs import ActorOptions, NodePin
@@ -106,8 +106,8 @@ async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: Ra
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     await started(host)
     os.kill(await place.agents.pid(host.node_id), signal.SIGKILL)
-    assert host._hearing is not None
-    await asyncio.wait([host._hearing], timeout=60)
+    assert host._process_watch is not None
+    await asyncio.wait([host._process_watch], timeout=60)
     assert not host._told.done()
     os.kill((await host.ready(90)).process.pid, signal.SIGKILL)
     with anyio.fail_after(30):

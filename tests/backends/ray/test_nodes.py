@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._backends.ray.nodes import NodeWatch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayvisor as rv
