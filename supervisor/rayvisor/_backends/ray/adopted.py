@@ -115,7 +115,7 @@ class Adoption:
         return self.start.make is not None or bool(self.start.name)
 
     def renewable(self, actor: UserActor) -> bool:
-        """Return whether another incarnation follows the end of this one: restarted by Ray, or created here."""
+        """Return whether another incarnation can follow this one: restarted by Ray, or created here."""
         return actor.snapshot.restartable or self.start.make is not None
 
     async def renew(self, actor: UserActor, *, for_good: bool = False) -> bool:

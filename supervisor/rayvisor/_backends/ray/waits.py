@@ -57,7 +57,7 @@ class Waited:
         self.last: Exception | None = None
 
     def failed(self, error: Exception) -> float:
-        """Record a failed wait; return the seconds until the next one, 0 for an immediate one on a new ref."""
+        """Record a failed wait; return the seconds until the next one, 0 for one on a new ref."""
         self.last = error
         if self._failed and self._reprobe is not None:
             self._failed = False

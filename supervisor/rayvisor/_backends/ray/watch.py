@@ -284,7 +284,7 @@ class ActorWatch:
     # --- polling ----------------------------------------------------------------------------------
 
     async def _poll_repeatedly(self, watched: WatchedActor) -> None:
-        """Poll until it is dead: rarely while changes are pushed, otherwise often, and while it is suspect."""
+        """Poll until it is dead: rarely while changes are pushed, otherwise, or while suspect, often."""
         pause = 0.0
         look_up_first = True
         while watched.snapshot.state is not ActorState.DEAD:
