@@ -1,7 +1,7 @@
-"""What lives inside a host actor: the engine host, and the reaper that guards its processes.
+"""The content of a host actor: the engine host, and the reaper that guards its processes.
 
-Every answer is plain data. An exception is turned into `Failure` here, in the host, so that no class of an
-engine's ever has to be imported by the driver to read it.
+Every answer is plain data. An exception is turned into a `Failure` here, in the host, so that the driver
+never has to import a class of an engine to read it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["Failure", "HostActor", "HostHello"]
 
 log = get_logger("rayvisor.host")
 
-_HELD_UP_SECONDS = 0.5
-"""When the event loop has been held up for so long, its stack is written down."""
+_BLOCKED_SECONDS = 0.5
+"""When the event loop has been blocked for this time, its stack is written to a file."""
 
 
 class HostHello(NamedTuple):
@@ -37,7 +37,7 @@ class HostHello(NamedTuple):
     reaper: int
     """Pid of the reaper that guards it, 0 if none could be started."""
     log_file: str
-    """What the host process itself writes goes there."""
+    """File that the host process's standard error goes to; empty if there is none."""
 
 
 class Failure(NamedTuple):
@@ -65,10 +65,10 @@ class HostActor:
     def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
         self._guard: Guard | None = None
         try:
-            # A worker's parent is its raylet. Ray's own check for its death misses some (it looks for pid 1).
+            # A worker's parent is its raylet. Ray's own check for its death (for pid 1) misses cases.
             self._guard = Guard(key, with_parent=True)
         except (OSError, RuntimeError):
-            # The node agent still ends what is left; the host works without a reaper, and says so.
+            # The node agent still kills what is left. The host works without a reaper, and reports that.
             log.exception("host.reaper.failed", child=child, epoch=epoch)
         self._host = EngineHost(child, epoch, engine)
         self._stack: StackDumper | None = None
@@ -79,7 +79,7 @@ class HostActor:
             if self._guard is not None:
                 reaper = self._guard.wait_ready()
             if self._stack is None:
-                self._stack = StackDumper(_HELD_UP_SECONDS)
+                self._stack = StackDumper(_BLOCKED_SECONDS)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
             return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
@@ -143,7 +143,7 @@ class HostActor:
 
 
 def _standard_error() -> str:
-    """The file that this process's standard error goes to, if it is one."""
+    """Return the file that this process's standard error goes to; empty if it is no file."""
     try:
         path = Path("/proc/self/fd/2").readlink()
     except OSError:

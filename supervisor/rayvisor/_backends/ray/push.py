@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal
 
 import anyio
@@ -124,7 +125,7 @@ class PushChannel:
 
     def _make(self) -> _Subscription:
         # Imported in a thread, since it would block the loop.
-        import ray.core.generated.gcs_pb2  # noqa: F401 - the records
+        import_module("ray.core.generated.gcs_pb2")  # the classes of the records
         from ray._private import gcs_pubsub
 
         subscriber = getattr(gcs_pubsub, f"GcsAio{self._kind}Subscriber")

@@ -104,8 +104,8 @@ def worker_end(worker: bytes, node: str) -> HostEnd | None:
     table: Any = gcs_pb2.WorkerTableData  # type: ignore[attr-defined]  # as above
     kinds: Any = common_pb2.WorkerExitType  # type: ignore[attr-defined]  # as above
     for pause in (0.02, 0.1, 0.3, 0.5, 0.0):
-        # The accessor is private; there is no other way.
-        found = state._connect_and_get_accessor().get_worker_info(WorkerID(worker))  # noqa: SLF001
+        accessor = state._connect_and_get_accessor()  # noqa: SLF001 - there is no public one
+        found = accessor.get_worker_info(WorkerID(worker))
         row = None if found is None else table.FromString(found)
         if row is not None and not row.is_alive:
             kind = kinds.Name(row.exit_type)
