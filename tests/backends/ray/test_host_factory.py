@@ -42,11 +42,16 @@ class RayActorError(ActorDiedError, RayError):
     __module__ = "ray.exceptions"
 
 
+class ActorUnavailableError(RayError):
+    __module__ = "ray.exceptions"
+
+
 class Actor:
     """A host actor: its sentinel call fails once it is killed."""
 
     def __init__(self) -> None:
         self.killed = asyncio.Event()
+        self.unavailable = False
         description = SimpleNamespace(process=own_identity(), node="10.0.0.1", stack_file="")
         self._hello = HostHello(cast("Any", description), "node-1", 0, "")
         self.describe = SimpleNamespace(remote=self._describe)
@@ -57,7 +62,7 @@ class Actor:
 
     async def _watch(self) -> None:
         await self.killed.wait()
-        raise RayActorError("the actor died")
+        raise ActorUnavailableError("unreachable") if self.unavailable else RayActorError("the actor died")
 
 
 class Cluster:
@@ -177,6 +182,20 @@ async def test_a_host_whose_death_ray_never_reports_is_released_at_the_end(
     assert end.intended
     assert end.root.type == "HostEnded"
     assert tasks_of("llm/1") == []
+
+
+async def test_a_host_that_is_proven_gone_has_ended_though_ray_only_calls_it_unavailable(
+    cluster: Cluster, factory: RayHostFactory
+) -> None:
+    host = await started(factory)
+    cluster.actors[0].unavailable = True
+    cluster.actors[0].killed.set()
+    assert (await host.ended()).unavailable
+    assert (await host.end(5)).verified
+    end = await asyncio.wait_for(host.ended(), 5)
+    if end.unavailable:  # the sentinel was armed again before the end
+        end = await asyncio.wait_for(host.ended(), 5)
+    assert (end.unavailable, end.intended) == (False, True)
 
 
 async def test_the_end_of_one_host_that_fails_skips_no_other_and_is_no_proof(

@@ -70,7 +70,7 @@ class UserActor:
 
     @property
     def snapshot(self) -> ActorSnapshot:
-        """What is known of it now."""
+        """Its known state."""
         return self._watched.snapshot
 
     async def after(self, seen: ActorSnapshot) -> ActorSnapshot:

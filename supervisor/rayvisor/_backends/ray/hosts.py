@@ -247,7 +247,10 @@ class RayHost:
         for known in told:
             if known.done():
                 return known.result()
-        if self._sentinel.done() and self._sentinel.result().unavailable and not self._verified:
+        if self._is_unconfirmed():
+            if self._verified:  # its node has proven what Ray has not reported
+                await self.release()
+                return self._let_go.result()
             self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call shows more
         # The sentinel is last: releasing the host cancels it.
         ways: list[asyncio.Future[HostEnd]] = [*told, self._sentinel]
@@ -291,12 +294,18 @@ class RayHost:
         """Stop watching the host, which has been ended, and wake those that wait for its end."""
         self._location.end()
         await self._stop_watching()
-        if self._sentinel.done() or self._let_go.done():
+        if (self._sentinel.done() and not self._is_unconfirmed()) or self._let_go.done():
             return
         cause = Cause("HostEnded", "the host was ended; Ray has not reported yet how")
         self._let_go.set_result(HostEnd(causes=(cause,), intended=True))
         self._sentinel.cancel()
         await asyncio.gather(self._sentinel, return_exceptions=True)
+
+    def _is_unconfirmed(self) -> bool:
+        """Return whether the sentinel has failed without a report of the host's end."""
+        sentinel = self._sentinel
+        failed = not sentinel.done() or sentinel.cancelled() or sentinel.exception() is not None
+        return not failed and sentinel.result().unavailable
 
     async def _stop_watching(self) -> None:
         """End the watches of the host's node and process: a node that never dies would keep them forever."""

@@ -44,7 +44,7 @@ _PAUSES = (0.05, 0.2, 0.5, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class ActorSnapshot:
-    """What is known of an actor now."""
+    """The known state of an actor."""
 
     state: ActorState
     restarts: int = 0
@@ -72,7 +72,7 @@ class WatchedActor:
     handle
         Ray's handle.
     snapshot
-        What is known of it now.
+        Its known state.
     """
 
     def __init__(self, handle: Any) -> None:
