@@ -6,6 +6,7 @@ never has to import a class of an engine to read it.
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.process.stack_dump import StackDumper
+from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._log import get_logger
@@ -64,6 +66,7 @@ class HostActor:
 
     def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
         self._guard: Guard | None = None
+        self._guarding = asyncio.Lock()
         try:
             # A worker's parent is its raylet. Ray's own check for its death (for pid 1) misses cases.
             self._guard = Guard(key, with_parent=True)
@@ -74,16 +77,26 @@ class HostActor:
         self._stack: StackDumper | None = None
 
     async def describe(self, node_id: str) -> HostHello | Failure:
-        reaper = 0
         try:
-            if self._guard is not None:
-                reaper = self._guard.wait_ready()
+            reaper = await self._reaper_pid()
             if self._stack is None:
                 self._stack = StackDumper(_BLOCKED_SECONDS)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
             return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
+
+    async def _reaper_pid(self) -> int:
+        """Return the pid of the reaper once it watches this process; 0 if it could not be started."""
+        async with self._guarding:
+            if self._guard is None:
+                return 0
+            try:
+                return await run_in_thread(self._guard.wait_ready)
+            except RuntimeError:
+                log.exception("host.reaper.failed", child=self._host.child, epoch=self._host.epoch)
+                self._guard = None
+                return 0
 
     async def ensure_started(
         self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
