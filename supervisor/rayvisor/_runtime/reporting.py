@@ -54,7 +54,7 @@ class EventReporter:
             why=why,
         )
         self._broadcaster.tell(
-            r.RecoveryFailedError(
+            r.RecoveryFailed(
                 at=time.monotonic(),
                 child=effect.child,
                 incarnation=effect.incarnation,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ import pytest
 import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._backends.process.identity import alive, identify
+from rayvisor._backends.server.ports import PortTakenError
+from rayvisor._backends.server.server_engine import ServerEngine
+from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor.config import load_tree
+from rayvisor.faults import Cause, Termination, classify
 from rayvisor.testing import wait_for_state
 from tests.backends.server.http_client import complete, get
 from tests.waiting import until
@@ -118,6 +124,64 @@ async def test_the_port_that_was_asked_for_is_had_and_kept_over_restarts() -> No
         assert await sup["web"].serving() == f"http://127.0.0.1:{port}"
         await sup.restart("web")
         assert sup["web"].url == f"http://127.0.0.1:{port}"
+
+
+async def test_a_port_that_is_taken_after_the_server_has_served_is_one_permanent_fault() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # The restart waits, so that somebody else is certain to have the port by then.
+    later = rv.Backoff(initial=3.0, maximum=3.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
+    sup = tree(port=port, backoff=later, start_timeout=60.0)
+    watch = sup.watch()
+
+    async def steal(thief: socket.socket) -> None:
+        async with sup:
+            await sup["web"].serving()
+            os.kill(pid_of(sup, "APIServer"), signal.SIGKILL)
+            await wait_for_state(sup, "web", "RESTARTING.BACKOFF", timeout=60.0)
+            thief.bind(("127.0.0.1", port))
+            thief.listen()
+            await anyio.sleep(60.0)
+
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(rv.SupervisorGaveUpError, match="PortTakenError"):
+            await steal(thief)
+    killed, taken = faults(watch)
+    assert killed.fault_class is rv.FaultClass.FATAL
+    assert taken.fault_class is rv.FaultClass.PERMANENT
+    assert f"port {port} of 127.0.0.1 is taken by" in taken.root.message
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (PortTakenError("port 1 is taken"), True),
+        (ValueError("model: /nowhere does not exist"), True),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (BlockingIOError(errno.EAGAIN, "no process can be made now"), False),
+    ],
+)
+async def test_only_errors_of_the_configuration_are_known_to_be_permanent(
+    error: Exception, *, permanent: bool
+) -> None:
+    engine = ServerEngine(1, {"program": "sim", "model": "sim", "args": [], "host": "127.0.0.1", "port": 0})
+    termination = await engine._describe_failed_start(error)
+    assert termination.permanent is permanent
+    assert termination.root.type == type(error).__name__
+    expected = rv.FaultClass.PERMANENT if permanent else rv.FaultClass.FATAL
+    assert classify(termination, starting=True, served=True) is expected
+
+
+def test_a_usage_error_is_the_root_cause_and_permanent_whatever_has_served() -> None:
+    log = "usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --modle x\n"
+    left = Termination(causes=(Cause("ProcessExited", "exit code 2"),), exit_code=2)
+    complained = with_usage_error(left, log)
+    assert complained.root == Cause("ArgumentError", "unrecognized arguments: --modle x")
+    assert classify(complained, starting=True, served=True) is rv.FaultClass.PERMANENT
+    assert with_usage_error(left, "no complaint") is left
+    assert with_usage_error(replace(left, exit_code=1), log).exit_code == 1
+    assert not with_usage_error(replace(left, exit_code=1), log).permanent
 
 
 async def test_a_server_that_nobody_will_start_again_is_not_waited_for() -> None:

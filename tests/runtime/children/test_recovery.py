@@ -9,12 +9,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rayvisor._core.protocol.links import HostCallFailedError, HostEnd, HostGoneError, HostLink
+from rayvisor._core.protocol.links import HostCallFailedError, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import EngineInfo
 from rayvisor._runtime.children.protocol import RecoveryFailedError
 from rayvisor._runtime.children.recovery import recover, recovery_seconds
 from rayvisor._runtime.children.slots import EngineSlot
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 INFO = EngineInfo("vllm", "1", 100, 8, (0,), (), 0.1, instructions=("retry",), recovery_timeout=60.0)
 
@@ -91,7 +91,7 @@ async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
     engine = Engine()
     with pytest.raises(RecoveryFailedError, match="does not know the instruction 'retry'; it knows none"):
         await retry(engine, info=INFO._replace(instructions=()))
-    with pytest.raises(RecoveryFailedError, match="not there any more"):
+    with pytest.raises(RecoveryFailedError, match="has ended"):
         await retry(engine, info=None)
     assert engine.told == []
 
@@ -99,8 +99,8 @@ async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        HostCallFailedError("ask", [("EngineDeadError", "gone")], ""),
-        HostGoneError("llm/1", 1, HostEnd(causes=(Cause("ActorDied", "gone"),))),
+        HostCallFailedError("ask", (Cause("EngineDeadError", "gone"),), ""),
+        HostGoneError("llm/1", 1, Termination(causes=(Cause("ActorDied", "gone"),))),
     ],
 )
 async def test_an_engine_that_goes_away_meanwhile_has_not_recovered(broken: Exception) -> None:

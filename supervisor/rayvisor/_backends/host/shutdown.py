@@ -9,14 +9,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
-from rayvisor._core.protocol.wire import Died, ProcessId
+from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["EngineStop", "check_none_left", "stop_if_start_fails"]
 
 
 @contextlib.asynccontextmanager
 async def stop_if_start_fails(
-    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
+    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Termination]]
 ) -> AsyncIterator[None]:
     """Start an engine within this context; if that fails or is cancelled, nothing is left of it.
 
@@ -38,9 +39,9 @@ async def stop_if_start_fails(
         await stop(0.0)
         raise
     except Exception as error:  # noqa: BLE001 - it comes out as plain data
-        died = await describe(error)
+        termination = await describe(error)
         await stop(0.0)
-        raise EngineStartFailedError(died) from None
+        raise EngineStartFailedError(termination) from None
 
 
 def check_none_left(processes: Sequence[ProcessId]) -> None:

@@ -17,6 +17,7 @@ import anyio
 
 from rayvisor._backends.process.identity import find
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
+from rayvisor.faults import Cause
 
 __all__ = ["Sampler", "describe", "observe", "stopped_cause"]
 
@@ -56,14 +57,15 @@ async def observe(processes: Sequence[ProcessId]) -> list[ProcessObservation]:
     return sampler.sample(processes, time.monotonic())
 
 
-def stopped_cause(observations: Iterable[ProcessObservation]) -> tuple[str, str] | None:
+def stopped_cause(observations: Iterable[ProcessObservation]) -> Cause | None:
     """Return a cause that names the stopped processes; None if none is stopped."""
     stopped = [each for each in observations if each.stopped]
     if not stopped:
         return None
     signal = "by a debugger" if all(each.state == "t" for each in stopped) else "(SIGSTOP)"
     verb = "is" if len(stopped) == 1 else "are"
-    return "ProcessStopped", f"{' and '.join(each.who for each in stopped)} {verb} stopped {signal}"
+    who = " and ".join(each.who for each in stopped)
+    return Cause("ProcessStopped", f"{who} {verb} stopped {signal}")
 
 
 def describe(observations: Sequence[ProcessObservation], busy: float) -> str:

@@ -23,8 +23,9 @@ from rayvisor._backends.ray.last_words import explain
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement_groups import PlacementGroups
 from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, ActorWatch, WatchedActor
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
+from rayvisor.faults import Termination
 from rayvisor.specs import ActorHook, ActorOptions
 
 __all__ = ["UserActor", "UserActorFactory"]
@@ -77,7 +78,7 @@ class UserActor:
         """Wait until there is another snapshot, and return it."""
         return await self._watched.after(seen)
 
-    async def ready(self, timeout: float, unreachable: Callable[[HostEnd], object] | None = None) -> None:
+    async def ready(self, timeout: float, unreachable: Callable[[Termination], object] | None = None) -> None:
         """Wait until its ``__init__`` has run. While Ray cannot reach it, it is polled repeatedly.
 
         Parameters
@@ -114,19 +115,19 @@ class UserActor:
             else:
                 return
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until it has ended."""
         snapshot = self.snapshot
         while snapshot.state is not ActorState.DEAD and snapshot.restarts <= self.ray_restarts:
             snapshot = await self.after(snapshot)
-        end = snapshot.end or HostEnd(causes=())
+        end = snapshot.end or Termination(causes=())
         if not end.intended and not self._asked_to_end:
             end = await self._with_last_words(end)
         if snapshot.state is not ActorState.DEAD:
             return replace(end, restarted_by_ray=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
 
-    async def _with_last_words(self, end: HostEnd) -> HostEnd:
+    async def _with_last_words(self, end: Termination) -> Termination:
         """Add what it said before it ended (`rv.fatal`): Ray only knows that its process has exited."""
         actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - Ray gives an actor's id in no other way
         call = functools.partial(explain, end, actor_id, self._since)
@@ -180,7 +181,7 @@ class UserActor:
         bound = getattr(self.handle, method)
         return await self._await(f"{self.name}.{method}", bound.remote(*args, **(kwargs or {})), timeout)
 
-    async def terminate(self, grace: float) -> HostEnd | None:
+    async def terminate(self, grace: float) -> Termination | None:
         """Ask it to end after the calls that are queued already, and wait; None if it has not ended by then.
 
         Ray then runs the actor's ``atexit`` functions and ``__del__``.

@@ -19,7 +19,7 @@ from rayvisor._backends.ray.hosts import RayHost, package_env
 from rayvisor._backends.ray.nodes import NodeWatch
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement_groups import PlacementGroups
-from rayvisor._core.protocol.links import CleanupReport
+from rayvisor._core.protocol.links import CleanupReport, merge_reports
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
 
@@ -126,12 +126,8 @@ class RayHostFactory:
         for host in hosts:
             self._hosts.pop(host.key, None)
             await attempt(f"release of the host of {host.child}", host.release())
-        known = [report for report in reports if report is not None]
-        return CleanupReport(
-            tuple(process for report in known for process in report.killed),
-            tuple(process for report in known for process in report.left),
-            verified=all(report is not None and report.verified for report in reports),
-        )
+        failed = CleanupReport((), (), verified=False)
+        return merge_reports([report or failed for report in reports])
 
 
 def _kill(actor: Any) -> None:

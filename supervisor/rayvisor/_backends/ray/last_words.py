@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from rayvisor._core.protocol.last_words import LastWords
-from rayvisor._core.protocol.links import HostEnd
+from rayvisor.faults import Termination
 
 __all__ = ["ClusterStore", "connected", "explain"]
 
@@ -51,7 +51,7 @@ def _below(prefix: str) -> list[LastWords]:
     return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
 
 
-def explain(end: HostEnd, actor_id: str, since: float) -> HostEnd:
+def explain(end: Termination, actor_id: str, since: float) -> Termination:
     """Add an actor's last words, if there are any, to Ray's report of its end. This calls Ray, and blocks.
 
     Parameters

@@ -24,9 +24,8 @@ from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.push import PushChannel
 from rayvisor._backends.ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
-from rayvisor._core.protocol.links import HostEnd
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "WatchedActor"]
 
@@ -49,7 +48,7 @@ class ActorSnapshot:
     state: ActorState
     restarts: int = 0
     """Number of restarts by Ray, as far as known: it tells one incarnation from the next."""
-    end: HostEnd | None = None
+    end: Termination | None = None
     """How its last incarnation ended, once one has."""
     suspect_causes: tuple[Cause, ...] = ()
     """Why it cannot be reached now; its death is not confirmed."""
@@ -115,7 +114,7 @@ class WatchedActor:
             await self._changed.wait()
         return self.snapshot
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until it has ended permanently."""
         snapshot = self.snapshot
         while snapshot.state is not ActorState.DEAD or snapshot.end is None:
@@ -182,7 +181,7 @@ class ActorWatch:
             task.cancel()
         if watched is not None and watched.snapshot.state is not ActorState.DEAD:
             cause = Cause("ActorNotWatched", "this actor is no longer watched")
-            watched.update(ActorSnapshot(ActorState.DEAD, end=HostEnd(causes=(cause,), unavailable=True)))
+            watched.update(ActorSnapshot(ActorState.DEAD, end=Termination(causes=(cause,), unavailable=True)))
 
     async def close(self) -> None:
         """Stop watching all actors."""
@@ -254,7 +253,7 @@ class ActorWatch:
             if row.state is ActorState.DEAD:
                 end = died_of(row, worker)
             else:
-                end = worker or HostEnd(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
+                end = worker or Termination(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
         return ActorSnapshot(row.state, row.restarts, end, suspect_causes, row.max_restarts)
 
     async def _last_worker(self, watched: WatchedActor) -> bytes:
@@ -266,7 +265,7 @@ class ActorWatch:
             await anyio.sleep(pause)
         return b""
 
-    async def _worker(self, worker: bytes, node: str) -> HostEnd | None:
+    async def _worker(self, worker: bytes, node: str) -> Termination | None:
         if not worker:
             return None
         try:
@@ -337,7 +336,9 @@ class ActorWatch:
         if self.pushing or not moved or snapshot.restarts > ray_restarts:
             watched.update(here)
         else:
-            end = HostEnd(causes=(*snapshot.suspect_causes, Cause("ActorDiedError", "Ray has restarted it")))
+            end = Termination(
+                causes=(*snapshot.suspect_causes, Cause("ActorDiedError", "Ray has restarted it"))
+            )
             watched.update(replace(here, restarts=snapshot.restarts + 1, end=end))
 
 

@@ -18,6 +18,7 @@ from rayvisor._backends.host.engine import EngineError, EngineStatus, RequestLos
 from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._backends.server.client import Answer, HttpClient, HttpFailedError
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause
 
 __all__ = ["Completion", "ServerApi", "completion_of"]
 
@@ -62,7 +63,7 @@ def completion_of(answer: Answer) -> Completion:
         Its body is no completion.
     """
     if answer.status != HTTPStatus.OK:
-        raise RequestRefusedError(((f"HTTP {answer.status}", answer.text),))
+        raise RequestRefusedError((Cause(f"HTTP {answer.status}", answer.text),))
     try:
         message = answer.json()
         choice = message["choices"][0]

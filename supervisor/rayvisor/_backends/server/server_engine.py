@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -34,14 +35,15 @@ from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_i
 from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.server.client import HttpClient, HttpFailedError
-from rayvisor._backends.server.ports import hold, is_listener
+from rayvisor._backends.server.ports import PortTakenError, hold, is_listener
 from rayvisor._backends.server.program import TITLE, ServerProgram, check_model, command_of
 from rayvisor._backends.server.server_api import ServerApi
 from rayvisor._backends.server.traffic import Traffic, read_metrics
 from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs.server_flags import has_flag, value_of
 
 __all__ = ["ServerEngine"]
@@ -91,7 +93,7 @@ class ServerEngine:
         self._probe_tokens = 0
         self._shutdown = EngineStop(self._end)
         self._ended = asyncio.Event()
-        self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._death: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- starting -------------------------------------------------------------------------------
@@ -201,23 +203,20 @@ class ServerEngine:
         if self._shutdown.requested:
             raise EngineGoneError("the server was stopped while starting")
 
-    async def _describe_failed_start(self, error: Exception) -> Died:
+    async def _describe_failed_start(self, error: Exception) -> Termination:
         if self._tree.deaths and not self._shutdown.requested:
             return await self._describe_death("starting")
         from_log, traceback = log_causes(await asyncio.to_thread(read_log, self._log_file))
         seen = plain_causes(error)
         if isinstance(error, EngineGoneError | OSError | ValueError):
             from_log = ()
-        return Died(
-            self._incarnation,
-            (*seen, *(cause for cause in from_log if cause not in seen)),
-            traceback if from_log else "",
-            None,
-            None,
-            "starting",
-            log_tail(self._log_file),
-            self._log_file,
-            permanent=isinstance(error, OSError | ValueError),
+        return Termination(
+            causes=(*seen, *(cause for cause in from_log if cause not in seen)),
+            traceback=traceback if from_log else "",
+            phase="starting",
+            log_file=self._log_file,
+            # Other errors of the system, such as a lack of memory or of descriptors, may pass.
+            permanent=isinstance(error, PortTakenError | ValueError),
         )
 
     # -- ending ---------------------------------------------------------------------------------
@@ -258,24 +257,23 @@ class ServerEngine:
         if not self._death.done():
             self._death.set_result(died)
 
-    async def _describe_death(self, phase: str) -> Died:
-        died = await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._log_position
-        )
-        if died.causes[-1][0] == "ProcessExited" and died.exit_code == 0 and self._program is not None:
+    async def _describe_death(self, phase: str) -> Termination:
+        died = await describe_death(self._tree, self._log_file, phase, self._exit_code, self._log_position)
+        if died.root.type == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of its processes exit in order: the exit of the server itself is the cause.
             code = await self._program.wait(_LEAVE_SECONDS)
             if code is not None:
-                cause = ("ProcessExited", f"APIServer (pid {self._program.pid}) ended with exit code {code}")
-                died = died._replace(causes=(*died.causes[:-1], cause), exit_code=code)
-        return with_usage_error(died)
+                message = f"APIServer (pid {self._program.pid}) ended with exit code {code}"
+                causes = (*died.causes[:-1], Cause("ProcessExited", message))
+                died = replace(died, causes=causes, exit_code=code)
+        return with_usage_error(died, await asyncio.to_thread(log_tail, self._log_file))
 
     def _exit_code(self, pid: int) -> int | None:
         if self._program is not None and self._program.pid == pid:
             return self._program.poll()
         return None
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Wait until it has died, and return the cause."""
         return await asyncio.shield(self._death)
 

@@ -7,8 +7,9 @@ r"""The error that a server prints about its own command line before it exits. P
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from rayvisor._core.protocol.wire import Died
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["usage_error", "with_usage_error"]
 
@@ -22,9 +23,9 @@ def usage_error(text: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def with_usage_error(died: Died) -> Died:
-    """Add this error as the root cause of a death that it explains; it has no traceback."""
-    message = usage_error(died.log_tail) if died.exit_code == _USAGE_EXIT else ""
+def with_usage_error(termination: Termination, log: str) -> Termination:
+    """Add the usage error at the end of a log, if there is one, as the root cause of the end it explains."""
+    message = usage_error(log) if termination.exit_code == _USAGE_EXIT else ""
     if not message:
-        return died
-    return died._replace(causes=(*died.causes, ("ArgumentError", message)), permanent=True)
+        return termination
+    return replace(termination, causes=(*termination.causes, Cause("ArgumentError", message)), permanent=True)

@@ -142,8 +142,8 @@ class _Server:
         try:
             await self._engine.start(lambda phase, detail: _log(f"{phase} {detail}"))
         except EngineStartFailedError as failed:
-            name, message = failed.died.causes[-1]
-            raise RuntimeError(f"Engine core initialization failed. Root cause: {name}: {message}") from None
+            root = failed.termination.root
+            raise RuntimeError(f"Engine core initialization failed. Root cause: {root}") from None
         server = await asyncio.start_server(self._serve_connection, sock=self._listening)
         _log(f"Started server process [{os.getpid()}]", "Application startup complete.")
         died = asyncio.create_task(self._engine.died())

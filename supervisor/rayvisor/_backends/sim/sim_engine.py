@@ -20,7 +20,7 @@ from rayvisor._backends.host.engine import (
     RequestRefusedError,
 )
 from rayvisor._backends.host.log_files import temporary_log
-from rayvisor._backends.host.post_mortem import describe_death, log_tail
+from rayvisor._backends.host.post_mortem import describe_death
 from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_if_start_fails
 from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
@@ -31,7 +31,8 @@ from rayvisor._backends.sim.model import EOS
 from rayvisor._backends.sim.processes import CORE, launch
 from rayvisor._backends.sim.requests import TextStream, check_params, logprob_entries, tokenize
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["SimEngine"]
 
@@ -100,7 +101,7 @@ class SimEngine:
         self._shutdown = EngineStop(self._end)
         self._outputs: dict[str, _RequestOutput] = {}
         self._faults = FaultTolerance(self._arguments, self._send)
-        self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._death: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._death_watch: asyncio.Task[None] | None = None
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -187,7 +188,7 @@ class SimEngine:
         self._tree.close()
         check_none_left(left)
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Wait until the engine has died, and return the cause."""
         return await asyncio.shield(self._death)
 
@@ -323,21 +324,23 @@ class SimEngine:
         if not self._death.done():
             self._death.set_result(died)
 
-    async def _describe_death(self, phase: str) -> Died:
-        return await describe_death(self._incarnation, self._tree, self._log_file, phase, self._exit_code)
+    async def _describe_death(self, phase: str) -> Termination:
+        return await describe_death(self._tree, self._log_file, phase, self._exit_code)
 
     def _exit_code(self, pid: int) -> int | None:
         if self._core is not None and self._core.pid == pid:
             return self._core.poll()
         return None
 
-    async def _describe_failed_start(self, error: Exception) -> Died:
+    async def _describe_failed_start(self, error: Exception) -> Termination:
         if isinstance(error, EngineGoneError) and not self._shutdown.requested:
             return await self._describe_death("starting")
-        return Died(
-            self._incarnation, plain_causes(error), "", None, None, "starting", log_tail(self._log_file),
-            self._log_file, permanent=isinstance(error, (TypeError, ValueError)),
-        )  # fmt: skip
+        return Termination(
+            causes=plain_causes(error),
+            phase="starting",
+            log_file=self._log_file,
+            permanent=isinstance(error, TypeError | ValueError),
+        )
 
     def _reap(self) -> None:
         if self._core is not None:

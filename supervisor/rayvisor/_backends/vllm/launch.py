@@ -18,6 +18,7 @@ from typing import Any
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor.faults import Cause, memory_refused
 
 __all__ = [
     "Redirection",
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 _PATHS = ("model", "tokenizer")
+_UNREACHABLE = frozenset(
+    {"ConnectError", "ConnectTimeout", "ConnectionError", "LocalEntryNotFoundError", "ReadTimeout", "Timeout"}
+)
+"""Errors of the libraries that vLLM asks a model hub through, where the hub cannot be reached."""
 _CORES_ENDED = re.compile(r"Failed core proc\(s\): \{'(?P<name>\w+)': -(?P<signal>\d+)")
 """vLLM's message when engine cores end before their handshake; of several, the first one counts."""
 
@@ -174,17 +179,22 @@ def start_causes(error: BaseException, from_log: Causes) -> Causes:
     return (*seen, *(cause for cause in from_log if cause not in seen))
 
 
-def killed_during_start(error: BaseException) -> tuple[tuple[str, str], int] | None:
+def killed_during_start(error: BaseException) -> tuple[Cause, int] | None:
     """Return the cause and the signal if vLLM reports that a signal ended an engine core; else None."""
     found = _CORES_ENDED.search(str(error))
     if found is None:
         return None
     number = int(found["signal"])
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    return ("ProcessKilled", f"{found['name']} was ended by {name}"), number
+    return Cause("ProcessKilled", f"{found['name']} was ended by {name}"), number
 
 
 def is_permanent(error: BaseException) -> bool:
     """Return whether the configuration is the cause, so that no other start with it can succeed."""
     # vLLM raises NotImplementedError for what a model or a platform does not support.
-    return isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
+    if not isinstance(error, TypeError | ValueError | ImportError | NotImplementedError):
+        return False
+    # A library that could not be mapped for lack of memory is an ImportError as well, and a model hub that
+    # did not answer ends in a ValueError: both may pass.
+    causes = plain_causes(error)
+    return not memory_refused(causes) and not any(cause.type in _UNREACHABLE for cause in causes)

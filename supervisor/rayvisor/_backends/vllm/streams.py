@@ -14,7 +14,7 @@ from rayvisor._backends.vllm.requests import (
     sampling_params,
     token_ids_of,
 )
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import in_one_line, plain_causes
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand
 from rayvisor._log import get_logger
 
@@ -196,4 +196,4 @@ class Streams:
         if isinstance(error, self._overload_error):
             return RequestLostError(f"vLLM did not accept the request: {error}")
         log.warning("vllm.request.failed", error=f"{type(error).__name__}: {error}")
-        return RequestLostError("; ".join(f"{name}: {message}" for name, message in plain_causes(error)))
+        return RequestLostError(in_one_line(error))

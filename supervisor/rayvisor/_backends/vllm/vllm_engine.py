@@ -31,8 +31,9 @@ from rayvisor._backends.vllm.lease import Lease, engine_cores_from
 from rayvisor._backends.vllm.sockets import SocketFolder
 from rayvisor._backends.vllm.streams import Streams
 from rayvisor._backends.vllm.template import Template
-from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["VllmEngine"]
 
@@ -104,7 +105,7 @@ class VllmEngine:
         self._faults: FaultTolerance | None = None
         self._ended = asyncio.Event()
         self._shutdown = EngineStop(self._end)
-        self._death: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+        self._death: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._death_watch: asyncio.Task[None] | None = None
 
     def acquire_shared(self) -> Callable[[], None]:
@@ -256,7 +257,7 @@ class VllmEngine:
         if self._shutdown.requested:
             raise EngineGoneError("the engine was stopped while starting")
 
-    async def _describe_failed_start(self, error: Exception) -> Died:
+    async def _describe_failed_start(self, error: Exception) -> Termination:
         if self._tree.deaths and not self._shutdown.requested:
             outer = plain_causes(error) if not isinstance(error, EngineGoneError) else ()
             return await self._describe_death("starting", outer)
@@ -268,15 +269,12 @@ class VllmEngine:
         elif killed := launch.killed_during_start(error):
             cause, number = killed
             from_log = (cause,)
-        return Died(
-            self._incarnation,
-            launch.start_causes(error, from_log),
-            traceback,
-            None,
-            number,
-            "starting",
-            log_tail(self._log_file),
-            self._log_file,
+        return Termination(
+            causes=launch.start_causes(error, from_log),
+            traceback=traceback,
+            signal=number,
+            phase="starting",
+            log_file=self._log_file,
             permanent=launch.is_permanent(error),
         )
 
@@ -368,9 +366,9 @@ class VllmEngine:
         while not self._llm.errored:
             await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
 
-    async def _describe_death(self, phase: str, outer: tuple[tuple[str, str], ...]) -> Died:
+    async def _describe_death(self, phase: str, outer: Causes) -> Termination:
         return await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._log_position, outer
+            self._tree, self._log_file, phase, self._exit_code, self._log_position, outer
         )
 
     def _exit_code(self, pid: int) -> int | None:
@@ -381,7 +379,7 @@ class VllmEngine:
         for child in self._children.values():
             child.is_alive()  # reaps it if it has ended, without blocking
 
-    async def died(self) -> Died:
+    async def died(self) -> Termination:
         """Wait until it has died, and return the cause."""
         return await asyncio.shield(self._death)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision import messages as m
-from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, process_lost, prove
 from rayvisor._runtime.children.adopted import AdoptedIncarnation, ended_in_order
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor.errors import ChildUnavailableError, RayvisorError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
 
 if TYPE_CHECKING:
@@ -195,15 +195,17 @@ class ActorIncarnation:
             if gone.end.init_failed and any(cause.type == IgnoreStart.__name__ for cause in gone.end.causes):
                 await self.clean()
                 raise StartIgnored from None
-            raise StartRefusedError(ending_of(gone.end, "starting")) from None
+            raise StartRefusedError(process_lost(gone.end, "starting")) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             raise StartRefusedError(
-                Ending(causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, phase="starting")
+                Termination(
+                    causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, phase="starting"
+                )
             ) from None
         self._backend.up(self._child, actor)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until Ray says that it has ended."""
         actor: Any = self._actor
         who = (self._child, self._incarnation)
@@ -238,7 +240,7 @@ class ActorIncarnation:
             await self._place.forget(self._actor)
         return gone
 
-    def _unreachable(self, end: HostEnd) -> None:
+    def _unreachable(self, end: Termination) -> None:
         """Ray could not reach it while it came up: that may pass, and is told once."""
         if not self._doubted:
             self._doubted = True

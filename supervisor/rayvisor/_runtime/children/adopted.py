@@ -11,10 +11,10 @@ import anyio
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision.messages import FOR_A_RESTART
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, process_lost, prove
 from rayvisor._runtime.children.protocol import StartRefusedError, with_predecessor
 from rayvisor.errors import RayvisorError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
@@ -74,16 +74,16 @@ class AdoptedIncarnation:
             self._actor = actor = await self._adoption.come_up(incarnation, self._timeout, made_with)
             await prove(actor, self._hooks, max(0.1, self._timeout - (anyio.current_time() - began)))
         except HostGoneError as gone:
-            raise StartRefusedError(self._lost(ending_of(gone.end, "starting"))) from None
+            raise StartRefusedError(self._lost(process_lost(gone.end, "starting"))) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             causes = (Cause(type(error).__name__, str(error)),)
             raise StartRefusedError(
-                Ending(causes=causes, source="ray", overdue=overdue, phase="starting")
+                Termination(causes=causes, source="ray", overdue=overdue, phase="starting")
             ) from None
         self._backend.up(child, actor)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until this life of it is over."""
         actor: Any = self._actor
         ending = await ActorHealthMonitor(
@@ -127,12 +127,12 @@ class AdoptedIncarnation:
         log.warning("actor.kept", child=self._who[0], why="nobody could make it again")
         return False
 
-    def _lost(self, ending: Ending) -> Ending:
+    def _lost(self, ending: Termination) -> Termination:
         """Say so where nobody can make it again."""
         if self._adoption.replaceable or ending.intended:
             return ending
         why = "it was adopted without make= and without a name, and Ray does not restart it"
-        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), final=True)
+        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), permanent=True)
 
     def _left(self) -> None:
         if self._actor is not None:

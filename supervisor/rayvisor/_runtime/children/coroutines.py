@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class CoroutineIncarnation:
         self._over = anyio.Event()
         self._begun = False
         self._announced = False
-        self._ending = Ending(causes=())
+        self._ending = Termination(causes=())
 
     async def start(self) -> None:
         """Start it; up at once, or when it says so."""
@@ -88,10 +88,10 @@ class CoroutineIncarnation:
             raise StartIgnored
         if not self._over.is_set():
             why = f"task_status.started() was not called within start_timeout={self._timeout:g} s"
-            raise StartRefusedError(Ending(causes=(Cause("StartTimeout", why),), overdue=True))
+            raise StartRefusedError(Termination(causes=(Cause("StartTimeout", why),), overdue=True))
         if self._ending.intended:
             why = "the coroutine came to its end without calling task_status.started()"
-            raise StartRefusedError(Ending(causes=(Cause("NeverStarted", why),)))
+            raise StartRefusedError(Termination(causes=(Cause("NeverStarted", why),)))
         raise StartRefusedError(self._ending)
 
     def _announce(self) -> None:
@@ -103,7 +103,9 @@ class CoroutineIncarnation:
         try:
             with self._scope:
                 await self._start.function(*self._start.args, **keywords)
-            self._ending = Ending(causes=(Cause("Returned", "the coroutine came to its end"),), intended=True)
+            self._ending = Termination(
+                causes=(Cause("Returned", "the coroutine came to its end"),), intended=True
+            )
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
             self._ignored = isinstance(error, IgnoreStart) and not self._announced
             self._ending = _crash(error)
@@ -111,12 +113,14 @@ class CoroutineIncarnation:
                 log.warning("end.otherwise", child=self._name, why=str(self._ending.causes[0]))
         except anyio.get_cancelled_exc_class():
             # Not by its scope, which takes its own. It goes no further: it would end the whole group.
-            self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
+            self._ending = Termination(
+                causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),)
+            )
         finally:
             self._over.set()
             self._up.set()
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until the function has returned or raised."""
         await self._over.wait()
         return self._ending
@@ -165,10 +169,10 @@ class _Status(TaskStatus[object]):
         self._announce()
 
 
-def _crash(error: BaseException) -> Ending:
+def _crash(error: BaseException) -> Termination:
     code = error.code if isinstance(error, SystemExit) else None
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in plain_causes(error)),
+    return Termination(
+        causes=plain_causes(error),
         traceback="".join(traceback.format_exception(error)),
         exit_code=code if isinstance(code, int) else None,
         intended=isinstance(error, SystemExit) and not error.code,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rayvisor.faults import Ending, Exit
+    from rayvisor.faults import Exit, Termination
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 
 
 class StartRefusedError(Exception):
-    """A start came to nothing; ``ending`` says why."""
+    """A start failed; ``termination`` says why."""
 
-    def __init__(self, ending: Ending) -> None:
-        self.ending = ending
-        super().__init__(str(ending.root))
+    def __init__(self, termination: Termination) -> None:
+        self.termination = termination
+        super().__init__(str(termination.root))
 
 
 class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
@@ -64,7 +64,7 @@ class Incarnation(Protocol):
             It chose not to.
         """
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until it has ended by itself."""
         ...
 

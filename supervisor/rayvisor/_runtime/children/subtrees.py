@@ -12,7 +12,7 @@ import anyio
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor.errors import SpecError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart, SupervisorSpec
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ class SubtreeIncarnation:
         except TimeoutError as error:
             why = str(error) or f"no spec was made within start_timeout={self._timeout:g} s"
             cause = Cause("StartTimeout", why)
-            raise StartRefusedError(Ending(causes=(cause,), overdue=True, phase="starting")) from None
+            raise StartRefusedError(Termination(causes=(cause,), overdue=True, phase="starting")) from None
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-            causes = tuple(Cause(*cause) for cause in plain_causes(error))
+            causes = plain_causes(error)
             text = "".join(traceback.format_exception(error))
-            raise StartRefusedError(Ending(causes=causes, traceback=text, phase="starting")) from None
+            raise StartRefusedError(Termination(causes=causes, traceback=text, phase="starting")) from None
         return spec
 
     async def _make(self) -> SupervisorSpec:
@@ -92,7 +92,7 @@ class SubtreeIncarnation:
             raise SpecError("spec", spec, "is what the function returned; it must be a SupervisorSpec")
         return spec
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """It does not end by itself: it has ended when its children have, and the core says when."""
         await anyio.sleep_forever()
         raise AssertionError
