@@ -16,6 +16,6 @@ async def cluster(cluster_address: str) -> AsyncIterator[RayCluster]:
 
 
 @pytest.fixture
-async def place(cluster: RayCluster) -> AsyncIterator[RayHostFactory]:
-    async with RayHostFactory(cluster) as place:
-        yield place
+async def factory(cluster: RayCluster) -> AsyncIterator[RayHostFactory]:
+    async with RayHostFactory(cluster) as factory:
+        yield factory

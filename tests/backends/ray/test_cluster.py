@@ -24,9 +24,10 @@ from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.host_factory import RayHostFactory
 
 async def main():
-    # What only a Ray can be told that is started is no hindrance to attach to one.
-    async with await RayCluster.connect(options={"num_cpus": 2}) as cluster, RayHostFactory(cluster) as place:
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+    # Options that only a new Ray takes do not prevent attaching to a running one.
+    attached = await RayCluster.connect(options={"num_cpus": 2})
+    async with attached as cluster, RayHostFactory(cluster) as factory:
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         description = await host.ready(90)
         print(json.dumps({"started": cluster.started, "host": description.process.pid}), flush=True)
 
@@ -42,7 +43,7 @@ from rayvisor._backends.ray.package import package_folders
 
 async def main():
     upload = {"runtime_env": {"py_modules": list(package_folders())}}
-    async with await RayCluster.connect(options=upload) as cluster, RayHostFactory(cluster) as place:
+    async with await RayCluster.connect(options=upload) as cluster, RayHostFactory(cluster) as factory:
         import ray
 
         def where():
@@ -50,7 +51,7 @@ async def main():
             return rayvisor.__file__
 
         found = await ray.remote(where).remote()
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         print(json.dumps({"found": found, "child": (await host.ready(60)).child}), flush=True)
 
 asyncio.run(main())
@@ -73,8 +74,8 @@ async def main():
     counting = asyncio.create_task(count())
     cluster = await RayCluster.connect(num_cpus=2)
     counting.cancel()
-    async with cluster, RayHostFactory(cluster) as place:
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+    async with cluster, RayHostFactory(cluster) as factory:
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         info = await host.ensure_started(1, {}, 90)
         if sys.argv[1] == "wait":
             ours = [(await host.ready(90)).process, *info.processes]

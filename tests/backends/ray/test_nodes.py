@@ -46,25 +46,25 @@ nodes.wait_for_nodes()
 async def value(task):
     return await task
 
-async def apart(place, child, *siblings):
+async def apart(factory, child, *siblings):
     options = ActorOptions(num_cpus=0.1, apart_from=siblings)
-    host = await place.create(child=child, epoch=1, engine="sim", options=options)
+    host = await factory.create(child=child, epoch=1, engine="sim", options=options)
     await host.ready(60)
     return host.node_id
 
 async def main():
-    async with await RayCluster.connect(nodes.address) as cluster, RayHostFactory(cluster) as place:
-        near = await place.create(
+    async with await RayCluster.connect(nodes.address) as cluster, RayHostFactory(cluster) as factory:
+        near = await factory.create(
             child="llm/1", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"near": 1})
         )
-        host = await place.create(
+        host = await factory.create(
             child="llm/2", epoch=1, engine="sim", options=ActorOptions(num_cpus=0, resources={"far": 1})
         )
         info = await host.ensure_started(1, {}, 60)
         node = host.node_id
         await near.ready(60)
-        pool = await asyncio.gather(apart(place, "pool/1", "2"), apart(place, "pool/2", "1"))
-        one_more = await apart(place, "pool/3", "1", "2")
+        pool = await asyncio.gather(apart(factory, "pool/1", "2"), apart(factory, "pool/2", "1"))
+        one_more = await apart(factory, "pool/3", "1", "2")
         processes = [(await host.ready(30)).process, *info.processes]
         runs = os.path.join(os.environ["RAY_TMPDIR"], "runs")
         there = {"scheduling_strategy": NodeAffinitySchedulingStrategy(far.node_id, soft=True)}

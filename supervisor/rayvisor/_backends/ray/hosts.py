@@ -108,8 +108,8 @@ class RayHost:
         self.child = location.child
         self.epoch = epoch
         self._sentinel = self._arm()
-        self._let_go: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
-        self._told: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
+        self._released: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
+        self._reported: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._process_watch: asyncio.Task[None] | None = None
         self._node_watch: asyncio.Task[None] | None = None
 
@@ -245,17 +245,17 @@ class RayHost:
 
     async def ended(self) -> Termination:
         """Wait until the host has ended, see `HostLink.ended`."""
-        told = (self._let_go, self._told)
-        for known in told:
+        reports = (self._released, self._reported)
+        for known in reports:
             if known.done():
                 return known.result()
         if self._is_unconfirmed():
             if self._verified:  # its node has proven what Ray has not reported
                 await self.release()
-                return self._let_go.result()
+                return self._released.result()
             self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call shows more
         # The sentinel is last: releasing the host cancels it.
-        ways: list[asyncio.Future[Termination]] = [*told, self._sentinel]
+        ways: list[asyncio.Future[Termination]] = [*reports, self._sentinel]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         return next(way for way in ways if way.done()).result()
 
@@ -296,10 +296,10 @@ class RayHost:
         """Stop watching the host, which has been ended, and wake those that wait for its end."""
         self._location.end()
         await self._stop_watching()
-        if (self._sentinel.done() and not self._is_unconfirmed()) or self._let_go.done():
+        if (self._sentinel.done() and not self._is_unconfirmed()) or self._released.done():
             return
         cause = Cause("HostEnded", "the host was ended; Ray has not reported yet how")
-        self._let_go.set_result(Termination(causes=(cause,), intended=True))
+        self._released.set_result(Termination(causes=(cause,), intended=True))
         self._sentinel.cancel()
         await asyncio.gather(self._sentinel, return_exceptions=True)
 
@@ -354,11 +354,13 @@ class RayHost:
         return _unwrap(what, answer)
 
     def _arm(self) -> asyncio.Task[Termination]:
-        return asyncio.create_task(self._watch(), name=f"sentinel of {self.child}, epoch {self.epoch}")
+        return asyncio.create_task(
+            self._watch(self._actor), name=f"sentinel of {self.child}, epoch {self.epoch}"
+        )
 
-    async def _watch(self) -> Termination:
+    async def _watch(self, actor: Any) -> Termination:
         try:
-            await self._actor.watch.remote()
+            await actor.watch.remote()
         except Exception as error:
             if not is_ray_error(error):
                 raise
@@ -389,8 +391,8 @@ class RayHost:
             names = {each.value: each.name for each in signal.Signals}
             cause = Cause("ProcessKilled", f"{who} was ended by {names.get(number, f'signal {number}')}")
         log.info("host.ended_on_node", child=self.child, epoch=self.epoch, exit_code=code, signal=number)
-        if not self._told.done():
-            self._told.set_result(
+        if not self._reported.done():
+            self._reported.set_result(
                 Termination(
                     causes=(cause,),
                     exit_code=code,
@@ -404,10 +406,10 @@ class RayHost:
     async def _await_node_loss(self, hello: HostHello) -> None:
         """Wait until the cluster reports that the host's node is lost: no actor can answer there any more."""
         why = await self._services.nodes.lost(hello.node_id)
-        if not self._told.done():
+        if not self._reported.done():
             node = hello.description.node
             cause = Cause("NodeDiedError", f"node {hello.node_id[:12]} ({node}) has gone: {why}")
-            self._told.set_result(
+            self._reported.set_result(
                 Termination(
                     causes=(cause,),
                     intended=self._ending,

@@ -13,15 +13,15 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from rayvisor._backends.ray.errors import (
-    death_told,
     environment_failure,
     init_failure,
     out_of_memory,
     without_advice,
+    worker_death,
 )
 from rayvisor.faults import Cause, Termination
 
-__all__ = ["ActorState", "Row", "died_of", "look_up", "read_row", "worker_end"]
+__all__ = ["ActorState", "Row", "actor_end", "look_up", "read_row", "worker_end"]
 
 _INTENDED = frozenset({"RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED"})
 _NIL = b"\xff"
@@ -109,14 +109,14 @@ def worker_end(worker: bytes, node: str) -> Termination | None:
         row = None if found is None else table.FromString(found)
         if row is not None and not row.is_alive:
             kind = kinds.Name(row.exit_type)
-            return death_told(
+            return worker_death(
                 Cause("ActorDiedError", "its worker process has died"), kind, row.exit_detail, node=node
             )
         time.sleep(pause)
     return None
 
 
-def died_of(row: Row, worker: Termination | None) -> Termination:
+def actor_end(row: Row, worker: Termination | None) -> Termination:
     """Return how an actor ended whose row is DEAD.
 
     Parameters
@@ -163,7 +163,7 @@ def _died(row: Row, text: str, worker: Termination | None) -> Termination:
         if worker is None:
             _, _, tail = text.partition("Worker exit type: ")
             kind, _, detail = tail.partition(" Worker exit detail: ")
-            worker = death_told(outer, kind, detail, node=row.node)
+            worker = worker_death(outer, kind, detail, node=row.node)
         causes = (outer, *worker.causes[1:])
         return replace(worker, causes=causes, preempted=preempted, node=row.node, traceback=text)
     return Termination(

@@ -23,7 +23,7 @@ import anyio
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.push import PushChannel
-from rayvisor._backends.ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
+from rayvisor._backends.ray.table import ActorState, Row, actor_end, look_up, read_row, worker_end
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 
@@ -251,7 +251,7 @@ class ActorWatch:
                 ended = await self._last_worker(watched)
             worker = None if row.lost_its_node else await self._worker(ended, node)
             if row.state is ActorState.DEAD:
-                end = died_of(row, worker)
+                end = actor_end(row, worker)
             else:
                 end = worker or Termination(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
         return ActorSnapshot(row.state, row.restarts, end, suspect_causes, row.max_restarts)
