@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rayvisor._core.protocol.causes import Causes
-from rayvisor.faults import Termination
+from rayvisor.faults import Evidence, Termination
 
 __all__ = [
     "Chunk",
@@ -166,9 +166,7 @@ class Condition(NamedTuple):
     incarnation: int
     status: str
     """``"healthy"`` or ``"unhealthy"``; an engine that reports itself dead comes as ``Terminated``."""
-    causes: Causes = ()
-    traceback: str = ""
-    log_file: str = ""
+    evidence: Evidence = Evidence()
 
 
 class Suspicion(NamedTuple):
