@@ -48,13 +48,13 @@ class RayCallTimeout(RayvisorError, TimeoutError):  # noqa: N818 - named as what
     Parameters
     ----------
     call
-        The call, as text.
+        Which call, in words.
     timeout
-        Seconds that it was waited for.
+        How long it was waited for, in seconds.
     blocked
-        Calls that held a thread at that time. If all threads were held, the cause is among them.
+        Calls that held a thread then: when all threads are held, the culprit is among them.
     hint
-        A possible reason, where one is known.
+        Why it may have taken so long, where that is known.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class WorkerPackageError(RayvisorError):
     folders
         The driver's package folders, for a checkout.
     detail
-        The worker's own error.
+        What the worker said.
     """
 
     def __init__(self, found: str | None, wanted: str, folders: tuple[str, ...], detail: str = "") -> None:
