@@ -14,6 +14,7 @@ import pytest
 from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.adopted import Adoption
 from rayvisor._backends.ray.calls import CallThreads, Lane
+from rayvisor._backends.ray.cleanup import kill_actor, remove_group
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, WatchedActor
 from rayvisor.specs import ActorOptions, AdoptStart
@@ -75,6 +76,7 @@ def kills(monkeypatch: pytest.MonkeyPatch, *actors: UserActor, failing: str = ""
                 loop.call_soon_threadsafe(actor._watched.update, ActorSnapshot(ActorState.DEAD))
 
     monkeypatch.setattr("ray.kill", kill)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
     return killed
 
 
@@ -104,18 +106,20 @@ async def test_a_hook_that_blocks_longer_than_its_timeout_is_given_up(
 async def test_a_function_that_makes_an_adopted_actor_holds_up_no_kill(
     factory: UserActorFactory, calls: CallThreads, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adoption = Adoption(factory, "worker", AdoptStart(actor=None, make=gate.wait))
-    making = [
-        asyncio.create_task(adoption._make(gate.wait, asyncio.get_running_loop().time() + 60, {}))
-        for _ in range(12)
-    ]
+    def make() -> object:
+        gate.wait()
+        raise LookupError("no actor")
+
+    adoption = Adoption(factory, "worker", AdoptStart(actor=None, make=make))
+    until_then = asyncio.get_running_loop().time() + 60
+    making = [asyncio.create_task(adoption._make(make, until_then, {})) for _ in range(12)]
     await until(lambda: len(calls.under_way(Lane.USER)) == 2)
     actor = actor_of(factory, "other")
     kills(monkeypatch, actor)
     assert await actor.kill(30)
-    for each in making:
-        each.cancel()
-    await asyncio.gather(*making, return_exceptions=True)
+    gate.set()
+    outcomes = await asyncio.gather(*making, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LookupError}
 
 
 async def test_a_kill_that_fails_skips_no_other_and_all_actors_are_forgotten(
@@ -132,6 +136,21 @@ async def test_a_kill_that_fails_skips_no_other_and_all_actors_are_forgotten(
 async def test_a_kill_without_an_answer_is_no_proof_and_no_error(
     factory: UserActorFactory, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray.kill", lambda _: gate.wait())
+    monkeypatch.setattr("ray.kill", lambda *_, **__: gate.wait())
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
     actor = actor_of(factory, "worker")
     assert not await actor.kill(0.05)
+
+
+def test_a_kill_that_comes_after_rays_shutdown_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("ray.kill", lambda actor, **_: calls.append(actor))
+    monkeypatch.setattr("ray.util.remove_placement_group", calls.append)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    kill_actor("actor")
+    remove_group("group")
+    assert calls == []
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    kill_actor("actor")
+    remove_group("group")
+    assert calls == ["actor", "group"]

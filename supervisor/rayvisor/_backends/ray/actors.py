@@ -16,7 +16,7 @@ from typing import Any, Self
 import anyio
 
 from rayvisor._backends.ray.calls import Lane
-from rayvisor._backends.ray.cleanup import attempt
+from rayvisor._backends.ray.cleanup import attempt, kill_actor
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.last_words import explain
@@ -196,11 +196,7 @@ class UserActor:
         """End it by force; return whether its end is known within ``timeout`` seconds."""
         self._asked_to_end = True
 
-        def kill() -> None:
-            import ray
-
-            ray.kill(self.handle)
-
+        kill = functools.partial(kill_actor, self.handle)
         gone = False
         with anyio.move_on_after(timeout), contextlib.suppress(RayCallTimeout):
             await self._factory.cluster.call(f"ray.kill of {self.name}", kill, timeout=timeout)
@@ -294,13 +290,8 @@ class UserActorFactory:
             remote: Any = given if isinstance(given, ray.actor.ActorClass) else ray.remote(given)
             return remote.options(**asked).remote(*args, **(kwargs or {}))
 
-        def undo(handle: Any) -> None:
-            import ray
-
-            ray.kill(handle)
-
         handle = await self.cluster.call(
-            f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=undo, lane=Lane.CREATE
+            f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
         )
         actor = self._actors[name] = UserActor(self, handle, name, wanted, self.watch.add(handle))
         log.info("actor.created", child=child, incarnation=incarnation, name=name)

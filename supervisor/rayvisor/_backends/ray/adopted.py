@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.calls import Lane
+from rayvisor._backends.ray.cleanup import kill_actor
 from rayvisor._backends.ray.errors import RayCallTimeout
 from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, WatchedActor
 from rayvisor._core.protocol.links import HostGoneError
@@ -130,11 +132,7 @@ class Adoption:
         """
         again = actor.snapshot.restartable and not for_good
 
-        def kill() -> None:
-            import ray
-
-            ray.kill(actor.handle, no_restart=not again)
-
+        kill = partial(kill_actor, actor.handle, no_restart=not again)
         over = False
         with anyio.move_on_after(_RENEW_SECONDS):
             await self._factory.cluster.call(f"ray.kill of {actor.name}", kill, timeout=_RENEW_SECONDS)
@@ -183,14 +181,9 @@ class Adoption:
         return await self._factory.cluster.call(f"ray.get_actor of {name}", find)
 
     async def _make(self, make: Callable[..., Any], until: float, made_with: dict[str, Any]) -> Any:
-        def undo(handle: Any) -> None:
-            import ray
-
-            ray.kill(handle)
-
         left = max(0.1, until - anyio.current_time())
         made = await self._factory.cluster.call(
-            f"make of {self._child}", lambda: make(**made_with), timeout=left, undo=undo, lane=Lane.USER
+            f"make of {self._child}", lambda: make(**made_with), timeout=left, undo=kill_actor, lane=Lane.USER
         )
         if not hasattr(made, "_actor_id"):
             raise TypeError(f"make={make!r} returned {made!r}, which is not a handle of a Ray actor")

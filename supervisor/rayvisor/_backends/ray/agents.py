@@ -17,7 +17,7 @@ import anyio
 
 from rayvisor._backends.ray.actor_classes import agent_class
 from rayvisor._backends.ray.calls import Lane
-from rayvisor._backends.ray.cleanup import attempt
+from rayvisor._backends.ray.cleanup import attempt, kill_actor
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._core.protocol.links import CleanupReport, HostView
@@ -175,7 +175,7 @@ class NodeAgents:
     async def _end(self, node: _Node) -> None:
         actor, node.actor = node.actor, None
         if actor is not None:
-            kill = partial(_kill, actor)
+            kill = partial(kill_actor, actor)
             await self._cluster.call("ray.kill of a node agent", kill, timeout=_ANSWER_SECONDS)
 
     async def _ask_for_end(self, node: _Node, key: str, timeout: float) -> CleanupReport | None:
@@ -241,14 +241,14 @@ class NodeAgents:
             return agent_class().options(**options).remote()
 
         actor = await self._cluster.call(
-            "node agent", create, timeout=_CREATE_SECONDS, undo=_kill, lane=Lane.CREATE
+            "node agent", create, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
         )
         try:
             for key, host in list(node.hosts.items()):  # those added meanwhile are adopted by their own call
                 await actor.call.remote("adopt", key, host.process)
                 await actor.call.remote("record", key, host.processes)
         except BaseException:
-            self._cluster.post("ray.kill of a node agent", lambda: _kill(actor))
+            self._cluster.post("ray.kill of a node agent", lambda: kill_actor(actor))
             raise
         log.info("agent.up", node=node.node_id, name=name, hosts=len(node.hosts))
         return actor
@@ -276,9 +276,3 @@ class NodeAgents:
                 log.warning("agent.node_died", node=node.node_id)
                 return
             await self._call("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    ray.kill(actor)

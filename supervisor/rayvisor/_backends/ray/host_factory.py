@@ -12,7 +12,7 @@ from rayvisor._backends.ray.actor_classes import host_class
 from rayvisor._backends.ray.agents import NodeAgents
 from rayvisor._backends.ray.anti_affinity import AntiAffinity
 from rayvisor._backends.ray.calls import Lane
-from rayvisor._backends.ray.cleanup import attempt
+from rayvisor._backends.ray.cleanup import attempt, kill_actor
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
 from rayvisor._backends.ray.hosts import RayHost, package_env
@@ -78,7 +78,7 @@ class RayHostFactory:
                 return host_class().options(**actor_options).remote(key, child, epoch, engine, version)
 
             actor = await self.cluster.call(
-                f"the host actor of {child}", make, timeout=_CREATE_SECONDS, undo=_kill, lane=Lane.CREATE
+                f"the host actor of {child}", make, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
             )
         except BaseException:
             location.end()  # siblings that wait for it must not wait in vain
@@ -128,9 +128,3 @@ class RayHostFactory:
             await attempt(f"release of the host of {host.child}", host.release())
         failed = CleanupReport((), (), verified=False)
         return merge_reports([report or failed for report in reports])
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    ray.kill(actor)

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ import anyio
 
 from rayvisor._backends.ray import package
 from rayvisor._backends.ray.anti_affinity import HostLocation
+from rayvisor._backends.ray.cleanup import kill_actor
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.host_actor import Failure, HostHello
 from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostGoneError, HostView
@@ -263,9 +265,10 @@ class RayHost:
         """Kill the host and its whole process tree, and return the proof, see `HostLink.end`."""
         self._ending = True
         until = time.monotonic() + timeout
+        kill = partial(kill_actor, self._actor)
         try:
             await self._services.cluster.call(
-                f"ray.kill of the host of {self.child}", self._kill, timeout=min(timeout, _KILL_SECONDS)
+                f"ray.kill of the host of {self.child}", kill, timeout=min(timeout, _KILL_SECONDS)
             )
         except RayCallTimeout:
             pass  # a stopped process is ended by the agent's SIGKILL instead
@@ -427,11 +430,6 @@ class RayHost:
             log_file=hello.log_file if hello else "",
         )
         return replace(end, intended=True) if self._ending and not end.unavailable else end
-
-    def _kill(self) -> None:
-        import ray
-
-        ray.kill(self._actor)
 
 
 def package_env(options: ActorOptions) -> dict[str, Any]:

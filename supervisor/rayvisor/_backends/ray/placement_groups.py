@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from rayvisor._backends.ray.calls import Lane
-from rayvisor._backends.ray.cleanup import attempt
+from rayvisor._backends.ray.cleanup import attempt, remove_group
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._log import get_logger
 from rayvisor.specs import PlacementOptions
@@ -63,12 +64,9 @@ class PlacementGroups:
 
             return placement_group([dict(bundle) for bundle in wanted.bundles], strategy=wanted.strategy)
 
-        def undo(group: Any) -> None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(group)
-
-        group = await self._cluster.call(f"placement group of {child}", create, undo=undo, lane=Lane.CREATE)
+        group = await self._cluster.call(
+            f"placement group of {child}", create, undo=remove_group, lane=Lane.CREATE
+        )
         log.info("placement.created", child=child, group=group.id.hex())
         return group
 
@@ -86,10 +84,6 @@ class PlacementGroups:
         if held is None:
             return
 
-        def remove() -> None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(held[1])
-
+        remove = partial(remove_group, held[1])
         await self._cluster.call(f"removal of the placement group of {child}", remove)
         log.info("placement.removed", child=child, group=held[1].id.hex())
