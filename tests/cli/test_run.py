@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rayvisor._backends.process.tree import identify
+from rayvisor._backends.process.identity import identify
 from rayvisor._edges.control.client import ControlClient
 from rayvisor.cli import main
 

@@ -136,5 +136,5 @@ def test_what_a_host_sends_is_light_to_pickle() -> None:
         "sys.stdout.buffer.write(pickle.dumps((ProcessId(1, 2.0, 'x'), sorted(sys.modules))))\n"
     )
     process, modules = pickle.loads(run(program))  # noqa: S301 - our own bytes
-    assert process == rayvisor.ProcessId(1, 2.0, "x")
+    assert process == rayvisor.ProcessId(1, 2, "boot", "x")
     assert not {"rayvisor.pool", "rayvisor.supervisor", "anyio", "ray"} & set(modules)

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._core.supervision import messages as m
 from tests.edges.control.http_client import GREEDY, PROMPT, get, pool, post, states, tree
 from tests.waiting import until
