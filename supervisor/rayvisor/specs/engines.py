@@ -32,7 +32,7 @@ SETTLED = ("size", "standby", "strategy", "max_concurrent_starts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStart:
-    """A vLLM engine (or a simulated one) in a host actor."""
+    """Start spec of a vLLM engine (or a simulated one) in a host actor."""
 
     engine: str
     arguments: Mapping[str, Any]
