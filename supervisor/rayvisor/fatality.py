@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from rayvisor._backends.process.crash import arm, end_children, end_process
 from rayvisor._backends.process.last_words import Folder
-from rayvisor._backends.ray.errors import plain_causes
+from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.last_words import LastWords, Store
 from rayvisor._core.tasks.matching import find, matcher
 from rayvisor._log import get_logger

@@ -1,6 +1,6 @@
 """A pool of engines that loses no request.
 
-    async with sup["llm"].generate("Once upon a time", {"max_tokens": 64}) as generation:
+    async with sup.pool("llm").generate("Once upon a time", {"max_tokens": 64}) as generation:
         async for chunk in generation:
             print(chunk.text, end="")
     print(generation.usage)

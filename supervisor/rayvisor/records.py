@@ -1,4 +1,4 @@
-"""What a supervisor tells those who watch it: frozen records, in the order things happened.
+"""The records of a supervisor: frozen, in the order in which things happened.
 
 `Supervisor.watch()` yields them. ``at`` is in seconds on the clock of ``time.monotonic()``.
 """
@@ -18,7 +18,7 @@ __all__ = [
     "LateStart",
     "Record",
     "RecordsMissed",
-    "RecoveryFailedError",
+    "RecoveryFailed",
     "StartProgressed",
     "StateChanged",
     "StrategyFailed",
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateChanged:
-    """A child went from one configuration to another."""
+    """A child moved from one configuration to another."""
 
     at: float
     child: str
@@ -50,7 +50,7 @@ class FaultSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionMade:
-    """What the supervisor decided about an end."""
+    """The supervisor's decision about the end of an incarnation."""
 
     at: float
     child: str
@@ -59,15 +59,15 @@ class DecisionMade:
     """``restart``, ``observe``, ``retry_later``, ``in_place``, ``rest``, ``forget``, ``give_up``, ``fail``"""
     why: str
     restarts: int
-    """Restarts in the window, this one included."""
+    """Restarts within the window, this one included."""
     intensity: int
     delay: float
-    """Seconds the child waits down."""
+    """Seconds until the child is started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryFailedError:
-    """An incarnation that was to recover in place has not, or has not said so in time: it is restarted."""
+class RecoveryFailed:
+    """An incarnation has not recovered in place, or has not confirmed that in time; it is restarted."""
 
     at: float
     child: str
@@ -78,7 +78,7 @@ class RecoveryFailedError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartProgressed:
-    """A start has got further."""
+    """A start has made progress."""
 
     at: float
     child: str
@@ -90,7 +90,7 @@ class StartProgressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateStart:
-    """An incarnation came up after its start had been given up, and was ended at once."""
+    """An incarnation came up after its start had timed out, and was ended immediately."""
 
     at: float
     child: str
@@ -99,7 +99,7 @@ class LateStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupUnverified:
-    """Nobody could prove that nothing is left of an incarnation; the next start goes on all the same."""
+    """It could not be proven that nothing is left of an incarnation; the next start proceeds anyway."""
 
     at: float
     child: str
@@ -119,7 +119,7 @@ class SupervisorStateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookFailed:
-    """A hook of the user's raised; the child went on without it."""
+    """A user's hook raised; the child continued without it."""
 
     at: float
     child: str
@@ -130,7 +130,7 @@ class HookFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyFailed:
-    """A restart strategy raised, or its plan cannot be carried out; the child is restarted by itself."""
+    """A restart strategy raised, or its plan cannot be carried out; the child is restarted alone."""
 
     at: float
     child: str
@@ -141,19 +141,19 @@ class StrategyFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLoopBlocked:
-    """The supervisor's event loop stood still for some seconds: something on it did not return."""
+    """The supervisor's event loop was blocked for some seconds: something on it did not return."""
 
     at: float
     seconds: float
     activity: str
-    """``strategy NAME`` when a restart strategy was being asked; else empty."""
+    """``strategy NAME`` if a restart strategy was being called; else empty."""
     stack: str
-    """What the loop's thread was doing meanwhile."""
+    """The stack of the loop's thread during that time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsMissed:
-    """A watcher was too slow: this many records were dropped for it."""
+    """A subscriber was too slow: this many records were dropped for it."""
 
     at: float
     count: int
@@ -163,7 +163,7 @@ Record = (
     StateChanged
     | FaultSeen
     | DecisionMade
-    | RecoveryFailedError
+    | RecoveryFailed
     | StartProgressed
     | LateStart
     | CleanupUnverified
@@ -173,4 +173,4 @@ Record = (
     | EventLoopBlocked
     | RecordsMissed
 )
-"""What a watcher is given: one of these, told apart by ``match``."""
+"""One record that a subscriber receives; distinguish them with ``match``."""

@@ -1,10 +1,10 @@
-"""A running tree as data: what `Supervisor.status` gives, and ``rayvisor status`` shows.
+"""A running tree as data, as `Supervisor.status` returns it and ``rayvisor status`` prints it.
 
-node = sup.status()
-for child in node.children:
-    print(child.path, child.state, child.leaf, child.fault)
+    node = sup.status()
+    for child in node.children:
+        print(child.path, child.state, child.leaf, child.fault)
 
-In a notebook a node shows itself as a picture.
+In a notebook a node is shown as a picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from statecharts import Tree, render_tree
 
-__all__ = ["ENGINE_KINDS", "ChildKind", "LastFault", "Node", "Requests", "Restarts"]
+__all__ = ["ChildKind", "LastFault", "Node", "Requests", "Restarts"]
 
 
 class ChildKind(StrEnum):
@@ -53,43 +53,43 @@ class Restarts:
 
 @dataclass(frozen=True, slots=True)
 class LastFault:
-    """What ended the incarnation before."""
+    """The fault that ended the previous incarnation."""
 
     root: str
     fault_class: str
     incarnation: int
     age: float
-    """Seconds since."""
+    """Seconds since the fault."""
     log_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a pool has to do, or an engine has in flight."""
+    """The requests of a pool, or those that an engine has in flight."""
 
     waiting: int
     in_flight: int
     finished: int
     failed: int
     tokens: int = 0
-    """Delivered so far; counted for pools."""
+    """Tokens delivered so far; counted for pools only."""
     replayed: int = 0
-    """How often a request in flight lost its engine and went on elsewhere; counted for pools."""
+    """How often a request in flight lost its engine and continued on another; counted for pools only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A child, or the root (its path is empty), with all below it.
 
-    ``uptime`` is in seconds; None while it is not up. ``epoch`` tells one host process of an engine from the
-    next; None where there is none.
+    ``uptime`` is in seconds; None while it is not up. ``epoch`` distinguishes the host processes that an
+    engine has had; None if there is none.
     """
 
     path: str
     kind: str
     """A `ChildKind`: ``supervisor``, ``engine_pool``, ``engine``, ``actor``, ``coroutine``, ..."""
     state: str
-    """Of its chart; of the root: ``DOWN``, ``STARTING``, ``RUNNING`` or ``STOPPING``."""
+    """State in its chart; of the root ``DOWN``, ``STARTING``, ``RUNNING`` or ``STOPPING``."""
     leaf: str
     holds: tuple[str, ...] = ()
     incarnation: int = 0
@@ -101,16 +101,16 @@ class Node:
     processes: tuple[tuple[str, int, str], ...] = ()
     """Role (``host``, ``engine``), pid and name of each."""
     url: str = ""
-    """Where a server is while it is up."""
+    """URL of a server while it is up."""
     children: tuple[Node, ...] = ()
 
     def tree(self, name: str = "tree") -> Tree:
-        """Make the tree that ``statecharts`` draws, each node with its state.
+        """Return the tree that ``statecharts`` draws, each node with its state.
 
         Parameters
         ----------
         name
-            What the root is called, whose path is empty.
+            Name of the root, whose path is empty.
 
         Returns
         -------
@@ -148,7 +148,7 @@ class Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """A node and all below it, in start order."""
+    """Yield a node and all nodes below it, in start order."""
     yield node
     for child in node.children:
         yield from walk(child)

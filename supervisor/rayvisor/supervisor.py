@@ -1,23 +1,23 @@
-"""The supervisor: a tree of children that are kept running for as long as a block of code lasts.
+"""The supervisor: it keeps a tree of children running for as long as a block of code lasts.
 
     async with rv.Supervisor(spec) as sup:
-        async for chunk in sup["llm"].generate("Once upon a time", {"max_tokens": 64}):
+        async for chunk in sup.pool("llm").generate("Once upon a time", {"max_tokens": 64}):
             print(chunk.text, end="")
 
 Entering
     starts the children in order and returns when all are up.
 Leaving
     ends them in the reverse order, each within its shutdown time, however the block is left: at its end,
-    by an exception, by cancellation, by SIGINT (Ctrl-C) or SIGTERM. A second signal ends everything at
-    once. Only a child whose shutdown is ``Shutdown.INFINITY`` is waited for without bound.
+    by an exception, by cancellation, by SIGINT (Ctrl-C) or SIGTERM. A second signal ends everything
+    immediately. Only a child whose shutdown is ``Shutdown.INFINITY`` is awaited without a bound.
 Giving up
     When the tree cannot be kept up, the block is cancelled and
     [`SupervisorGaveUpError`][rayvisor.SupervisorGaveUpError] is raised, root cause first. An exception of the
-    block's own goes first; but one of rayvisor's that only follows from the end of the tree (a request
-    that finds no engine any more) becomes the ``__cause__`` of ``SupervisorGaveUpError``.
+    block's own takes precedence; but an error of rayvisor that is a consequence of the end of the tree (a
+    request that finds no engine any more) becomes the ``__cause__`` of ``SupervisorGaveUpError``.
 
-A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test that wants no Ray gives
-``local=True``: engines (best of all simulated ones) then run below this very process.
+A blocking program uses [`run_in_thread`][rayvisor.run_in_thread]. A test without Ray passes ``local=True``:
+engines, preferably simulated ones, then run below this process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.charts import drawing_of
 from rayvisor._edges.live.history import History
 from rayvisor._edges.metrics.counters import Counters
-from rayvisor._edges.metrics.exposition import Readings, exposition
+from rayvisor._edges.metrics.exposition import TreeMetrics, exposition
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
 from rayvisor._log import get_logger
@@ -106,49 +106,49 @@ _WAYS_OUT: Mapping[str, str] = {
 
 
 class Supervisor:
-    """Runs a tree of children while its ``async with`` block lasts. It is used once.
+    """Runs a tree of children while its ``async with`` block lasts. It can be used once.
 
     Parameters
     ----------
     spec
         The root supervisor and its children.
     address
-        Ray cluster to attach to. None: the Ray this process is connected to, ``RAY_ADDRESS``, or a local
-        Ray started for the time. Only a Ray started here is ever shut down.
+        Ray cluster to attach to. None: the Ray that this process is connected to, ``RAY_ADDRESS``, or a local
+        Ray that is started for the block. Only a Ray started here is ever shut down.
     ray_options
-        More arguments for ``ray.init``, for example ``{"num_cpus": 4}``; what only a Ray that is started can
-        be told, as this, is left out where one is attached to.
+        More arguments for ``ray.init``, for example ``{"num_cpus": 4}``. Options that only a new Ray takes,
+        such as this one, are left out when attaching to a running Ray.
     local
-        Run engines without Ray, below this process: for tests. Actor children are refused then.
+        Run engines without Ray, below this process, for tests. Actor children are refused then.
     seed
         Seed of the jitter and of sampling seeds; None: from the system.
     call_limit
         How many calls may wait for the supervisor's answer.
     handle_signals
         Whether SIGINT and SIGTERM end the tree in order; only possible in the main thread. After SIGINT
-        the program ends as asyncio has it: the main task is cancelled, and ``asyncio.run`` (or
-        ``anyio.run``) raises KeyboardInterrupt. After SIGTERM the block raises SystemExit (status 143).
+        the program ends as with asyncio: the main task is cancelled, and ``asyncio.run`` (or ``anyio.run``)
+        raises KeyboardInterrupt. After SIGTERM the block raises SystemExit (status 143).
     control
-        Path of a Unix socket on which the running tree is talked to (``rayvisor status`` and its like); True
-        for one that the commands find by themselves. Its folder must be one that only you can enter.
+        Path of a Unix socket that controls the running tree (``rayvisor status`` and similar commands); True
+        for one that the commands find by themselves. Only you may have access to its folder.
     publish
         Address of a ZeroMQ PUB socket on which every record is published as JSON, a topic per child:
         ``"tcp://127.0.0.1:5570"`` (port 0: a free one) or ``"ipc://PATH"``; True for a free port of the
-        loopback interface. Nobody else can reach that one; an address that others reach has to be named.
-        Needs pyzmq (the extra ``publish``); what is sent is described in docs/events.md.
+        loopback interface, which no other machine can reach. Needs pyzmq (the extra ``publish``); the
+        messages are described in docs/events.md.
 
     Raises
     ------
     SpecError
-        When the spec is no SupervisorSpec, or ``publish`` no address.
+        If the spec is not a SupervisorSpec, or ``publish`` is not an address.
     ControlSocketError
         On entering, before anything is started: the control socket cannot be opened.
     UnguardedMainError
-        On entering: the program starts the tree when a process of an engine imports it.
+        On entering, if the program starts the tree when a process of an engine imports it.
     PublishError
         On entering, before anything is started: nothing can be published at that address.
     StartFailedError
-        On entering: a child could not be started; those that were have been stopped again.
+        On entering: a child could not be started; the others have been stopped again.
     SupervisorGaveUpError
         On leaving: the tree could not be kept up.
 
@@ -187,7 +187,7 @@ class Supervisor:
         self._random = Random(seed)
         self._call_limit = call_limit
         self._handle_signals = handle_signals
-        # Made here, so that a watch, or a hook, may begin before the tree does and see its start.
+        # Created here, so that a watcher, or a hook, that is added before the start sees the start.
         self._broadcaster = RecordBroadcaster(time.monotonic)
         self._history = History(time.time() - time.monotonic(), self._children)
         self._counters = Counters(self._named, self._children)
@@ -311,7 +311,7 @@ class Supervisor:
             await signals.hand_on(signal.SIGINT)
         raise reason from error
 
-    # --- looking ------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------
 
     def __getitem__(self, path: str) -> Any:
         """Return the handle of the child at ``path``.
@@ -409,7 +409,7 @@ class Supervisor:
         return ChildKindError(path, kind, wanted, way_out)
 
     def status(self, path: str = "") -> Node:
-        """The tree below ``path`` as it is now, as plain data; the empty path is all of it.
+        """Return the tree below ``path`` as it is now, as plain data; the empty path is the whole tree.
 
         Raises
         ------
@@ -422,16 +422,16 @@ class Supervisor:
         return introspection.status(self._running, path)
 
     def chart(self, path: str) -> Drawing:
-        """The chart of the child at ``path``, with the state it is in and the way it took.
+        """Return the chart of the child at ``path``, with its present state and its recent transitions.
 
-        What is lit is the leaf that it is in, and a little the last ones before. Each way out says how often
-        it was taken since the tree began, and after how many seconds on average. It is a snapshot, and shows
-        itself in a notebook; ``rayvisor chart --of PATH`` draws the same.
+        The present leaf is highlighted, and the previous ones a little. Each transition is labelled with how
+        often it was taken since the tree began, and after how many seconds on average. It is a snapshot; a
+        notebook displays it, and ``rayvisor chart --of PATH`` draws the same.
 
         Parameters
         ----------
         path
-            Of the child: ``"llm/1"``. A supervisor below the root has the chart of an actor.
+            Path of the child: ``"llm/1"``. A supervisor below the root has the chart of an actor.
 
         Returns
         -------
@@ -441,7 +441,7 @@ class Supervisor:
         Raises
         ------
         UnknownChildError
-            There is no such child; the root is none.
+            There is no such child; the root has no chart.
         SupervisorStoppedError
             The tree has ended, or was not begun.
 
@@ -458,12 +458,12 @@ class Supervisor:
         return drawing_of(self.status(path), self._history)
 
     def metrics(self) -> str:
-        """The tree in numbers, as Prometheus reads them (text format, version 0.0.4).
+        """Return the metrics of the tree in the text format of Prometheus (version 0.0.4).
 
         Faults, restarts and recoveries of each child, requests and tokens of each pool, and more:
-        [all of them](docs/metrics.md). Counters begin at 0 with the tree and go on over every restart in it.
-        The live page and the control socket have the same text at ``/metrics``; this is for a program that
-        serves, or pushes, metrics of its own.
+        [all of them](docs/metrics.md). Counters begin at 0 with the tree and continue across restarts in it.
+        The live page and the control socket have the same text at ``/metrics``; this method is for a program
+        that serves, or pushes, metrics of its own.
 
         Raises
         ------
@@ -481,7 +481,7 @@ class Supervisor:
         pools = {} if not session.begun else {node.path: session.pools.get(node.path) for node in walk(root)}
         publisher = self._publisher
         return exposition(
-            Readings(
+            TreeMetrics(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
                 self._counters,
@@ -496,35 +496,35 @@ class Supervisor:
         )
 
     def engine_info(self, path: str) -> EngineInfo | None:
-        """What the engine at ``path`` said of itself when it came up; None while none is up there."""
+        """Return what the engine at ``path`` reported when it came up; None while none is up there."""
         return introspection.engine_info(self._running, path)
 
     def processes(self, path: str) -> list[tuple[str, ProcessId]]:
-        """Processes of the engine at ``path`` and of its host, each with its role: ``host`` or ``engine``."""
+        """Return the processes of an engine and its host, each with its role: ``host`` or ``engine``."""
         return self._running.engines.processes(path)
 
     def watch(self) -> RecordStream:
-        """Return an async iterator of records: of all that happens from now on, until the tree has ended.
+        """Return an async iterator of the records of everything from now on, until the tree has ended.
 
-        May be called before the block is entered: the start is seen, too. A watcher that reads slowly
-        loses the oldest records, and gets a ``RecordsMissed`` in their place.
+        If it is called before the block is entered, the records of the start are included. A watcher that
+        reads slowly loses the oldest records, and gets a ``RecordsMissed`` in their place.
         """
         return self._broadcaster.watch()
 
     def on_enter(self, place: str, hook: Hook, *, chart: str = "engine") -> None:
         """Call ``hook`` whenever a child enters a state or leaf of its chart.
 
-        It is a plain function and gets a change: ``change.model`` is the child (``.child``,
-        ``.incarnation``, ``.state``), ``change.event``, ``change.before`` and ``change.after`` say what
-        happened. It runs inside the transition and must not block; one that raises is recorded. May be
-        called before the block is entered.
+        The hook is a plain function and is called with a change: ``change.model`` is the child (``.child``,
+        ``.incarnation``, ``.state``); ``change.event``, ``change.before`` and ``change.after`` describe the
+        transition. It runs within the transition and must not block; an exception in it is recorded. Hooks
+        may be added before the block is entered.
 
         Parameters
         ----------
         place
             A state (``"ALIVE"``) or a leaf (``"SERVING"``).
         hook
-            What to call.
+            The function to call.
         chart
             ``"engine"``, or ``"actor"`` for all other children.
         """
@@ -546,7 +546,7 @@ class Supervisor:
 
     @property
     def publish_address(self) -> str | None:
-        """Where records are published, with the port that was free; None if nowhere, or before entering."""
+        """Address at which records are published, with the actual port; None if there is none (yet)."""
         return None if self._publisher is None else self._publisher.address
 
     # --- operating ----------------------------------------------------------------------------
@@ -555,20 +555,20 @@ class Supervisor:
         """Give a child, or everything under a supervisor, no new work until it is resumed.
 
         A pause outlives restarts: what comes up again comes up paused. Requests to a paused pool wait, and so
-        do calls by [`ChildRef`][rayvisor.ChildRef]; an actor's ``pause`` hook is called, and waited for.
+        do calls by [`ChildRef`][rayvisor.ChildRef]; an actor's ``pause`` hook is called and awaited.
 
         Parameters
         ----------
         path
-            Of the child; the empty path is the whole tree.
+            Path of the child; the empty path is the whole tree.
         mode
-            What becomes of requests in flight on engines. ``"wait"``: they finish where they are, and this
-            returns when they have. ``"keep"``: they are held where they are until ``resume``, while their own
-            deadlines go on. ``"abort"``: they are taken off the engine, and go on on another one, or on this
-            one after ``resume``; none is lost, and no attempt is counted. One that cannot be moved (its
-            prompt is embeddings, and tokens of it were delivered) stays and finishes.
+            What happens to requests in flight on engines. ``"wait"``: they finish on their engine, and the
+            call returns when they have. ``"keep"``: they are held on their engine until ``resume``; their own
+            deadlines still apply. ``"abort"``: they are taken off the engine, and continue on another one, or
+            on the same one after ``resume``; none is lost, and no attempt is counted. A request that cannot
+            be moved (its prompt is embeddings, and tokens of it were delivered) stays and finishes.
         timeout
-            Seconds that ``"wait"`` waits; what is in flight then goes on, and the pause holds.
+            Seconds that ``"wait"`` waits; requests still in flight then continue, and the pause holds.
 
         Returns
         -------
@@ -578,7 +578,7 @@ class Supervisor:
         Raises
         ------
         SpecError
-            For a mode, or a deadline, that is none.
+            If ``mode`` or ``timeout`` is invalid.
         UnknownChildError
             There is no such child.
 
@@ -591,16 +591,16 @@ class Supervisor:
         return await operations.pause(self._running, path, mode=mode, timeout=timeout)
 
     async def resume(self, path: str = "") -> None:
-        """Take a pause back; what was kept in flight goes on. Holds of other kinds stay.
+        """Lift a pause; requests that were kept in flight continue. Holds of other kinds stay.
 
         Returns when the ``resume`` hooks of actors have been called, or have failed.
         """
         await operations.resume(self._running, path)
 
     async def mark_stale(self, path: str = "") -> None:
-        """Say that what engines with a gate serve with is out of date: each passes its gate again.
+        """Mark engines with a gate as out of date: each passes its gate again before it serves.
 
-        Meanwhile they get no new requests; those in flight go on. The empty path is the whole tree.
+        Until then they get no new requests; those in flight continue. The empty path is the whole tree.
 
         Raises
         ------
@@ -610,7 +610,7 @@ class Supervisor:
         await operations.mark_stale(self._running, path)
 
     async def restart(self, path: str = "") -> None:
-        """End a child, wherever it is in its life, and start it anew; it does not count as a restart.
+        """End a child, whatever its state, and start it again; this does not count as a restart.
 
         The empty path means all children of the root: ended in reverse order, then started in order. Requests
         to the pools in it wait meanwhile; none is lost.
@@ -618,12 +618,13 @@ class Supervisor:
         Raises
         ------
         UnknownChildError, ChildStartError, TemplateError
-            It could not be; a temporary child, and an instance of a template, cannot be started again.
+            It could not be started; a temporary child, and an instance of a template, cannot be started
+            again.
         """
         await operations.restart(self._running, path)
 
     def recovery_instructions(self, path: str = "") -> tuple[str, ...]:
-        """What the engines at or below ``path`` can be told: for vLLM with fault tolerance, ``retry``."""
+        """Return the instructions that the engines at or below ``path`` accept: ``retry`` for vLLM's."""
         return operations.recovery_instructions(self._running, path)
 
     async def set_recovery_instruction(
@@ -635,21 +636,22 @@ class Supervisor:
         request_id: str = "",
         timeout: float = 60.0,
     ) -> dict[str, dict[str, Any]]:
-        """Tell engines something that their own fault tolerance knows, for example vLLM's ``retry``.
+        """Send engines an instruction of their own fault tolerance, for example vLLM's ``retry``.
 
-        Nobody has to: an engine that reports a fault is told to retry by its supervisor. An engine that does
-        not know the instruction is never sent it, and vLLM's refuses one while it is healthy.
+        Usually this is not necessary: the supervisor sends ``retry`` to an engine that reports a fault. An
+        engine that does not know the instruction is not sent it, and vLLM's refuses one while it is healthy.
 
         Parameters
         ----------
         instruction
-            One of [`instructions`][rayvisor.Supervisor.recovery_instructions].
+            One of [`recovery_instructions`][rayvisor.Supervisor.recovery_instructions].
         path
-            Of an engine, or of a supervisor: all engines below it, side by side. The empty path is the tree.
+            Path of an engine, or of a supervisor: all engines below it, concurrently. The empty path is the
+            whole tree.
         params
-            What goes with it.
+            Parameters of the instruction.
         request_id
-            Comes back with each acknowledgement.
+            Id that each acknowledgement repeats.
         timeout
             Seconds each engine may take.
 
@@ -670,38 +672,38 @@ class Supervisor:
         )
 
     async def stop(self) -> None:
-        """End the tree in order, from wherever this is called: the ``async with`` block is cancelled.
+        """End the tree in order, from any task: the ``async with`` block is cancelled.
 
-        Returns at once. The block is left without an exception, as if it had come to its end.
+        Returns immediately. The block is left without an exception, as if it had reached its end.
         """
         self._begun.stop()
 
     async def serve_web(self, port: int = 0, *, host: str = "127.0.0.1", metrics: bool = True) -> WebPage:
         """Serve the live page of this tree until it has ended: see [the how-to](docs/web.md).
 
-        It shows the tree, charts, faults and figures, and has buttons that pause, resume and restart. May be
-        called before the block is entered: the start is seen, too.
+        It shows the tree, charts, faults and metrics, and has buttons that pause, resume and restart. If it
+        is called before the block is entered, the page shows the start, too; it is closed if entering fails.
 
         Parameters
         ----------
         port
             TCP port; 0: a free one.
         host
-            Address to listen on. Any but loopback opens the page to others: what is in it goes, unencrypted,
-            to who has the token, which is part of the URL.
+            Address to listen on. Any but loopback opens the page to other machines: its content is sent,
+            unencrypted, to everyone with the token, which is part of the URL.
         metrics
-            Whether ``/metrics`` is answered too. It needs no token: names of children and numbers, nothing
-            that acts, for who can reach the port ([metrics](docs/metrics.md)).
+            Whether ``/metrics`` is answered too. It needs no token: it has names of children and numbers,
+            nothing that acts, for everyone who can reach the port ([metrics](docs/metrics.md)).
 
         Returns
         -------
         WebPage
-            Its ``url`` is what to open.
+            Open its ``url`` in a browser.
 
         Raises
         ------
         SpecError
-            For a port or a host that cannot be.
+            If ``port`` or ``host`` is invalid.
         ControlSocketError
             It cannot listen there.
         SupervisorStoppedError
@@ -731,21 +733,21 @@ class Supervisor:
     # --- OTP's verbs ----------------------------------------------------------------------------
 
     async def start_child(self, spec: ChildSpec | Instance | None = None, *, under: str = "") -> str | None:
-        """Add a child to the supervisor at path ``under`` and start it; returns its path.
+        """Add a child to the supervisor at path ``under``, start it, and return its path.
 
-        Under ``SIMPLE_ONE_FOR_ONE`` it makes an instance of the template: give an
-        [`Instance`][rayvisor.Instance], or nothing for one with a number for its name. None if the start
-        chose not to run (OTP: ``ignore``).
+        Under ``SIMPLE_ONE_FOR_ONE`` it starts an instance of the template: pass an
+        [`Instance`][rayvisor.Instance], or nothing for one that is named by a number. Returns None if the
+        start chose not to run (OTP: ``ignore``).
 
         Raises
         ------
         SpecError, AlreadyStartedError, AlreadyPresentError, ChildStartError
-            Nothing is kept of it then.
+            The child is not kept then.
         """
         return cast("str | None", await self._call(m.Verb.START_CHILD, under, await self._ready(spec, under)))
 
     async def terminate_child(self, path: str) -> None:
-        """End a child by its shutdown; its spec stays (unless it is temporary)."""
+        """End a child within its shutdown time; its spec is kept (unless it is temporary)."""
         await self._call(m.Verb.TERMINATE_CHILD, *split(path))
 
     async def restart_child(self, path: str) -> None:
@@ -757,24 +759,24 @@ class Supervisor:
         await self._call(m.Verb.DELETE_CHILD, *split(path))
 
     async def which_children(self, under: str = "") -> list[ChildStatus]:
-        """The children of a supervisor, the last started first."""
+        """Return the children of a supervisor, the last started first."""
         return cast("list[ChildStatus]", await self._call(m.Verb.WHICH_CHILDREN, under))
 
     async def count_children(self, under: str = "") -> ChildCounts:
-        """How many specs, live children, supervisors and workers a supervisor has."""
+        """Return how many specs, live children, supervisors and workers a supervisor has."""
         return cast("ChildCounts", await self._call(m.Verb.COUNT_CHILDREN, under))
 
     async def get_childspec(self, path: str) -> ChildSpec:
-        """The spec of a child."""
+        """Return the spec of a child."""
         return cast("ChildSpec", await self._call(m.Verb.GET_CHILDSPEC, *split(path)))
 
     async def apply_spec(self, spec: SupervisorSpec, *, under: str = "") -> None:
         """Put another spec into force at the supervisor at path ``under`` (OTP: ``code_change``).
 
-        Nothing is started or ended by it, and no restart is forgotten. Flags apply from the next event on,
-        a child's spec from its next start or end. A child that is new is down until ``restart_child``; one
-        that is in the list no more goes on, after the others. Its later incarnations begin with this spec,
-        but for a [`subtree`][rayvisor.subtree] made by a function, which is asked again.
+        It starts and ends nothing, and the restart history is kept. Flags apply from the next event on, a
+        child's spec from its next start or end. A new child is down until ``restart_child``; a child that is
+        no longer in the list keeps running, after the others. Later incarnations of the supervisor begin with
+        this spec, except that the function of a [`subtree`][rayvisor.subtree] is called again.
 
         Raises
         ------
@@ -796,7 +798,7 @@ class Supervisor:
         await self._call(m.Verb.APPLY_SPEC, under, spec)
 
     async def _ready(self, spec: ChildSpec | Instance | None, under: str) -> ChildSpec | Instance | None:
-        """Check a child's spec and open what it needs, before its supervisor hears of it."""
+        """Check a child's spec and open the backends it needs, before its supervisor gets it."""
         session = self._running
         if isinstance(spec, Instance):
             spec = self._with_arguments(spec, under)
@@ -807,7 +809,7 @@ class Supervisor:
         return spec
 
     def _with_arguments(self, instance: Instance, under: str) -> Instance:
-        """Put an instance's own arguments behind those of its template."""
+        """Append an instance's own arguments to those of its template."""
         supervisor = self._running.runtime.core.supervisors.get(under)
         template = None if supervisor is None else supervisor.spec.template
         if not instance.args or template is None:

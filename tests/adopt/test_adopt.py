@@ -145,7 +145,7 @@ async def test_one_that_nobody_can_make_again_is_a_permanent_fault_root_cause_fi
         await run()
     fault = raised.value.fault
     assert fault is not None
-    assert fault.causes[0].type == "CannotBeMadeAgain"
+    assert fault.causes[0].type == "CannotBeRecreated"
     assert "make=" in fault.causes[0].message
 
 

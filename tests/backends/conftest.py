@@ -1,4 +1,4 @@
-"""Engines for the contract tests: one of each kind, shared, and started again once a test has ended it."""
+"""Engines for the contract tests: one of each kind, shared, and restarted after a test has stopped it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._backends.host.engine import Engine, Shares, load_engine
+from rayvisor._backends.host.engine import Engine, SharesResources, load_engine
 from tests.backends.driving import REAL, Served
 from tests.backends.tiny_model import make_tiny_model
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # What ends the engine comes last: the engine serves all the others first, and then never has to again.
+    # Tests that end the engine run last, so that all others share one start.
     items.sort(key=lambda item: item.path.name == "test_life.py" and item.path.parent == HERE / "host")
 
 
@@ -52,7 +52,7 @@ def arguments(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 async def keeper(
     kind: str, arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Served]:
-    """The engine of this kind, to be asked for by ``served``."""
+    """The engine of this kind; tests use it through ``served``."""
     folder = tmp_path_factory.mktemp(f"engine-{kind}")
     started = 0
     shared: list[Callable[[], None]] = []
@@ -61,28 +61,28 @@ async def keeper(
         nonlocal started
         started += 1
         engine = load_engine(kind, started, arguments, str(folder / f"{started}.log"))
-        if not shared and isinstance(engine, Shares):
-            shared.append(engine.share())  # as a host does, whose engines come and go
+        if not shared and isinstance(engine, SharesResources):
+            shared.append(engine.acquire_shared())  # as a host does
         return engine
 
     served = Served(kind, make)
     yield served
     await served.end()
-    for unshare in shared:
-        unshare()
+    for release in shared:
+        release()
     gc.collect()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def served(keeper: Served) -> Served:
-    """An engine that serves."""
+    """A running engine."""
     await keeper.begin()
     return keeper
 
 
 @pytest.fixture
 def make_engine(kind: str, keeper: Served, tmp_path: Path) -> Callable[[dict[str, Any]], Engine]:
-    """Make an engine that has not been started, with arguments of one's own."""
+    """Make an engine with the given arguments, without starting it."""
 
     def make(arguments: dict[str, Any]) -> Engine:
         assert keeper.engine is None or kind == "sim", "one real engine at a time"

@@ -1,4 +1,4 @@
-"""What the engine tests drive an engine with."""
+"""Helpers that drive an engine in the engine tests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import psutil
 import pytest
 
 from rayvisor._backends.host.engine import Engine
+from rayvisor._backends.process import tree
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId, Prompt
 
 __all__ = ["REAL", "Result", "Served", "alive", "order"]
@@ -21,8 +21,8 @@ REAL = pytest.param(
     marks=[
         pytest.mark.engine,
         pytest.mark.timeout(900),
-        # What vLLM and torch warn of is not ours to mend. Known: vLLM leaves the ZMQ context of a start that
-        # failed to the garbage collector, and uses of torch what torch gives up.
+        # Warnings of vLLM and torch are not fixed here. Known: vLLM leaves the ZMQ context of a failed start
+        # to the garbage collector, and uses deprecated functions of torch.
         pytest.mark.filterwarnings(
             "default",
             "ignore:Unclosed context:ResourceWarning",
@@ -30,7 +30,7 @@ REAL = pytest.param(
         ),
     ],
 )
-"""The real kind of engine."""
+"""Parameter of the real engine."""
 
 _numbers = count()
 
@@ -38,7 +38,7 @@ _numbers = count()
 def order(
     prompt: Prompt, delivered: tuple[int, ...] = (), characters: int = 0, **params: Any
 ) -> GenerateCommand:
-    """Make an order with a name of its own; greedy unless told otherwise."""
+    """Make a command with a unique request name; greedy unless ``params`` say otherwise."""
     return GenerateCommand(
         f"request-{next(_numbers)}", 1, prompt, {"temperature": 0.0, **params}, delivered, characters
     )
@@ -46,7 +46,7 @@ def order(
 
 @dataclass
 class Result:
-    """What came of one order."""
+    """The output of one request."""
 
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Result:
 
 
 class Served:
-    """One engine that serves, started again when it has been ended."""
+    """One running engine; it is started again after a test has stopped it."""
 
     def __init__(self, kind: str, make: Callable[[], Engine]) -> None:
         self.kind = kind
@@ -107,13 +107,5 @@ class Served:
 
 
 def alive(processes: tuple[ProcessId, ...]) -> list[ProcessId]:
-    """Those of some processes that run still."""
-    found = []
-    for process in processes:
-        try:
-            now = psutil.Process(process.pid)
-            if abs(now.create_time() - process.start_time) < 1 and now.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    """Return those of the processes that still run."""
+    return [process for process in processes if tree.alive(process)]

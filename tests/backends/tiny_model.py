@@ -1,13 +1,13 @@
-"""A tiny random Llama on disk, made here: two layers, 64 wide, a token for each byte.
+"""A tiny random Llama on disk: two layers, 64 wide, one token for each byte.
 
-Each byte is a token, so that a character of several bytes is split between tokens. The weights are
-random, from a fixed seed: such a model shows every mistake in sampling and in carrying a text on, which
-a trained one, sure of its next token, would hide.
+Each byte is a token, so that a character of several bytes is split between tokens. The weights are random,
+from a fixed seed. Such a model reveals every mistake in sampling and in continuing a text; a trained one,
+which is sure of its next token, would hide them.
 
     from tests.backends.tiny_model import make_tiny_model
     path = make_tiny_model(folder)
 
-Needs torch and transformers, which an engine extra brings; nothing is downloaded.
+It needs torch and transformers, which come with an engine extra. It downloads nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _CHAT = (
 
 
 def byte_tokens(text: str) -> list[int]:
-    """Token ids of a text: its bytes."""
+    """Return the token ids of a text: its bytes."""
     return list(text.encode())
 
 
 def make_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Save the model below ``folder``, or find it there as this version makes it, and give its path."""
+    """Return the path of the model below ``folder``; create it unless this version of it exists."""
     version = zlib.crc32(Path(__file__).read_bytes())
     path = folder / f"tiny-llama-{seed}-{version:08x}"
     if (path / "config.json").exists():
@@ -71,13 +71,13 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     unfinished = Path(tempfile.mkdtemp(prefix=".tiny-llama-", dir=folder))
     model.save_pretrained(unfinished)
     wrapped.save_pretrained(unfinished)
-    with contextlib.suppress(OSError):  # somebody else has made it meanwhile
+    with contextlib.suppress(OSError):  # another process has created it meanwhile
         unfinished.rename(path)
     return path
 
 
 def _byte_characters() -> dict[int, str]:
-    """Printable stand-in of each byte, as GPT-2's byte-level tokenizers have it."""
+    """Return the printable character for each byte, as in GPT-2's byte-level tokenizer."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

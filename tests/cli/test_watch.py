@@ -25,9 +25,9 @@ from rich.console import Console
 
 import rayvisor as rv
 from rayvisor.cli import main
-from rayvisor.cli._watch.known import Known, Told
 from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
+from rayvisor.cli._watch.tree_state import TreeState, Update
 
 COMMAND = [sys.executable, "-c", "from rayvisor.cli import main; main()", "status", "--watch"]
 NOW = 1_000_000.0
@@ -60,31 +60,31 @@ def fault(**more: Any) -> dict[str, Any]:
     }
 
 
-def tree(*children: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Told:
+def tree(*children: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Update:
     root = node("", "RUNNING", kind="supervisor", incarnation=0, restarts=[1, 3, 900.0])
     nodes = [root, *children]
     order = [each["path"] for each in nodes]
     run = {"over": False}
-    return Told(
+    return Update(
         "state", {"now": NOW, "full": True, "run": run, "order": order, "nodes": nodes, "faults": faults}
     )
 
 
-def change(*nodes: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Told:
-    return Told("state", {"now": NOW, "full": False, "nodes": nodes, "faults": faults})
+def change(*nodes: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Update:
+    return Update("state", {"now": NOW, "full": False, "nodes": nodes, "faults": faults})
 
 
 POOL = {"waiting": 2, "in_flight": 3, "finished": 7, "failed": 1, "replayed": 4, "tokens": 900, "rate": 81.5}
 
 
-def known(*told: Told, path: str = "") -> Known:
-    made = Known(path, lambda: NOW)
+def known(*told: Update, path: str = "") -> TreeState:
+    made = TreeState(path, lambda: NOW)
     for each in told:
         made.take(each)
     return made
 
 
-def drawn(of: Known, width: int = 120, height: int = 30, **options: Any) -> list[str]:
+def drawn(of: TreeState, width: int = 120, height: int = 30, **options: Any) -> list[str]:
     text = io.StringIO()
     Console(file=text, width=width, height=height, color_system=None).print(
         picture(of, width, height, **options)
@@ -108,7 +108,7 @@ def test_the_picture_has_the_facts_of_the_live_page() -> None:
     assert "FATAL llm/1 #1 OSError: full" in lines[-2]
     assert "decided: restart after 6.00 s (one_for_one; 1 of 5 restarts used)" in lines[-1]
     again = fault(recovered=1.5)
-    assert "well again after 1.5 s" in drawn(known(tree(pool, waiting, faults=(again,))))[-1]
+    assert "recovered after 1.5 s" in drawn(known(tree(pool, waiting, faults=(again,))))[-1]
 
 
 @pytest.mark.parametrize("height", [8, 20, 60])
@@ -125,13 +125,13 @@ def test_the_picture_fits_and_shows_first_who_is_not_well(width: int, height: in
 
 def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
     of = known(tree(node("a")))
-    of.take(Told("lost", why="nobody listens there any more"))
-    assert "cannot be seen since" in drawn(of)[0]
+    of.take(Update("lost", why="nobody listens there any more"))
+    assert "no connection since" in drawn(of)[0]
     assert "nobody listens there any more" in drawn(of)[0]
-    of.take(Told("there"))
+    of.take(Update("there"))
     assert "RUNNING  up 1 min 1 s  live" in drawn(of)[0]
-    of.take(Told("over"))
-    of.take(Told("lost", why="no tree runs here"))
+    of.take(Update("over"))
+    of.take(Update("lost", why="no tree runs here"))
     assert "the tree has ended" in drawn(of)[0]
     assert any("SERVING" in line for line in drawn(of))
     of.take(tree(node("b")))
@@ -141,12 +141,12 @@ def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
 
 def test_of_a_tree_that_is_not_seen_the_times_stand_still() -> None:
     clock = [NOW]
-    of = Known("", lambda: clock[0])
+    of = TreeState("", lambda: clock[0])
     of.take(tree(node("a")))
-    of.take(Told("lost", why="no answer within 12 s"))
+    of.take(Update("lost", why="no answer within 12 s"))
     clock[0] += 60.0
     assert any("1 min 1 s" in line for line in drawn(of))
-    of.take(Told("there"))
+    of.take(Update("there"))
     assert any("2 min 1 s" in line for line in drawn(of))
 
 
@@ -165,7 +165,7 @@ def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
     of = known()
     lines = Lines(of)
 
-    def news(told: Told) -> list[str]:
+    def news(told: Update) -> list[str]:
         of.take(told)
         return [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in lines.news()]
 
@@ -179,12 +179,22 @@ def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
         "a #1           RESTARTING.BACKOFF (fault, starts again in 6.0 s)",
     ]
     assert news(change(down)) == []
-    assert news(change(faults=(fault(child="a", recovered=2.0),))) == [
-        "a #1           well again after 2.0 s"
-    ]
-    assert "has ended" in news(Told("over"))[0]
-    assert news(Told("lost", why="no tree runs here")) == []
+    assert news(change(faults=(fault(child="a", recovered=2.0),))) == ["a #1           recovered after 2.0 s"]
+    assert "has ended" in news(Update("over"))[0]
+    assert news(Update("lost", why="no tree runs here")) == []
     assert [line.split()[0] for line in news(tree(node("b")))] == ["tree", "NAME", "tree", "b"]
+
+
+def test_steps_within_one_millisecond_are_all_said() -> None:
+    up = ["ALIVE.SERVING", "started", 1, NOW - 9.0]
+    stopped = ["DEAD.STOPPED", "stopped", 1, NOW]
+    again = [["RESTARTING.STARTING", "start", 2, NOW], ["ALIVE.SERVING", "started", 2, NOW]]
+    of = known(tree(node("a", steps=[up])))
+    lines = Lines(of)
+    assert len(list(lines.news())) == 3
+    for steps, new in (([up, stopped], [stopped]), ([up, stopped, *again], again), ([stopped, *again], [])):
+        of.take(change(node("a", steps=steps)))
+        assert [line.split()[-2:] for line in lines.news()] == [[step[0], f"({step[1]})"] for step in new]
 
 
 def test_of_a_path_only_what_is_below_it_is_shown() -> None:
@@ -196,7 +206,7 @@ def test_of_a_path_only_what_is_below_it_is_shown() -> None:
     assert [each["id"] for each in of.faults] == [1]
     assert not of.has_lost_path()
     of.take(tree(node("x")))
-    assert "llm is not in the tree now; there are: x" in "\n".join(drawn(of))
+    assert "llm is not in the tree now; its children are: x" in "\n".join(drawn(of))
 
 
 # --- the command --------------------------------------------------------------------------------

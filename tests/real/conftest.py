@@ -1,4 +1,4 @@
-"""One real vLLM engine under a supervisor on a real Ray, for all tests of a module in this folder."""
+"""One real vLLM engine under a supervisor on a real Ray cluster, for all tests of a module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARGUMENTS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def supervisor(random_model: Path, cluster_address: str) -> AsyncIterator[rv.Supervisor]:
-    """A running tree with the pool ``llm`` of one real engine."""
+    """A running supervisor with the pool ``llm`` of one real engine."""
     assert cluster_address
     spec = rv.SupervisorSpec(
         children=[
@@ -39,7 +39,7 @@ async def supervisor(random_model: Path, cluster_address: str) -> AsyncIterator[
     up, done = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
-        # One task enters and leaves: a fixture's two halves run in different ones.
+        # One task enters and exits the supervisor; the two halves of a fixture run in different tasks.
         async with supervisor:
             up.set()
             await done.wait()

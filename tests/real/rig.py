@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayvisor._backends.vllm.engine import VllmEngine
 from rayvisor._backends.vllm.rehearsal import WORKER, RehearsalEngine
+from rayvisor._backends.vllm.vllm_engine import VllmEngine
 
 __all__ = ["TolerantEngine"]
 
 
 class TolerantEngine(RehearsalEngine):
-    """A vLLM engine with fault tolerance; its second incarnation and those after it are without."""
+    """A vLLM engine with fault tolerance in its first incarnation only."""
 
     def _configure(self) -> Any:
         if self._incarnation == 1:

@@ -1,4 +1,4 @@
-"""A kill at an exact token of each stream: what the pool gets of the first incarnation is cut there."""
+"""A kill at an exact token of each stream: the pool receives no later output of the first incarnation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Row:
     Parameters
     ----------
     name
-        What it is about.
+        Its name.
     prompt, params
         The request.
     cut
-        After this many tokens of each sample the engine is as good as dead for it.
+        The pool receives this many tokens of each sample, or a few less, before the fault.
     lose_finish
-        Deliver everything but the finish; ``cut`` is not looked at.
+        Deliver everything but the finish reason; ``cut`` is ignored.
     """
 
     name: str
@@ -37,22 +37,22 @@ class Row:
 
 @dataclass
 class Seams:
-    """Stands between an engine and its pool, and drops what comes after each row's cut.
+    """Drops the output of an engine after the cut of each row, before its pool receives it.
 
-    Only for the incarnation ``until``: what a later one sends passes untouched.
+    Output of incarnations after ``until`` passes unchanged.
     """
 
     pool: PoolRuntime
     until: int
     cuts: dict[str, Row] = field(default_factory=dict)
-    """By request."""
+    """Rows by request."""
     got: dict[str, int] = field(default_factory=dict)
-    """Tokens let through, by sample."""
+    """Number of delivered tokens, by sample."""
     cut: set[str] = field(default_factory=set)
     """Samples that have reached their cut."""
 
     def install(self) -> Callable[[], None]:
-        """Begin; the function that is returned takes it out again."""
+        """Begin to drop output. Return a function that ends this."""
         plain = self.pool.items
 
         def items(child: str, incarnation: int, items: Sequence[HostItem]) -> None:

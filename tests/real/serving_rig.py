@@ -1,6 +1,6 @@
-"""vLLM's own fault tolerance on the CPU, in ``vllm serve``: loaded into its processes as a plugin of vLLM's.
+"""vLLM's own fault tolerance on the CPU, in ``vllm serve``; its processes load it as a plugin of vLLM.
 
-As in ``rig.py``, the switch is set after the arguments have been checked.
+As in ``rig.py``, the switch is set after the arguments have been validated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Make an installed plugin of this module, below ``folder``; the environment that has it found."""
+    """Install this module as a plugin below ``folder``. Return the environment in which vLLM finds it."""
     described = folder / "rayvisor_serving_rig-1.dist-info"
     described.mkdir(parents=True)
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: rayvisor-serving-rig\nVersion: 1\n")
@@ -27,18 +27,18 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def register() -> None:
-    """Have vLLM make its configuration with fault tolerance."""
+    """Make vLLM create its configuration with fault tolerance."""
     from vllm.engine.arg_utils import EngineArgs
 
-    made = EngineArgs.create_engine_config
+    original = EngineArgs.create_engine_config
 
-    def make(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.enable_fault_tolerance = False
-        config = made(self, *args, **kwargs)
+        config = original(self, *args, **kwargs)
         parallel = config.parallel_config
         parallel.enable_fault_tolerance = True
         parallel.all2all_backend = "nixl_ep"
         parallel.fault_tolerance_config.engine_recovery_timeout_sec = 60
         return config
 
-    EngineArgs.create_engine_config = make
+    EngineArgs.create_engine_config = create_engine_config

@@ -1,4 +1,4 @@
-"""vLLM's own fault-tolerance code, told what to do in a running tree: one real engine for all of it."""
+"""vLLM's own fault tolerance in a running tree, with one real engine for the whole test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.real.conftest import ARGUMENTS
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("default"),  # what vLLM and torch warn of
+    pytest.mark.filterwarnings("default"),  # warnings of vLLM and torch
 ]
 
 PROMPTS = [f"Once upon a time, {number}" for number in range(4)]
@@ -29,7 +29,7 @@ SERVING = "ALIVE.SERVING"
 
 
 class Armoury:
-    """A gate that lets everything through, and keeps the way to the engine."""
+    """A readiness gate that accepts every engine, and keeps its handle."""
 
     async def keep(self, gate: rv.Gate) -> None:
         self.gate = gate
@@ -78,7 +78,7 @@ async def read_over_a_fault(sup: rv.Supervisor, armoury: Armoury, message: str) 
         for prompt in PROMPTS:
             tasks.start_soon(read, sup, texts, prompt)
         with anyio.fail_after(120):
-            while sup["llm"].stats().tokens < before + 40:  # noqa: ASYNC110 - there is nothing to wait on
+            while sup["llm"].stats().tokens < before + 40:  # noqa: ASYNC110 - a pool has no event for its tokens
                 await anyio.sleep(0.002)
         await armoury.arm(message)
     return texts
@@ -100,14 +100,14 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
         assert await read_over_a_fault(sup, armoury, "the first") == expected
         await wait_for_state(sup, "llm/1", SERVING, incarnation=1, timeout=60)
 
-        # There is one recovery in this period: the next fault has it restarted.
+        # One recovery is allowed in this period: the next fault restarts the engine.
         assert await read_over_a_fault(sup, armoury, "the second") == expected
         await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=600)
         info = sup.engine_info("llm/1")
         assert info is not None
         assert info.instructions == ()
 
-        # The second incarnation is without fault tolerance: an exception ends it.
+        # The second incarnation has no fault tolerance: an exception ends it.
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read, sup, {}, PROMPTS[0])
             await armoury.arm("the third")
@@ -127,5 +127,5 @@ async def test_vllm_s_own_faults_are_retried_in_place_then_restarted_and_no_toke
     paused = next(x.at for x in moves if x.event == "unhealthy")
     served = next(x.at for x in moves if x.event == "recovered")
     record_property("retry_in_place_ms", round((served - paused) * 1000.0, 1))
-    print(f"status seen to serving again: {(served - paused) * 1000.0:.1f} ms")  # noqa: T201 - a figure
-    assert served - paused < 1.0  # a tenth of that, where nothing else wants the cores
+    print(f"status seen to serving again: {(served - paused) * 1000.0:.1f} ms")  # noqa: T201 - a measurement
+    assert served - paused < 1.0  # about 0.1 s on an idle machine

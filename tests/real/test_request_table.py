@@ -1,6 +1,6 @@
-"""Every row of the request table on the real engine: killed at an exact token, and compared with no fault.
+"""Every row of the request table on the real engine: killed at an exact token, compared with a run without.
 
-The model has random weights: a trained one is sure of its next token and would hide every mistake.
+The model has random weights: a trained one is sure of its next token and would hide mistakes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAMPLED = {"temperature": 0.9, "max_tokens": 40}
 
 
 def forced(text: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters under which the model says ``text``, whatever its weights."""
+    """Return parameters with which the model generates ``text``, whatever its weights."""
     return {"structured_outputs": {"choice": [text]}, "max_tokens": len(text.encode()) + 4, **extra}
 
 
@@ -137,7 +137,7 @@ ROWS = [*PREFIX, *AGAIN, *FINISH_LOST]
 
 @dataclass
 class Read:
-    """One row as its reader got it, and the same request without a fault."""
+    """One row as its reader received it, and the same request without a fault."""
 
     row: Row
     chunks: list[GenerationChunk]
@@ -161,7 +161,7 @@ async def _plain(pool: rv.EnginePool, row: Row, killed: Completion) -> Completio
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def reads(supervisor: rv.Supervisor) -> dict[str, Read]:
-    """All rows at once: one kill, one recovery, then each again without a fault."""
+    """Run all rows concurrently with one kill and one recovery, then each again without a fault."""
     pool = supervisor.pool("llm")
     child = (await supervisor.which_children("llm"))[0]
     seams = Seams(pool._runtime, until=child.incarnation)
@@ -298,10 +298,10 @@ async def test_leaving_the_loop_aborts_in_the_engine_within_a_second(supervisor:
     async for chunk in pool.generate(PROMPT, {"temperature": 0.0, "max_tokens": 200, "ignore_eos": True}):
         if chunk.token_ids:
             break
-    async with asyncio.timeout(20):  # a second, on a machine that has nothing else to do
-        while pool.stats().in_flight:  # noqa: ASYNC110 - a pool has no event for it
+    async with asyncio.timeout(20):  # a second on an idle machine
+        while pool.stats().in_flight:  # noqa: ASYNC110 - a pool has no event for its end
             await asyncio.sleep(0.01)
-    # Whatever else the engine sends is late: the abort reached it before its 200 tokens.
+    # The abort has reached the engine before its 200 tokens.
     assert pool.stats().tokens - tokens < 200
 
 
@@ -316,7 +316,7 @@ async def test_generate_many_answers_in_the_order_of_its_prompts(supervisor: rv.
     assert completions[17].token_ids == alone.token_ids
 
 
-# --- the last one, since what comes after it waits for another engine ---------------------------------
+# --- the last test, since any later one would wait for another engine ---------------------------------
 
 
 async def test_engine_core_and_worker_are_gone_within_seconds_of_their_hosts_sigkill(
@@ -332,8 +332,8 @@ async def test_engine_core_and_worker_are_gone_within_seconds_of_their_hosts_sig
     began = time.monotonic()
     os.kill(processes["host"].pid, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while any(alive(process) for process in processes.values()):  # noqa: ASYNC110 - other processes
+        while any(alive(process) for process in processes.values()):  # noqa: ASYNC110 - the processes are no children of this one
             await asyncio.sleep(0.01)
-        assert time.monotonic() - began < 20  # on a machine that is busy with other things
+        assert time.monotonic() - began < 20  # on a busy machine
         fault = await anext(record.fault async for record in watch if isinstance(record, r.FaultSeen))
     assert (fault.child, fault.fault_class) == ("llm/1", rv.FaultClass.FATAL)

@@ -18,7 +18,7 @@ from rayvisor._runtime.broadcaster import RecordBroadcaster
 from rayvisor._runtime.lifecycle import LifecycleMachine
 from rayvisor._runtime.loop import Runtime
 from rayvisor._runtime.reporting import EventReporter
-from rayvisor.faults import Cause, Ending, Exit
+from rayvisor.faults import Cause, Exit, Termination
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 from statecharts.lifecycles import CHARTS
 from tests.waiting import until
@@ -50,18 +50,18 @@ class ScriptedIncarnation:
         self.incarnation = incarnation
         self.name = f"{child}#{incarnation}"
         self.dead = anyio.Event()
-        self.ending = Ending(causes=(Cause("Crash", self.name),))
+        self.ending = Termination(causes=(Cause("Crash", self.name),))
 
     def die(self, *causes: str, **facts: Any) -> None:
         if causes:
-            self.ending = Ending(causes=tuple(Cause("Crash", cause) for cause in causes), **facts)
+            self.ending = Termination(causes=tuple(Cause("Crash", cause) for cause in causes), **facts)
         self.dead.set()
 
     async def start(self) -> None:
         self.backend.diary.append(f"start {self.name}")
         await self.backend.start(self)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         await self.dead.wait()
         return self.ending
 
@@ -140,9 +140,9 @@ class _Recording(RecordBroadcaster):
         super().__init__(time.monotonic)
         self.records: list[r.Record] = []
 
-    def tell(self, record: r.Record) -> None:
+    def publish(self, record: r.Record) -> None:
         self.records.append(record)
-        super().tell(record)
+        super().publish(record)
 
 
 def children(*ids: str, **options: Any) -> list[ChildSpec]:

@@ -14,10 +14,10 @@ def record(number: int) -> Record:
 
 async def test_a_watcher_sees_what_is_told_from_then_on_and_the_end() -> None:
     broadcaster = RecordBroadcaster(lambda: 0.0)
-    broadcaster.tell(record(0))
+    broadcaster.publish(record(0))
     watch = broadcaster.watch()
     for number in (1, 2):
-        broadcaster.tell(record(number))
+        broadcaster.publish(record(number))
     broadcaster.close()
     assert [each async for each in watch] == [record(1), record(2)]
     assert [each async for each in broadcaster.watch()] == []
@@ -27,11 +27,11 @@ async def test_a_slow_watcher_is_told_how_much_it_missed_in_the_place_of_what_is
     broadcaster = RecordBroadcaster(lambda: 7.0, limit=3)
     watch = broadcaster.watch()
     for number in range(5):
-        broadcaster.tell(record(number))
+        broadcaster.publish(record(number))
     assert await anext(watch) == RecordsMissed(at=7.0, count=2)
     assert await anext(watch) == record(2)
     for number in range(5, 8):
-        broadcaster.tell(record(number))
+        broadcaster.publish(record(number))
     broadcaster.close()
     missed = RecordsMissed(at=7.0, count=2)
     assert [each async for each in watch] == [missed, record(5), record(6), record(7)]
@@ -48,7 +48,7 @@ async def test_a_watcher_waits_for_the_next_record() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
         await anyio.wait_all_tasks_blocked()
-        broadcaster.tell(record(1))
+        broadcaster.publish(record(1))
         await anyio.wait_all_tasks_blocked()
         assert seen == []  # the comprehension ends with the watch
         broadcaster.close()
@@ -58,7 +58,7 @@ async def test_a_watcher_waits_for_the_next_record() -> None:
 async def test_a_watch_that_nobody_holds_is_forgotten() -> None:
     broadcaster = RecordBroadcaster(lambda: 0.0)
     watch = broadcaster.watch()
-    assert len(broadcaster._watches) == 1
+    assert len(broadcaster._streams) == 1
     del watch
     gc.collect()
-    assert len(broadcaster._watches) == 0
+    assert len(broadcaster._streams) == 0

@@ -13,8 +13,9 @@ import pytest
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime import deadlines, incarnations
+from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
-from rayvisor.faults import Cause, Ending, FaultClass
+from rayvisor.faults import Cause, FaultClass, Termination
 from rayvisor.specs import ChildSpec, Shutdown
 from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children, play
 
@@ -359,6 +360,25 @@ async def test_a_failing_start_is_permanent_unless_the_configuration_has_served(
         assert stage.seen(r.FaultSeen)[-1].fault.fault_class is expected
 
 
+async def test_a_failing_start_that_its_backend_knows_to_be_permanent_is_so_whatever_has_served() -> None:
+    taken = Termination(causes=(Cause("PortTakenError", "port 8000 is taken"),), permanent=True)
+
+    async def fail(carrier: ScriptedIncarnation) -> None:
+        if carrier.incarnation == 2:
+            raise StartRefusedError(taken)
+
+    backend = ScriptedBackend(start=fail)
+    async with play(*children("a"), backend=backend, flags={"intensity": 9}) as stage:
+        await stage.up()
+        backend.carriers["a#1"].die()
+        with anyio.fail_after(60):
+            await stage.runtime.over.wait()
+        crash, last = (record.fault for record in stage.seen(r.FaultSeen))
+        assert (crash.fault_class, last.fault_class) == (FaultClass.FATAL, FaultClass.PERMANENT)
+        assert str(last.root) == "PortTakenError: port 8000 is taken"
+        assert "start a#3" not in backend.diary
+
+
 async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve() -> None:
     async def fail(carrier: ScriptedIncarnation) -> None:
         if carrier.name == "b#1":
@@ -415,7 +435,7 @@ async def test_a_crash_that_its_backend_calls_intended_is_no_fault() -> None:
     backend = ScriptedBackend()
     async with play(*children("a", restart="transient"), backend=backend) as stage:
         await stage.up()
-        backend.carriers["a#1"].ending = Ending(causes=(Cause("Returned", ""),), intended=True)
+        backend.carriers["a#1"].ending = Termination(causes=(Cause("Returned", ""),), intended=True)
         backend.carriers["a#1"].dead.set()
         await stage.until(lambda: stage.at("a") == "COMPLETED")
         assert stage.seen(r.FaultSeen) == []

@@ -114,7 +114,7 @@ async def test_a_child_that_is_cancelled_from_elsewhere_has_crashed() -> None:
         seen[0].cancel()
         await reaches(sup, "a", "ALIVE.SERVING", 2)
     roots = [str(x.fault.root) async for x in watch if isinstance(x, r.FaultSeen)]
-    assert roots == ["Cancelled: the coroutine was cancelled from elsewhere"]
+    assert roots == ["Cancelled: the coroutine was cancelled by other code"]
 
 
 async def test_a_start_that_is_not_announced_in_time_fails() -> None:
@@ -130,7 +130,7 @@ async def test_a_start_that_ends_without_announcing_itself_fails() -> None:
     async def silent(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         del task_status
 
-    with pytest.raises(rv.StartFailedError, match="NeverStarted: the coroutine came to its end without"):
+    with pytest.raises(rv.StartFailedError, match="NeverStarted: the coroutine returned without"):
         await tree(rv.coroutine("a", silent)).__aenter__()
 
 
@@ -221,5 +221,5 @@ async def test_what_a_child_raises_while_it_is_ended_is_logged_and_changes_nothi
         await sup.terminate_child("a")
         assert await status(sup, "a") == ("DEAD.STOPPED", 1)
     assert [x async for x in watch if isinstance(x, r.FaultSeen)] == []
-    assert "end.otherwise" in caplog.text
+    assert "stop.raised" in caplog.text
     assert "ValueError: untidy" in caplog.text

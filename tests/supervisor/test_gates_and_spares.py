@@ -102,7 +102,7 @@ async def test_a_call_that_the_engine_refuses_is_a_public_error_that_begins_with
     (error,) = said
     assert isinstance(error, rv.CallError)
     assert (error.child, error.method) == ("llm/1", "fly")
-    root = "EngineError: the simulated engine is not asked for 'fly'"
+    root = "EngineError: the simulated engine has no method 'fly'"
     assert str(error) == f"{root}: 'llm/1' failed to carry out fly()"
     assert str(error.causes[-1]) == root
 
@@ -112,7 +112,7 @@ async def test_a_host_that_is_lost_is_a_public_error_for_the_hook() -> None:
         engines = sup._running.engines
         gate = rv.Gate("llm/1", 1, engines.ask)
         await wait_for_state(sup, "llm/1", SERVING, timeout=60)
-        link = engines._seats["llm/1"].link
+        link = engines._slots["llm/1"].link
         assert link is not None
         await link.end(30.0)
         with pytest.raises(rv.ChildUnavailableError, match=r"'llm/1' (was lost during fly|is not up as)"):

@@ -75,7 +75,7 @@ def tree(*children: rv.ChildSpec) -> rv.Supervisor:
 async def test_an_actor_is_called_killed_restarted_and_ended() -> None:
     async with tree(actor("counter", kwargs={"start": 10})) as sup:
         watch = sup.watch()
-        counter = sup["counter"]
+        counter = sup.actor("counter")
         assert await counter.call("add") == 11
         assert await counter.call("add", step=4) == 15
         given = {"timeout": 3, "idempotent": "no", "method": "GET"}

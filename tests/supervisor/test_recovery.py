@@ -132,7 +132,7 @@ async def test_a_rank_that_does_not_recover_has_the_group_restarted_over_the_fir
 ) -> None:
     texts, seen = await play(group(own, {}, recovery_timeout=0.8), fail_a_step, serving_again)
     assert texts == await without_a_fault()
-    assert ("llm/1", why) in [(x.child, x.why) for x in told(seen, r.RecoveryFailedError)]
+    assert ("llm/1", why) in [(x.child, x.why) for x in told(seen, r.RecoveryFailed)]
     assert [x.decision for x in told(seen, r.DecisionMade)] == ["in_place", "restart"]
     (fault,) = [x.fault for x in told(seen, r.FaultSeen)]
     assert str(fault.root) == "RuntimeError: a step was asked to fail"
@@ -147,7 +147,7 @@ async def test_no_acknowledgement_from_one_of_two_faulty_ranks_has_both_restarte
 
     texts, seen = await play(group({}, {"retry": "ignore"}, recovery_timeout=0.8), fail_both, serving_again)
     assert texts == await without_a_fault()
-    assert [x.child for x in told(seen, r.RecoveryFailedError)] == ["llm/2"]
+    assert [x.child for x in told(seen, r.RecoveryFailed)] == ["llm/2"]
     decisions = [x.decision for x in told(seen, r.DecisionMade)]
     assert decisions == ["in_place", "restart"]
     for child in ("llm/1", "llm/2"):
@@ -173,7 +173,7 @@ async def test_an_engine_that_says_it_is_dead_is_ended_at_once_and_not_when_its_
     (fault,) = [x.fault for x in told(seen, r.FaultSeen)]
     assert fault.fault_class is rv.FaultClass.FATAL
     assert str(fault.causes[0]) == "EngineDead: the engine says that it is dead: RuntimeError"
-    assert str(fault.root) == "RuntimeError: it was told to be dead"
+    assert str(fault.root) == "RuntimeError: declared dead by a signal"
     assert [x.decision for x in told(seen, r.DecisionMade)] == ["restart"]
 
 

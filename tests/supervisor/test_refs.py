@@ -10,8 +10,9 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor.blocking import BlockingRef
+from rayvisor.faults import Termination
 
 NAMES = {"timeout": 3, "idempotent": "no", "method": "GET", "self": 1, "path": "/", "args": (), "kwargs": {}}
 """Arguments of a user's method that share their names with options and parameters of `call`."""
@@ -32,7 +33,7 @@ class FakeActor:
         self.calls.append((method, tuple(args), dict(kwargs), timeout))
         if self.ends:
             self.ends -= 1
-            end = HostEnd(causes=(rv.Cause("ActorDiedError", "killed"),), unavailable=True)
+            end = Termination(causes=(rv.Cause("ActorDiedError", "killed"),), unavailable=True)
             raise HostGoneError("a", 1, end)
         return "answer"
 

@@ -92,7 +92,7 @@ async def slow() -> rv.SupervisorSpec:
         (raises, "ValueError: no plan"),
         (bad, "SpecError: intensity=-1"),
         (lambda: [forever], "SpecError: spec=.*it must be a SupervisorSpec"),
-        (slow, "StartTimeout: no spec was made within start_timeout=0.05 s"),
+        (slow, "StartTimeout: no spec was returned within start_timeout=0.05 s"),
     ],
 )
 async def test_a_function_that_makes_no_spec_is_a_failed_start(make: Any, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Who watches a supervisor: each has a bounded queue, and a slow one is told how much it missed."""
+"""Distributes records to watchers: each has a bounded queue, and a slow one learns how many it missed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RecordBroadcaster", "RecordStream"]
 
 
 class RecordStream(AsyncIterator[Record]):
-    """The records that one watcher has not read yet; who drops it watches no more."""
+    """The records that one watcher has not read yet. Dropping it ends the subscription."""
 
     def __init__(self, clock: Callable[[], float], limit: int) -> None:
         self._clock = clock
@@ -29,27 +29,27 @@ class RecordStream(AsyncIterator[Record]):
         self._over = False
 
     def put(self, record: Record) -> bool:
-        """Add a record; of a full queue the oldest one goes, and is counted. Tells whether one went."""
+        """Add a record; return whether the queue was full, and the oldest record was dropped and counted."""
         full = len(self._records) == self._records.maxlen
         self._missed += full
         self._records.append(record)
-        self._tell()
+        self._notify()
         return full
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """End the stream: nothing more is added."""
         self._over = True
-        self._tell()
+        self._notify()
 
     def rest(self) -> list[Record]:
-        """Take what is there and has not been read."""
+        """Return the records that have not been read, and remove them."""
         missed: list[Record] = [RecordsMissed(at=self._clock(), count=self._missed)] if self._missed else []
         records = [*missed, *self._records]
         self._records.clear()
         self._missed = 0
         return records
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._arrived is not None:
             self._arrived.set()
 
@@ -66,41 +66,41 @@ class RecordStream(AsyncIterator[Record]):
 
 
 class RecordBroadcaster:
-    """Hands records to everyone who watches."""
+    """Distributes records to every watcher."""
 
     def __init__(self, clock: Callable[[], float], limit: int = 10_000) -> None:
         self._clock = clock
         self._limit = limit
-        self._watches: WeakSet[RecordStream] = WeakSet()
+        self._streams: WeakSet[RecordStream] = WeakSet()
         self._over = False
         self._sinks: list[Callable[[Record], None]] = []
         self.missed = 0
-        """How many records watchers did not get."""
+        """How many records were dropped from full queues."""
 
-    def tell(self, record: Record) -> None:
-        """Give a record to every watcher."""
-        for watch in self._watches:
-            self.missed += watch.put(record)
+    def publish(self, record: Record) -> None:
+        """Add a record to the queue of every watcher, and call every sink with it."""
+        for stream in self._streams:
+            self.missed += stream.put(record)
         for sink in self._sinks:
             sink(record)
 
     def attach(self, sink: Callable[[Record], None]) -> None:
-        """Have ``sink`` called with every record from now on; it must neither wait nor raise."""
+        """Call ``sink`` with every record from now on; it must neither block nor raise."""
         self._sinks.append(sink)
 
     def close(self) -> None:
-        """End every watch once it has read what is there."""
+        """End every stream after the records that are in its queue."""
         self._over = True
-        for watch in self._watches:
-            watch.end()
+        for stream in self._streams:
+            stream.end()
 
     def watch(self) -> RecordStream:
-        """Watch from now on: records told before the first one is asked for are kept as well."""
-        watch = RecordStream(self._clock, self._limit)
+        """Return a stream of all records from now on, also of those before the first one is read."""
+        stream = RecordStream(self._clock, self._limit)
         if self._over:
-            watch.end()
-        self._watches.add(watch)
-        return watch
+            stream.end()
+        self._streams.add(stream)
+        return stream
 
 
 shown_as("rayvisor", RecordStream)

@@ -1,4 +1,4 @@
-"""Deadlines that hold, whatever is being waited for."""
+"""Timeouts that hold whatever is awaited."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["bounded", "outlast"]
 T = TypeVar("T")
 
 UNWIND_SECONDS = 1.0
-"""How long a call that was cancelled may take to clean up before it is left to itself."""
+"""How long a call that was cancelled may take to clean up before it is abandoned."""
 
 
 async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: float, name: str) -> T:
-    """Await a call for at most so many seconds, even one that ignores its cancellation.
+    """Await a call, giving up after ``seconds`` even if it ignores cancellation.
 
     Parameters
     ----------
     tasks
-        Owner of the call's task: it waits for one that is still there when everything else has ended.
+        Owner of the call's task: at its end it waits for a task that still runs.
     call
-        Makes what is awaited.
+        Returns the awaitable.
     seconds
-        How long; ``math.inf`` waits for ever.
+        The timeout; ``math.inf`` for none.
     name
-        Of the task.
+        Name of the task.
 
     Raises
     ------
     TimeoutError
-        It was not done by then.
+        It was not done in that time.
     """
     over = anyio.Event()
     results: list[T] = []
@@ -44,7 +44,7 @@ async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: f
         try:
             with scope:
                 results.append(await call())
-        except Exception as error:  # noqa: BLE001 - raised below, at who waits
+        except Exception as error:  # noqa: BLE001 - raised below, in the task that waits
             errors.append(error)
         finally:
             over.set()
@@ -66,19 +66,19 @@ async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: f
 
 
 async def outlast(event: anyio.Event, cancelled: Callable[[], object] = lambda: None) -> BaseException | None:
-    """Wait for an event, whatever is being cancelled around it.
+    """Wait for an event, even if the waiting task is cancelled.
 
     Parameters
     ----------
     event
-        Who calls sees to it that it is set.
+        The caller makes sure that it is set.
     cancelled
-        Called at each cancellation from outside.
+        Called at each cancellation.
 
     Returns
     -------
     BaseException | None
-        The last cancellation that came meanwhile: raise it when everything is done.
+        The last cancellation that came meanwhile, to be raised when everything is done.
     """
     pending: BaseException | None = None
     # Shielded from scopes around it; a task's own cancel() reaches it all the same, hence the loop.

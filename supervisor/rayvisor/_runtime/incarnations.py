@@ -9,6 +9,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,7 +30,7 @@ from rayvisor._runtime.deadlines import bounded
 from rayvisor._runtime.incarnation import ChildRecord, Run
 from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.served_starts import ServedStarts
-from rayvisor.faults import KILLED, SHUTDOWN, Cause, Ending, Fault, classify, crashed
+from rayvisor.faults import KILLED, SHUTDOWN, Cause, Fault, Termination, classify, crashed
 from rayvisor.specs import Shutdown
 
 if TYPE_CHECKING:
@@ -193,9 +194,9 @@ class IncarnationManager:
         except StartIgnored:
             self._post(m.Ignored(effect.child, effect.incarnation))
         except StartRefusedError as refused:
-            self._failed(record, run, effect, refused.ending)
+            self._failed(record, run, effect, refused.termination)
         except Exception as error:  # noqa: BLE001 - whatever a backend raises is reported to the core
-            self._failed(record, run, effect, _ending_of(error, overdue=isinstance(error, TimeoutError)))
+            self._failed(record, run, effect, _termination_of(error, overdue=isinstance(error, TimeoutError)))
         else:
             if spec is not None:
                 return m.Prepared(effect.child, effect.incarnation, spec)
@@ -203,11 +204,11 @@ class IncarnationManager:
         return None
 
     @staticmethod
-    async def _await_end(run: Run) -> Ending:
+    async def _await_end(run: Run) -> Termination:
         try:
-            return await run.incarnation.ended() if run.incarnation is not None else Ending(causes=())
+            return await run.incarnation.ended() if run.incarnation is not None else Termination(causes=())
         except Exception as error:  # noqa: BLE001 - as above
-            return _ending_of(error)
+            return _termination_of(error)
 
     async def _enforce_start_timeout(self, record: ChildRecord, run: Run, effect: m.Start) -> None:
         """Give up a start whose incarnation does not enforce its timeout."""
@@ -219,9 +220,9 @@ class IncarnationManager:
             return
         run.scope.cancel()
         why = f"not up within start_timeout={timeout:g} s, and it did not give up by itself"
-        self._failed(record, run, effect, Ending(causes=(Cause("StartTimeout", why),), overdue=True))
+        self._failed(record, run, effect, Termination(causes=(Cause("StartTimeout", why),), overdue=True))
 
-    def _failed(self, record: ChildRecord, run: Run, effect: m.Start, ending: Ending) -> None:
+    def _failed(self, record: ChildRecord, run: Run, effect: m.Start, ending: Termination) -> None:
         if run.settled.is_set():
             return  # it has been given up before
         run.settled.set()
@@ -230,21 +231,12 @@ class IncarnationManager:
 
     # --- faults ---------------------------------------------------------------------------------
 
-    def _exit(self, record: ChildRecord, incarnation: int, ending: Ending, *, starting: bool) -> Exit:
+    def _exit(self, record: ChildRecord, incarnation: int, ending: Termination, *, starting: bool) -> Exit:
         """Turn a backend's report of an end into a fault record, and report the fault."""
-        fault = Fault(
-            child=record.child,
-            incarnation=incarnation,
-            at=time.monotonic(),
-            source=ending.source,
-            fault_class=classify(ending, starting=starting, served=starting and self._has_served(record)),
-            causes=ending.causes,
-            traceback=ending.traceback,
-            exit_code=ending.exit_code,
-            signal=ending.signal,
-            node=ending.node,
-            log_file=ending.log_file,
-            phase=ending.phase or ("starting" if starting else "serving"),
+        fault_class = classify(ending, starting=starting, served=starting and self._has_served(record))
+        phase = ending.phase or ("starting" if starting else "serving")
+        fault = replace(ending, phase=phase).as_fault(
+            child=record.child, incarnation=incarnation, at=time.monotonic(), fault_class=fault_class
         )
         if not ending.intended:
             record.faults[incarnation] = fault
@@ -271,7 +263,7 @@ class IncarnationManager:
 
     # --- ends -----------------------------------------------------------------------------------
 
-    def condemn(self, child: str, incarnation: int, ending: Ending) -> None:
+    def condemn(self, child: str, incarnation: int, ending: Termination) -> None:
         """Have an incarnation that runs, but cannot be used, ended as if it had failed."""
         record = self._records.get(child)
         if record is not None and incarnation in record.runs:
@@ -362,7 +354,7 @@ class IncarnationManager:
                 self._reporter.not_recovered(effect, str(error))
                 fault = self.fault(effect.child, effect.incarnation)
             else:
-                ending = _ending_of(error, overdue=isinstance(error, TimeoutError))
+                ending = _termination_of(error, overdue=isinstance(error, TimeoutError))
                 fault = self._exit(
                     self._record(effect.child), effect.incarnation, ending, starting=False
                 ).fault
@@ -429,9 +421,9 @@ def _kill(incarnation: Incarnation) -> Awaitable[bool]:
     return incarnation.stop(Shutdown.BRUTAL_KILL, "killed")
 
 
-def _ending_of(error: Exception, *, overdue: bool = False) -> Ending:
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in plain_causes(error)),
+def _termination_of(error: Exception, *, overdue: bool = False) -> Termination:
+    return Termination(
+        causes=plain_causes(error),
         traceback="".join(traceback.format_exception(error)),
         overdue=overdue,
     )
@@ -441,6 +433,6 @@ def _create_incarnation(backend: ChildBackend | None, effect: m.Start) -> Incarn
     if backend is None:
         kind = getattr(effect.spec.start, "kind", "")
         raise StartRefusedError(
-            Ending(causes=(Cause("UnknownKind", f"no backend runs children of kind={kind!r}"),))
+            Termination(causes=(Cause("UnknownKind", f"no backend runs children of kind={kind!r}"),))
         )
     return backend.create_incarnation(effect.child, effect.incarnation, effect.spec, effect.predecessor)

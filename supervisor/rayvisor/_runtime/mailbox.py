@@ -1,4 +1,4 @@
-"""The one queue into the core: first in, first out, but for the end of the whole tree."""
+"""The one queue into the core: first in, first out, except for the end of the whole tree."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Mailbox"]
 class Mailbox:
     """A queue of events.
 
-    Calls are bounded; deaths and results are never refused, nor need they be: there is at most one end
-    per incarnation, and an effect reports back once.
+    Calls are bounded. Exits and results are never refused, and need no bound: there is at most one end for
+    each incarnation, and each effect reports back once.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Mailbox:
         Raises
         ------
         SupervisorBusyError
-            For a call, when as many as may wait already do.
+            For a call, if ``call_limit`` calls are waiting already.
         """
         if isinstance(event, m.Call):
             if self._calls >= self._call_limit:
@@ -56,7 +56,7 @@ class Mailbox:
         self._arrived.set()
 
     def answered(self) -> None:
-        """Make room: a call has been answered."""
+        """Record that a call has been answered: there is room for another one."""
         self._calls -= 1
 
     async def next(self) -> Event:

@@ -14,7 +14,7 @@ from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
 from rayvisor._validation import is_whole
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import Gate
 from rayvisor.status import is_up
 
@@ -132,11 +132,11 @@ class ReadinessGates:
                     self._incarnations.condemn(child, incarnation, ending)
 
 
-def _ending(error: Exception) -> Ending:
-    return Ending(
+def _ending(error: Exception) -> Termination:
+    return Termination(
         causes=(
             Cause("GateClosed", f"the gate was tried {TRIES} times"),
-            *(Cause(*cause) for cause in plain_causes(error)),
+            *plain_causes(error),
         ),
         traceback="".join(traceback.format_exception(error)),
         phase="passing its gate",

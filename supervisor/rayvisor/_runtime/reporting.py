@@ -29,7 +29,7 @@ class EventReporter:
 
     def fault(self, fault: Fault) -> None:
         """Report that an incarnation ended, or did not come up."""
-        self._broadcaster.tell(r.FaultSeen(at=fault.at, fault=fault))
+        self._broadcaster.publish(r.FaultSeen(at=fault.at, fault=fault))
         log.error(
             "fault",
             root=str(fault.root),
@@ -53,8 +53,8 @@ class EventReporter:
             action=effect.action,
             why=why,
         )
-        self._broadcaster.tell(
-            r.RecoveryFailedError(
+        self._broadcaster.publish(
+            r.RecoveryFailed(
                 at=time.monotonic(),
                 child=effect.child,
                 incarnation=effect.incarnation,
@@ -66,19 +66,19 @@ class EventReporter:
     def unverified(self, child: str, incarnation: int, why: str) -> None:
         """Report that there is no proof that nothing of an incarnation is left."""
         log.warning("cleanup.unverified", child=child, incarnation=incarnation, why=why)
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.CleanupUnverified(at=time.monotonic(), child=child, incarnation=incarnation, why=why)
         )
 
     def late(self, child: str, incarnation: int) -> None:
         """Report that an incarnation came up after its start timeout and is ended."""
         log.warning("start.late", child=child, incarnation=incarnation, then="ended")
-        self._broadcaster.tell(r.LateStart(at=time.monotonic(), child=child, incarnation=incarnation))
+        self._broadcaster.publish(r.LateStart(at=time.monotonic(), child=child, incarnation=incarnation))
 
     def changed(self, effect: m.Changed) -> None:
         """Report a transition of a child."""
         before, after = effect.before.path, effect.after.path
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.StateChanged(
                 at=time.monotonic(),
                 child=effect.child,
@@ -100,7 +100,7 @@ class EventReporter:
 
     def decided(self, effect: m.Decided) -> None:
         """Report a decision about a fault or an exit."""
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.DecisionMade(
                 at=time.monotonic(),
                 child=effect.child,
@@ -134,7 +134,7 @@ class EventReporter:
             traceback=error.traceback,
             then="only this child is restarted",
         )
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.StrategyFailed(
                 at=time.monotonic(),
                 child=effect.child,
@@ -146,7 +146,7 @@ class EventReporter:
 
     def loop_blocked(self, blocked: BlockedPeriod) -> None:
         """Report that the event loop was blocked, and runs again; the watchdog has logged it."""
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.EventLoopBlocked(
                 at=time.monotonic(),
                 seconds=blocked.seconds,
@@ -158,14 +158,14 @@ class EventReporter:
     def supervisor_changed(self, effect: m.SupervisorChanged) -> None:
         """Report that a supervisor came up, is being ended, or has ended."""
         why = "" if effect.exit is None else str(effect.exit)
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.SupervisorStateChanged(at=time.monotonic(), path=effect.path, state=effect.state, why=why)
         )
         log.info("supervisor.changed", supervisor=effect.path or "root", state=effect.state, why=why)
 
     def progressed(self, child: str, phase: Phase) -> None:
         """Report the progress of a start."""
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.StartProgressed(
                 at=time.monotonic(),
                 child=child,
@@ -186,13 +186,13 @@ class EventReporter:
 
     def actor_hook_failed(self, child: str, hook: str, error: str) -> None:
         """Report that an actor's pause or resume hook failed at every try; the pause itself holds."""
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.HookFailed(at=time.monotonic(), child=child, hook=hook, place="REQUESTED", error=error)
         )
 
     def hook_failed(self, failure: HookFailure) -> None:
         """Report that a user's lifecycle hook raised; the machine has logged it."""
-        self._broadcaster.tell(
+        self._broadcaster.publish(
             r.HookFailed(
                 at=time.monotonic(),
                 child=getattr(failure.change.model, "child", ""),

@@ -319,7 +319,7 @@ class Session:
             fault = Fault(
                 child=child, incarnation=incarnation, at=time.monotonic(), source="engine",
                 fault_class=FaultClass.RECOVERABLE,
-                causes=tuple(Cause(*cause) for cause in condition.causes),
+                causes=condition.causes,
                 traceback=condition.traceback, log_file=condition.log_file, phase="serving",
             )  # fmt: skip
             incarnations.note_fault(fault)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a tree runs; afterwards the handlers are as they were."""
+"""SIGINT and SIGTERM while a tree runs; afterwards the previous handlers are in force again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["hand_on", "listen", "possible", "restored"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ROUNDS = 50
-"""Of the event loop, within which a cancellation that a handler asked for has come."""
+"""Iterations of the event loop within which a cancellation by a handler arrives."""
 
 
 def possible() -> bool:
@@ -25,20 +25,20 @@ def possible() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-async def listen(heard: Callable[[int], object], *, task_status: TaskStatus[None]) -> None:
-    """Call ``heard`` with each signal, until cancelled."""
+async def listen(received: Callable[[int], object], *, task_status: TaskStatus[None]) -> None:
+    """Call ``received`` with each signal, until cancelled."""
     with restored(), anyio.open_signal_receiver(*SIGNALS) as signals:
         task_status.started()
         async for number in signals:
-            heard(int(number))
+            received(int(number))
 
 
 async def hand_on(number: int) -> None:
-    """Give a signal to whoever handled it before.
+    """Pass a signal on to the handler that was installed before.
 
-    That is asyncio, most often: it cancels the main task, which passes through every task group as it is,
-    and raises KeyboardInterrupt where the loop was started. (Raised here, a group would wrap it, and the
-    program would end with status 1.)
+    Usually that is asyncio's: it cancels the main task, a cancellation passes through every task group
+    unchanged, and KeyboardInterrupt is raised where the loop was started. (If it were raised here, a group
+    would wrap it, and the program would end with status 1.)
     """
     signal.raise_signal(number)
     for _ in range(_ROUNDS):
@@ -47,11 +47,11 @@ async def hand_on(number: int) -> None:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Put back the handlers that were there: asyncio's own, or the user's."""
+    """Restore, at the end of the block, the handlers at its start: asyncio's or the user's."""
     before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not installed from Python, and cannot be put back
+            if handler is not None:  # None: it was not installed from Python, and cannot be restored
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""``rayvisor chart``: renders a lifecycle, or the tree of a file, to standard output."""
+"""``rayvisor chart``: renders a lifecycle or a supervision tree to standard output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rayvisor.cli._socket import errors_in_a_line, socket_option
+from rayvisor.cli._socket import one_line_errors, socket_option
 from statecharts import ChartError, Tree, formats, render, render_drawing, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
@@ -21,9 +21,9 @@ __all__ = ["chart"]
     type=click.Choice(formats()),
     default="mermaid",
     show_default=True,
-    help="What to write.",
+    help="The output format.",
 )
-@click.option("--state", metavar="STATE", help="Light the leaf that something is in: STALE, or PAUSED.STALE.")
+@click.option("--state", metavar="STATE", help="Highlight this leaf, for example STALE or PAUSED.STALE.")
 @click.option(
     "--tree",
     "tree_file",
@@ -32,9 +32,12 @@ __all__ = ["chart"]
     help=f"Render the supervision tree of this file instead ({', '.join(tree_formats())}).",
 )
 @click.option(
-    "--of", "child", metavar="PATH", help="Render the chart of a child of the tree that runs, as it is now."
+    "--of",
+    "child",
+    metavar="PATH",
+    help="Render the chart of a child of a running tree, in its current state.",
 )
-@click.option("--live", is_flag=True, help="Render the tree that runs, each child with its state.")
+@click.option("--live", is_flag=True, help="Render a running tree, each child with its state.")
 @socket_option
 @click.pass_context
 def chart(
@@ -48,23 +51,23 @@ def chart(
     live: bool,
     socket_path: Path | None,
 ) -> None:
-    """Render a lifecycle: its states, and what each event leads to.
+    """Render a lifecycle: its states, and the transition for each event.
 
-    With --tree: the supervisors and children of a file that `rayvisor run` takes, with their strategies,
-    intensities and restart types. With --live: those of a running tree, with their states.
-    With --of: the chart of one of its children, with its state, the way it took, and how often and after how
-    long it took which.
+    With --tree, render the supervisors and children of a file for `rayvisor run`, with their strategies,
+    intensities and restart types. With --live, render those of a running tree, with their states. With --of,
+    render the chart of one child of a running tree, with its state, its last transitions, and how often and
+    after what time each was taken.
     """
     if child is not None:
         if name is not None or state is not None or tree_file is not None or live:
             raise click.UsageError(
                 "--of PATH renders a child's chart: leave out NAME, --state, --tree and --live"
             )
-        click.echo(_of(socket_path, child.strip("/"), format_name), nl=False)
+        click.echo(_child_chart(socket_path, child.strip("/"), format_name), nl=False)
         return
     if live:
         if name is not None or state is not None or tree_file is not None:
-            raise click.UsageError("--live renders the tree that runs: leave out NAME, --state and --tree")
+            raise click.UsageError("--live renders a running tree: leave out NAME, --state and --tree")
         click.echo(_live(socket_path, format_name), nl=False)
         return
     if tree_file is not None:
@@ -81,25 +84,25 @@ def chart(
         raise click.BadParameter(str(error), ctx=context, param_hint="--state") from None
 
 
-def _of(socket_path: Path | None, path: str, format_name: str) -> str:
+def _child_chart(socket_path: Path | None, path: str, format_name: str) -> str:
     from rayvisor._edges.control.client import find
     from rayvisor._edges.live.charts import drawing_from
 
-    with errors_in_a_line():
-        told = find(socket_path).get("/v1/chart", path=path)
-    return render_drawing(drawing_from(told), format_name)
+    with one_line_errors():
+        answer = find(socket_path).get("/v1/chart", path=path)
+    return render_drawing(drawing_from(answer), format_name)
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
     from rayvisor._edges.control.client import find
     from rayvisor._edges.http.json_forms import node_from
 
-    with errors_in_a_line():
-        told = find(socket_path).get("/v1/status")
-    return _drawn(node_from(told["tree"]).tree(), format_name)
+    with one_line_errors():
+        answer = find(socket_path).get("/v1/status")
+    return _rendered(node_from(answer["tree"]).tree(), format_name)
 
 
-def _drawn(tree: Tree, format_name: str) -> str:
+def _rendered(tree: Tree, format_name: str) -> str:
     try:
         return render_tree(tree, format_name)
     except ChartError as error:
@@ -112,6 +115,6 @@ def _tree(file: Path, format_name: str) -> str:
     from rayvisor.errors import SpecError
 
     try:
-        return _drawn(tree_of(load_tree(file).spec, file.stem), format_name)
+        return _rendered(tree_of(load_tree(file).spec, file.stem), format_name)
     except SpecError as error:
         raise click.UsageError(str(error)) from None

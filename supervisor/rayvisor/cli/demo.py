@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rayvisor.cli._web import web_option
 from rayvisor.demo.outcome import Outcome
-from rayvisor.demo.plan import FAULTS
+from rayvisor.demo.scenario import FAULTS
 from rayvisor.demo.view import Lines, LiveView, summary
 
 __all__ = ["demo"]
@@ -26,22 +26,22 @@ __all__ = ["demo"]
     type=click.Choice([*FAULTS, "list"]),
     default="kill-core",
     show_default=True,
-    help="What to inject; list says what each of them is.",
+    help="The fault to inject; list describes them all.",
 )
 @click.option(
-    "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="How many streams."
+    "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of streams."
 )
-@click.option("--seed", type=click.IntRange(0), help="Chooses prompts and sampling; default: a random one.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of prompts and sampling.  [default: random]")
 @click.option(
     "--engine",
     type=click.Choice(["vllm", "sim"]),
     default="vllm",
     show_default=True,
-    help="Which engine; sim is a simulated one, up in a second.",
+    help="The engine; sim is a simulated one that starts within a second.",
 )
 @web_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-@click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
+@click.option("--verbose", is_flag=True, help="Show the supervisor's log as well.")
 def demo(
     *,
     fault: str,
@@ -52,15 +52,15 @@ def demo(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Kill or hang an engine in the middle of several streams, and watch nothing get lost.
+    """Kill or hang an engine in the middle of several streams without losing anything.
 
-    Exit status 0 only if no token was lost, doubled or changed, no process is left, and the fault was found
-    for what it is: its class and its root cause.
+    The exit status is 0 only if no token was lost, duplicated or changed, no process is left over, and the
+    fault was reported with the right class and root cause.
     """
     if fault == "list":
         _list(as_json=as_json)
         return
-    # Imported here: `rayvisor demo --help` needs none of it.
+    # Imported here, since `rayvisor demo --help` does not need it.
     from rayvisor.demo.run import run_demo
 
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
@@ -70,7 +70,7 @@ def demo(
     label = "real Ray and a SIMULATED engine" if simulated else "real Ray and the real vLLM engine"
     console = Console(stderr=as_json)
     live = console.is_terminal and not as_json and not os.environ.get("CI")
-    audience = LiveView(console, label) if live else Lines(lambda line: _write(console, line), label)
+    view = LiveView(console, label) if live else Lines(lambda line: _write(console, line), label)
     try:
         outcome = anyio.run(
             lambda: run_demo(
@@ -78,13 +78,13 @@ def demo(
                 fault=fault,
                 requests=requests,
                 seed=chosen,
-                audience=audience,
+                view=view,
                 model=model,
                 web=web,
             )
         )
     finally:
-        audience.close()
+        view.close()
     console.print(summary(outcome))
     for line in _control(outcome):
         console.print(line)
@@ -94,17 +94,17 @@ def demo(
 
 
 def _list(*, as_json: bool) -> None:
-    """Print the faults that can be injected, with what has to be found."""
+    """Print the faults that can be injected, with the class and root cause that must be found."""
     known = {name: each for name, each in FAULTS.items() if each is not None}
     for name, each in known.items():
-        click.echo(f"{name:<13} {each.fault_class:<6} {each.root_in_words}  [{each.describe}]")
-    click.echo(f"{'none':<13} {'-':<6} no fault at all")
+        click.echo(f"{name:<13} {each.fault_class:<6} {each.root_pattern}  [{each.describe}]")
+    click.echo(f"{'none':<13} {'-':<6} no fault")
     if as_json:
         rows = [
             {
                 "fault": name,
                 "class": each.fault_class,
-                "root_cause": each.root_in_words,
+                "root_cause": each.root_pattern,
                 "does": each.describe,
             }
             for name, each in known.items()

@@ -1,4 +1,4 @@
-"""How the demo is shown: lines that read like a log, or a live view on a terminal."""
+"""Displays the demo: as lines like a log, or as a live view on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rayvisor._edges.live import text as live_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rayvisor.demo.outcome import Outcome, Reading
+    from rayvisor.demo.outcome import Outcome, ReceivedStream
 
 __all__ = ["Lines", "LiveView", "summary"]
 
@@ -30,21 +30,21 @@ _PHASE_SECONDS = 2.0
 
 
 class Lines:
-    """One line for each thing that happens: for pipes, files and logs.
+    """One line for each event, for pipes, files and logs.
 
     Parameters
     ----------
     write
-        Takes a line.
+        Writes a line.
     label
-        Says so if the engine is simulated.
+        The platform, which says if the engine is simulated.
     """
 
     def __init__(self, write: Callable[[str], object], label: str) -> None:
         self._write = write
         self._began = time.monotonic()
-        self._told: dict[str, float] = {}
-        self._readings: list[Reading] = []
+        self._reported_at: dict[str, float] = {}
+        self._readings: list[ReceivedStream] = []
         self._label = label
         self.line("demo", f"rayvisor demo on {label}")
 
@@ -53,11 +53,11 @@ class Lines:
         self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {text}")
 
     def stage(self, text: str) -> None:
-        """Write what begins."""
+        """Write the stage."""
         self.line("demo", text)
 
     def record(self, record: r.Record) -> None:
-        """Write what the supervisor tells, if it is worth a line."""
+        """Write a record if it is relevant for the demo."""
         match record:
             case r.FaultSeen(fault=fault):
                 self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
@@ -73,40 +73,40 @@ class Lines:
                 pass
 
     def _progress(self, record: r.StartProgressed) -> None:
-        """A phase when it begins, and every few seconds while it lasts."""
+        """Write a start phase when it begins, and every few seconds while it lasts."""
         key = f"{record.child}#{record.incarnation} {record.phase}"
         now = time.monotonic()
-        if now - self._told.get(key, 0.0) >= _PHASE_SECONDS:
-            self._told[key] = now
+        if now - self._reported_at.get(key, 0.0) >= _PHASE_SECONDS:
+            self._reported_at[key] = now
             who = f"{record.child} #{record.incarnation}"
             self.line("starting", f"{who}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")
 
     def injected(self, what: str, after: int, of: int) -> None:
-        """Write which fault was injected, and when."""
+        """Write the injected fault."""
         self.line("FAULT", f"{what}, after {after} of {of} tokens")
 
-    def readings(self, readings: list[Reading]) -> None:
-        """Keep the streams, for the end."""
-        self._readings = readings
+    def streams(self, streams: list[ReceivedStream]) -> None:
+        """Keep the streams for the end."""
+        self._readings = streams
 
     def recovered(self, seconds: float) -> None:
-        """Write how long the streams stood still."""
+        """Write the recovery time."""
         self.line("recovered", f"first new token {seconds:.2f} s after the fault")
 
-    def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the table at the end has it
-        """Write each stream around its seam, with its verdict."""
-        for number, reading in enumerate(self._readings):
-            self.line("stream", f"{number} ({reading.kind}): {_seamed(reading)}: {reading.verdict}")
+    def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the final table shows it
+        """Write each stream around its seam, with its comparison."""
+        for number, stream in enumerate(self._readings):
+            self.line("stream", f"{number} ({stream.kind}): {_around_seam(stream)}: {stream.comparison}")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, since lines hold nothing open."""
 
 
 class LiveView(Lines):
-    """The same facts on a terminal: the child's state, what was decided, and the streams as they grow."""
+    """A live view on a terminal: the child's state, the decisions, and the growing streams."""
 
     def __init__(self, console: Console, label: str) -> None:
-        self._kept: list[Text] = []
+        self._log: list[Text] = []
         self._state = "RESTARTING.STARTING"
         self._incarnation = 1
         self._phase = ""
@@ -116,27 +116,27 @@ class LiveView(Lines):
         self._rate = _Rate()
         self._stage = ""
         self._live: Live | None = None
-        super().__init__(self._keep, label)
+        super().__init__(self._append, label)
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=_REFRESHES, transient=False
         )
         self._live.start()
 
-    def _keep(self, line: str) -> None:
+    def _append(self, line: str) -> None:
         topic = line.partition("] ")[2].partition(" ")[0]
         style = {"FAULT": "bold red", "fault": "red", "decided": "yellow", "recovered": "bold green"}.get(
             topic, ""
         )
-        self._kept.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
-        del self._kept[:-_KEPT_LINES]
+        self._log.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
+        del self._log[:-_KEPT_LINES]
 
     def stage(self, text: str) -> None:
-        """Show what begins."""
+        """Show the stage."""
         self._stage = text
         super().stage(text)
 
     def record(self, record: r.Record) -> None:
-        """Follow the engine's state, and keep the line."""
+        """Update the engine's state and keep the line."""
         if isinstance(record, r.StateChanged) and record.child == "llm/1":
             self._state, self._incarnation, self._phase = record.after, record.incarnation, ""
             if record.event == "started":
@@ -153,7 +153,7 @@ class LiveView(Lines):
         super().record(record)
 
     def outcome(self, outcome: Outcome) -> None:
-        """Nothing: the streams are on the screen already."""
+        """Do nothing, since the streams are already on the screen."""
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -162,9 +162,9 @@ class LiveView(Lines):
             self._live = None
 
     def _facts(self) -> str:
-        """Uptime, countdown, restarts in the window, and tokens a second."""
+        """Return uptime, countdown, restarts in the window, and tokens per second."""
         now = time.monotonic()
-        rate = self._rate.of(sum(len(reading.tokens) for reading in self._readings), now)
+        rate = self._rate.of(sum(len(stream.tokens) for stream in self._readings), now)
         facts = (
             f"up {now - self._up:.0f} s" if self._up is not None else "",
             f"starts again in {max(0.0, self._due - now):.1f} s" if self._due is not None else "",
@@ -185,8 +185,8 @@ class LiveView(Lines):
         streams = Table.grid(padding=(0, 1), expand=True)
         streams.add_column(width=10, no_wrap=True)
         streams.add_column(ratio=1)
-        for reading in self._readings[:8]:
-            streams.add_row(Text(reading.kind, style="dim"), _coloured(reading))
+        for stream in self._readings[:8]:
+            streams.add_row(Text(stream.kind, style="dim"), _coloured(stream))
         parts: list[RenderableType] = [
             Panel(head, title=f"rayvisor demo on {self._label}", subtitle=self._stage, title_align="left"),
         ]
@@ -194,62 +194,60 @@ class LiveView(Lines):
             more = len(self._readings) - 8
             title = "streams (green: after the fault)" + (f", and {more} more" if more > 0 else "")
             parts.append(Panel(streams, title=title, title_align="left"))
-        parts.append(
-            Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left")
-        )
+        parts.append(Panel(Group(*self._log), title="events and decisions", title_align="left"))
         return Group(*parts)
 
 
 class _Rate:
-    """Tokens a second, over the last second or more."""
+    """Tokens per second over at least the last second."""
 
     def __init__(self) -> None:
         self._at, self._count, self._value = 0.0, 0, 0.0
 
     def of(self, count: int, now: float) -> float:
-        """Take how many there are now."""
+        """Take the current count and return the rate."""
         if now - self._at >= 1.0:
             self._value = (count - self._count) / (now - self._at) if self._at else 0.0
             self._at, self._count = now, count
         return self._value
 
 
-def _coloured(reading: Reading, width: int = 200) -> Text:
-    """The end of a stream, each incarnation's part in its own colour."""
+def _coloured(stream: ReceivedStream, width: int = 200) -> Text:
+    """Return the end of a stream, with a separate colour for the part of each incarnation."""
     text = Text(overflow="fold")
-    text.append(reading.prompt, style="dim")
-    cuts = [0, *reading.seams, len(reading.text)]
+    text.append(stream.prompt, style="dim")
+    cuts = [0, *stream.seams, len(stream.text)]
     for number, (start, end) in enumerate(pairwise(cuts)):
         if number:
             text.append("│", style="bold red")
-        text.append(reading.text[start:end], style="green" if number else "")
+        text.append(stream.text[start:end], style="green" if number else "")
     plain = len(text)
     return text[max(0, plain - width) :] if plain > width else text
 
 
-def _seamed(reading: Reading, around: int = 40) -> str:
-    if reading.error:
-        return reading.error
-    if not reading.seams:
-        return repr(reading.text[:around])
-    seam = reading.seams[0]
-    return f"...{reading.text[max(0, seam - around) : seam]!r} | {reading.text[seam : seam + around]!r}..."
+def _around_seam(stream: ReceivedStream, around: int = 40) -> str:
+    if stream.error:
+        return stream.error
+    if not stream.seams:
+        return repr(stream.text[:around])
+    seam = stream.seams[0]
+    return f"...{stream.text[max(0, seam - around) : seam]!r} | {stream.text[seam : seam + around]!r}..."
 
 
 def summary(outcome: Outcome) -> Table:
-    """The table at the end."""
+    """Return the final table."""
     table = Table(title=f"{outcome.fault} on {outcome.engine}, seed {outcome.seed}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
 
-    def row(name: str, value: object, good: bool | None = None) -> None:  # noqa: FBT001 - private, read at one glance
+    def row(name: str, value: object, *, good: bool | None = None) -> None:
         style = "" if good is None else ("green" if good else "bold red")
         table.add_row(name, Text(str(value), style=style))
 
     row("requests", outcome.requests)
-    row("completed", outcome.completed, outcome.completed == outcome.requests)
+    row("completed", outcome.completed, good=outcome.completed == outcome.requests)
     for name in ("lost", "duplicated", "mismatched"):
-        row(name, getattr(outcome, name), getattr(outcome, name) == 0)
+        row(name, getattr(outcome, name), good=getattr(outcome, name) == 0)
     row("tokens", outcome.tokens)
     row("restarts", outcome.restarts)
     if outcome.detect_ms is not None:
@@ -259,9 +257,9 @@ def summary(outcome: Outcome) -> Table:
     if outcome.cold_start_s is not None:
         row("the engine's own cold start", f"{outcome.cold_start_s:.2f} s")
     if outcome.root_cause:
-        row("class", outcome.fault_class, outcome.as_expected)
-        row("root cause", outcome.root_cause, outcome.as_expected)
-    row("processes left", outcome.processes_left, outcome.processes_left == 0)
+        row("class", outcome.fault_class, good=outcome.as_expected)
+        row("root cause", outcome.root_cause, good=outcome.as_expected)
+    row("processes left", outcome.processes_left, good=outcome.processes_left == 0)
     if outcome.error:
         row("error", outcome.error, good=False)
     return table

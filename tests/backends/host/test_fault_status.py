@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from rayvisor._backends.host.engine import EngineError, EngineStatus
-from rayvisor._core.protocol.wire import Condition, Died, Lost
+from rayvisor._core.protocol.wire import Condition, Lost, Terminated
+from rayvisor.faults import Cause
 from tests.backends.driving import Served, alive, order
 from tests.backends.host.test_hangs import Hosted
 from tests.waiting import until
@@ -39,7 +40,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
     yield made
     made.reading.cancel()
     await asyncio.wait([made.reading])
-    await made.host.stop_engine((await made.host.describe()).incarnation, 0.0)
+    await made.host.stop_engine(made.host._incarnation, 0.0)
 
 
 async def ask(hosted: Hosted, method: str, *args: Any) -> Any:
@@ -59,8 +60,8 @@ async def test_a_failed_step_is_told_with_its_exception_again_and_again_until_an
     await until(lambda: len(hosted.of(Condition)) >= 2)  # and a reminder
     told = hosted.of(Condition)[0]
     assert (told.incarnation, told.status) == (1, "unhealthy")
-    assert told.causes[0] == ("EngineUnhealthy", "the engine waits for an instruction: RuntimeError")
-    assert told.causes[-1] == ("RuntimeError", "a step was asked to fail")
+    assert told.causes[0] == Cause("EngineUnhealthy", "the engine waits for an instruction: RuntimeError")
+    assert told.causes[-1] == Cause("RuntimeError", "a step was asked to fail")
     assert 'raise RuntimeError("a step was asked to fail")' in told.traceback
     assert len(hosted.of(Lost)) == 3
     (engine,) = (await ask(hosted, "get_status"))["engines"]
@@ -70,15 +71,15 @@ async def test_a_failed_step_is_told_with_its_exception_again_and_again_until_an
     assert (await ask(hosted, "handle_fault", RETRY))["success"]
     await until(lambda: hosted.of(Condition)[-1] == Condition(1, "healthy"))
     await until(lambda: hosted.finished() == 3)
-    assert not hosted.of(Died)
+    assert not hosted.of(Terminated)
 
 
 async def test_an_engine_that_says_it_is_dead_has_died_though_its_processes_run(hosted: Hosted) -> None:
     info = await hosted.start(fault_tolerance=True)
     hosted.signal("EngineCore", signal.SIGUSR2)
     died = await hosted.death()
-    assert died.causes[0] == ("EngineDead", "the engine says that it is dead: RuntimeError")
-    assert died.causes[-1] == ("RuntimeError", "it was told to be dead")
+    assert died.causes[0] == Cause("EngineDead", "the engine says that it is dead: RuntimeError")
+    assert died.causes[-1] == Cause("RuntimeError", "declared dead by a signal")
     await until(lambda: not alive(info.processes))
 
 
@@ -88,7 +89,7 @@ async def test_an_engine_that_nobody_tells_anything_dies_when_its_patience_is_ov
     await until(hosted.streaming)
     hosted.signal("EngineCore", signal.SIGUSR1)
     died = await hosted.death()
-    assert died.causes[-1] == ("RuntimeError", "a step was asked to fail")
+    assert died.causes[-1] == Cause("RuntimeError", "a step was asked to fail")
 
 
 async def test_an_instruction_that_is_never_answered_does_not_outlive_its_deadline_or_its_engine(

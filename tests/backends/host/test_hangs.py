@@ -15,7 +15,16 @@ import pytest_asyncio
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.host.liveness import LivenessMonitor
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, HostItem, Suspicion, Worked
+from rayvisor._core.protocol.wire import (
+    Chunk,
+    EngineInfo,
+    GenerateCommand,
+    HostItem,
+    Suspicion,
+    Terminated,
+    Worked,
+)
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 from tests.backends.driving import Result, Served, alive, order
 from tests.waiting import until
@@ -65,11 +74,11 @@ class Hosted:
     def finished(self) -> int:
         return sum(chunk.finish_reason is not None for chunk in self.of(Chunk))
 
-    async def death(self) -> Died:
-        await until(lambda: self.of(Died))
-        (died,) = self.of(Died)
-        assert isinstance(died, Died)
-        return died
+    async def death(self) -> Termination:
+        await until(lambda: self.of(Terminated))
+        (item,) = self.of(Terminated)
+        assert isinstance(item, Terminated)
+        return item.termination
 
 
 @pytest_asyncio.fixture
@@ -79,7 +88,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
     made.reading.cancel()
     await asyncio.wait([made.reading])
     await made.host.stop_engine(1_000_000, 0.0)
-    await made.host.stop_engine((await made.host.describe()).incarnation, 0.0)
+    await made.host.stop_engine(made.host._incarnation, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +108,12 @@ async def test_an_engine_that_hangs_is_suspect_then_dead_with_what_holds_it_as_r
     await until(hosted.streaming)
     hosted.signal(name, number)
     died = await hosted.death()
-    assert ": ".join(died.causes[-1]).startswith(root.format(pid=hosted.pid(name)))
-    assert died.causes[0][0] == "EngineStalled"
-    assert " with 3 requests queued" in died.causes[0][1]
+    assert str(died.root).startswith(root.format(pid=hosted.pid(name)))
+    assert died.causes[0].type == "EngineStalled"
+    assert " with 3 requests queued" in died.causes[0].message
     assert not died.permanent
     (suspicion,) = hosted.of(Suspicion)
-    assert suspicion.causes[0][0] == "EngineSuspect"
+    assert suspicion.causes[0].type == "EngineSuspect"
     await until(lambda: not alive(info.processes))
     await hosted.host.ensure_started(2, {"tokens_per_second": 0}, 60, LIMITS)
     await hosted.submit(max_tokens=20, incarnation=2)
@@ -119,7 +128,8 @@ async def test_a_step_that_computes_for_ever_is_ended_at_the_step_limit(hosted: 
     await until(hosted.streaming)
     hosted.signal("Worker", signal.SIGUSR2)
     died = await hosted.death()
-    ((name, message),) = died.causes
+    (cause,) = died.causes
+    name, message = cause.type, cause.message
     assert name == "EngineStalled"
     assert float(message.split()[3]) >= 2.5
     doing = message.partition(f"Worker (pid {hosted.pid('Worker')}) ")[2]
@@ -142,7 +152,7 @@ async def test_an_engine_that_was_stopped_for_a_moment_is_clear_again_and_loses_
     await until(lambda: hosted.finished() == 3)
     await until(lambda: len(hosted.of(Suspicion)) == 2)
     assert hosted.of(Suspicion)[-1].causes == ()
-    assert hosted.of(Died) == []
+    assert hosted.of(Terminated) == []
 
 
 async def test_an_idle_engine_that_is_stopped_is_found_by_a_probe_which_nobody_else_sees(
@@ -151,8 +161,8 @@ async def test_an_idle_engine_that_is_stopped_is_found_by_a_probe_which_nobody_e
     await hosted.start()
     hosted.signal("Worker", signal.SIGSTOP)
     died = await hosted.death()
-    assert "with a probe queued" in died.causes[0][1]
-    assert died.causes[-1][0] == "ProcessStopped"
+    assert "with a probe queued" in died.causes[0].message
+    assert died.causes[-1].type == "ProcessStopped"
     assert hosted.of(Chunk) == []
 
 
@@ -177,7 +187,7 @@ async def test_requests_that_are_aborted_unserved_do_not_save_a_hanging_engine(h
     await until(lambda: hosted.of(Suspicion))
     await hosted.host.abort([(f"r{number}", 1) for number in range(3)])
     died = await hosted.death()
-    assert "with a probe queued" in died.causes[0][1]
+    assert "with a probe queued" in died.causes[0].message
 
 
 @pytest.mark.parametrize(
@@ -192,7 +202,7 @@ async def test_a_busy_engine_raises_no_alarm(hosted: Hosted, arguments: dict[str
     )
     await hosted.submit(count, max_tokens=20)
     await until(lambda: hosted.finished() == count)
-    assert hosted.of(Died) == []
+    assert hosted.of(Terminated) == []
 
 
 async def test_a_start_that_computes_is_given_longer_than_its_deadline(hosted: Hosted) -> None:
@@ -223,7 +233,7 @@ async def test_a_start_whose_process_was_stopped_names_the_process(hosted: Hoste
     with pytest.raises(EngineStartFailedError, match=stopped) as failed:
         await hosted.host.ensure_started(1, {"start_delay": 600.0}, 4.0, LIMITS)
     await stopping
-    assert [name for name, _ in failed.value.died.causes] == ["StartTimeout", "ProcessStopped"]
+    assert [cause.type for cause in failed.value.termination.causes] == ["StartTimeout", "ProcessStopped"]
 
 
 async def test_a_start_is_bounded_in_all_whatever_progress_it_makes(hosted: Hosted) -> None:
@@ -267,7 +277,7 @@ async def test_a_stopped_process_of_any_engine_is_named_and_when_it_goes_on_so_d
         died = await asyncio.wait_for(watched.stalled, 60)
     finally:
         os.kill(process.pid, signal.SIGCONT)
-    assert died.causes[-1] == ("ProcessStopped", f"{name} (pid {process.pid}) is stopped (SIGSTOP)")
+    assert died.causes[-1] == Cause("ProcessStopped", f"{name} (pid {process.pid}) is stopped (SIGSTOP)")
     assert len(watched.told) == 1
     await asyncio.wait_for(running, 60)
     assert len(result.tokens) == 240

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -16,7 +17,9 @@ import pytest_asyncio
 from rayvisor._backends.host import batching as outlet_module
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._core.protocol.wire import Chunk, Died, GenerateCommand, HostItem, Lost, Phase, Refused
+from rayvisor._backends.sim.sim_engine import SimEngine
+from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
+from rayvisor.faults import Cause, FaultClass, classify
 from tests.backends.driving import alive
 from tests.waiting import until
 
@@ -57,8 +60,7 @@ async def host(tmp_path: Path) -> AsyncIterator[EngineHost]:
     made = EngineHost("llm/1", 1, "sim", str(tmp_path))
     yield made
     await made.stop_engine(1_000_000, 0.0)
-    description = await made.describe()
-    await made.stop_engine(description.incarnation, 0.0)
+    await made.stop_engine(made._incarnation, 0.0)
 
 
 @pytest_asyncio.fixture
@@ -129,25 +131,49 @@ async def test_a_start_that_failed_fails_again_the_same_way(host: EngineHost) ->
     for _ in range(2):
         with pytest.raises(EngineStartFailedError) as failed:
             await host.ensure_started(1, {"fail_start": "no"}, 60)
-        causes.append(failed.value.died.causes)
+        causes.append(failed.value.termination.causes)
     assert causes[0] == causes[1]
-    assert causes[0][-1] == ("RuntimeError", "no")
+    assert causes[0][-1] == Cause("RuntimeError", "no")
 
 
 async def test_a_start_past_its_deadline_fails_and_leaves_nothing(host: EngineHost) -> None:
     late = r"not up after \d\.\d s, the last 0\.5 s without progress, while loading"
     with pytest.raises(EngineStartFailedError, match=late) as failed:
         await host.ensure_started(1, {"start_delay": 30}, 0.5)
-    assert not failed.value.died.permanent
-    assert not (await host.describe()).serving
+    assert failed.value.termination.overdue
+    assert not failed.value.termination.permanent
+    assert not host._serving
     assert (await host.ensure_started(2, FAST, 60)).processes
+
+
+async def test_a_wrong_configuration_is_permanent_in_a_host_that_has_served_before(host: EngineHost) -> None:
+    await host.ensure_started(1, FAST, 60)
+    with pytest.raises(EngineStartFailedError, match="no_such_argument") as failed:
+        await host.ensure_started(2, {**FAST, "no_such_argument": 1}, 60)
+    assert failed.value.termination.permanent
+    assert classify(failed.value.termination, starting=True, served=True) is FaultClass.PERMANENT
+    assert (await host.ensure_started(3, FAST, 60)).processes
+
+
+async def test_an_error_of_a_start_that_may_pass_is_not_permanent(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def launch(_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no process can be made now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimEngine, "_launch", launch)
+        with pytest.raises(EngineStartFailedError) as failed:
+            await host.ensure_started(1, FAST, 60)
+    assert not failed.value.termination.permanent
+    assert classify(failed.value.termination, starting=True, served=True) is FaultClass.FATAL
 
 
 async def test_an_unknown_kind_of_engine_is_a_failed_start_no_other_can_cure(tmp_path: Path) -> None:
     host = EngineHost("llm/1", 1, "gpt", str(tmp_path))
     with pytest.raises(EngineStartFailedError, match="engine must be one of server, sim, vllm") as failed:
         await host.ensure_started(1, {}, 60)
-    assert failed.value.died.permanent
+    assert failed.value.termination.permanent
 
 
 async def test_a_newer_incarnation_ends_the_older_engine_first(host: EngineHost) -> None:
@@ -161,7 +187,7 @@ async def test_an_older_incarnation_never_starts_once_a_newer_one_was_asked_for(
     newer = await host.ensure_started(2, FAST, 60)
     with pytest.raises(EngineStartFailedError) as failed:
         await host.ensure_started(1, FAST, 60)
-    assert failed.value.died.causes[0][0] == "StaleIncarnation"
+    assert failed.value.termination.causes[0].type == "StaleIncarnation"
     assert len(alive(newer.processes)) == 2
 
 
@@ -198,11 +224,12 @@ async def test_a_death_is_told_once_at_once_and_the_next_incarnation_serves(
     await host.submit(1, [order(f"r{i}", max_tokens=4000) for i in range(3)])
     await until(lambda: all(reader.tokens(f"r{i}") for i in range(3)))
     os.kill(next(each.pid for each in info.processes if name in each.name), signal.SIGKILL)
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1][0] == "ProcessKilled"
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1].type == "ProcessKilled"
     assert reader.of(Lost) == reader.of(Refused) == []
-    assert isinstance(reader.lists[-1][-1], Died)
+    assert isinstance(reader.lists[-1][-1], Terminated)
     await host.ensure_started(2, FAST, 60)
     await host.submit(2, [order("r0", attempt=2)])
     await until(lambda: reader.finished("r0"))
@@ -252,13 +279,13 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
     await host.ensure_started(1, {"max_model_len": 4096, "tokens_per_second": 1000}, 60)
     await host.submit(1, [order("slow", max_tokens=3000), order("quick", max_tokens=300)])
     await until(lambda: reader.tokens("slow"))
-    await host.flow("slow", 1, open=False)
-    await host.flow("slow", 7, open=True)  # another attempt: not meant
+    await host.flow("slow", 1, is_open=False)
+    await host.flow("slow", 7, is_open=True)  # another attempt: not meant
     await asyncio.sleep(3 * outlet_module.TICK_SECONDS)
     before = len(reader.tokens("slow"))
     await until(lambda: reader.finished("quick"))
     assert len(reader.tokens("slow")) == before
-    await host.flow("slow", 1, open=True)
+    await host.flow("slow", 1, is_open=True)
     await until(lambda: reader.finished("slow"))
     assert len(reader.tokens("slow")) == 3000
 
@@ -293,7 +320,7 @@ async def test_what_is_wrong_with_one_request_comes_as_an_item_of_its_own(
     await until(lambda: reader.finished("fine") and reader.of(Lost))
     (refused,) = reader.of(Refused)
     assert refused.request == "wrong"
-    assert refused.causes == (("TypeError", "Unexpected keyword argument 'temprature'"),)
+    assert refused.causes == (Cause("TypeError", "Unexpected keyword argument 'temprature'"),)
     (lost,) = reader.of(Lost)
     assert (lost.request, "abort" in lost.reason) == ("lost", True)
 
@@ -303,9 +330,10 @@ async def test_a_crash_in_the_engine_tells_the_exception_as_root_cause(
 ) -> None:
     await host.ensure_started(1, {**FAST, "raise_on_prompt": "poison"}, 60)
     await host.submit(1, [order("r", prompt="some poison")])
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1] == ("RuntimeError", "the model cannot take 'poison'")
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1] == Cause("RuntimeError", "the model cannot take 'poison'")
     assert died.exit_code == 1
     assert "raise_on_prompt" in died.traceback
 
@@ -320,16 +348,14 @@ async def test_a_wedged_engine_does_not_hold_the_stop_up(host: EngineHost) -> No
     assert alive(info.processes) == []
 
 
-async def test_a_host_says_what_it_is_and_how_the_start_went(host: EngineHost, tmp_path: Path) -> None:
-    before = await host.describe()
-    assert (before.child, before.epoch, before.engine, before.incarnation) == ("llm/1", 1, "sim", 0)
-    assert before.process.pid == os.getpid()
+async def test_a_host_says_which_process_it_is_and_how_a_start_goes(
+    host: EngineHost, reader: Reader, tmp_path: Path
+) -> None:
+    assert (await host.describe()).process.pid == os.getpid()
     await host.ensure_started(1, FAST, 60)
-    after = await host.describe()
-    assert after.serving
-    assert [phase.phase for phase in after.phases] == ["launching", "loading", "ready"]
-    assert Path(after.log_file).parent == tmp_path
-    assert os.path.isfile(after.log_file)  # noqa: ASYNC240, PTH113
+    await until(lambda: len(reader.of(Phase)) == 3)
+    assert [item.phase for item in reader.of(Phase)] == ["launching", "loading", "ready"]
+    assert os.listdir(tmp_path) == [Path(host._log_file).name]  # noqa: PTH208 - no path to make
 
 
 async def test_the_watch_never_returns(host: EngineHost) -> None:
@@ -353,7 +379,8 @@ async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_
         await other.ensure_started(1, {"fail_start": "no weights"}, 60)
     info = await host.ensure_started(1, FAST, 60)
     os.kill(next(each.pid for each in info.processes if "Worker" in each.name), signal.SIGKILL)
-    await until(lambda: reader.of(Died))
-    (died,) = reader.of(Died)
-    assert died.causes[-1][0] == "ProcessKilled"
-    assert died.log_file != (await other.describe()).log_file
+    await until(lambda: reader.of(Terminated))
+    (item,) = reader.of(Terminated)
+    died = item.termination
+    assert died.causes[-1].type == "ProcessKilled"
+    assert died.log_file != other._log_file

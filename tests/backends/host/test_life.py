@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rayvisor._backends.host.engine import Engine, EngineGoneError, EngineStartFailedError
-from rayvisor._core.protocol.wire import Died
+from rayvisor.faults import Cause, Termination
 from tests.backends.driving import REAL, Result, Served, alive, order
 from tests.waiting import until, until_now
 
@@ -56,7 +56,7 @@ def _files_in(folder: Path) -> list[Path] | None:
     return list(folder.iterdir()) if folder.exists() else None
 
 
-async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
+async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Termination, float]:
     """Kill a process of the engine while it works; give what it says and how long that took."""
     died = asyncio.create_task(served.live.died())
     results = [Result() for _ in range(3)]
@@ -70,7 +70,7 @@ async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
     took = time.monotonic() - began
     ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SOON)
     assert [type(end) for end in ends] == [EngineGoneError] * 3
-    assert f"(pid {process.pid})" in said.causes[-1][1]
+    assert f"(pid {process.pid})" in said.causes[-1].message
     with pytest.raises(EngineGoneError):
         await served.run(order("A"))
     return said, took
@@ -81,13 +81,12 @@ async def _kill_in_mid_stream(served: Served, name: str) -> tuple[Died, float]:
 async def test_a_killed_process_is_the_root_cause_and_all_streams_end(served: Served, name: str) -> None:
     engine, processes = served.live, served.live.processes()
     said, took = await _kill_in_mid_stream(served, name)
-    assert said.causes[-1] == (
+    assert said.root == Cause(
         "ProcessKilled",
         f"{name} (pid {served.process(name).pid}) was ended by SIGKILL",
     )
     assert (said.signal, said.exit_code, said.phase) == (signal.SIGKILL, None, "serving")
     assert not said.permanent
-    assert len(said.log_tail.encode()) <= 8192
     assert took < SOON
     await served.end()
     assert alive(processes) == []
@@ -156,8 +155,8 @@ async def test_an_unknown_argument_is_named_and_no_start_can_cure_it(
     await keeper.end()
     with pytest.raises(EngineStartFailedError, match="tensor_paralel") as failed:
         await make_engine({**arguments, "tensor_paralel": 2}).start(_ignore)
-    assert failed.value.died.causes[-1][0] == "TypeError"
-    assert failed.value.died.permanent
+    assert failed.value.termination.causes[-1].type == "TypeError"
+    assert failed.value.termination.permanent
 
 
 async def test_a_wrong_value_is_named_and_no_start_can_cure_it(
@@ -166,7 +165,7 @@ async def test_a_wrong_value_is_named_and_no_start_can_cure_it(
     await keeper.end()
     with pytest.raises(EngineStartFailedError, match="max_model_len") as failed:
         await make_engine({**arguments, "max_model_len": -5}).start(_ignore)
-    assert failed.value.died.permanent
+    assert failed.value.termination.permanent
 
 
 async def test_a_model_that_is_not_there_is_found_out_at_once(
@@ -177,8 +176,8 @@ async def test_a_model_that_is_not_there_is_found_out_at_once(
     missing = str(tmp_path / "no-model")
     with pytest.raises(EngineStartFailedError, match="model") as failed:
         await make_engine({**arguments, "model": missing}).start(_ignore)
-    assert missing in failed.value.died.causes[-1][1]
-    assert failed.value.died.permanent
+    assert missing in failed.value.termination.causes[-1].message
+    assert failed.value.termination.permanent
     assert time.monotonic() - began < SOON
 
 
@@ -236,8 +235,8 @@ async def test_a_process_killed_while_starting_fails_the_start_with_it_as_root_c
     os.kill(next(each.pid for each in engine.processes() if "EngineCore" in each.name), signal.SIGKILL)
     with pytest.raises(EngineStartFailedError, match=r"EngineCore .*was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, 2 * SOON)
-    assert failed.value.died.signal == signal.SIGKILL
-    assert failed.value.died.phase == "starting"
+    assert failed.value.termination.signal == signal.SIGKILL
+    assert failed.value.termination.phase == "starting"
     assert alive(engine.processes()) == []
 
 
@@ -259,7 +258,7 @@ async def test_a_process_killed_at_its_birth_is_the_root_cause(
     await killing
     with pytest.raises(EngineStartFailedError, match=r"EngineCore .*was ended by SIGKILL") as failed:
         await asyncio.wait_for(starting, SOON)
-    assert failed.value.died.signal == signal.SIGKILL
+    assert failed.value.termination.signal == signal.SIGKILL
     assert alive(engine.processes()) == []
 
 
@@ -276,10 +275,11 @@ async def test_what_fails_in_a_child_process_is_the_root_cause_of_the_start(
     engine = make_engine(arguments)
     with pytest.raises(EngineStartFailedError) as failed:
         await asyncio.wait_for(engine.start(_ignore), 120)
-    name, message = failed.value.died.causes[-1]
+    root = failed.value.termination.root
+    name, message = root.type, root.message
     assert name == expected[0]
     assert message.startswith(expected[1])
-    assert "Traceback" in failed.value.died.traceback
+    assert "Traceback" in failed.value.termination.traceback
     assert alive(engine.processes()) == []
     with contextlib.suppress(EngineStartFailedError):
         await engine.stop(0.0)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from rayvisor._backends.host.log_reading import exit_code_of_worker, find_tracebacks, log_causes
-from rayvisor._backends.vllm.launch import killed_at_birth
+from rayvisor._backends.vllm.launch import is_permanent, killed_during_start
+from rayvisor.faults import Cause
 
 LOG = """\
 Triton is installed, but doesn't include CPU backend. Disabling Triton.
@@ -42,8 +45,8 @@ some line that follows
 def test_the_process_that_failed_first_has_the_root_cause_though_lines_interleave() -> None:
     causes, traceback = log_causes(LOG)
     assert causes == (
-        ("RuntimeError", "Worker failed with error 'head_dim=16'"),
-        ("Unsupported", "head_dim=16: no kernel"),
+        Cause("RuntimeError", "Worker failed with error 'head_dim=16'"),
+        Cause("Unsupported", "head_dim=16: no kernel"),
     )
     assert traceback.splitlines() == [
         "Traceback (most recent call last):",
@@ -54,7 +57,7 @@ def test_the_process_that_failed_first_has_the_root_cause_though_lines_interleav
 
 
 def test_of_chained_exceptions_the_first_printed_is_the_root_cause() -> None:
-    assert log_causes(CHAINED)[0] == (("ValueError", "no config"), ("KeyError", ""))
+    assert log_causes(CHAINED)[0] == (Cause("ValueError", "no config"), Cause("KeyError", ""))
     assert [found.type for found in find_tracebacks(CHAINED)] == ["KeyError", "ValueError"]
 
 
@@ -78,12 +81,34 @@ def test_the_exit_code_of_a_worker_is_read_where_vllm_knows_it() -> None:
 
 def test_a_core_that_vllm_saw_killed_before_it_was_seen_here_is_the_root_cause() -> None:
     said = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-    assert killed_at_birth(RuntimeError(said.format({"EngineCore_DP1": -9}))) == (
-        ("ProcessKilled", "EngineCore_DP1 was ended by SIGKILL"),
+    assert killed_during_start(RuntimeError(said.format({"EngineCore_DP1": -9}))) == (
+        Cause("ProcessKilled", "EngineCore_DP1 was ended by SIGKILL"),
         signal.SIGKILL,
     )
-    assert killed_at_birth(RuntimeError(said.format({"EngineCore": 1}))) is None
-    assert killed_at_birth(RuntimeError(said.format({}))) is None
+    assert killed_during_start(RuntimeError(said.format({"EngineCore": 1}))) is None
+    assert killed_during_start(RuntimeError(said.format({}))) is None
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (ValueError("max_model_len must be positive"), True),
+        (NotImplementedError("no such quantization"), True),
+        (ImportError("libtorch.so: failed to map segment: Cannot allocate memory"), False),
+        (RuntimeError("Engine core initialization failed"), False),
+        (caused_by(ValueError("Invalid repository ID"), ConnectionError("hub")), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_only_what_is_wrong_with_the_configuration_of_vllm_is_permanent(
+    error: Exception, *, permanent: bool
+) -> None:
+    assert is_permanent(error) is permanent
 
 
 def test_a_validation_error_says_what_is_wrong_in_its_second_line() -> None:
@@ -92,7 +117,7 @@ def test_a_validation_error_says_what_is_wrong_in_its_second_line() -> None:
         "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
         "  Value error, no such model: '/models/x'.\nPlease verify the following:\n"
     )
-    cause = (
+    cause = Cause(
         "ValidationError",
         "1 validation error for ModelConfig: Value error, no such model: '/models/x'.",
     )

@@ -10,6 +10,7 @@ import pytest
 
 from rayvisor._backends.host.engine import RequestRefusedError
 from rayvisor._core.protocol.wire import Chunk
+from rayvisor.faults import Cause
 from tests.backends.driving import Result, Served, order
 from tests.backends.tiny_model import byte_tokens
 from tests.waiting import until
@@ -155,7 +156,7 @@ async def test_a_wrong_request_is_refused_with_what_is_wrong(
 ) -> None:
     with pytest.raises(RequestRefusedError, match=said) as refused:
         await served.run(order(prompt, **params))
-    assert all(isinstance(text, str) for cause in refused.value.causes for text in cause)
+    assert all(isinstance(cause, Cause) for cause in refused.value.causes)
     assert (await served.run(order("A", max_tokens=2, ignore_eos=True))).finish == "length"
 
 

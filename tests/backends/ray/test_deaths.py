@@ -14,9 +14,8 @@ from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.adopted import Adoption
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.table import ActorState, died_of, look_up, read_row
-from rayvisor._core.protocol.links import HostEnd
-from rayvisor._runtime.children.actor_health import ending_of
-from rayvisor.faults import Cause, FaultClass, classify
+from rayvisor._runtime.children.actor_health import process_lost
+from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, AdoptStart, PlacementOptions
 
 pytestmark = pytest.mark.ray
@@ -109,7 +108,7 @@ async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActor
             await actor.call("refuse")  # an exception in a method is the caller's, and no end
         end_it(actor, await actor.call("pid"))
         end = await actor.ended()
-        ending = ending_of(end, "serving")
+        ending = process_lost(end, "serving")
         found[how] = (end.root.type, classify(ending), end.exit_code)
         assert end.node
         assert end.causes[0].type == "ActorDiedError"
@@ -132,7 +131,7 @@ async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorFac
     with anyio.fail_after(60):
         end = await actor.ended()
     assert end.root.type == "OWNER_DIED"
-    assert classify(ending_of(end, "serving")) is FATAL
+    assert classify(process_lost(end, "serving")) is FATAL
 
 
 async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: UserActorFactory) -> None:
@@ -202,7 +201,7 @@ def test_how_an_actor_ended_is_read_from_its_row(how: str) -> None:
     data, root, fault_class, facts = MADE_UP[how]
     assert data.state is ActorState.DEAD
     end = died_of(data, None)
-    assert (end.root.type, classify(ending_of(end, "serving"))) == (root, fault_class)
+    assert (end.root.type, classify(process_lost(end, "serving"))) == (root, fault_class)
     assert end.node == "10.0.0.7"
     assert {name: getattr(end, name) for name in facts} == facts
 
@@ -212,4 +211,4 @@ async def test_a_worker_that_ray_has_not_noted_is_read_off_the_actor_s_row(clust
     from ray import ActorID
 
     assert look_up(ActorID(os.urandom(16))) is None
-    assert died_of(row(), HostEnd(causes=(Cause("A", ""), Cause("B", "")))).root == Cause("B", "")
+    assert died_of(row(), Termination(causes=(Cause("A", ""), Cause("B", "")))).root == Cause("B", "")

@@ -10,8 +10,8 @@ from rayvisor._backends.ray.errors import (
     WorkerPackageError,
     end_of,
     is_ray_error,
-    plain_causes,
 )
+from rayvisor._core.protocol.causes import plain_causes
 from rayvisor.faults import Cause
 
 exceptions: Any = ray.exceptions  # half of them have no types

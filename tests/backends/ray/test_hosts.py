@@ -19,6 +19,7 @@ from rayvisor._backends.ray.hosts import RayHost
 from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
+from rayvisor.faults import Termination
 from rayvisor.specs import ActorOptions, NodePin
 
 pytestmark = pytest.mark.ray
@@ -199,8 +200,9 @@ async def test_resources_variables_and_the_node_are_passed_through(
     )
     host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
     await started(host)
-    description = await host.ready(90)
-    assert description.log_file.startswith(os.fspath(tmp_path))
+    failed = await host.ensure_started(2, {"fail_start": "no weights"}, 90)
+    assert isinstance(failed, Termination)
+    assert failed.log_file.startswith(os.fspath(tmp_path))
     crowded = await place.create(child="llm/2", epoch=1, engine="sim", options=options)
     with pytest.raises(RayCallTimeout):
         await crowded.ready(1)

@@ -1,4 +1,4 @@
-"""The life of a server, the same for the simulated one and for the real ``vllm serve``."""
+"""The lifecycle of a server, the same for the simulated one and for the real ``vllm serve``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rayvisor import records as r
 from rayvisor._backends.process.tree import alive
 from rayvisor.testing import wait_for_state
 from tests.backends.driving import REAL
-from tests.backends.server.asking import complete, post
+from tests.backends.server.http_client import complete, post
 from tests.real.serving_rig import install
 
 SECONDS = 280.0
-"""Longer than a real server takes to start, on a busy machine too."""
+"""More than a real server takes to start, even on a busy machine."""
 
 
 class Kind(NamedTuple):
-    """A kind of servers, with fault tolerance."""
+    """A kind of server with fault tolerance."""
 
     engine: str
     model: str
     arguments: Mapping[str, Any]
     env: Mapping[str, str]
     arm: Callable[[rv.Supervisor], object]
-    """Has the model's next step raise."""
+    """Makes the next step of the model raise."""
 
     def tree(self, **options: Any) -> rv.Supervisor:
         given = {"model": self.model, "engine_args": self.arguments, "env": self.env, **options}
@@ -68,7 +68,7 @@ def pid_of(sup: rv.Supervisor, name: str) -> int:
 
 
 async def until_recovered(watch: Any) -> list[rv.Fault]:
-    """Wait for a recovery in place; the faults seen on the way."""
+    """Wait for a recovery in place. Return the faults before it."""
     faults: list[rv.Fault] = []
     with anyio.fail_after(SECONDS):
         async for record in watch:
@@ -112,7 +112,7 @@ async def test_a_fault_is_recovered_from_in_place_a_death_by_a_restart_and_a_sto
     assert fault.log_file
 
 
-# With the real one it is a row of `make faults`: it takes as long as a life.
+# For the real one it is a row of `make faults`, since it takes a whole start.
 @pytest.mark.parametrize("kind", ["sim"], indirect=True)
 async def test_a_model_that_is_not_there_is_a_permanent_fault_with_its_cause(
     kind: Kind, tmp_path: Path

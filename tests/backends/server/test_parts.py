@@ -1,16 +1,20 @@
-"""The parts of servers that can be looked at by themselves."""
+"""The parts of the server engine that need no server."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rayvisor as rv
-from rayvisor._backends.host.engine import Outside
+from rayvisor._backends.host.engine import EngineError, ExternalLoad, RequestLostError, RequestRefusedError
+from rayvisor._backends.server.client import Answer, HttpClient
 from rayvisor._backends.server.ports import PortTakenError, hold
+from rayvisor._backends.server.server_api import Completion, ServerApi, completion_of
 from rayvisor._backends.server.traffic import Sample, Traffic, read_metrics
 from rayvisor.specs.server_flags import sizes, to_flags, value_of
 
@@ -79,15 +83,41 @@ other 7
 
 def test_nobody_is_said_to_wait_for_a_server_that_does_not_count() -> None:
     traffic = Traffic()
-    traffic.counted(read_metrics("# nothing\n"), load=5, now=1.0)
-    assert traffic.outside().waiting == 0
+    traffic.update(read_metrics("# nothing\n"), load=5, now=1.0)
+    assert traffic.external_load().waiting == 0
 
 
 def test_a_request_that_the_engine_has_not_begun_with_waits_as_well() -> None:
     traffic = Traffic()
-    traffic.counted(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=0, now=1.0)
-    traffic.counted(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=1, now=2.0)
-    assert traffic.outside() == Outside(1, 2.0, 1.0)
+    traffic.update(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=0, now=1.0)
+    traffic.update(Sample(known=True, waiting=0, moved=3.0, tokens=3.0), load=1, now=2.0)
+    assert traffic.external_load() == ExternalLoad(1, 2.0, 1.0)
+
+
+async def test_a_call_that_the_server_does_not_respond_to_is_an_engine_error_as_for_all_engines(
+    tmp_path: Path,
+) -> None:
+    held, port = hold("127.0.0.1", 0)
+    with held:
+        api = ServerApi(HttpClient("127.0.0.1", port), str(tmp_path / "log"))
+        with pytest.raises(EngineError, match="GET /is_paused: ConnectionRefusedError"):
+            await api.ask("is_paused", (), {})
+        with pytest.raises(RequestLostError, match="POST /v1/completions: ConnectionRefusedError"):
+            await api.complete("Once", {})
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"text": "a"}]}'])
+def test_a_response_that_is_no_completion_loses_its_request(body: bytes) -> None:
+    with pytest.raises(RequestLostError, match="no completion"):
+        completion_of(Answer(200, body))
+
+
+def test_a_completion_without_token_ids_has_as_many_as_its_usage_counts() -> None:
+    choice = {"text": "ab", "finish_reason": "length"}
+    body = json.dumps({"choices": [choice], "usage": {"completion_tokens": 2}}).encode()
+    assert completion_of(Answer(200, body)) == Completion((0, 0), "ab", "length")
+    with pytest.raises(RequestRefusedError, match="HTTP 400: too long"):
+        completion_of(Answer(400, b"too long"))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Servers in a tree, simulated ones: what is particular about them."""
+"""Simulated servers in a tree: the behaviour that is particular to servers."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import pytest
 import rayvisor as rv
 from rayvisor import records as r
 from rayvisor._backends.process.tree import alive, identify
+from rayvisor._backends.server.ports import PortTakenError
+from rayvisor._backends.server.server_engine import ServerEngine
+from rayvisor._backends.server.usage_errors import with_usage_error
 from rayvisor.config import load_tree
+from rayvisor.faults import Cause, Termination, classify
 from rayvisor.testing import wait_for_state
-from tests.backends.server.asking import complete, get
+from tests.backends.server.http_client import complete, get
 from tests.waiting import until
 
 QUICK: dict[str, Any] = {"stall_after": 1.5, "probe_interval": 0.4}
@@ -47,7 +53,7 @@ async def test_a_step_that_never_returns_is_found_by_what_does_not_move_while_re
         url = await sup["web"].serving()
 
         async def ask() -> None:
-            with pytest.raises(OSError):  # noqa: PT011 - how the connection ends is the client's affair
+            with pytest.raises(OSError):  # noqa: PT011 - the error depends on the moment at which the connection breaks
                 await complete(url, "sim", tokens=1000)
 
         async with anyio.create_task_group() as tasks:
@@ -64,7 +70,7 @@ def has_tokens(url: str) -> bool:
 
 
 async def test_a_burst_of_work_raises_no_alarm() -> None:
-    # Four prompts in one step take longer than an idle server may do nothing.
+    # Four prompts in one step take longer than the stall limit.
     busy = {"prefill_seconds": 0.45, "max_num_seqs": 4}
     async with tree(engine_args=busy, **QUICK) as sup:
         watch = sup.watch()
@@ -96,12 +102,12 @@ async def test_a_fault_is_recovered_from_in_place_wherever_the_fault_tolerance_i
         url = await sup["web"].serving()
         assert sup.recovery_instructions("web") == ("retry",)
         os.kill(pid_of(sup, "EngineCore"), signal.SIGUSR1)
-        assert await complete(url, "sim") < 8  # its request is what the fault costs
+        assert await complete(url, "sim") < 8  # the fault ends its request early
         await until(lambda: recovered(watch))
         assert sup.status("web").incarnation == 1
         assert await sup["web"].serving(60.0) == url
         assert await complete(url, "sim") == 8
-        # What it has recovered from is not why it leaves later.
+        # A fault that it has recovered from does not explain its later exit.
         os.kill(pid_of(sup, "APIServer"), signal.SIGTERM)
         await wait_for_state(sup, "web", "ALIVE.SERVING", incarnation=2, timeout=60.0)
         assert str(faults(watch)[-1].root).endswith("ended with exit code 0")
@@ -118,6 +124,64 @@ async def test_the_port_that_was_asked_for_is_had_and_kept_over_restarts() -> No
         assert await sup["web"].serving() == f"http://127.0.0.1:{port}"
         await sup.restart("web")
         assert sup["web"].url == f"http://127.0.0.1:{port}"
+
+
+async def test_a_port_that_is_taken_after_the_server_has_served_is_one_permanent_fault() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # The restart waits, so that somebody else is certain to have the port by then.
+    later = rv.Backoff(initial=3.0, maximum=3.0, jitter=rv.Jitter.NONE, first_delay_zero=False)
+    sup = tree(port=port, backoff=later, start_timeout=60.0)
+    watch = sup.watch()
+
+    async def steal(thief: socket.socket) -> None:
+        async with sup:
+            await sup["web"].serving()
+            os.kill(pid_of(sup, "APIServer"), signal.SIGKILL)
+            await wait_for_state(sup, "web", "RESTARTING.BACKOFF", timeout=60.0)
+            thief.bind(("127.0.0.1", port))
+            thief.listen()
+            await anyio.sleep(60.0)
+
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(rv.SupervisorGaveUpError, match="PortTakenError"):
+            await steal(thief)
+    killed, taken = faults(watch)
+    assert killed.fault_class is rv.FaultClass.FATAL
+    assert taken.fault_class is rv.FaultClass.PERMANENT
+    assert f"port {port} of 127.0.0.1 is taken by" in taken.root.message
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (PortTakenError("port 1 is taken"), True),
+        (ValueError("model: /nowhere does not exist"), True),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (BlockingIOError(errno.EAGAIN, "no process can be made now"), False),
+    ],
+)
+async def test_only_errors_of_the_configuration_are_known_to_be_permanent(
+    error: Exception, *, permanent: bool
+) -> None:
+    engine = ServerEngine(1, {"program": "sim", "model": "sim", "args": [], "host": "127.0.0.1", "port": 0})
+    termination = await engine._describe_failed_start(error)
+    assert termination.permanent is permanent
+    assert termination.root.type == type(error).__name__
+    expected = rv.FaultClass.PERMANENT if permanent else rv.FaultClass.FATAL
+    assert classify(termination, starting=True, served=True) is expected
+
+
+def test_a_usage_error_is_the_root_cause_and_permanent_whatever_has_served() -> None:
+    log = "usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --modle x\n"
+    left = Termination(causes=(Cause("ProcessExited", "exit code 2"),), exit_code=2)
+    complained = with_usage_error(left, log)
+    assert complained.root == Cause("ArgumentError", "unrecognized arguments: --modle x")
+    assert classify(complained, starting=True, served=True) is rv.FaultClass.PERMANENT
+    assert with_usage_error(left, "no complaint") is left
+    assert with_usage_error(replace(left, exit_code=1), log).exit_code == 1
+    assert not with_usage_error(replace(left, exit_code=1), log).permanent
 
 
 async def test_a_server_that_nobody_will_start_again_is_not_waited_for() -> None:
@@ -195,7 +259,7 @@ anyio.run(main)
 
 async def test_a_driver_that_is_killed_takes_its_servers_with_it() -> None:
     command = [sys.executable, "-c", DRIVER]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220 - it is at once
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220 - starting a process blocks for milliseconds only
     try:
         assert driver.stdout is not None
         line = await anyio.to_thread.run_sync(driver.stdout.readline)

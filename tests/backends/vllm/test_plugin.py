@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rayvisor._backends.process.engine_tree import TAG
 
-# What was registered first runs last.
+# Functions that are registered first run last.
 _ENDS = """
 import atexit, gc, multiprocessing, sys
 from rayvisor._backends.vllm.plugin import register

@@ -1,4 +1,4 @@
-"""Where an engine's sockets are, and that none is left."""
+"""The folder of an engine's sockets, and its removal."""
 
 from __future__ import annotations
 

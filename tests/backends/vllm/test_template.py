@@ -1,4 +1,4 @@
-"""The process that EngineCores are forked from: here without vLLM, which would take 13 s to import."""
+"""The process that EngineCores are forked from; here without vLLM, which takes 13 s to import."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
+from rayvisor._backends.process.tree import alive, identify
 from rayvisor._backends.vllm import lease as leases
 from rayvisor._backends.vllm import template as templates
 from rayvisor._backends.vllm.lease import ForkedProcess, forked_from
@@ -32,27 +33,27 @@ _SOON = 60.0
 @pytest.fixture(autouse=True)
 def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", _PROGRAM.format(refusal="", socket="{}"))
-    monkeypatch.setattr(templates, "foreseen", lambda _: {})
-    monkeypatch.setattr(leases, "_shelf", leases._Shelf())
+    monkeypatch.setattr(templates, "expected_additions", lambda _: {})
+    monkeypatch.setattr(leases, "_registry", leases._TemplateRegistry())
     monkeypatch.setenv(OWN_METHOD, "fork")
 
 
 class Host:
-    """Someone who needs a template, and has processes forked from it."""
+    """Holds a lease of the template, and has processes forked from it."""
 
     def __init__(self, folder: Path) -> None:
         self.lease = leases.Lease()
         self.log = folder / "engine.log"
-        self.called_off = threading.Event()
+        self.cancelled = threading.Event()
 
     def template(self) -> templates.Template:
-        found = self.lease.begin({}, str(self.log))
+        found = self.lease.template({}, str(self.log))
         assert found is not None
         return found
 
     def start(self, work: Callable[..., None], *given: object, tag: str = "") -> ForkedProcess:
         process = ForkedProcess(target=work, args=given, name="EngineCore")
-        with forked_from(self.template(), tag or new_tag(), str(self.log), self.called_off.is_set):
+        with forked_from(self.template(), tag or new_tag(), str(self.log), self.cancelled.is_set):
             process.start()
         return process
 
@@ -61,14 +62,14 @@ class Host:
 def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_path)
     yield host
-    leases._shelf.clear()
+    leases._registry.clear()
     for child in multiprocessing.active_children():
         child.kill()
         child.join(_SOON)
 
 
-def _tell(into: Connection) -> None:
-    """Say what a process finds around itself, and wait for a word."""
+def _send_state(into: Connection) -> None:
+    """Send the state of this process, and wait for a message."""
     os.write(1, b"hello from the fork")
     parent = multiprocessing.parent_process()
     into.send(
@@ -95,12 +96,12 @@ def test_a_fork_is_what_a_spawned_process_would_be(
     host.template()
     monkeypatch.setenv("COLOUR", "green")  # after the template was started
     monkeypatch.chdir(tmp_path)
-    ours, its = multiprocessing.Pipe()
+    ours, theirs = multiprocessing.Pipe()
     tag = new_tag()
-    process = host.start(_tell, its, tag=tag)
+    process = host.start(_send_state, theirs, tag=tag)
     assert ours.poll(_SOON)
-    said = ours.recv()
-    assert said == {
+    state = ours.recv()
+    assert state == {
         "pid": process.pid,
         "parent": os.getpid(),
         "name": "EngineCore",
@@ -109,9 +110,9 @@ def test_a_fork_is_what_a_spawned_process_would_be(
         "folder": str(tmp_path),
         "interrupted": False,
     }
-    seen = psutil.Process(process.pid)
-    assert seen.environ()[TAG] == tag
-    assert seen.ppid() == host.template().pid
+    forked = psutil.Process(process.pid)
+    assert forked.environ()[TAG] == tag
+    assert forked.ppid() == host.template().pid
     assert "hello from the fork" in host.log.read_text()
     ours.send("go")
     process.join(_SOON)
@@ -122,8 +123,8 @@ def test_a_fork_is_what_a_spawned_process_would_be(
 async def test_a_fork_is_found_by_its_tag_and_its_template_is_not(host: Host) -> None:
     tree = ProcessTree(new_tag())
     other = ProcessTree(new_tag())
-    ours, its = multiprocessing.Pipe()
-    process = host.start(_tell, its, tag=tree.tag)
+    ours, theirs = multiprocessing.Pipe()
+    process = host.start(_send_state, theirs, tag=tree.tag)
     ours.poll(_SOON)
     for each in (tree, other):
         await each.scan()
@@ -149,8 +150,8 @@ def test_exit_codes_come_back(host: Host) -> None:
 def test_the_death_of_the_template_is_not_that_of_what_it_has_forked_and_another_one_follows(
     host: Host,
 ) -> None:
-    ours, its = multiprocessing.Pipe()
-    process = host.start(_tell, its)
+    ours, theirs = multiprocessing.Pipe()
+    process = host.start(_send_state, theirs)
     ours.poll(_SOON)
     first = host.template()
     os.kill(first.pid, signal.SIGKILL)
@@ -162,7 +163,7 @@ def test_the_death_of_the_template_is_not_that_of_what_it_has_forked_and_another
     assert second.exitcode == 3
     process.kill()
     process.join(_SOON)
-    assert process.exitcode == 255  # nobody is left who could tell
+    assert process.exitcode == 255  # the template that knows the exit code is gone
 
 
 def test_where_the_template_stands_still_the_process_is_spawned(
@@ -179,13 +180,24 @@ def test_where_the_template_stands_still_the_process_is_spawned(
     assert host.template().pid != stopped.pid
 
 
+def test_a_template_that_cannot_be_started_leaves_no_socket_open(tmp_path: Path) -> None:
+    def descriptors() -> list[str]:
+        return sorted(each.name for each in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    with pytest.raises(FileNotFoundError) as raised:  # it keeps the failed constructor's frame alive
+        templates.Template(str(tmp_path / "missing" / "engine.log"))
+    assert descriptors() == before
+    assert raised.type is FileNotFoundError
+
+
 def test_a_start_that_is_called_off_does_not_wait_for_the_template(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)  # {}")
     template = host.template()
-    threading.Timer(0.2, host.called_off.set).start()
-    with pytest.raises(templates.TemplateGoneError, match="not waited for"):
+    threading.Timer(0.2, host.cancelled.set).start()
+    with pytest.raises(templates.TemplateGoneError, match="start was cancelled"):
         host.start(_leave, 0)
     assert not template.ended()
 
@@ -195,11 +207,11 @@ def test_a_template_that_cannot_be_used_is_tried_a_few_times_only(
     host: Host, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(templates, "_PROGRAM", program)
-    monkeypatch.setattr(leases, "_MOST_FAILURES", 1)
+    monkeypatch.setattr(leases, "_MAX_FAILURES", 1)
     process = host.start(_leave, 5)
     process.join(_SOON)
     assert process.exitcode == 5
-    assert host.lease.begin({}, str(host.log)) is None
+    assert host.lease.template({}, str(host.log)) is None
 
 
 def test_a_template_that_was_loaded_with_other_settings_gives_way_to_one_that_fits(
@@ -231,7 +243,7 @@ def test_there_is_none_where_vllm_has_ways_of_its_own(
     host: Host, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object], method: str
 ) -> None:
     monkeypatch.setenv(OWN_METHOD, method)
-    assert host.lease.begin(arguments, str(host.log)) is None
+    assert host.lease.template(arguments, str(host.log)) is None
 
 
 _HOST = """
@@ -248,9 +260,10 @@ def test_it_does_not_outlive_its_host(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _HOST, templates._PROGRAM, str(tmp_path / "log")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        template = psutil.Process(int(process.stdout.readline()))
+        template = identify(int(process.stdout.readline()))
         process.kill()
-    until = time.monotonic() + _SOON
-    while template.is_running() and template.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
+    assert template is not None
+    deadline = time.monotonic() + _SOON
+    while alive(template):
+        assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -37,7 +37,7 @@ from rayvisor._core.requests.errors import (
 from rayvisor._core.requests.limits import RequestLimits
 from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor.errors import SpecError
-from rayvisor.faults import FaultClass
+from rayvisor.faults import Cause, FaultClass
 from tests.core.requests.oracle import fault_of
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 50}
@@ -72,7 +72,7 @@ class Bench:
     def up(self, *children: str, sequences: int = 4, spare: bool = False) -> Bench:
         for child in children:
             self.incarnations[child] = self.incarnations.get(child, 0) + 1
-            info = EngineInfo("vllm", "0.32", 1000, sequences, (2,), (), 1.0, 7)
+            info = EngineInfo("vllm", "0.32", 1000, sequences, (2,), (), 1.0)
             self.note(self.scheduler.engine_up(child, self.incarnations[child], info, self.now, spare=spare))
         return self
 
@@ -237,6 +237,7 @@ def test_a_stream_goes_on_behind_its_tokens_on_another_engine() -> None:
         (65, 66),
         2,
     )
+    bench.scheduler.weights(B, 1, 7)
     (deliver,) = bench.chunk("r0", 67).of(Deliver)
     assert (deliver.chunk.text, deliver.chunk.child, deliver.chunk.weight_version) == ("C", B, 7)
 
@@ -334,7 +335,7 @@ def test_an_engine_is_useful_from_its_first_delivered_token_and_that_is_said_onc
 
 def test_a_request_that_is_refused_fails_with_what_the_engine_said() -> None:
     bench = Bench().up(A).submit("r0")
-    causes = (("EngineError", "bad"), ("ValueError", "top_p must be in (0, 1]"))
+    causes = (Cause("EngineError", "bad"), Cause("ValueError", "top_p must be in (0, 1]"))
     bench.note(bench.scheduler.items(A, 1, [Refused("r0.0", 1, causes)], 0.0))
     error = bench.error()
     assert isinstance(error, InvalidRequestError)

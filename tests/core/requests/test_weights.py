@@ -14,6 +14,13 @@ from tests.core.requests.test_scheduler import SAMPLED, A, B, Bench
 OLD, NEW = 7, 8
 
 
+def up(bench: Bench, child: str) -> Bench:
+    """Bring an engine up with the old weights."""
+    bench.up(child)
+    bench.scheduler.weights(child, bench.incarnations[child], OLD)
+    return bench
+
+
 def changed(bench: Bench, child: str, version: int | None = NEW) -> Bench:
     """Declare an engine stale, have its hook set a version, and let it serve again."""
     stale(bench, child)
@@ -28,7 +35,7 @@ def stale(bench: Bench, child: str) -> Bench:
 
 
 def one(bench: Bench, how: str, **more: Any) -> Bench:
-    return bench.up(A).submit("r", on_weights_changed=how, **more).chunk("r", 65, 66)
+    return up(bench, A).submit("r", on_weights_changed=how, **more).chunk("r", 65, 66)
 
 
 @pytest.mark.parametrize("params", [None, SAMPLED], ids=["greedy", "sampled"])
@@ -84,7 +91,7 @@ def test_restarted_it_leaves_at_once_begins_anew_and_nothing_old_is_in_its_compl
 
 
 def test_restart_is_said_once_and_only_where_something_is_void() -> None:
-    bench = changed(Bench().up(A).submit("r", on_weights_changed="restart"), A).chunk("r", 65)
+    bench = changed(up(Bench(), A).submit("r", on_weights_changed="restart"), A).chunk("r", 65)
     assert not bench.of(Deliver)[0].chunk.restarted
     changed(bench, A, NEW + 1).chunk("r", 66)
     assert bench.of(Deliver)[0].chunk.restarted
@@ -109,7 +116,7 @@ def test_failing_it_fails_once_it_would_go_on_with_others_and_says_both_versions
 
 
 def test_failing_one_with_nothing_delivered_begins_on_the_new_weights() -> None:
-    bench = changed(Bench().up(A).submit("r", on_weights_changed="fail"), A)
+    bench = changed(up(Bench(), A).submit("r", on_weights_changed="fail"), A)
     assert bench.at["r.0"][2].attempt == 2
     bench.chunk("r", 65, finish_reason="length")
     assert bench.of(Finish)[0].completion.weight_versions == (NEW,)
@@ -119,7 +126,7 @@ def test_failing_one_with_nothing_delivered_begins_on_the_new_weights() -> None:
 def test_an_engine_that_dies_leaves_its_requests_to_one_with_other_weights(
     how: str, delivered: tuple[int, ...]
 ) -> None:
-    bench = one(Bench(), how).up(B)
+    bench = up(one(Bench(), how), B)
     bench.scheduler.weights(B, 1, NEW)
     bench.down(A)
     child, _, order = bench.at["r.0"]
@@ -127,22 +134,22 @@ def test_an_engine_that_dies_leaves_its_requests_to_one_with_other_weights(
 
 
 def test_a_sampled_one_is_spliced_where_generating_it_again_could_only_come_out_different() -> None:
-    bench = one(Bench(), "splice", params=SAMPLED).up(B)
+    bench = up(one(Bench(), "splice", params=SAMPLED), B)
     bench.scheduler.weights(B, 1, NEW)
     assert bench.down(A).at["r.0"][2].delivered == (65, 66)
 
 
 def test_what_an_engine_says_of_a_past_incarnation_changes_nothing_and_the_next_begins_with_its_own() -> None:
-    bench = Bench().up(A)
+    bench = up(Bench(), A)
     bench.scheduler.weights(A, 1, NEW)
-    bench.down(A).up(A)
+    up(bench.down(A), A)
     bench.scheduler.weights(A, 1, NEW)
     bench.submit("r").chunk("r", 65)
     assert bench.of(Deliver)[0].chunk.weight_version == OLD
 
 
 def test_each_request_may_choose_and_a_choice_that_is_none_is_refused() -> None:
-    bench = Bench(on_weights_changed="restart").up(A)
+    bench = up(Bench(on_weights_changed="restart"), A)
     bench.submit("a").submit("b", on_weights_changed="splice").chunk("a", 65).chunk("b", 65)
     changed(bench, A)
     assert [len(bench.at[key][2].delivered) for key in ("a.0", "b.0")] == [0, 1]

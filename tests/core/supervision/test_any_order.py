@@ -145,7 +145,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.places: dict[str, tuple[str, list[str], list[str]]] = {}
         self.where: dict[str, Any] = {}
         self.past: list[m.Event] = []
-        self.ended = False
+        self.ending = self.ended = False
         self.feed(m.Boot())
 
     # --- what happens ---------------------------------------------------------------------------
@@ -260,6 +260,12 @@ class AnyOrder(RuleBasedStateMachine):
         number = len(self.calls) + 1
         self.calls[number] = 0
         self.feed(m.Call(number, verb, target, argument))
+
+    @rule(under=st.sampled_from(["", "s"]), kind=TYPES)
+    def a_call_adds_a_child(self, under: str, kind: Restart) -> None:
+        number = len(self.calls) + 1
+        self.calls[number] = 0
+        self.feed(m.Call(number, m.Verb.START_CHILD, under, child("new", kind)))
 
     @rule(
         index=INDEX,
@@ -403,25 +409,36 @@ class AnyOrder(RuleBasedStateMachine):
         assert places == sorted(places, reverse=what == "stopping"), f"{path} is {what} out of order"
         done.append(name)
 
+    def settle(self) -> bool:
+        """Answer what is still to be answered, one thing; False when there is nothing."""
+        if self.starting:
+            start = next(iter(self.starting.values()))
+            if start.child in self.stopping:  # the stop's answer is the end of the start as well
+                del self.starting[start.child]
+            elif self.ending:
+                self.a_start_fails(0, BOOM, gone=True)
+            else:
+                self.a_start_succeeds(0)
+        elif self.stopping:
+            self.a_stop_is_done(0, SHUTDOWN)
+        elif self.dirty:
+            self.a_proof_arrives(0)
+        elif self.acting:
+            self.something_in_place_is_done(0, ok=True)
+        elif self.timers:
+            self.a_timer_fires(0)
+        else:
+            return False
+        return True
+
     def teardown(self) -> None:
         if not hasattr(self, "live"):
             return
+        assert any(not self.settle() for _ in range(1000)), "the tree does not come to rest"
+        assert all(answers == 1 for answers in self.calls.values()), "a call was not answered"
+        self.ending = True
         self.feed(m.Halt())
-        for _ in range(1000):
-            if self.starting:
-                start = next(iter(self.starting.values()))
-                if start.child in self.stopping:  # the stop's answer is the end of the start as well
-                    del self.starting[start.child]
-                else:
-                    self.a_start_fails(0, BOOM, gone=True)
-            elif self.stopping:
-                self.a_stop_is_done(0, SHUTDOWN)
-            elif self.dirty:
-                self.a_proof_arrives(0)
-            elif self.timers:
-                self.a_timer_fires(0)
-            else:
-                break
+        assert any(not self.settle() for _ in range(1000)), "the tree does not end"
         assert self.ended, "the tree does not end"
         assert not self.live
         assert all(answers == 1 for answers in self.calls.values()), "a call was not answered"

@@ -17,7 +17,7 @@ from rayvisor._edges.metrics.exposition import FAMILIES
 from rayvisor.cli import main
 from rayvisor.faults import Fault, FaultClass
 from rayvisor.records import FaultSeen
-from tests.edges.web.reading import Browser, idle
+from tests.edges.web.browser import Browser, idle
 from tests.failing import Failing
 from tests.waiting import until
 
@@ -31,7 +31,7 @@ def read(text: str) -> Values:
     for family in text_string_to_metric_families(text):
         # The parser knows counters by their names without what they end with.
         known = kinds.get(family.name) or kinds[f"{family.name}_total"]
-        assert (family.type, family.documentation) == (known.kind, known.tells)
+        assert (family.type, family.documentation) == (known.kind, known.help)
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
             assert set(sample.labels) - {"le"} == set(known.labels)
@@ -142,7 +142,7 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
 
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "NAMES_KEPT", 10)
-    monkeypatch.setattr(counters, "UNWELL_KEPT", 10)
+    monkeypatch.setattr(counters, "UNHEALTHY_KEPT", 10)
     counted = counters.Counters(str, lambda: {"stays", "above"})
     for number in range(100):
         for child in ("stays", f"above/{number}"):
@@ -151,5 +151,5 @@ def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.
             )
             counted.take(FaultSeen(at=1.0, fault=fault))
             assert len(counted.faults) <= 12
-            assert len(counted._unwell) <= 10
+            assert len(counted._unhealthy) <= 10
     assert counted.faults["stays", "FATAL"] == 100

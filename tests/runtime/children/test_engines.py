@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import anyio
 import pytest
 
-from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostGoneError, HostView
 from rayvisor._core.protocol.wire import (
     Chunk,
     Condition,
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
     HostItem,
     Phase,
     ProcessId,
+    Terminated,
 )
 from rayvisor._runtime.children import engines
+from rayvisor._runtime.children.actor_health import process_lost
 from rayvisor._runtime.children.engines import EngineBackend, EngineIncarnation
 from rayvisor._runtime.children.protocol import StartRefusedError
-from rayvisor.faults import Cause
+from rayvisor._runtime.children.slots import host_lost
+from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -33,10 +36,11 @@ INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1
 SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_timeout=5.0)
 
 
-def died(incarnation: int) -> Died:
-    return Died(
-        incarnation, (("EngineDied", "it ended"), ("ProcessKilled", "by SIGKILL")), "", None, 9, "", ""
-    )
+KILLED = Termination(causes=(Cause("EngineDied", "it ended"), Cause("ProcessKilled", "by SIGKILL")), signal=9)
+
+
+def died(incarnation: int) -> Terminated:
+    return Terminated(incarnation, KILLED)
 
 
 def chunk(request: str) -> Chunk:
@@ -50,10 +54,10 @@ class FakeHost:
         self.child = child
         self.epoch = epoch
         self.calls: list[str] = []
-        self.answer: EngineInfo | Died | Exception = INFO
+        self.answer: EngineInfo | Termination | Exception = INFO
         self.unready: Exception | None = None
         self.unstoppable: Exception | None = None
-        self.ends: list[HostEnd] = []
+        self.ends: list[Termination] = []
         self.end_came = anyio.Event()
         self.streams: list[list[Any]] = []
         self.stream_came = anyio.Event()
@@ -61,7 +65,7 @@ class FakeHost:
         self.seen = HostView(())
 
     def gone(self, *, unavailable: bool = False) -> HostGoneError:
-        end = HostEnd(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
+        end = Termination(causes=(Cause("ActorDiedError", "gone"),), unavailable=unavailable)
         return HostGoneError(self.child, self.epoch, end)
 
     async def ready(self, timeout: float) -> HostDescription:
@@ -69,7 +73,7 @@ class FakeHost:
         self.calls.append("ready")
         if self.unready is not None:
             raise self.unready
-        return HostDescription(self.child, self.epoch, "sim", HOST, "", "1", "", 0, serving=False, phases=())
+        return HostDescription(HOST, "")
 
     async def ensure_started(
         self,
@@ -77,7 +81,7 @@ class FakeHost:
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
+    ) -> EngineInfo | Termination:
         del timeout, limits
         self.calls.append(f"start {incarnation} {dict(arguments)}")
         if isinstance(self.answer, Exception):
@@ -117,7 +121,7 @@ class FakeHost:
         self.ends.append(self.gone(unavailable=unavailable).end)
         self.end_came.set()
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         while not self.ends:
             self.end_came = anyio.Event()
             await self.end_came.wait()
@@ -210,7 +214,7 @@ async def staged() -> AsyncIterator[Stage]:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "UNRULED_SECONDS", 0.01)
+    monkeypatch.setattr(engines, "UNAVAILABLE_SECONDS", 0.01)
     monkeypatch.setattr(engines, "RELISTEN_SECONDS", 0.001)
 
 
@@ -241,7 +245,7 @@ async def test_a_host_that_cannot_prove_its_engine_gone_is_ended_and_another_tak
         old = stage.host
         old.say(died(1))
         await first.ended()
-        old.unstoppable = HostCallFailedError("stop_engine", (("EngineError", "outlived SIGKILL"),), "")
+        old.unstoppable = HostCallFailedError("stop_engine", (Cause("EngineError", "outlived SIGKILL"),), "")
         old.verified = False
         assert not await first.clean()
         await stage.create_incarnation(2)
@@ -275,8 +279,8 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
         carrier = stage.backend.create_incarnation("llm/1", 1, SPEC, None)
         with pytest.raises(StartRefusedError) as refused:
             await carrier.start()
-        assert refused.value.ending.overdue
-        assert str(refused.value.ending.root) == "StartTimeout: no node has slot=99"
+        assert refused.value.termination.overdue
+        assert str(refused.value.termination.root) == "StartTimeout: no node has slot=99"
         assert await carrier.clean()
         assert stage.host.calls == ["ready", "end"]
         stage.place.prepare = lambda _: None
@@ -287,17 +291,66 @@ async def test_a_host_that_never_answered_is_ended_at_once() -> None:
 @pytest.mark.parametrize(
     ("answer", "root"),
     [
-        (died(1), "ProcessKilled: by SIGKILL"),
-        (HostCallFailedError("x", (("ValueError", "no such model"),), "trace"), "ValueError: no such model"),
+        (KILLED, "ProcessKilled: by SIGKILL"),
+        (
+            HostCallFailedError("x", (Cause("ValueError", "no such model"),), "trace"),
+            "ValueError: no such model",
+        ),
     ],
     ids=["died", "raised"],
 )
-async def test_a_start_that_fails_in_its_host_says_why(answer: Died | Exception, root: str) -> None:
+async def test_a_start_that_fails_in_its_host_says_why(answer: Termination | Exception, root: str) -> None:
     async with staged() as stage:
         stage.place.prepare = lambda host: setattr(host, "answer", answer)
         with pytest.raises(StartRefusedError) as refused:
             await stage.create_incarnation(1)
-        assert str(refused.value.ending.root) == root
+        assert str(refused.value.termination.root) == root
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Termination)])
+async def test_every_fact_of_a_termination_arrives_from_its_host(name: str) -> None:
+    """From a failed start and from the stream; only who says so is added."""
+    facts: dict[str, Any] = {
+        "causes": KILLED.causes, "traceback": "Traceback", "exit_code": 3, "signal": 9, "node": "10.0.0.7",
+        "log_file": "engine.log", "phase": "loading", "source": "engine",
+    }  # fmt: skip
+    sent = Termination(**{"causes": (), name: facts.get(name, True)})
+    async with staged() as stage:
+        engine = await stage.create_incarnation(1)
+        stage.host.say(Terminated(1, sent))
+        with anyio.fail_after(60):
+            assert await engine.ended() == replace(sent, source="engine")
+        stage.host.answer = sent
+        with pytest.raises(StartRefusedError) as refused:
+            await stage.create_incarnation(2)
+        assert refused.value.termination == replace(sent, source="engine")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_what_an_engine_knows_to_be_permanent_stays_so(*, served: bool) -> None:
+    wrong = Termination(
+        causes=(Cause("OutOfMemoryError", ""), Cause("ValueError", "no model")), permanent=True
+    )
+    async with staged() as stage:
+        engine = await stage.create_incarnation(1)
+        stage.host.say(Terminated(1, wrong))
+        with anyio.fail_after(60):
+            ended = await engine.ended()
+        assert classify(ended, starting=False, served=served) is FaultClass.PERMANENT
+        stage.host.answer = wrong
+        with pytest.raises(StartRefusedError) as refused:
+            await stage.create_incarnation(2)
+        assert classify(refused.value.termination, starting=True, served=served) is FaultClass.PERMANENT
+
+
+@pytest.mark.parametrize("init_failed", [True, False])
+async def test_a_host_that_has_ended_is_lost_unless_its_construction_raised(*, init_failed: bool) -> None:
+    end = Termination(
+        causes=KILLED.causes, intended=True, unavailable=True, init_failed=init_failed, node="n"
+    )
+    expected = replace(end, source="ray", intended=False, unavailable=False, lost=not init_failed)
+    assert host_lost(end) == expected
+    assert process_lost(end, "starting") == replace(expected, intended=True, phase="starting")
 
 
 async def test_a_host_that_is_unavailable_is_suspect_and_clear_again_when_it_answers() -> None:
@@ -317,13 +370,13 @@ async def test_a_host_that_stays_unavailable_counts_as_lost_after_some_tries() -
     async with staged() as stage:
         carrier = await stage.create_incarnation(1)
         stage.host.unready = stage.host.gone(unavailable=True)
-        for _ in range(engines.UNRULED_TRIES + 1):
+        for _ in range(engines.UNAVAILABLE_TRIES + 1):
             stage.host.die(unavailable=True)
         with anyio.fail_after(60):
             ending = await carrier.ended()
         assert ending.lost
         assert not ending.unavailable
-        assert stage.host.calls.count("ready") == 1 + engines.UNRULED_TRIES
+        assert stage.host.calls.count("ready") == 1 + engines.UNAVAILABLE_TRIES
         assert stage.told.count(("suspect", "llm/1", 1)) == 1
 
 
@@ -351,7 +404,7 @@ async def test_a_stream_that_brings_something_each_time_may_break_as_often_as_it
 async def test_a_host_that_answers_in_between_may_be_unavailable_as_often_as_it_likes() -> None:
     async with staged() as stage:
         carrier = await stage.create_incarnation(1)
-        for number in range(1, 2 * engines.UNRULED_TRIES):
+        for number in range(1, 2 * engines.UNAVAILABLE_TRIES):
             stage.host.die(unavailable=True)
             with anyio.fail_after(60):
                 while stage.told.count(("clear", "llm/1", 1)) < number:  # noqa: ASYNC110 - reports

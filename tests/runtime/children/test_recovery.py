@@ -9,12 +9,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rayvisor._core.protocol.links import HostCallFailedError, HostEnd, HostGoneError, HostLink
+from rayvisor._core.protocol.links import HostCallFailedError, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import EngineInfo
+from rayvisor._runtime.children.group_health import GroupHealth
 from rayvisor._runtime.children.protocol import RecoveryFailedError
-from rayvisor._runtime.children.recovery import recover, recovery_seconds
+from rayvisor._runtime.children.recovery import await_instruction, recover, recovery_seconds
 from rayvisor._runtime.children.slots import EngineSlot
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 INFO = EngineInfo("vllm", "1", 100, 8, (0,), (), 0.1, instructions=("retry",), recovery_timeout=60.0)
 
@@ -47,14 +48,14 @@ class Engine:
 
 
 def slot(engine: Engine, info: EngineInfo | None = INFO) -> EngineSlot:
-    made = EngineSlot("llm/1")
+    made = EngineSlot("llm/1", GroupHealth())
     made.incarnation, made.info, made.link = 1, info, cast("HostLink", engine)
     made.unhealthy = engine.status == "unhealthy"
     return made
 
 
 async def retry(engine: Engine, *, timeout: float = 5.0, info: EngineInfo | None = INFO) -> None:
-    await recover(slot(engine, info), 1, "retry", timeout, lambda: False)
+    await recover(slot(engine, info), 1, "retry", timeout)
 
 
 async def test_each_instruction_has_a_request_id_of_its_own() -> None:
@@ -91,7 +92,7 @@ async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
     engine = Engine()
     with pytest.raises(RecoveryFailedError, match="does not know the instruction 'retry'; it knows none"):
         await retry(engine, info=INFO._replace(instructions=()))
-    with pytest.raises(RecoveryFailedError, match="not there any more"):
+    with pytest.raises(RecoveryFailedError, match="has ended"):
         await retry(engine, info=None)
     assert engine.told == []
 
@@ -99,8 +100,8 @@ async def test_an_engine_without_the_instruction_is_never_sent_it() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        HostCallFailedError("ask", [("EngineDeadError", "gone")], ""),
-        HostGoneError("llm/1", 1, HostEnd(causes=(Cause("ActorDied", "gone"),))),
+        HostCallFailedError("ask", (Cause("EngineDeadError", "gone"),), ""),
+        HostGoneError("llm/1", 1, Termination(causes=(Cause("ActorDied", "gone"),))),
     ],
 )
 async def test_an_engine_that_goes_away_meanwhile_has_not_recovered(broken: Exception) -> None:
@@ -113,9 +114,9 @@ async def test_an_engine_that_goes_away_meanwhile_has_not_recovered(broken: Exce
 async def test_a_healthy_rank_waits_for_the_others_and_is_told_again_if_it_turns_unhealthy() -> None:
     engine = Engine("healthy")
     its_seat = slot(engine)
-    ailing = True
+    its_seat.group.set("llm/2", unhealthy=True)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(recover, its_seat, 1, "retry", 30.0, lambda: ailing)
+        tasks.start_soon(recover, its_seat, 1, "retry", 30.0)
         while not engine.told:  # noqa: ASYNC110 - any condition
             await anyio.sleep(0.001)
         engine.status, its_seat.unhealthy = "unhealthy", True
@@ -127,6 +128,43 @@ async def test_a_healthy_rank_is_done_when_the_others_are_well() -> None:
     engine = Engine("healthy")
     await retry(engine)
     assert len(engine.told) == 1
+
+
+async def test_a_healthy_rank_is_done_as_soon_as_the_last_of_the_others_is_well() -> None:
+    engine = Engine("healthy")
+    rank = slot(engine)
+    for other in ("llm/2", "llm/3"):
+        rank.group.set(other, unhealthy=True)
+    over = anyio.Event()
+
+    async def run() -> None:
+        await recover(rank, 1, "retry", 30.0)
+        over.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        rank.group.set("llm/2", unhealthy=False)
+        await anyio.wait_all_tasks_blocked()
+        assert not over.is_set()
+        rank.group.set("llm/3", unhealthy=False)
+        with anyio.fail_after(5):
+            await over.wait()
+    assert len(engine.told) == 1
+
+
+async def test_an_operator_is_awaited_until_the_whole_group_is_well() -> None:
+    rank = slot(Engine())
+    rank.group.set("llm/2", unhealthy=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(await_instruction, rank, 1, 30.0)
+        await anyio.wait_all_tasks_blocked()
+        rank.unhealthy = False
+        await anyio.wait_all_tasks_blocked()
+        rank.group.set("llm/2", unhealthy=False)
+    rank.group.set("llm/2", unhealthy=True)
+    with pytest.raises(RecoveryFailedError, match="another of its group has not recovered within"):
+        await await_instruction(rank, 1, 0.05)
 
 
 def test_a_recovery_ends_before_the_engine_loses_its_patience() -> None:

@@ -16,6 +16,7 @@ import pytest
 from rayvisor._core.protocol.wire import GenerateCommand, Refused
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
+from rayvisor.faults import Cause
 from rayvisor.pool import (
     DeadlineExceededError,
     Generation,
@@ -364,7 +365,9 @@ async def test_a_request_that_the_engine_refuses_says_why() -> None:
     async with running(A) as (pool, line):
         generation = pool.generate("once", {"top_p": 7})
         await until(lambda: line.runs)
-        line.pool.items(A, 1, [Refused("pool-1.0", 1, (("ValueError", "top_p must be in (0, 1], got 7"),))])
+        line.pool.items(
+            A, 1, [Refused("pool-1.0", 1, (Cause("ValueError", "top_p must be in (0, 1], got 7"),))]
+        )
         with pytest.raises(InvalidRequestError, match="top_p must be in"):
             await anext(generation)
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from rayvisor._backends.host.host import EngineHost
-from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.wire import EngineInfo, GenerateCommand, ProcessId, Terminated
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
 from rayvisor.pool import Completion
@@ -62,7 +62,7 @@ class Host:
 
     async def flow(self, child: str, incarnation: int, request: str, attempt: int, *, is_open: bool) -> None:
         del child, incarnation
-        await self.host.flow(request, attempt, is_open)
+        await self.host.flow(request, attempt, is_open=is_open)
 
     async def start(self) -> None:
         self.incarnation += 1
@@ -78,8 +78,8 @@ class Host:
                 self.kill_at = math.inf
                 core = next(process for process in self.processes if "EngineCore" in process.name)
                 os.kill(core.pid, signal.SIGKILL)
-            for died in items:
-                if isinstance(died, Died) and died.incarnation == self.incarnation:
+            for item in items:
+                if isinstance(item, Terminated) and item.incarnation == self.incarnation:
                     self.pool.engine_down(CHILD, self.incarnation, fault_of(CHILD, self.incarnation))
                     await self.host.stop_engine(self.incarnation, 0.0)
                     await self.start()

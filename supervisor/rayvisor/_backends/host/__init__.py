@@ -1,1 +1,1 @@
-"""The engine side: what runs inside a host actor. Imports neither ray nor vllm."""
+"""The engine side, which runs inside a host actor. Imports neither ray nor vllm."""

@@ -1,10 +1,10 @@
-"""The one way out of a host: items go in one by one, and out as lists, tick by tick.
+"""The only output of a host: items go in one by one, and leave in lists, one list per tick.
 
-What costs is the list, not what is in it: about 3 ms of a core for each that leaves a Ray actor, both ends
-together, taken from an engine whose processes would use every core there is. So while tokens flow, lists go
-out no closer than a tick, and who brings tokens waits for that tick before reading on; the engine puts
-together what comes meanwhile. After a pause an item goes at once, and what should not wait (a first token,
-an end, a death) hardly does.
+The cost is per list, not per item: about 3 ms of a core for each list that leaves a Ray actor, both ends
+together, taken from an engine whose processes would use every core of the machine. So while tokens flow, two
+lists are at least a tick apart, and a producer of tokens waits for that tick before it reads on; the engine
+merges the tokens that come meanwhile. After a pause an item leaves immediately. Urgent items (a first token,
+the end of a request, a termination) wait for two milliseconds at most.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from rayvisor._core.protocol.wire import Chunk, HostItem
 __all__ = ["SOON_SECONDS", "TICK_SECONDS", "ItemBatcher"]
 
 TICK_SECONDS = 0.04
-"""So much lies between two lists while tokens flow."""
+"""Seconds between two lists while tokens flow."""
 SOON_SECONDS = 0.002
-"""So much at least, where something in the list should not wait."""
+"""Seconds between two lists where the second has an urgent item."""
 BEAT_SECONDS = 1.0
-"""When nothing happens an empty list goes out after so long: the host lives, and its loop runs."""
+"""Seconds without items after which an empty list leaves, as a sign that the host's event loop runs."""
 
 
 class ItemBatcher:
-    """Items that wait for a reader. Used from one event loop."""
+    """Keeps items until a reader takes them. Used from one event loop."""
 
     def __init__(self) -> None:
         self.items: list[HostItem] = []
-        """What has not been read yet; without a reader, a chunk of each request at most."""
+        """The items that have not been read; without a reader, one chunk of each request at most."""
         self.paced = 0
-        """How many wait for the tick."""
+        """How many producers wait for the tick."""
         self.reader = 0
-        """Number of the present reader; 0 before the first."""
+        """Number of the current reader; 0 before the first."""
         self.beat = BEAT_SECONDS
-        """Seconds after which an empty list goes out."""
+        """Seconds after which an empty list leaves."""
         self._soon = False
         self._news = asyncio.Event()
         self._tick = asyncio.Event()
@@ -51,9 +51,9 @@ class ItemBatcher:
             self._news.set()
 
     async def next_tick(self) -> None:
-        """Wait until what was put is about to leave: what is put at once then goes with it.
+        """Wait until the items are about to leave; an item that is put right afterwards leaves with them.
 
-        Without a reader this waits for one, so nothing piles up.
+        Without a reader this waits for one, so that items do not pile up.
         """
         self.paced += 1
         try:
@@ -62,13 +62,13 @@ class ItemBatcher:
             self.paced -= 1
 
     async def lists(self) -> AsyncIterator[list[HostItem]]:
-        """Everything that was put, in order, a list at a time. A newer call ends the older one.
+        """Yield all items in order, a list at a time. A newer call ends the older one.
 
         An empty list is a heartbeat.
         """
         self.reader += 1
         me = self.reader
-        self._news.set()  # wakes the older one, which then ends
+        self._news.set()  # wakes the older reader, which then ends
         last = -math.inf
         beaten = time.monotonic()
         while True:
@@ -80,7 +80,7 @@ class ItemBatcher:
             if me == self.reader and self.paced:
                 self._tick.set()
                 self._tick = asyncio.Event()
-                await asyncio.sleep(0)  # each of them reads once
+                await asyncio.sleep(0)  # each producer reads once
             if me != self.reader:
                 self._news.set()
                 return
@@ -91,7 +91,7 @@ class ItemBatcher:
                 yield items
 
     def _rest(self, last: float) -> float:
-        """How long to wait before the next list, as things are."""
+        """Return the seconds to wait before the next list, if nothing else happens."""
         if not self.items and not self.paced:
             return math.inf
         return last + (SOON_SECONDS if self._soon else TICK_SECONDS) - time.monotonic()

@@ -1,24 +1,25 @@
 """The seam between an engine host and the engine that runs in it.
 
-An engine is a whole process tree below the host. Everything that the host knows of it goes through
-[`Engine`][rayvisor._backends.host.engine.Engine]; what fails comes out as one of four exceptions, and each
-carries plain data only, since exception objects of vLLM's must never leave the host process:
+An engine is a whole process tree below the host. The host knows it through
+[`Engine`][rayvisor._backends.host.engine.Engine] only. A failure is one of four exceptions, which carry plain
+data only, because an exception object of vLLM must never leave the host process:
 
     EngineError
-    ├── EngineStartFailedError   ``start`` did not come to an end; nothing of the engine is left
-    ├── EngineGoneError          the engine has ended; ``died`` tells why
+    ├── EngineStartFailedError   ``start`` failed; nothing of the engine is left
+    ├── EngineGoneError          the engine has ended; ``died`` returns why
     ├── RequestRefusedError      this one request is wrong; the engine is fine
-    └── RequestLostError         the engine ended a request that nobody asked it to end
+    └── RequestLostError         the engine ended a request without being asked to
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from rayvisor._core.protocol.causes import Causes, _sentence
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.causes import Causes
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination, root_of
 
 __all__ = [
     "ENGINES",
@@ -27,60 +28,58 @@ __all__ = [
     "EngineGoneError",
     "EngineStartFailedError",
     "EngineStatus",
-    "Outside",
+    "ExternalLoad",
     "Report",
     "RequestLostError",
     "RequestRefusedError",
-    "ServesOutside",
-    "Shares",
+    "ServesExternally",
+    "SharesResources",
     "load_engine",
 ]
 
-"""(type name, message), outermost first: the last one is the root cause."""
-
 Report = Callable[[str, str], None]
-"""Takes a phase of the start and a detail."""
+"""Called with a phase of the start and a detail."""
 
 ENGINES: Mapping[str, str] = {
-    "server": "rayvisor._backends.server.engine:ServerEngine",
-    "sim": "rayvisor._backends.sim.engine:SimEngine",
-    "vllm": "rayvisor._backends.vllm.engine:VllmEngine",
+    "server": "rayvisor._backends.server.server_engine:ServerEngine",
+    "sim": "rayvisor._backends.sim.sim_engine:SimEngine",
+    "vllm": "rayvisor._backends.vllm.vllm_engine:VllmEngine",
     "vllm-rehearsal": "rayvisor._backends.vllm.rehearsal:RehearsalEngine",
 }
 
 
 class EngineError(Exception):
-    """What an engine raises. Its data is plain, whatever was behind it."""
+    """Base of the errors of an engine. Their data is plain, whatever caused them."""
 
 
 class EngineStartFailedError(EngineError):
-    """The engine did not come up. No process of it is left."""
+    """The engine did not come up. None of its processes is left."""
 
-    def __init__(self, died: Died) -> None:
-        self.died = died
-        super().__init__(_sentence(died.causes))
+    def __init__(self, termination: Termination) -> None:
+        self.termination = termination
+        super().__init__(str(termination.root))
 
-    def __reduce__(self) -> tuple[type[EngineStartFailedError], tuple[Died]]:
-        return EngineStartFailedError, (self.died,)
+    def __reduce__(self) -> tuple[type[EngineStartFailedError], tuple[Termination]]:
+        return EngineStartFailedError, (self.termination,)
 
 
 class EngineGoneError(EngineError):
-    """The engine has ended: by itself (``died`` returns why), or since it was asked to."""
+    """The engine has ended: by itself (``died`` returns why), or on request."""
 
 
 class RequestRefusedError(EngineError):
-    """One request is wrong: back to its caller."""
+    """One request is wrong; the error belongs to its caller."""
 
     def __init__(self, causes: Causes) -> None:
         self.causes = causes
-        super().__init__(_sentence(causes))
+        super().__init__(str(root_of(causes)))
 
     def __reduce__(self) -> tuple[type[RequestRefusedError], tuple[Causes]]:
         return RequestRefusedError, (self.causes,)
 
 
 class RequestLostError(EngineError):
-    """The engine ended a request without being asked, and says no more than ``reason``."""
+    """The engine ended a request without being asked to; ``reason`` is all that it reports."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -88,44 +87,58 @@ class RequestLostError(EngineError):
 
 
 class EngineStatus(NamedTuple):
-    """How an engine with fault tolerance says it is."""
+    """The status that an engine with fault tolerance reports."""
 
     status: str
-    """``"healthy"``, ``"unhealthy"`` or ``"dead"``, as vLLM has it."""
+    """``"healthy"``, ``"unhealthy"`` or ``"dead"``, as in vLLM."""
     fault: str = ""
-    """What it says of its fault: for vLLM the exception's type name."""
+    """Its own description of the fault: with vLLM the exception's type name."""
+
+    @classmethod
+    def worst_of(cls, engines: Iterable[Mapping[str, Any]]) -> EngineStatus:
+        """Return the worst status in vLLM's list of engines; healthy if it is empty.
+
+        >>> EngineStatus.worst_of([{"status": "healthy"}, {"status": "dead", "fault_info": "OSError"}])
+        EngineStatus(status='dead', fault='OSError')
+        """
+        reported = list(engines)
+        for status in ("dead", "unhealthy"):
+            for engine in reported:
+                if engine["status"] == status:
+                    return cls(status, str(engine.get("fault_info") or ""))
+        return cls("healthy")
 
 
-class Outside(NamedTuple):
-    """What is asked of an engine past its host, and how it gets on with that."""
+class ExternalLoad(NamedTuple):
+    """The requests that an engine receives directly, not through its host, and their progress."""
 
     waiting: int
-    """How many wait for it."""
+    """Number of requests that wait for it."""
     since: float
-    """Since when somebody has waited all the time; on the monotonic clock."""
+    """The time on the monotonic clock since which at least one request has waited."""
     progressed: float
-    """When it got on last; before the clock began if never."""
-    doubt: str = ""
-    """What was asked of it in vain, in words."""
+    """The time of its last progress on the monotonic clock; minus infinity if there was none."""
+    unanswered: str = ""
+    """A description of the health check that it has not answered; empty if there is none."""
     worked: bool = False
     """Whether it has done useful work."""
 
 
 @runtime_checkable
-class Shares(Protocol):
-    """An engine that has something costly, which those that follow it in its host use as well."""
+class SharesResources(Protocol):
+    """An engine with a costly resource that the later engines of its host use as well."""
 
-    def share(self) -> Callable[[], None]:
-        """Keep it when this engine has ended; give back what ends it too. That one may block for a moment."""
+    def acquire_shared(self) -> Callable[[], None]:
+        """Keep the resource beyond this engine's end. Return a function that releases it, and may block."""
         ...
 
 
 @runtime_checkable
-class ServesOutside(Protocol):
-    """An engine that is asked past its host as well: a server."""
+class ServesExternally(Protocol):
+    """An engine that receives requests directly, not only through its host: a server."""
 
-    def outside(self) -> Outside:
-        """Say what is asked of it there."""
+    def external_load(self) -> ExternalLoad:
+        """Return the load of these requests."""
         ...
 
 
@@ -133,7 +146,7 @@ class Engine(Protocol):
     """One incarnation of an engine, with the processes it consists of.
 
     It is started once and stopped once. ``start`` can be cancelled, and ``stop`` may interrupt it.
-    Everything runs on one event loop, the host's, which an engine never blocks.
+    Everything runs on the host's event loop, which an engine never blocks.
     """
 
     async def start(self, report: Report) -> EngineInfo:
@@ -142,81 +155,81 @@ class Engine(Protocol):
         Raises
         ------
         EngineStartFailedError
-            It did not come up, or was stopped meanwhile. Nothing of it is left.
+            It did not come up, or was stopped meanwhile. None of its processes is left.
         """
         ...
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
-        """Tokens of one order as they come; the last chunk has a finish reason.
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
+        """Yield the tokens of one command as they come; the last chunk has a finish reason.
 
-        Ends without one when ``abort`` was asked for, and never waits for ever: when the engine ends,
-        so does this. Closing the iterator aborts the request in the engine.
+        The iterator ends without one after ``abort``, and raises when the engine ends. Closing it aborts the
+        request in the engine.
 
         Raises
         ------
         RequestRefusedError
             The order is wrong.
         RequestLostError
-            The engine gave the request up by itself.
+            The engine ended the request by itself.
         EngineGoneError
             The engine has ended.
         """
         ...
 
     async def abort(self, requests: Sequence[str]) -> None:
-        """End these requests; their ``generate`` ends without a finish reason. Unknown ones are no error."""
+        """End these requests; their ``generate`` ends without a finish reason. Unknown ones are ignored."""
         ...
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Carry out one of the calls that the engine offers beside requests; the answer is plain data.
 
-        One with fault tolerance takes ``get_status``, and ``handle_fault`` with an instruction:
+        An engine with fault tolerance offers ``get_status``, and ``handle_fault`` with an instruction:
         ``{"instruction", "params", "request_id"}``, answered by ``{"request_id", "success", "reason"}``.
 
         Raises
         ------
         EngineError
-            It offers no such call.
+            It does not offer this call.
         """
         ...
 
     async def status(self) -> EngineStatus:
-        """Say how it is, from what its processes have told before: at once, whatever state they are in."""
+        """Return its status from earlier reports of its processes, immediately, whatever their state."""
         ...
 
     async def stop(self, grace: float) -> None:
-        """End the engine and its whole process tree: ask, wait at most ``grace`` seconds, kill, prove.
+        """End the engine and its whole process tree: request, wait at most ``grace`` seconds, kill, prove.
 
         Raises
         ------
         EngineError
-            A process outlived SIGKILL; the message names it.
+            A process survived SIGKILL; the message names it.
         """
         ...
 
-    async def died(self) -> Died:
-        """Why the engine ended by itself. Returns when it has, never when it was stopped."""
+    async def died(self) -> Termination:
+        """Wait until the engine ends by itself, and return why; never returns if it was stopped."""
         ...
 
     def processes(self) -> tuple[ProcessId, ...]:
-        """The processes of the engine that are known, the host not included."""
+        """Return the known processes of the engine, the host not included."""
         ...
 
 
 def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> Engine:
-    """Make an engine that has not been started. Imports its adapter, nothing heavy.
+    """Create an engine that has not been started. Imports its adapter, nothing heavy.
 
     Parameters
     ----------
     kind
-        ``"vllm"``, ``"sim"``, ``"server"`` for a process that is talked to over HTTP, or
-        ``"vllm-rehearsal"``, see ``rayvisor.testing.rehearse``.
+        ``"vllm"``, ``"sim"``, ``"server"`` for a process that serves HTTP, or ``"vllm-rehearsal"``, see
+        ``rayvisor.testing.rehearse``.
     incarnation
-        Which start this is: chunks and deaths are told apart by it.
+        The number of this start.
     arguments
         The engine's own arguments, by name.
     log_file
-        Where the output of the engine's processes goes; empty: a file in the temporary folder.
+        The file for the output of the engine's processes; empty: one in the temporary folder.
     """
     if kind not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(sorted(ENGINES))}, not {kind!r}")

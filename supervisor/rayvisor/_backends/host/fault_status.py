@@ -1,14 +1,13 @@
-"""Follows what an engine with fault tolerance says of itself, and tells when that changes.
+"""Follows the status that an engine with fault tolerance reports, and sends its changes to the driver.
 
-Such an engine outlives an exception in its model: it ends what it was working on, says that it is unhealthy,
-and waits for an instruction, for a while. One that says that it is dead waits as long, in vain; so it counts
-as dead at once.
+Such an engine survives an exception in its model: it ends its requests, reports itself unhealthy, and waits
+for an instruction for a limited time. One that reports itself dead would wait equally long, in vain; so it
+counts as dead immediately.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 from rayvisor._backends.host.engine import Engine, EngineStatus
 from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
-from rayvisor._backends.host.post_mortem import log_tail, read_log
-from rayvisor._core.protocol.wire import Condition, Died
+from rayvisor._backends.host.post_mortem import log_size, read_log
+from rayvisor._core.protocol.causes import Causes
+from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["ConditionWatch"]
 
@@ -26,7 +27,7 @@ log = get_logger("rayvisor.host")
 
 POLL_SECONDS = 0.05
 REMIND_SECONDS = 1.0
-"""How often an engine that stays unhealthy is told of: the first time may have come too early."""
+"""Seconds between two reports of an engine that stays unhealthy: the first one may have come too early."""
 
 
 class ConditionWatch:
@@ -35,13 +36,13 @@ class ConditionWatch:
     Parameters
     ----------
     engine, incarnation
-        What is watched; it has fault tolerance.
+        The engine, which has fault tolerance.
     tell
-        Takes what is to be told to the driver.
+        Sends an item to the driver.
     monitor
-        Expects nothing of an engine that waits for an instruction.
+        Its liveness monitor, which rests while the engine waits for an instruction.
     log_file
-        The engine's log, for the exception that it does not tell itself.
+        The engine's log, from which the exception is read that its status does not contain.
     """
 
     def __init__(
@@ -57,21 +58,21 @@ class ConditionWatch:
         self._tell = tell
         self._monitor = monitor
         self._log_file = log_file
-        self._since = _size(log_file)
+        self._since = log_size(log_file)
         self._told: Condition | None = None
         self._told_at = 0.0
 
-    async def dead(self) -> Died:
-        """Watch, and return when the engine says that it is dead: its last words."""
+    async def dead(self) -> Termination:
+        """Wait until the engine reports itself dead, and return why."""
         try:
             return await self._watch()
         except Exception:
-            # Its death is still seen, and its stalls: better watched in part than ended for this.
+            # Its end and its stalls are still seen: better watched in part than ended because of this.
             log.exception("host.condition.failed", incarnation=self._incarnation)
-            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
             return await never
 
-    async def _watch(self) -> Died:
+    async def _watch(self) -> Termination:
         while True:
             said = await self._engine.status()
             if said.status == "dead":
@@ -83,7 +84,7 @@ class ConditionWatch:
             await asyncio.sleep(POLL_SECONDS)
 
     def answered(self, answer: Mapping[str, Any]) -> None:
-        """Take note of an instruction's answer: what is unhealthy after a success is another fault."""
+        """Note the answer to an instruction: an unhealthy status after a success is another fault."""
         if answer.get("success"):
             self._well()
 
@@ -98,7 +99,7 @@ class ConditionWatch:
         now = time.monotonic()
         if self._told is None:
             causes, traceback = self._causes("EngineUnhealthy", "the engine waits for an instruction", said)
-            log.warning("host.engine.unhealthy", incarnation=self._incarnation, causes=causes)
+            log.warning("host.engine.unhealthy", incarnation=self._incarnation, cause=str(causes[-1]))
             self._monitor.resting = True
             self._told = Condition(self._incarnation, "unhealthy", causes, traceback, self._log_file)
         elif now - self._told_at < REMIND_SECONDS:
@@ -106,31 +107,15 @@ class ConditionWatch:
         self._told_at = now
         self._tell(self._told)
 
-    def _died(self, said: EngineStatus) -> Died:
+    def _died(self, said: EngineStatus) -> Termination:
         causes, traceback = self._causes("EngineDead", "the engine says that it is dead", said)
-        return Died(
-            self._incarnation,
-            causes,
-            traceback,
-            None,
-            None,
-            "serving",
-            log_tail(self._log_file),
-            self._log_file,
-        )
+        return Termination(causes=causes, traceback=traceback, phase="serving", log_file=self._log_file)
 
-    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[tuple[tuple[str, str], ...], str]:
-        """What the engine says is no more than a type's name; its log has the exception."""
-        since, self._since = self._since, _size(self._log_file)
+    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[Causes, str]:
+        """Return the causes from the log: the engine itself reports only the exception's type name."""
+        since, self._since = self._since, log_size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
-        outer = (name, f"{message}: {said.fault}" if said.fault else message)
+        outer = Cause(name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
-            written = ((said.fault, ""),)
+            written = (Cause(said.fault, ""),)
         return (outer, *written), traceback
-
-
-def _size(log_file: str) -> int:
-    try:
-        return os.path.getsize(log_file)  # noqa: PTH202 - the host's loop calls it, and a Path is no faster
-    except OSError:
-        return 0

@@ -1,14 +1,14 @@
-"""The host of one engine: takes orders, streams what comes of them, and says when the engine has died.
+"""The host of one engine: takes orders, streams their results, and reports the end of the engine.
 
-A host lives in an actor of its own and outlives its engines: an engine that died is followed by the
-next incarnation in the same host. It imports nothing heavy, so that it is up at once and can say why
-an engine did not come up.
+A host lives in an actor of its own and outlives its engines: an engine that has ended is followed by the
+next incarnation in the same host. It imports nothing heavy, so that it is up quickly and can report why an
+engine did not come up.
 
-Everything that a reader gets comes through **one** stream, a list of items at a time, see `ItemBatcher`.
+All its output leaves through **one** stream, a list of items at a time, see `ItemBatcher`.
 
-Three fences keep late messages from doing harm: an order for another incarnation than the one that
-serves is given back as lost; an attempt that is not newer than the one at work is ignored; and an engine
-of an older incarnation is never started once a newer one was asked for or stopped.
+Three fences make late messages harmless. An order for another incarnation than the one that serves is
+returned as lost. An attempt that is not newer than the current one is ignored. An engine of an older
+incarnation is never started once a newer one was requested or stopped.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rayvisor._backends.host.address import own_address
 from rayvisor._backends.host.batching import ItemBatcher
 from rayvisor._backends.host.engine import (
     Engine,
@@ -31,16 +31,15 @@ from rayvisor._backends.host.engine import (
     EngineStartFailedError,
     RequestLostError,
     RequestRefusedError,
-    Shares,
+    SharesResources,
     load_engine,
 )
 from rayvisor._backends.host.fault_status import ConditionWatch
 from rayvisor._backends.host.liveness import LivenessMonitor, StartOverdueError, start_in_time
 from rayvisor._backends.host.log_files import LogFiles
 from rayvisor._backends.process.engine_tree import process_id
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import in_one_line, plain_causes
 from rayvisor._core.protocol.wire import (
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
@@ -48,8 +47,10 @@ from rayvisor._core.protocol.wire import (
     Lost,
     Phase,
     Refused,
+    Terminated,
 )
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -59,35 +60,34 @@ log = get_logger("rayvisor.host")
 
 _HOLDING = frozenset({"pause_generation", "sleep"})
 _GOING_ON = frozenset({"resume_generation", "wake_up"})
-_KEPT_PHASES = 64
 _IN_THE_WAY_SECONDS = 10.0
-"""How long the end of an older engine may take when a newer one is asked for."""
+"""Seconds that ending an older engine may take when a newer one is requested."""
 
 
 class _Pump:
-    """One order at work."""
+    """One order in progress."""
 
     __slots__ = ("attempt", "open", "task")
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
-        self.open: asyncio.Event | None = None  # made when a reader is slow for the first time
+        self.open: asyncio.Event | None = None  # created when a reader is slow for the first time
         self.task: asyncio.Task[None] | None = None
 
 
 class EngineHost:
-    """One engine after the other, and the orders that the present one works on.
+    """Runs one engine after the other, and the orders of the current one.
 
     Parameters
     ----------
     child
         Path of the child, for example ``"llm/1"``.
     epoch
-        Which host process of this child it is: 1, 2, ...
+        The number of this host process among those of its child: 1, 2, ...
     engine
-        Kind of engine: ``"vllm"`` or ``"sim"``.
+        Kind of engine: ``"vllm"``, ``"sim"`` or ``"server"``.
     log_folder
-        Where the engines' logs go; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+        The folder of the engines' logs; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
     """
 
     def __init__(self, child: str, epoch: int, engine: str, log_folder: str = "") -> None:
@@ -105,31 +105,19 @@ class EngineHost:
         self._sentinel: asyncio.Task[None] | None = None
         self._monitor: LivenessMonitor | None = None
         self._conditions: ConditionWatch | None = None
-        self._phases: list[Phase] = []
         self._pumps: dict[str, _Pump] = {}
-        self._unshare: Callable[[], None] | None = None
+        self._release_shared: Callable[[], None] | None = None
         self._batcher = ItemBatcher()
         self._put = self._batcher.put
 
-    # -- what it is -----------------------------------------------------------------------------
+    # -- description ----------------------------------------------------------------------------
 
     async def describe(self) -> HostDescription:
-        """Say what and where this host is, and how its engine stands."""
-        return HostDescription(
-            child=self.child,
-            epoch=self.epoch,
-            engine=self.kind,
-            process=process_id(os.getpid()),
-            node=_address(),
-            version=_version(),
-            log_file=self._log_file,
-            incarnation=self._incarnation,
-            serving=self._serving,
-            phases=tuple(self._phases),
-        )
+        """Return the process of this host and the address of its machine."""
+        return HostDescription(process_id(os.getpid()), own_address())
 
     async def watch(self) -> None:
-        """Never return: whoever waits for this learns that the host has ended."""
+        """Never return: the call fails when the host ends, which is how its caller is notified."""
         await asyncio.Event().wait()
 
     # -- starting and stopping ------------------------------------------------------------------
@@ -137,35 +125,34 @@ class EngineHost:
     async def ensure_started(
         self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
     ) -> EngineInfo:
-        """Start an incarnation, or wait for its start that is under way, or repeat how it went.
+        """Start an incarnation, or wait for its start that is under way, or return its result again.
 
         Parameters
         ----------
         incarnation
-            Which one. A newer one ends the older one's engine first.
+            The incarnation. A newer one ends the older one's engine first.
         arguments
             The engine's arguments.
         timeout
             Seconds that the start may go without progress, see ``start_in_time``.
         limits
-            How long the engine may do nothing, once it serves.
+            How long the engine may make no progress, once it serves.
 
         Raises
         ------
         EngineStartFailedError
-            With the reason as plain data. Nothing of that engine is left.
+            It did not come up; the termination says why. None of its processes is left.
         """
         if incarnation < self._incarnation or incarnation <= self._stopped:
             raise EngineStartFailedError(self._stale(incarnation))
         if incarnation > self._incarnation:
             older, self._incarnation = self._incarnation, incarnation
-            self._phases.clear()
             self._batcher.beat = limits.beat
             self._starting = asyncio.create_task(self._start(incarnation, older, arguments, timeout, limits))
             self._starting.add_done_callback(_retrieve)
         if self._starting is None:
             raise EngineStartFailedError(self._stale(incarnation))
-        # One caller that goes away does not take the start with it.
+        # A caller that is cancelled does not cancel the start.
         return await asyncio.shield(self._starting)
 
     async def _start(
@@ -181,15 +168,13 @@ class EngineHost:
         def report(reached: str, detail: str) -> None:
             nonlocal phase
             phase = reached
-            item = Phase(incarnation, reached, detail, time.monotonic() - began)
-            self._phases.append(item)
-            del self._phases[:-_KEPT_PHASES]
-            self._put(item)
+            self._put(Phase(incarnation, reached, detail, time.monotonic() - began))
 
         try:
             engine = self._load(incarnation, arguments)
         except Exception as error:  # noqa: BLE001 - it comes out as plain data
-            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
+            wrong = isinstance(error, TypeError | ValueError)
+            raise EngineStartFailedError(replace(self._failed(error, phase), permanent=wrong)) from None
         self._engine = engine
         self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
         try:
@@ -200,17 +185,17 @@ class EngineHost:
             raise
         except StartOverdueError as late:
             await self._discard(engine)
-            why = ("StartTimeout", f"{late}, while {phase}")
+            why = Cause("StartTimeout", f"{late}, while {phase}")
             causes = (why, late.held_by) if late.held_by else (why,)
-            self._log.warning("host.engine.start_failed", incarnation=incarnation, causes=causes)
+            self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(causes[-1]))
             raise EngineStartFailedError(
-                self._failed(incarnation, late, phase)._replace(causes=causes)
+                Termination(causes=causes, phase=phase, log_file=self._log_file, overdue=True)
             ) from None
         except Exception as error:  # noqa: BLE001 - as above
             await self._discard(engine)
             self._log.exception("host.engine.start_failed", incarnation=incarnation)
-            raise EngineStartFailedError(self._failed(incarnation, error, phase)) from None
-        if self._engine is not engine:  # it was stopped in the last moment
+            raise EngineStartFailedError(self._failed(error, phase)) from None
+        if self._engine is not engine:  # it was stopped at the last moment
             raise EngineStartFailedError(self._stale(incarnation))
         self._serving = True
         self._monitor = LivenessMonitor(engine, incarnation, limits, self._put, self._log_file)
@@ -224,34 +209,34 @@ class EngineHost:
     def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
         self._log_file = self._logs.next(incarnation)
         engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
-        if self._unshare is None and isinstance(engine, Shares):
-            self._unshare = engine.share()
+        if self._release_shared is None and isinstance(engine, SharesResources):
+            self._release_shared = engine.acquire_shared()
         return engine
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
-        """End an incarnation's engine, with its whole process tree. A second call finds nothing to do.
+        """End an incarnation's engine, with its whole process tree. A second call does nothing.
 
         Parameters
         ----------
         incarnation
-            Which one: of this one and all before it, none will start any more.
+            The incarnation: neither this one nor an older one can start afterwards.
         grace
-            Seconds it gets before SIGKILL.
+            Seconds before SIGKILL.
 
         Raises
         ------
         EngineError
-            A process outlived SIGKILL; the message names it.
+            A process survived SIGKILL; the message names it.
         """
         self._stopped = max(self._stopped, incarnation)
         if self._engine is not None and incarnation == self._incarnation:
             await self._end(self._engine, incarnation, grace)
 
     async def close(self) -> None:
-        """End what its engines have shared: no other one will start here."""
-        unshare, self._unshare = self._unshare, None
-        if unshare is not None:
-            await asyncio.to_thread(unshare)
+        """End the resources that its engines have shared: no other engine will start here."""
+        release, self._release_shared = self._release_shared, None
+        if release is not None:
+            await asyncio.to_thread(release)
 
     async def _end(self, engine: Engine, incarnation: int, grace: float) -> None:
         self._serving = False
@@ -266,17 +251,17 @@ class EngineHost:
             raise
         except Exception as error:  # noqa: BLE001 - as above
             self._log.exception("host.engine.stop_failed", incarnation=incarnation)
-            raise EngineError("; ".join(f"{name}: {text}" for name, text in plain_causes(error))) from None
+            raise EngineError(in_one_line(error)) from None
         if self._engine is engine:
             self._engine = None
         self._log.info("host.engine.stopped", incarnation=incarnation)
 
     async def _discard(self, engine: Engine) -> None:
-        """End what is left of an engine that did not come up, or that died."""
+        """End the remaining processes of an engine that did not come up, or that has ended."""
         try:
             await engine.stop(0.0)
-        except Exception as error:  # noqa: BLE001 - the death is what has to be told; this one is logged
-            # It stays this host's engine: whoever asks for the proof has it ended again, or is told.
+        except Exception as error:  # noqa: BLE001 - the end has to be reported; this error is logged
+            # It stays this host's engine, so that the next stop tries again, or reports the failure.
             self._log.error("host.engine.left_over", incarnation=self._incarnation, error=str(error))
             return
         if self._engine is engine:
@@ -288,20 +273,21 @@ class EngineHost:
             ways.append(asyncio.create_task(self._conditions.dead()))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            died = next(way for way in ways if way.done()).result()
+            termination = next(way for way in ways if way.done()).result()
         finally:
             for way in ways:
                 way.cancel()
         self._serving = False
         self._end_pumps()
-        self._put(died)
-        self._log.warning("host.engine.died", incarnation=incarnation, causes=died.causes)
+        self._put(Terminated(incarnation, termination))
+        causes = [str(cause) for cause in termination.causes]
+        self._log.warning("host.engine.died", incarnation=incarnation, causes=causes)
         await self._discard(engine)
 
     # -- orders ---------------------------------------------------------------------------------
 
     async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Put orders to the engine; what comes of them comes through the stream."""
+        """Submit orders to the engine; their results leave through the stream."""
         engine = self._engine
         monitor = self._monitor
         if engine is None or monitor is None or not self._serving or incarnation != self._incarnation:
@@ -320,21 +306,21 @@ class EngineHost:
             pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
-        """End requests, named with their attempt; nothing more comes of them."""
+        """End requests, given with their attempt; nothing more comes from them."""
         for request, attempt in requests:
             pump = self._pumps.get(request)
             if pump is not None and pump.attempt <= attempt:
                 del self._pumps[request]
                 _cancel(pump)
 
-    async def flow(self, request: str, attempt: int, open: bool) -> None:  # noqa: A002, FBT001 - the wire's name
-        """Stop reading a request's tokens from the engine, or go on: for a reader that is slow."""
+    async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
+        """Stop or resume reading a request's tokens from the engine, for a reader that is slow."""
         pump = self._pumps.get(request)
         if pump is None or pump.attempt != attempt:
             return
         if pump.open is None:
             pump.open = asyncio.Event()
-        if open:
+        if is_open:
             pump.open.set()
         else:
             pump.open.clear()
@@ -342,13 +328,13 @@ class EngineHost:
     async def ask(
         self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
-        """Have the engine carry out one of the calls it offers beside requests, within a deadline."""
+        """Have the engine carry out one of the calls it offers beside requests, within a timeout."""
         engine = self._engine
         if engine is None or not self._serving or incarnation != self._incarnation:
             raise EngineError(f"incarnation {incarnation} does not serve here")
         monitor = self._monitor
         if method in _GOING_ON and monitor is not None:
-            monitor.held = False  # before: one that does not obey is to be noticed
+            monitor.held = False  # before the call: an engine that does not resume has to be noticed
         async with asyncio.timeout(timeout):
             answer = await engine.ask(method, args, kwargs)
         if method in _HOLDING and monitor is not None:
@@ -374,12 +360,10 @@ class EngineHost:
         except RequestLostError as lost:
             self._put(Lost(request, attempt, lost.reason))
         except EngineGoneError:
-            pass  # one Died item tells of all of them
-        except Exception as error:  # noqa: BLE001 - its request must not wait for ever; the log has the traceback
+            pass  # one Terminated item reports it for all of them
+        except Exception as error:  # noqa: BLE001 - its request must not wait forever; the log has the traceback
             self._log.exception("host.request.failed", request=request, attempt=attempt)
-            self._put(
-                Lost(request, attempt, "; ".join(f"{name}: {text}" for name, text in plain_causes(error)))
-            )
+            self._put(Lost(request, attempt, in_one_line(error)))
         finally:
             with contextlib.suppress(Exception):
                 await chunks.aclose()  # type: ignore[attr-defined]
@@ -397,21 +381,18 @@ class EngineHost:
     # -- the stream -----------------------------------------------------------------------------
 
     def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything that happens, in order, a list at a time. A newer call ends the older one."""
+        """Yield all items in order, a list at a time. A newer call ends the older one."""
         return self._batcher.lists()
 
-    # -- small things ---------------------------------------------------------------------------
+    # -- helpers --------------------------------------------------------------------------------
 
-    def _stale(self, incarnation: int) -> Died:
+    def _stale(self, incarnation: int) -> Termination:
         newest = max(self._incarnation, self._stopped)
         message = f"incarnation {incarnation} was stopped, or a newer one than it was asked for ({newest})"
-        return Died(incarnation, (("StaleIncarnation", message),), "", None, None, "starting", "", "")
+        return Termination(causes=(Cause("StaleIncarnation", message),), phase="starting")
 
-    def _failed(self, incarnation: int, error: BaseException, phase: str) -> Died:
-        permanent = isinstance(error, (TypeError, ValueError))
-        return Died(
-            incarnation, plain_causes(error), "", None, None, phase, "", self._log_file, permanent=permanent
-        )
+    def _failed(self, error: BaseException, phase: str) -> Termination:
+        return Termination(causes=plain_causes(error), phase=phase, log_file=self._log_file)
 
 
 def _cancel(pump: _Pump) -> None:
@@ -420,23 +401,6 @@ def _cancel(pump: _Pump) -> None:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Take a task's exception, so that asyncio does not report one that somebody has handled."""
+    """Retrieve a task's exception, so that asyncio does not report one that was handled."""
     if not task.cancelled():
         task.exception()
-
-
-def _version() -> str:
-    try:
-        return version("rayvisor")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _address() -> str:
-    """Address of this machine as others reach it; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

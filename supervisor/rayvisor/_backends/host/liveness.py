@@ -1,7 +1,7 @@
-"""Watches over an engine that serves, from inside its host: what is waited for, what comes, what follows.
+"""Monitors a serving engine from inside its host.
 
-The decisions are `StallWatch`'s; here is what it looks at. Work that counts is an order whose next tokens
-the host waits for: not one whose reader is slow, and not one that waits for the stream to go out.
+`StallWatch` decides; this module collects its observations. Work that counts is an order for whose next
+tokens the host waits: not one whose reader is slow, and not one that waits for the stream to leave.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 
-from rayvisor._backends.host.engine import Engine, EngineError, Outside, Report, ServesOutside
-from rayvisor._backends.host.post_mortem import log_tail
+from rayvisor._backends.host.engine import Engine, EngineError, ExternalLoad, Report, ServesExternally
 from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
+from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import (
     Chunk,
-    Died,
     EngineInfo,
     GenerateCommand,
     ProcessObservation,
@@ -26,6 +25,7 @@ from rayvisor._core.protocol.wire import (
     Worked,
 )
 from rayvisor._log import get_logger
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 
 __all__ = ["LivenessMonitor", "StartOverdueError", "start_in_time"]
@@ -35,9 +35,9 @@ log = get_logger("rayvisor.host")
 _PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
 _START_LOOKS = 10
 _LONGEST_START_LOOK = 1.0
-_NOBODY = Outside(0, -math.inf, -math.inf)
+_NOBODY = ExternalLoad(0, -math.inf, -math.inf)
 _START_SHARE = 0.25
-"""From this share of a core on a starting process gets on."""
+"""A starting process that uses this share of a core is making progress."""
 
 
 class LivenessMonitor:
@@ -46,13 +46,13 @@ class LivenessMonitor:
     Parameters
     ----------
     engine, incarnation
-        What is watched.
+        The engine.
     limits
-        How patient to be.
+        How long it may make no progress.
     tell
-        Takes what is to be told to the driver.
+        Sends an item to the driver.
     log_file
-        The engine's log, for its last words.
+        The engine's log, named in the termination.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class LivenessMonitor:
         self._progressed = -math.inf
         self._probe: asyncio.Task[None] | None = None
         self._probes = 0
-        self._outside = _NOBODY
+        self._external = _NOBODY
         self._worked = False
         self.resting = False
-        """Whether the engine waits for an instruction: then nothing is expected of it."""
+        """Whether the engine waits for an instruction: no progress is expected then."""
         self.held = False
-        """Whether it was asked to hold what it runs, or to sleep: as above."""
+        """Whether it was asked to pause its requests, or to sleep: as above."""
 
     async def next_of(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
-        """Wait for what comes next of an order; None at its end. Tokens are a sign of life."""
+        """Wait for the next chunk of an order; None at its end. Tokens are a sign of life."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting += 1
@@ -97,20 +97,20 @@ class LivenessMonitor:
             self._progressed = time.monotonic()
         return chunk
 
-    async def stalled(self) -> Died:
-        """Watch, and return when the engine has stalled: its last words, said for it."""
+    async def stalled(self) -> Termination:
+        """Wait until the engine has stalled, and return its termination."""
         try:
             return await self._watch()
         except Exception:  # noqa: BLE001 - it is logged with its traceback
-            # Its death is still seen, and its host's silence: better watched in part than ended for this.
-            self._log.exception("host.vigil.failed")
-            never: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
+            # Its end and its host's silence are still seen: better watched in part than ended for this.
+            self._log.exception("host.monitor.failed")
+            never: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             if self._probe is not None:
                 self._probe.cancel()
 
-    async def _watch(self) -> Died:
+    async def _watch(self) -> Termination:
         now = time.monotonic()
         watch = StallWatch(self._limits, now)
         self._sampler.look(self._engine.processes(), now)
@@ -123,7 +123,7 @@ class LivenessMonitor:
                     self._begin_probe()
                 case HealthAction.SUSPECT:
                     causes = self._causes("EngineSuspect", watch, sights)
-                    self._log.warning("host.engine.suspect", causes=causes)
+                    self._log.warning("host.engine.suspect", causes=[str(cause) for cause in causes])
                     self._tell(Suspicion(self._incarnation, causes))
                 case HealthAction.CLEAR:
                     self._log.info("host.engine.clear")
@@ -134,19 +134,19 @@ class LivenessMonitor:
                     pass
 
     def _see(self, now: float, sights: list[ProcessObservation]) -> Look:
-        if isinstance(self._engine, ServesOutside):
-            self._outside = self._engine.outside()
-            if self._outside.worked and not self._worked:
+        if isinstance(self._engine, ServesExternally):
+            self._external = self._engine.external_load()
+            if self._external.worked and not self._worked:
                 self._worked = True
                 self._tell(Worked(self._incarnation))
-        outside = self._outside
-        # Who waits here, for a probe's token, is counted by the server as well.
-        both = bool(self._waiting and outside.waiting)
+        external = self._external
+        # A probe that waits here is counted by the server as well.
+        both = bool(self._waiting and external.waiting)
         return Look(
             now,
-            max(self._progressed, outside.progressed),
-            max(self._waiting, outside.waiting),
-            min(self._since, outside.since) if both else self._since if self._waiting else outside.since,
+            max(self._progressed, external.progressed),
+            max(self._waiting, external.waiting),
+            min(self._since, external.since) if both else self._since if self._waiting else external.since,
             max((sight.load for sight in sights), default=0.0),
             any(sight.stopped for sight in sights),
             self.resting or self.held,
@@ -159,80 +159,76 @@ class LivenessMonitor:
             self._probe = asyncio.create_task(self._ask_for_one_token(self._probes))
 
     async def _ask_for_one_token(self, number: int) -> None:
-        """Run the way that all work takes. What comes is nobody's: it never leaves the host."""
+        """Send a probe along the path of all work. Its tokens never leave the host."""
         order = GenerateCommand(f"probe-{self._incarnation}", number, (0,), _PROBE)
         chunks = self._engine.generate(order)
         try:
             while await self.next_of(chunks) is not None:
                 pass
         except EngineError as error:
-            # An engine that has gone says so itself; one that refuses has answered, but shown no life.
+            # An engine's end is reported elsewhere; one that refuses has answered, but shown no progress.
             self._log.info("host.probe.failed", number=number, error=str(error))
         finally:
             with contextlib.suppress(Exception):
                 await chunks.aclose()  # type: ignore[attr-defined]
 
-    def _causes(
-        self, name: str, watch: StallWatch, sights: list[ProcessObservation]
-    ) -> tuple[tuple[str, str], ...]:
-        waiting = max(self._waiting, self._outside.waiting)
+    def _causes(self, name: str, watch: StallWatch, sights: list[ProcessObservation]) -> Causes:
+        waiting = max(self._waiting, self._external.waiting)
         requests = "1 request" if waiting == 1 else f"{waiting} requests"
         if self._probe is not None and not self._probe.done():
             others = waiting - 1
             requests = f"{others} requests and a probe" if others else "a probe"
         message = f"no token for {watch.silent:.1f} s with {requests} queued"
-        if self._outside.doubt:
-            message = f"{self._outside.doubt} for {watch.silent:.1f} s"
+        if self._external.unanswered:
+            message = f"{self._external.unanswered} for {watch.silent:.1f} s"
         stopped = stopped_cause(sights)
         if stopped is not None:
-            return (name, message), stopped
-        return ((name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+            return Cause(name, message), stopped
+        return (Cause(name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
 
-    def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Died:
+    def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Termination:
         causes = self._causes("EngineStalled", watch, sights)
-        return Died(
-            self._incarnation, causes, "", None, None, "serving", log_tail(self._log_file), self._log_file
-        )
+        return Termination(causes=causes, phase="serving", log_file=self._log_file)
 
 
 class StartOverdueError(TimeoutError):
-    """A start took too long.
+    """A start timed out.
 
     Parameters
     ----------
     message
         How long it took.
     held_by
-        What keeps it, as a cause, where that can be seen: a process that was told to stop.
+        The visible reason, as a cause: a process that is stopped; None if there is none.
     """
 
-    def __init__(self, message: str, held_by: tuple[str, str] | None) -> None:
+    def __init__(self, message: str, held_by: Cause | None) -> None:
         super().__init__(message)
         self.held_by = held_by
 
 
 async def start_in_time(engine: Engine, report: Report, timeout: float, longest: float) -> EngineInfo:
-    """Start an engine; its deadline counts from its last progress.
+    """Start an engine; the timeout counts from its last progress.
 
     Progress is a phase or a detail that was not reported before, and processor time of its processes.
 
     Parameters
     ----------
     engine
-        It has not been started.
+        An engine that has not been started.
     report
-        Takes what the engine reports.
+        Called with each phase that the engine reports.
     timeout
         Seconds without progress.
     longest
-        Seconds in all.
+        Seconds for the whole start.
 
     Raises
     ------
     StartOverdueError
-        It took too long; the message says how long.
+        It timed out; the message says after how long.
     EngineStartFailedError
-        As the engine's ``start`` does.
+        As raised by the engine's ``start``.
     """
     clock = StartClock(timeout, longest, time.monotonic())
     watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, timeout / _START_LOOKS))
@@ -260,7 +256,7 @@ async def start_in_time(engine: Engine, report: Report, timeout: float, longest:
 
 
 class _StartWatch:
-    """Moves a start's deadline on while its processes get on, and sees what holds them."""
+    """Postpones the deadline of a start while its processes make progress, and sees which are stopped."""
 
     def __init__(self, engine: Engine, clock: StartClock, pause: float) -> None:
         self._engine = engine
@@ -269,20 +265,20 @@ class _StartWatch:
         self._loop = asyncio.get_running_loop()
         self.began = time.monotonic()
         self.timeout = asyncio.timeout_at(self._loop.time() + clock.due - self.began)
-        self.held_by: tuple[str, str] | None = None
+        self.held_by: Cause | None = None
 
     def progressed(self) -> None:
-        """The start has got on: its deadline counts from now."""
+        """Postpone the deadline: the start has made progress."""
         now = time.monotonic()
         if not self.timeout.expired():
             self.timeout.reschedule(self._loop.time() + self._clock.progressed(now) - now)
 
     async def run(self) -> None:
-        """Look at the processes again and again, until cancelled."""
+        """Observe the processes repeatedly, until cancelled."""
         sampler = Sampler()
         while True:
             sights = sampler.look(self._engine.processes(), time.monotonic())
-            if self._loop.time() < (self.timeout.when() or 0.0):  # afterwards they are being ended
+            if self._loop.time() < (self.timeout.when() or 0.0):  # later ones are being killed
                 self.held_by = stopped_cause(sights)
             if any(sight.load >= _START_SHARE for sight in sights):
                 self.progressed()

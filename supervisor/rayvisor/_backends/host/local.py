@@ -1,8 +1,7 @@
-"""Hosts in this very process: the same link as Ray's, for tests and fast runs.
+"""Hosts in this process: the same link as to hosts on Ray, for tests and fast runs.
 
-The engine is real, with processes of its own; only the host around it is not one. `LocalHost.crash`
-therefore stands in for a SIGKILL of the host: its engine's processes are killed and every call ends as it
-would have.
+The engine is real, with processes of its own; only its host is not a process. `LocalHost.crash` simulates a
+SIGKILL of the host: its engine's processes are killed, and every call ends as it would have.
 """
 
 from __future__ import annotations
@@ -19,9 +18,14 @@ from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.killing import end_processes
 from rayvisor._backends.process.observation import look_twice
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
+from rayvisor._core.protocol.links import (
+    CleanupReport,
+    HostCallFailedError,
+    HostGoneError,
+    HostView,
+    merge_reports,
+)
 from rayvisor._core.protocol.wire import (
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
@@ -29,7 +33,7 @@ from rayvisor._core.protocol.wire import (
     ProcessId,
 )
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -43,19 +47,19 @@ _SLACK_SECONDS = 5.0
 
 
 class LocalHost:
-    """The link to a host in this process; `LocalHostFactory.create` makes it."""
+    """The link to a host in this process; created by `LocalHostFactory.create`."""
 
-    def __init__(self, place: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
+    def __init__(self, factory: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
         self.child = child
         self.epoch = epoch
-        self._place = place
+        self._factory = factory
         self._host = EngineHost(child, epoch, engine)
         self._newest = 0
         self._processes: tuple[ProcessId, ...] = ()
-        self._end: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
 
     async def ready(self, timeout: float) -> HostDescription:
-        """Return what the host says of itself."""
+        """Return the host's description of itself."""
         return await self._call("describe", self._host.describe(), timeout)
 
     async def ensure_started(
@@ -64,7 +68,7 @@ class LocalHost:
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
+    ) -> EngineInfo | Termination:
         """Start an engine, see `HostLink.ensure_started`."""
         self._newest = max(self._newest, incarnation)
         try:
@@ -74,7 +78,7 @@ class LocalHost:
                 limits.longest(timeout) + _SLACK_SECONDS,
             )
         except EngineStartFailedError as failed:
-            return failed.died
+            return failed.termination
         self._processes = info.processes
         return info
 
@@ -83,7 +87,7 @@ class LocalHost:
         await self._call("stop_engine", self._host.stop_engine(incarnation, grace), grace + _ANSWER_SECONDS)
 
     async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Put orders to the engine."""
+        """Submit orders to the engine."""
         await self._call("submit", self._host.submit(incarnation, orders), _ANSWER_SECONDS)
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
@@ -92,7 +96,7 @@ class LocalHost:
 
     async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading a request's output."""
-        await self._call("flow", self._host.flow(request, attempt, is_open), _ANSWER_SECONDS)
+        await self._call("flow", self._host.flow(request, attempt, is_open=is_open), _ANSWER_SECONDS)
 
     async def ask(
         self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
@@ -102,7 +106,7 @@ class LocalHost:
         return await self._call(method, asked, timeout + _SLACK_SECONDS)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say; ends with HostGoneError when the host does."""
+        """Yield everything that the host reports; raises HostGoneError when the host ends."""
         self._check()
         source = aiter(self._host.stream())
         item: asyncio.Future[list[HostItem]] | None = None
@@ -123,25 +127,25 @@ class LocalHost:
                     await item
 
     async def view(self, timeout: float) -> HostView:
-        """Look at the engine's processes: this one runs, or nobody would ask."""
+        """Observe the engine's processes; the host itself is this process, which runs."""
         del timeout
         return HostView(tuple(await look_twice(self._processes)))
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until the host has ended."""
         return await asyncio.shield(self._end)
 
     async def end(self, timeout: float) -> CleanupReport:
         """End the engine's processes and the host with them, and return the proof."""
         cause = Cause("HostKilled", "the host was asked to end")
-        return await self._finish(HostEnd(causes=(cause,), intended=True), timeout)
+        return await self._finish(Termination(causes=(cause,), intended=True), timeout)
 
     async def crash(self) -> None:
-        """Stand in for a SIGKILL of the host process."""
+        """Simulate a SIGKILL of the host process."""
         cause = Cause("HostKilled", "the host's process was ended by SIGKILL (simulated)")
-        await self._finish(HostEnd(causes=(cause,), signal=9), _ANSWER_SECONDS)
+        await self._finish(Termination(causes=(cause,), signal=9), _ANSWER_SECONDS)
 
-    async def _finish(self, end: HostEnd, timeout: float) -> CleanupReport:
+    async def _finish(self, end: Termination, timeout: float) -> CleanupReport:
         known = self._processes
         if not self._end.done():
             self._end.set_result(end)
@@ -154,7 +158,7 @@ class LocalHost:
             report = report._replace(verified=False)
         await self._host.close()
         if report.verified:
-            self._place.forget(self)
+            self._factory.forget(self)
         return report
 
     def _check(self) -> None:
@@ -182,7 +186,7 @@ class LocalHost:
 
 
 class LocalHostFactory:
-    """Makes hosts in this process. Use as a context manager, or call `close`."""
+    """Creates hosts in this process. Use as a context manager, or call `close`."""
 
     def __init__(self) -> None:
         self._hosts: dict[tuple[str, int], LocalHost] = {}
@@ -194,7 +198,7 @@ class LocalHostFactory:
         await self.close()
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> LocalHost:
-        """Make a host, see `HostFactory.create`. Options have no meaning here: nothing is scheduled."""
+        """Create a host, see `HostFactory.create`. Options have no meaning here: nothing is scheduled."""
         if (child, epoch) in self._hosts:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
         log.debug("host.created", child=child, epoch=epoch, ignored=options)
@@ -202,11 +206,11 @@ class LocalHostFactory:
         return host
 
     async def end_child(self, child: str, timeout: float) -> CleanupReport:
-        """End every host of a child that is left."""
+        """End every remaining host of a child."""
         return await self._end_all([host for host in self._hosts.values() if host.child == child], timeout)
 
     async def close(self, timeout: float = 30.0) -> None:
-        """End every host that is left."""
+        """End every remaining host."""
         await self._end_all(list(self._hosts.values()), timeout)
 
     def forget(self, host: LocalHost) -> None:
@@ -215,8 +219,4 @@ class LocalHostFactory:
 
     async def _end_all(self, hosts: Sequence[LocalHost], timeout: float) -> CleanupReport:
         reports = await asyncio.gather(*(host.end(timeout) for host in hosts))
-        return CleanupReport(
-            tuple(process for report in reports for process in report.killed),
-            tuple(process for report in reports for process in report.left),
-            verified=all(report.verified for report in reports),
-        )
+        return merge_reports(reports)

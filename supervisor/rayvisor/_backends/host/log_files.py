@@ -1,4 +1,4 @@
-"""The files that the engines of a host write their output to."""
+"""The log files of the engines of a host."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["LogFiles"]
+__all__ = ["LogFiles", "temporary_log"]
 
 _KEPT = 3
 _KEPT_SECONDS = 7 * 86400.0
-"""For so long the logs of hosts that are gone are kept."""
+"""Seconds for which the logs of hosts that have ended are kept."""
 _KEPT_IN_ALL = 1000
-"""So many logs are kept for that long: every host looks through them when it starts its first engine."""
+"""The most logs that are kept for that long: every host scans them when it starts its first engine."""
 _OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
 
 
-class LogFiles:
-    """A log for each incarnation of a child; old ones are deleted.
+def temporary_log(engine: str) -> str:
+    """Make an empty log in the temporary folder for an engine of this kind, and return its path."""
+    descriptor, name = tempfile.mkstemp(prefix=f"rayvisor-{engine}-", suffix=".log")
+    os.close(descriptor)
+    return name
 
-    A child keeps its last three. The thousand newest of hosts that are gone are kept for a week.
+
+class LogFiles:
+    """Creates a log for each incarnation of a child, and deletes old ones.
+
+    A child keeps its last three. The thousand newest logs of hosts that have ended are kept for a week.
 
     Parameters
     ----------
     child
         Path of the child.
     folder
-        Where they go; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+        Their folder; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
     """
 
     def __init__(self, child: str, folder: str = "") -> None:
@@ -45,13 +52,13 @@ class LogFiles:
         self._paths: list[Path] = []
 
     def next(self, incarnation: int) -> str:
-        """Make an incarnation's."""
+        """Create the log of an incarnation and return its path."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._paths:
             self._delete_old()
         path = self._folder / f"engine-{self._name}-{os.getpid()}-{incarnation}.log"
-        # A file of that name may be another tree's in this process, or left by one that had its pid: what
-        # failed there must not be taken for what fails here.
+        # A file of that name may belong to another tree in this process, or to an earlier process with its
+        # pid: failures there must not be taken for failures here.
         numbers = count(2)
         while path.exists():
             path = path.with_name(f"engine-{self._name}-{os.getpid()}-{incarnation}.{next(numbers)}.log")
@@ -63,7 +70,7 @@ class LogFiles:
         return str(path)
 
     def _delete_old(self) -> None:
-        """Delete what hosts have left that nobody was there for any more to do it."""
+        """Delete old logs of hosts that have ended and cannot do it themselves."""
         late = time.time() - _KEPT_SECONDS
         left: list[tuple[float, int, str]] = []
         with os.scandir(self._folder) as entries:
@@ -75,5 +82,4 @@ class LogFiles:
         left.sort(reverse=True)
         for rank, (written, pid, path) in enumerate(left):
             if (written < late or rank >= _KEPT_IN_ALL) and not psutil.pid_exists(pid):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # noqa: PTH108 - there may be thousands
+                Path(path).unlink(missing_ok=True)

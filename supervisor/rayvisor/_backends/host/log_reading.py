@@ -1,8 +1,8 @@
-"""What an engine's log says about its end. Pure: text in, causes out.
+"""Reads the causes of an engine's end from its log. Pure: text in, causes out.
 
-The processes of an engine write to one log, line by line, interleaved. Python prints a chain of
-exceptions innermost first, and the process that fails first prints first, so the order in the log,
-turned around, is a cause chain: consequences first, the root cause last.
+The processes of an engine write to one log, line by line, interleaved. Python prints a chain of exceptions
+innermost first, and the process that fails first prints first. So the order in the log, reversed, is a cause
+chain: consequences first, the root cause last.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from rayvisor._core.protocol.causes import Causes
+from rayvisor.faults import Cause
+
 __all__ = ["TAIL_BYTES", "WORKER_DIED", "Traceback", "exit_code_of_worker", "find_tracebacks", "log_causes"]
 
 TAIL_BYTES = 8192
-"""How much of a log travels with a fault."""
+"""How much of the end of a log is read for messages about it."""
 
 WORKER_DIED = "died unexpectedly"
-"""In the line by which EngineCore says that a worker has gone."""
+"""Part of the line in which EngineCore reports the end of a worker."""
 
 _MOST_CAUSES = 8
 _MOST_CHARACTERS = 1000
@@ -25,7 +28,7 @@ _MOST_CHARACTERS = 1000
 _WRITER = re.compile(r"^\((?P<writer>[^()]*pid=\d+)\) ?")
 _STAMP = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d:.\- ]+\[[^\]]*\] ?")
 _RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
-# What such a message is about stands in the line below it.
+# The subject of such a message is in the line below it.
 _GOES_ON = re.compile(r"^\d+ validation errors? for ")
 _WORKER_DIED = re.compile(rf"Worker proc \S+ {WORKER_DIED} \(exit code: (-?\d+)\)")
 
@@ -70,13 +73,13 @@ def find_tracebacks(log: str) -> list[Traceback]:
     return found
 
 
-def log_causes(log: str) -> tuple[tuple[tuple[str, str], ...], str]:
+def log_causes(log: str) -> tuple[Causes, str]:
     """Turn the tracebacks of a log into a cause chain and the text of the root cause's traceback."""
-    chain: list[tuple[str, str]] = []
+    chain: list[Cause] = []
     text = ""
     for traceback in find_tracebacks(log):
-        cause = (traceback.type, traceback.message)
-        # Processes that are being ended complain too; what they say is not a cause.
+        cause = Cause(traceback.type, traceback.message)
+        # Processes that are being ended print exceptions, too; those are no causes.
         if traceback.type in {"KeyboardInterrupt", "SystemExit"} or cause in chain:
             continue
         text = text or traceback.text
@@ -85,6 +88,6 @@ def log_causes(log: str) -> tuple[tuple[tuple[str, str], ...], str]:
 
 
 def exit_code_of_worker(log: str) -> int | None:
-    """Exit code of a worker as EngineCore logged it; negative is the number of a signal."""
+    """Return the exit code of a worker as EngineCore logged it; negative is the number of a signal."""
     matched = _WORKER_DIED.search(log)
     return int(matched[1]) if matched else None

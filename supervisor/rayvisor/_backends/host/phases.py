@@ -1,4 +1,4 @@
-"""How far a start is, by the log of the engine's processes. Pure."""
+"""Reads the progress of a start from the log of the engine's processes. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _COMPILING = re.compile(r"compil|captur", re.IGNORECASE)
 
 
 def phase_of(log: str) -> tuple[str, str]:
-    r"""Say from the end of a log what a starting engine is doing.
+    r"""Return the phase of a starting engine and a detail, from the end of its log.
 
-    Only lines with a logger's header count: the rest is banners, warnings and their continuations.
+    Only lines with a logger's header count; the others are banners, warnings and continuations.
 
     >>> phase_of("(EngineCore pid=7) INFO 11-21 11:45:55 [core.py:133] Loading weights took 0.02 s\n  x = 1")
     ('loading', 'Loading weights took 0.02 s')
@@ -29,5 +29,5 @@ def phase_of(log: str) -> tuple[str, str]:
             break
     else:
         return "loading", ""
-    last = last.partition(" with config: ")[0]  # it goes on with everything that was set
+    last = last.partition(" with config: ")[0]  # every setting follows
     return "compiling" if _COMPILING.search(last) else "loading", last[:_LAST_LINE_CHARACTERS]

@@ -1,4 +1,4 @@
-"""From a process that ended and a log to the last words of an engine."""
+"""Finds out why an engine has ended, from its processes and its log."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rayvisor._backends.host.log_reading import TAIL_BYTES, WORKER_DIED, exit_code_of_worker, log_causes
 from rayvisor._backends.process.engine_tree import Ended, ProcessTree
-from rayvisor._core.protocol.wire import Died
+from rayvisor._core.protocol.causes import Causes
+from rayvisor.faults import Cause, Termination
 
-__all__ = ["describe_death", "log_tail", "read_log"]
+__all__ = ["describe_death", "log_size", "log_tail", "read_log"]
 
 _MOST_READ_BYTES = 1 << 20
 _LOG_SECONDS = 0.1
@@ -21,7 +22,7 @@ _LOG_TICK_SECONDS = 0.002
 
 
 def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str:
-    """Read a log from a place on, at most its last ``most`` bytes; empty where there is none."""
+    """Read a log from an offset on, at most its last ``most`` bytes; empty if there is none."""
     try:
         with Path(log_file).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -31,44 +32,49 @@ def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str
         return ""
 
 
+def log_size(log_file: str) -> int:
+    """Return the size of a log in bytes; 0 if there is none."""
+    try:
+        return Path(log_file).stat().st_size
+    except OSError:
+        return 0
+
+
 def log_tail(log_file: str) -> str:
-    """Read the end of a log, as much as travels with a fault."""
+    """Read the last 8 KB of a log."""
     return read_log(log_file, most=TAIL_BYTES)
 
 
 async def describe_death(
-    incarnation: int,
     tree: ProcessTree,
     log_file: str,
     phase: str,
     exit_code_of: Callable[[int], int | None],
     since: int = 0,
-    outer: tuple[tuple[str, str], ...] = (),
-) -> Died:
-    """Find out why an engine has ended: which process, how, and what its log says.
+    outer: Causes = (),
+) -> Termination:
+    """Find out why an engine has ended: which process first, how, and with which exceptions in its log.
 
     Parameters
     ----------
-    incarnation
-        Which start of the engine it was.
     tree
         Its processes.
     log_file
-        Where their output went.
+        The file with their output.
     phase
-        What the engine was doing.
+        The engine's phase when it ended.
     exit_code_of
-        Exit code of a process of which the host is the parent; negative is the number of a signal.
+        Returns the exit code of a child process of the host; negative is the number of a signal.
     since
-        Where in the log the trouble can begin.
+        Offset in the log before which there are no causes.
     outer
-        Causes that are known already and follow from what is found here.
+        Causes that are known already and are consequences of those found here.
     """
     until = time.monotonic() + _LOG_SECONDS
     while True:
         text = read_log(log_file, since)
         ended, code, number = _first_to_blame(tree, text, exit_code_of)
-        # How it ended, and its last lines, may come a moment later than the news that it has.
+        # Its exit code and its last lines may arrive a moment later than the notification of its end.
         if code or number or time.monotonic() >= until:
             break
         await asyncio.sleep(_LOG_TICK_SECONDS)
@@ -76,17 +82,24 @@ async def describe_death(
     worker = ended is not None and _is_worker(ended)
     if number is not None and causes and not worker:
         causes, traceback = (), ""
-    chain = [*outer, ("EngineDied", f"the engine ended by itself while {phase}")]
+    chain = [*outer, Cause("EngineDied", f"the engine ended by itself while {phase}")]
     if ended is not None:
         chain.append(_killed(ended, code, number))
     chain += [cause for cause in causes if cause not in chain]
-    return Died(incarnation, tuple(chain), traceback, code, number, phase, log_tail(log_file), log_file)
+    return Termination(
+        causes=tuple(chain),
+        traceback=traceback,
+        exit_code=code,
+        signal=number,
+        phase=phase,
+        log_file=log_file,
+    )
 
 
 def _first_to_blame(
     tree: ProcessTree, text: str, exit_code_of: Callable[[int], int | None]
 ) -> tuple[Ended | None, int | None, int | None]:
-    """Which process went first, those not counted that left in an orderly way since another had gone."""
+    """Return the process that ended first; processes that exited in order afterwards do not count."""
     deaths = [(ended, *_how(ended, tree, text, exit_code_of)) for ended in tree.deaths]
     for ended, code, number in deaths:
         if code != 0:
@@ -94,11 +107,11 @@ def _first_to_blame(
     return deaths[0] if deaths else (None, None, None)
 
 
-def _written(text: str, ended: Ended | None) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Which exceptions of a log are causes of the end.
+def _written(text: str, ended: Ended | None) -> tuple[Causes, str]:
+    """Return the exceptions of a log that are causes of the end, with the root cause's traceback.
 
-    When a worker goes, EngineCore says so before it fails in its turn: what is written after that is a
-    consequence. An exception that came before it, or without it, is why the worker was ended.
+    When a worker ends, EngineCore logs that before it fails itself: exceptions after that line are
+    consequences. An exception before it, or without it, is the reason for the worker's end.
     """
     noticed = text.find(WORKER_DIED)
     if noticed < 0 or ended is None or not _is_worker(ended):
@@ -125,14 +138,14 @@ def _how(
     return code, number
 
 
-def _killed(ended: Ended, code: int | None, number: int | None) -> tuple[str, str]:
+def _killed(ended: Ended, code: int | None, number: int | None) -> Cause:
     who = f"{ended.process.name.rpartition('::')[2] or 'a process'} (pid {ended.process.pid})"
     if number is not None:
         try:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        return "ProcessKilled", f"{who} was ended by {name}"
+        return Cause("ProcessKilled", f"{who} was ended by {name}")
     if code is not None:
-        return "ProcessExited", f"{who} ended with exit code {code}"
-    return "ProcessEnded", f"{who} has ended; how is not known"
+        return Cause("ProcessExited", f"{who} ended with exit code {code}")
+    return Cause("ProcessEnded", f"{who} has ended; how is not known")

@@ -1,4 +1,4 @@
-"""The end of an engine: one for many who ask for it, and of a start that comes to nothing."""
+"""Stopping an engine exactly once for any number of callers, and cleaning up after a failed start."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from rayvisor._backends.host.engine import EngineStartFailedError
-from rayvisor._core.protocol.wire import Died
+from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
+from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.faults import Termination
 
-__all__ = ["Ending", "up_or_ended"]
+__all__ = ["EngineStop", "check_none_left", "stop_if_start_fails"]
 
 
 @contextlib.asynccontextmanager
-async def up_or_ended(
-    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Died]]
+async def stop_if_start_fails(
+    stop: Callable[[float], Awaitable[None]], describe: Callable[[Exception], Awaitable[Termination]]
 ) -> AsyncIterator[None]:
-    """Start an engine within: nothing is left of it when that fails or is called off.
+    """Start an engine within this context; if that fails or is cancelled, nothing is left of it.
 
     Parameters
     ----------
     stop
-        Ends what has been started, given seconds of grace.
+        Ends everything that has been started, given seconds of grace.
     describe
-        Says why it failed; it is asked while what was started can still be looked at.
+        Makes the termination from the error; called while the processes can still be observed.
 
     Raises
     ------
     EngineStartFailedError
-        It failed: with what ``describe`` says.
+        The start failed; it carries the termination that ``describe`` returned.
     """
     try:
         yield
@@ -38,21 +39,34 @@ async def up_or_ended(
         await stop(0.0)
         raise
     except Exception as error:  # noqa: BLE001 - it comes out as plain data
-        died = await describe(error)
+        termination = await describe(error)
         await stop(0.0)
-        raise EngineStartFailedError(died) from None
+        raise EngineStartFailedError(termination) from None
 
 
-class Ending:
-    """The end of an engine: done once, whoever asks, and not undone when one who asked goes away.
+def check_none_left(processes: Sequence[ProcessId]) -> None:
+    """Raise if processes are alive that were killed.
 
-    Each who asks brings a grace; the shortest counts, also when it is brought while the end is under
-    way. An end that failed is tried again by the next who asks.
+    Raises
+    ------
+    EngineError
+        A process outlived SIGKILL; the message names it.
+    """
+    if processes:
+        left = ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
+        raise EngineError(f"outlived SIGKILL: {left}")
+
+
+class EngineStop:
+    """Stops an engine once for all callers; a caller that is cancelled does not cancel it.
+
+    Each caller gives a grace period; the shortest counts, also while the stop is under way. A stop that
+    failed is tried again by the next caller.
 
     Parameters
     ----------
     carry_out
-        Ends the engine. It looks at ``kill_at`` for how long it may be patient.
+        Ends the engine. It reads ``kill_at`` to know when to kill.
     """
 
     def __init__(self, carry_out: Callable[[], Awaitable[None]]) -> None:
@@ -61,16 +75,16 @@ class Ending:
         self._kill_at = math.inf
 
     @property
-    def asked(self) -> bool:
-        """Whether anybody has asked for it."""
+    def requested(self) -> bool:
+        """Whether a stop was requested."""
         return self._kill_at < math.inf
 
     def kill_at(self) -> float:
-        """When patience ends, on the monotonic clock."""
+        """Return when the grace period ends, on the monotonic clock."""
         return self._kill_at
 
     async def __call__(self, grace: float) -> None:
-        """Ask for the end, and wait for it."""
+        """Request the stop with a grace period in seconds, and wait for it."""
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
         if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
             self._task = asyncio.create_task(self._run())

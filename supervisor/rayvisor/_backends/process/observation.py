@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
+from rayvisor.faults import Cause
 
 __all__ = ["Sampler", "in_words", "look_twice", "stopped_cause"]
 
@@ -56,14 +57,15 @@ async def look_twice(processes: Sequence[ProcessId]) -> list[ProcessObservation]
     return sampler.look(processes, time.monotonic())
 
 
-def stopped_cause(sights: Iterable[ProcessObservation]) -> tuple[str, str] | None:
+def stopped_cause(sights: Iterable[ProcessObservation]) -> Cause | None:
     """Say that processes are stopped, as a cause; None if none is."""
     stopped = [sight for sight in sights if sight.stopped]
     if not stopped:
         return None
     signal = "by a debugger" if all(sight.state == "t" for sight in stopped) else "(SIGSTOP)"
     verb = "is" if len(stopped) == 1 else "are"
-    return "ProcessStopped", f"{' and '.join(sight.who for sight in stopped)} {verb} stopped {signal}"
+    who = " and ".join(sight.who for sight in stopped)
+    return Cause("ProcessStopped", f"{who} {verb} stopped {signal}")
 
 
 def in_words(sights: Sequence[ProcessObservation], busy: float) -> str:

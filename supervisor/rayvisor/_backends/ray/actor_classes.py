@@ -34,9 +34,10 @@ def host_class() -> Any:
             self._version: str | None = None
             self._problem = ""
             try:
-                from rayvisor._version import __version__
+                from importlib import import_module
 
-                self._version = __version__
+                # By name: the worker's rayvisor may be of any version, and so of any layout.
+                self._version = getattr(import_module("rayvisor"), "__version__", None)
                 if self._version == wanted:
                     from rayvisor._backends.ray.host_actor import HostActor
 

@@ -20,8 +20,9 @@ from rayvisor._backends.ray.last_words import explain
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement import Placements
 from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, ActorWatch, Watched
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
+from rayvisor.faults import Termination
 from rayvisor.specs import ActorHook, ActorOptions
 
 __all__ = ["UserActor", "UserActorFactory"]
@@ -74,7 +75,7 @@ class UserActor:
         """Wait until there is something else to be seen."""
         return await self._watched.after(seen)
 
-    async def ready(self, timeout: float, unreachable: Callable[[HostEnd], object] | None = None) -> None:
+    async def ready(self, timeout: float, unreachable: Callable[[Termination], object] | None = None) -> None:
         """Wait until its ``__init__`` has run; while Ray cannot reach it, it is asked again and again.
 
         Parameters
@@ -111,19 +112,19 @@ class UserActor:
             else:
                 return
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until it has ended."""
         sight = self.sight
         while sight.state is not ActorState.DEAD and sight.restarts <= self.ray_restarts:
             sight = await self.after(sight)
-        end = sight.end or HostEnd(causes=())
+        end = sight.end or Termination(causes=())
         if not end.intended and not self._asked_to_end:
             end = await self._in_its_own_words(end)
         if sight.state is not ActorState.DEAD:
             return replace(end, restarted_by_ray=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
 
-    async def _in_its_own_words(self, end: HostEnd) -> HostEnd:
+    async def _in_its_own_words(self, end: Termination) -> Termination:
         """Why it ended, where it said so before (`rv.fatal`): Ray only knows that its process went."""
         actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - its only name
         call = functools.partial(explain, end, actor_id, self._since)
@@ -173,7 +174,7 @@ class UserActor:
         bound = getattr(self.handle, method)
         return await self._await(f"{self.name}.{method}", bound.remote(*args, **(kwargs or {})), timeout)
 
-    async def terminate(self, grace: float) -> HostEnd | None:
+    async def terminate(self, grace: float) -> Termination | None:
         """Ask it to end after the calls that wait already, and wait; None if it has not by then.
 
         Ray runs ``atexit`` functions and ``__del__`` of an actor that ends so.

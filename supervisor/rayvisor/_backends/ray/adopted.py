@@ -15,9 +15,9 @@ import anyio
 from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.errors import RayCallTimeout
 from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, Watched
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Adoption:
                 return actor
             self.let_go()
             self._buried, self.handle = handle, None
-            end = sight.end or HostEnd(causes=())
+            end = sight.end or Termination(causes=())
             if not self.replaceable:
                 raise HostGoneError(self._child, 0, end)
             log.info("actor.found_dead", child=self._child, why=str(end.root))
@@ -157,7 +157,7 @@ class Adoption:
                 known = await self._make(self.start.make, until, made_with)
             if known is None and not self.start.name:
                 causes = (Cause("ActorDiedError", "the adopted actor has ended"),)
-                raise HostGoneError(self._child, 0, HostEnd(causes=causes))
+                raise HostGoneError(self._child, 0, Termination(causes=causes))
             if known is None:
                 if anyio.current_time() > until:
                     where = f" in namespace {self.start.namespace!r}" if self.start.namespace else ""

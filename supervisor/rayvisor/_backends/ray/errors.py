@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from rayvisor._core.protocol.links import HostEnd
+from rayvisor._core.protocol.causes import plain_causes, shortened, text_cause
 from rayvisor.errors import RayCallTimeout, WorkerPackageError
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 __all__ = [
     "RayCallTimeout",
@@ -23,13 +23,8 @@ __all__ = [
     "init_failure",
     "is_ray_error",
     "out_of_memory",
-    "plain_causes",
-    "text_cause",
     "without_advice",
 ]
-
-_MOST_CAUSES = 8
-_MOST_TEXT = 4000
 
 _EXIT_TYPE = re.compile(r"[Ee]xit type: ([A-Z_]+)")
 _EXIT_CODE = re.compile(r"exit code[ =:]+(-?\d+)")
@@ -38,8 +33,6 @@ _ADDRESS = re.compile(r"^\tip: (\S+)", re.MULTILINE)
 _CREATION = "raised in its creation task"
 _LOW_ON_MEMORY = re.compile(r"low on memory|memory monitor", re.IGNORECASE)
 _KILLED = re.compile(r"killed by `?ray\.kill|ray\.kill\(|RAY_KILL", re.IGNORECASE)
-_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
-
 _ADVICE = re.compile(r" (?:Some common causes include|There are some potential root causes)")
 _INTENDED_TYPES = frozenset({"INTENDED_USER_EXIT", "INTENDED_SYSTEM_EXIT"})
 _NODE_DEATH = re.compile(
@@ -57,41 +50,7 @@ def is_ray_error(error: BaseException) -> bool:
     return "RayError" in _ray_names(error)
 
 
-def plain_causes(error: BaseException) -> tuple[Cause, ...]:
-    """Follow an exception to its root: outermost first, Ray's wrapping around a task's error taken off."""
-    causes: list[Cause] = []
-    link: BaseException | None = error
-    while link is not None and len(causes) < _MOST_CAUSES:
-        if "RayTaskError" in _ray_names(link):
-            inner = getattr(link, "cause", None)
-            if isinstance(inner, BaseException) and inner is not link:
-                link = inner
-                continue
-            causes.append(text_cause(str(getattr(link, "traceback_str", "")) or str(link)))
-            break
-        causes.append(Cause(type(link).__name__, _shorten(str(link))))
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return tuple(causes)
-
-
-def _shorten(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT // 2] + "\n...\n" + text[-_MOST_TEXT // 2 :]
-
-
-def text_cause(text: str) -> Cause:
-    """Read the exception off the last line of a traceback, for an exception that came as text only."""
-    lines = text.strip().splitlines()
-    for index in range(len(lines) - 1, -1, -1):
-        line = lines[index]
-        if line and not line.startswith((" ", "\t")):
-            match = _LAST_LINE.match("\n".join(lines[index:]))
-            if match and match[1][:1].isalpha():
-                return Cause(match[1].rpartition(".")[2], _shorten(match[2] or ""))
-    return Cause("UnknownError", _shorten(text))
-
-
-def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostEnd:
+def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> Termination:
     """Turn what awaiting an actor raised into a plain account of how it ended.
 
     Parameters
@@ -107,13 +66,13 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
     address = _ADDRESS.search(text)
     node = node or (address[1] if address else "")
     if names & _UNAVAILABLE:
-        return HostEnd(causes=(outer,), unavailable=True, node=node, log_file=log_file)
+        return Termination(causes=(outer,), unavailable=True, node=node, log_file=log_file)
     if "OutOfMemoryError" in names:
         return replace(out_of_memory(text, node=node), log_file=log_file)
     if "RuntimeEnvSetupError" in names:
         return replace(environment_failure(text, node=node), log_file=log_file)
     if "RayActorError" not in names:
-        return HostEnd(
+        return Termination(
             causes=plain_causes(error),
             node_died=bool(names & {"NodeDiedError", "LocalRayletDiedError"}),
             node=node,
@@ -134,25 +93,29 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> HostE
     )
 
 
-def out_of_memory(text: str, *, node: str = "") -> HostEnd:
+def out_of_memory(text: str, *, node: str = "") -> Termination:
     """Account for a worker that Ray's memory monitor killed: what it saw, without the advice around it."""
     said = next((line for line in text.splitlines() if _LOW_ON_MEMORY.search(line)), "")
-    cause = Cause("OutOfMemoryError", _shorten(said) or "killed by Ray's memory monitor")
-    return HostEnd(causes=(cause,), out_of_memory=True, signal=9, node=node, traceback=text)
+    cause = Cause("OutOfMemoryError", shortened(said) or "killed by Ray's memory monitor")
+    return Termination(causes=(cause,), out_of_memory=True, signal=9, node=node, traceback=text)
 
 
-def environment_failure(text: str, *, node: str = "") -> HostEnd:
+def environment_failure(text: str, *, node: str = "") -> Termination:
     """Account for an environment that could not be made: why is in a traceback, where there is one."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     raised = text_cause(text) if "Traceback (most recent call last)" in text else None
     why = () if raised is None or raised.type == "UnknownError" else (raised,)
-    return HostEnd(causes=(Cause("RuntimeEnvSetupError", _shorten(first)), *why), node=node, traceback=text)
+    return Termination(
+        causes=(Cause("RuntimeEnvSetupError", shortened(first)), *why), node=node, traceback=text
+    )
 
 
-def init_failure(text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError") -> HostEnd:
+def init_failure(
+    text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError"
+) -> Termination:
     """Account for an actor whose ``__init__`` raised, as its traceback tells."""
     summary = Cause(outer, "the actor's __init__ raised")
-    return HostEnd(
+    return Termination(
         causes=(summary, text_cause(text)),
         init_failed=True,
         node=node,
@@ -161,7 +124,7 @@ def init_failure(text: str, *, node: str = "", log_file: str = "", outer: str = 
     )
 
 
-def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> HostEnd:
+def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> Termination:
     """Account for the end of an actor's worker.
 
     Parameters
@@ -181,7 +144,7 @@ def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> HostE
     taken = _taken(detail)
     if taken:
         kind = "PlacementGroupRemoved"
-    return HostEnd(
+    return Termination(
         causes=(outer, Cause(kind, _detail(detail))) if kind else (outer,),
         exit_code=int(code[1]) if code else None,
         signal=int(number[1]) if number else None,
@@ -197,17 +160,17 @@ def _taken(text: str) -> bool:
 
 def without_advice(text: str) -> str:
     """Ray's words without the advice that follows them."""
-    return _shorten(_ADVICE.split(text, maxsplit=1)[0])
+    return shortened(_ADVICE.split(text, maxsplit=1)[0])
 
 
 def _because(text: str) -> str:
     """The sentence in which Ray says why, without the table of names and ids above it."""
     lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
-    return _shorten(lines[-1].partition(" Worker exit type:")[0]) if lines else ""
+    return shortened(lines[-1].partition(" Worker exit type:")[0]) if lines else ""
 
 
 def _detail(text: str) -> str:
     """What Ray knows of the exit, without the advice that follows it."""
     _, _, detail = text.rpartition("xit detail: ")
     detail = _ADVICE.split(detail, maxsplit=1)[0]
-    return _shorten(detail.splitlines()[0]) if detail else ""
+    return shortened(detail.splitlines()[0]) if detail else ""

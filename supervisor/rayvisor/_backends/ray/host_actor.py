@@ -15,9 +15,10 @@ from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.process.stack_dump import StackKeeper
-from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
+from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor._core.protocol.wire import EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._log import get_logger
+from rayvisor.faults import Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -43,7 +44,7 @@ class HostHello(NamedTuple):
 class Failure(NamedTuple):
     """A call that raised inside the host."""
 
-    causes: tuple[tuple[str, str], ...]
+    causes: Causes
     traceback: str
 
 
@@ -87,11 +88,11 @@ class HostActor:
 
     async def ensure_started(
         self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
-    ) -> EngineInfo | Died | Failure:
+    ) -> EngineInfo | Termination | Failure:
         try:
             info = await self._host.ensure_started(incarnation, arguments, timeout, limits)
         except EngineStartFailedError as failed:
-            return failed.died
+            return failed.termination
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
         if self._guard is not None:
@@ -121,7 +122,7 @@ class HostActor:
 
     async def flow(self, request: str, attempt: int, is_open: bool) -> Failure | None:  # noqa: FBT001 - the wire's
         try:
-            await self._host.flow(request, attempt, is_open)
+            await self._host.flow(request, attempt, is_open=is_open)
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
         return None

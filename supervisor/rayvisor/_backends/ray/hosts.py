@@ -21,11 +21,11 @@ import anyio
 from rayvisor._backends.ray import package
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.host_actor import Failure, HostHello
-from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostEnd, HostGoneError, HostView
-from rayvisor._core.protocol.wire import Died, EngineInfo, GenerateCommand, HostDescription, HostItem
+from rayvisor._core.protocol.links import CleanupReport, HostCallFailedError, HostGoneError, HostView
+from rayvisor._core.protocol.wire import EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._core.tasks.attempts import Attempts, Limits
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, Backoff, StallLimits
 from rayvisor.specs.limits import PATIENT
 
@@ -102,8 +102,8 @@ class RayHost:
         self.child = child
         self.epoch = epoch
         self._sentinel = self._arm()
-        self._let_go: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
-        self._told: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
+        self._let_go: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
+        self._told: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
         self._missing: asyncio.Task[None] | None = None
 
@@ -137,7 +137,9 @@ class RayHost:
             answer = await _patiently(describe)
             if not isinstance(answer, HostHello):
                 package.check(*answer)
-                raise HostCallFailedError("describe", (("TypeError", f"unexpected answer {answer!r}"),), "")
+                raise HostCallFailedError(
+                    "describe", (Cause("TypeError", f"unexpected answer {answer!r}"),), ""
+                )
             known, self._hello = self._hello, answer
             self._place.neighbours.is_on(self.child, answer.node_id)
             if known is None:
@@ -153,7 +155,7 @@ class RayHost:
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
+    ) -> EngineInfo | Termination:
         """Start an engine in the host, see `HostLink.ensure_started`."""
         began = time.monotonic()
         if self._hello is None:
@@ -165,7 +167,7 @@ class RayHost:
             ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
             return await self._call("ensure_started", ref, limits.longest(left) + _SLACK_SECONDS)
 
-        answer: EngineInfo | Died = await _patiently(ask)
+        answer: EngineInfo | Termination = await _patiently(ask)
         if isinstance(answer, EngineInfo) and self._hello is not None:
             await self._place.agents.record(self._hello.node_id, self.key, answer.processes)
             if self._hearing is None or self._hearing.done():
@@ -225,7 +227,7 @@ class RayHost:
         view = await self._place.agents.view(node, self.key, stack_file, timeout)
         return view._replace(node=self._hello.description.node, log_file=self._hello.log_file)
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until the host has ended, see `HostLink.ended`."""
         told = (self._let_go, self._told)
         for known in told:
@@ -233,7 +235,7 @@ class RayHost:
                 return known.result()
         if self._sentinel.done() and self._sentinel.result().unavailable:
             self._sentinel = self._arm()  # a ref that raised keeps raising: only a new call tells
-        ways: list[asyncio.Future[HostEnd]] = [self._sentinel, *told]
+        ways: list[asyncio.Future[Termination]] = [self._sentinel, *told]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         return next(way for way in ways if way.done()).result()
 
@@ -269,7 +271,7 @@ class RayHost:
         if self._sentinel.done() or self._let_go.done():
             return
         cause = Cause("HostEnded", "the host was ended; Ray has not said yet how")
-        self._let_go.set_result(HostEnd(causes=(cause,), intended=True))
+        self._let_go.set_result(Termination(causes=(cause,), intended=True))
         self._sentinel.cancel()
 
     async def _end_unseen(self, timeout: float) -> CleanupReport:
@@ -309,10 +311,10 @@ class RayHost:
             raise HostGoneError(self.child, self.epoch, self._account(error)) from None
         return _unwrap(what, answer)
 
-    def _arm(self) -> asyncio.Task[HostEnd]:
+    def _arm(self) -> asyncio.Task[Termination]:
         return asyncio.create_task(self._watch(), name=f"sentinel of {self.child}, epoch {self.epoch}")
 
-    async def _watch(self) -> HostEnd:
+    async def _watch(self) -> Termination:
         try:
             await self._actor.watch.remote()
         except Exception as error:
@@ -327,7 +329,7 @@ class RayHost:
                 root=end.root.type,
             )
             return end
-        return HostEnd(causes=(), intended=True)
+        return Termination(causes=(), intended=True)
 
     async def _hear(self, hello: HostHello) -> None:
         """Wait for the node's word that the host has ended by a signal or with an error.
@@ -347,7 +349,7 @@ class RayHost:
         log.info("host.ended_on_node", child=self.child, epoch=self.epoch, exit_code=code, signal=number)
         if not self._told.done():
             self._told.set_result(
-                HostEnd(
+                Termination(
                     causes=(cause,),
                     exit_code=code,
                     signal=number,
@@ -364,7 +366,7 @@ class RayHost:
             node = hello.description.node
             cause = Cause("NodeDiedError", f"node {hello.node_id[:12]} ({node}) has gone: {why}")
             self._told.set_result(
-                HostEnd(
+                Termination(
                     causes=(cause,),
                     intended=self._ending,
                     node_died=True,
@@ -373,7 +375,7 @@ class RayHost:
                 )
             )
 
-    def _account(self, error: BaseException) -> HostEnd:
+    def _account(self, error: BaseException) -> Termination:
         hello = self._hello
         end = end_of(
             error,

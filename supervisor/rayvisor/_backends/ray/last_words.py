@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayvisor._core.protocol.last_words import LastWords
-from rayvisor._core.protocol.links import HostEnd
+from rayvisor.faults import Termination
 
 __all__ = ["ClusterStore", "connected", "explain"]
 
@@ -49,7 +49,7 @@ def _below(prefix: str) -> list[LastWords]:
     return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
 
 
-def explain(end: HostEnd, actor_id: str, since: float) -> HostEnd:
+def explain(end: Termination, actor_id: str, since: float) -> Termination:
     """Add to Ray's account of an actor's end what the actor said itself, if it did. It asks Ray, and blocks.
 
     Parameters

@@ -18,7 +18,7 @@ from rayvisor._backends.ray.hosts import RayHost, package_env
 from rayvisor._backends.ray.nodes import NodeWatch
 from rayvisor._backends.ray.options import explain_pending, ray_options
 from rayvisor._backends.ray.placement import Placements
-from rayvisor._core.protocol.links import CleanupReport
+from rayvisor._core.protocol.links import CleanupReport, merge_reports
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
 
@@ -121,8 +121,4 @@ class RayHostFactory:
         for host in hosts:
             host.release()
             self._hosts.pop(host.key, None)
-        return CleanupReport(
-            tuple(process for report in reports for process in report.killed),
-            tuple(process for report in reports for process in report.left),
-            verified=all(report.verified for report in reports),
-        )
+        return merge_reports(reports)

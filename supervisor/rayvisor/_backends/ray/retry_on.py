@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
-from rayvisor._backends.ray.errors import end_of, is_ray_error, plain_causes
+from rayvisor._backends.ray.errors import end_of, is_ray_error
+from rayvisor._core.protocol.causes import plain_causes
 from rayvisor.errors import SpecError
-from rayvisor.faults import Ending, FaultClass, classify
+from rayvisor.faults import FaultClass, classify
 
 __all__ = ["RetryOn", "Wanted", "class_of", "is_cancellation", "wanted"]
 
@@ -67,17 +69,11 @@ def class_of(error: Exception) -> FaultClass:
     actor_died = not end.unavailable and _is_named(error, "RayActorError")
     passing = not actor_died and _passes(_innermost(error))
     return classify(
-        Ending(
-            causes=plain_causes(error) if not end.causes else end.causes,
-            traceback=end.traceback,
-            exit_code=end.exit_code,
-            signal=end.signal,
-            intended=end.intended,
+        replace(
+            end,
+            causes=end.causes or plain_causes(error),
             unavailable=end.unavailable or passing,
-            out_of_memory=end.out_of_memory,
-            preempted=end.preempted,
             lost=end.node_died or (actor_died and not end.init_failed),
-            node=end.node,
         ),
         starting=True,
     )

@@ -9,6 +9,7 @@ fails.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -19,8 +20,7 @@ from rayvisor._backends.ray.errors import (
     out_of_memory,
     without_advice,
 )
-from rayvisor._core.protocol.links import HostEnd
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["ActorState", "Row", "died_of", "look_up", "read_row", "worker_end"]
 
@@ -96,7 +96,7 @@ def look_up(actor_id: Any) -> Row | None:
     return None if found is None else read_row(table.FromString(found))
 
 
-def worker_end(worker: bytes, node: str) -> HostEnd | None:
+def worker_end(worker: bytes, node: str) -> Termination | None:
     """Ask how a worker ended. It blocks, for a moment where Ray has not noted it yet; None if it does not."""
     from ray import WorkerID
     from ray._private.state import state
@@ -117,7 +117,7 @@ def worker_end(worker: bytes, node: str) -> HostEnd | None:
     return None
 
 
-def died_of(row: Row, worker: HostEnd | None) -> HostEnd:
+def died_of(row: Row, worker: Termination | None) -> Termination:
     """Say how an actor ended whose row says DEAD.
 
     Parameters
@@ -140,11 +140,11 @@ def died_of(row: Row, worker: HostEnd | None) -> HostEnd:
         if kind == "runtime_env_failed_context":
             return environment_failure(text, node=row.node)
         if kind == "actor_unschedulable_context":
-            return HostEnd(causes=(Cause("ActorUnschedulableError", text),), node=row.node)
+            return Termination(causes=(Cause("ActorUnschedulableError", text),), node=row.node)
     return _died(row, text, worker)
 
 
-def _died(row: Row, text: str, worker: HostEnd | None) -> HostEnd:
+def _died(row: Row, text: str, worker: Termination | None) -> Termination:
     context = row.data.death_cause.actor_died_error_context
     reason = context.Reason.Name(context.reason)
     preempted = bool(row.data.preempted)
@@ -153,7 +153,7 @@ def _died(row: Row, text: str, worker: HostEnd | None) -> HostEnd:
         node = context.node_death_info
         why = node.Reason.Name(node.reason)
         said = node.reason_message or outer.message
-        return HostEnd(
+        return Termination(
             causes=(outer, Cause("NODE_DIED", f"it was preempted: {said}" if why == _PREEMPTED else said)),
             node_died=True,
             preempted=preempted or why == _PREEMPTED,
@@ -165,17 +165,9 @@ def _died(row: Row, text: str, worker: HostEnd | None) -> HostEnd:
             _, _, tail = text.partition("Worker exit type: ")
             kind, _, detail = tail.partition(" Worker exit detail: ")
             worker = death_told(outer, kind, detail, node=row.node)
-        return HostEnd(
-            causes=(outer, *worker.causes[1:]),
-            exit_code=worker.exit_code,
-            signal=worker.signal,
-            intended=worker.intended,
-            out_of_memory=worker.out_of_memory,
-            preempted=preempted,
-            node=row.node,
-            traceback=text,
-        )
-    return HostEnd(
+        causes = (outer, *worker.causes[1:])
+        return replace(worker, causes=causes, preempted=preempted, node=row.node, traceback=text)
+    return Termination(
         causes=(outer, Cause(reason, outer.message)),
         intended=reason in _INTENDED,
         preempted=preempted,

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rayvisor._backends.ray.errors import is_ray_error, plain_causes, text_cause
+from rayvisor._backends.ray.errors import is_ray_error
+from rayvisor._core.protocol.causes import plain_causes, text_cause
 from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError

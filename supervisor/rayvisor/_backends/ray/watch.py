@@ -23,9 +23,8 @@ from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.push import PushChannel
 from rayvisor._backends.ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
-from rayvisor._core.protocol.links import HostEnd
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "Watched"]
 
@@ -48,7 +47,7 @@ class ActorSnapshot:
     state: ActorState
     restarts: int = 0
     """How often it was restarted by Ray, as far as is known: a new life is a higher number."""
-    end: HostEnd | None = None
+    end: Termination | None = None
     """How its last life ended, once one has."""
     doubts: tuple[Cause, ...] = ()
     """Why it cannot be reached just now; Ray has not ruled whether it lives."""
@@ -114,7 +113,7 @@ class Watched:
             await self._news.wait()
         return self.sight
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until it has ended for good."""
         sight = self.sight
         while sight.state is not ActorState.DEAD or sight.end is None:
@@ -181,7 +180,7 @@ class ActorWatch:
             task.cancel()
         if watched is not None and watched.sight.state is not ActorState.DEAD:
             cause = Cause("ActorLetGo", "nobody watches this actor any more")
-            watched.show(ActorSnapshot(ActorState.DEAD, end=HostEnd(causes=(cause,), unavailable=True)))
+            watched.show(ActorSnapshot(ActorState.DEAD, end=Termination(causes=(cause,), unavailable=True)))
 
     async def close(self) -> None:
         """Watch nothing any more."""
@@ -253,7 +252,7 @@ class ActorWatch:
             if row.state is ActorState.DEAD:
                 end = died_of(row, worker)
             else:
-                end = worker or HostEnd(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
+                end = worker or Termination(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
         return ActorSnapshot(row.state, row.restarts, end, doubts, row.max_restarts)
 
     async def _last_worker(self, watched: Watched) -> bytes:
@@ -265,7 +264,7 @@ class ActorWatch:
             await anyio.sleep(pause)
         return b""
 
-    async def _worker(self, worker: bytes, node: str) -> HostEnd | None:
+    async def _worker(self, worker: bytes, node: str) -> Termination | None:
         if not worker:
             return None
         try:
@@ -336,7 +335,7 @@ class ActorWatch:
         if self.pushing or not moved or sight.restarts > ray_restarts:
             watched.show(here)
         else:
-            end = HostEnd(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
+            end = Termination(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
             watched.show(replace(here, restarts=sight.restarts + 1, end=end))
 
 

@@ -1,1 +1,1 @@
-"""OpenAI-compatible servers as processes: ``vllm serve`` behind the seam that engines have."""
+"""OpenAI-compatible servers as processes: ``vllm serve`` behind the interface of engines."""

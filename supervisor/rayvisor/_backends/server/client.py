@@ -1,4 +1,4 @@
-"""What is asked of a server over HTTP, one question a connection, each with a deadline."""
+"""An HTTP client for one server: one request per connection, each with a timeout."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ import h11
 
 __all__ = ["Answer", "HttpClient", "HttpFailedError"]
 
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 _READ_BYTES = 1 << 16
 
 
 class HttpFailedError(Exception):
-    """No answer came: nobody listens, it took too long, or what came is not HTTP.
+    """No response arrived: nothing listens, it took too long, or the response is not HTTP.
 
     Parameters
     ----------
-    what
-        Was asked.
-    why
-        It came to nothing.
+    request
+        Method and path.
+    reason
+        Why it failed.
     """
 
-    def __init__(self, what: str, why: str) -> None:
-        self.what = what
-        super().__init__(f"{what}: {why}")
+    def __init__(self, request: str, reason: str) -> None:
+        self.request = request
+        super().__init__(f"{request}: {reason}")
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A response."""
 
     status: int
     body: bytes
 
     @property
     def text(self) -> str:
-        """The beginning of the body, for a message."""
+        """The first 500 bytes of the body, for a message."""
         return self.body[:500].decode(errors="replace")
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
+        """Return the body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -53,16 +53,16 @@ class Answer(NamedTuple):
 
 
 class HttpClient:
-    """Talks to one server.
+    """Sends requests to one server.
 
     Parameters
     ----------
     host, port
-        Where it listens, as seen from here.
+        Its address, as seen from this process.
     secure
-        Whether it speaks TLS. Its certificate is not checked: it is a process of ours.
+        Whether it uses TLS. Its certificate is not verified, since this process has started it.
     key
-        Its API key, sent with each question; empty: none.
+        Its API key, sent with each request; empty for none.
     """
 
     def __init__(self, host: str, port: int, *, secure: bool = False, key: str = "") -> None:
@@ -77,28 +77,45 @@ class HttpClient:
         if key:
             self._headers.append(("Authorization", f"Bearer {key}"))
 
-    async def get(self, path: str, seconds: float) -> Answer:
-        """Ask for something.
+    async def get(self, path: str, timeout: float) -> Answer:
+        """Send a GET request.
+
+        Parameters
+        ----------
+        path
+            Path and query.
+        timeout
+            Seconds for the whole exchange.
 
         Raises
         ------
         HttpFailedError
-            No answer within the deadline, or none that can be read.
+            No response arrived within the timeout, or none that can be read.
         """
-        return await self._ask("GET", path, None, seconds)
+        return await self._send("GET", path, None, timeout)
 
-    async def post(self, path: str, body: Mapping[str, Any] | None, seconds: float | None) -> Answer:
-        """Have something done; raises as ``get``. Without a deadline it waits as long as the server lives."""
-        return await self._ask("POST", path, {} if body is None else body, seconds)
+    async def post(self, path: str, body: Mapping[str, Any] | None, timeout: float | None) -> Answer:
+        """Send a POST request; it raises as ``get`` does.
 
-    async def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float | None
+        Parameters
+        ----------
+        path
+            Path and query.
+        body
+            Sent as JSON; None for an empty object.
+        timeout
+            Seconds for the whole exchange; None to wait as long as the server lives.
+        """
+        return await self._send("POST", path, {} if body is None else body, timeout)
+
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float | None
     ) -> Answer:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout):
                 return await self._exchange(method, path, body)
         except TimeoutError:
-            raise HttpFailedError(f"{method} {path}", f"no answer within {seconds:g} s") from None
+            raise HttpFailedError(f"{method} {path}", f"no response within {timeout:g} s") from None
         except (OSError, h11.ProtocolError, EOFError) as error:
             raise HttpFailedError(f"{method} {path}", f"{type(error).__name__}: {error}") from None
 
@@ -108,12 +125,12 @@ class HttpClient:
         if body is not None:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
         async with self._connected() as (reader, writer):
-            talk = h11.Connection(h11.CLIENT)
+            http = h11.Connection(h11.CLIENT)
             request = h11.Request(method=method, target=path, headers=headers)
             for event in (request, *([h11.Data(data=content)] if content else []), h11.EndOfMessage()):
-                writer.write(talk.send(event) or b"")
+                writer.write(http.send(event) or b"")
             await writer.drain()
-            return await _read(talk, reader)
+            return await _read(http, reader)
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -121,22 +138,22 @@ class HttpClient:
         try:
             yield reader, writer
         finally:
-            # Not waited for: a server that is stopped would never close its side.
+            # Aborted, not closed: a server that is stopped would never close its side.
             writer.transport.abort()
 
 
-async def _read(talk: h11.Connection, reader: asyncio.StreamReader) -> Answer:
+async def _read(http: h11.Connection, reader: asyncio.StreamReader) -> Answer:
     status, body = 0, bytearray()
     while True:
-        event = talk.next_event()
+        event = http.next_event()
         if event is h11.NEED_DATA:
-            talk.receive_data(await reader.read(_READ_BYTES))
+            http.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > _MOST_BYTES:
-                raise EOFError(f"an answer of more than {_MOST_BYTES} bytes")
+            if len(body) > _MAX_BYTES:
+                raise EOFError(f"a response of more than {_MAX_BYTES} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return Answer(status, bytes(body))
         elif event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):

@@ -1,8 +1,8 @@
-"""The port of a server: chosen, and kept free for it until it listens.
+"""The port of a server: chosen here, and reserved until the server listens.
 
-A port that is merely free is anybody's. One to which a socket is bound is not given to anybody who asks for
-just any; and with ``SO_REUSEADDR`` on both sides the server can bind to it as well, as long as only it
-listens. So a port is held here for as long as its server lives.
+A free port can be taken by any process. The system does not give a port to which a socket is bound to a
+process that asks for any port. With ``SO_REUSEADDR`` on both sockets the server can still bind to it, as long
+as only the server listens. So this process keeps a socket bound to the port for as long as the server lives.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ import socket
 
 import psutil
 
-__all__ = ["PortTakenError", "hold", "listener_of"]
+__all__ = ["PortTakenError", "hold", "is_listener"]
 
 
 class PortTakenError(OSError):
-    """Somebody else listens where a server should."""
+    """Another process listens at the port of a server."""
 
 
 def hold(host: str, port: int, before: int = 0) -> tuple[socket.socket, int]:
-    """Hold a port.
+    """Reserve a port.
 
     Parameters
     ----------
     host
         The address that the server will listen at.
     port
-        The port; 0: any that is free.
+        The port; 0 for any free one.
     before
-        Which one to take if any will do and this one is free: the server's own before.
+        The preferred port if any will do: the one of the server's last incarnation.
 
     Returns
     -------
     tuple
-        What holds it, to be closed, and which one it is.
+        The socket that reserves the port, to be closed by the caller, and the port.
 
     Raises
     ------
     PortTakenError
-        The port that was asked for is taken; the message says by whom, where that can be seen.
+        The requested port is taken; the message names the process that listens there, if it is visible.
     OSError
-        There is no such address here.
+        This machine has no such address.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    for wanted in (port,) if port else (before, 0):
+    for candidate in (port,) if port else (before, 0):
         held = socket.socket(family, socket.SOCK_STREAM)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            held.bind((address[0], wanted))
+            held.bind((address[0], candidate))
         except OSError as error:
             held.close()
             if error.errno != errno.EADDRINUSE:
-                raise OSError(f"host={host!r}, port={wanted}: {error.strerror}") from None
+                raise OSError(f"host={host!r}, port={candidate}: {error.strerror}") from None
             if port:
                 raise PortTakenError(_taken(host, port)) from None
             continue
@@ -61,8 +61,8 @@ def hold(host: str, port: int, before: int = 0) -> tuple[socket.socket, int]:
     raise OSError(f"host={host!r}: no port is free")
 
 
-def listener_of(port: int, pids: frozenset[int]) -> bool:
-    """Whether one of these processes listens at a port; True as well where that cannot be seen."""
+def is_listener(port: int, pids: frozenset[int]) -> bool:
+    """Return whether one of these processes listens at a port; True as well if that is not visible."""
     try:
         listening = _listeners(port)
     except (psutil.Error, OSError):
@@ -71,7 +71,7 @@ def listener_of(port: int, pids: frozenset[int]) -> bool:
 
 
 def _listeners(port: int) -> list[int | None]:
-    """Who listens at a port; None for one whose process cannot be seen."""
+    """Return the pids that listen at a port; None for a process that is not visible."""
     return [
         each.pid
         for each in psutil.net_connections(kind="tcp")
@@ -85,4 +85,4 @@ def _taken(host: str, port: int) -> str:
         for pid in _listeners(port):
             if pid is not None:
                 by = f" by {psutil.Process(pid).name()} (pid {pid})"
-    return f"port {port} of {host} is taken{by}: end what listens there, give another port, or port=0 for any"
+    return f"port {port} of {host} is taken{by}: end that process, or set another port, or port=0 for any"

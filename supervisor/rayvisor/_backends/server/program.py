@@ -1,13 +1,13 @@
-"""The process of a server: its command, its environment, its output, and who ends it if nobody else can."""
+"""The process of a server: its command, its environment, its output, and its guard."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,23 @@ __all__ = ["TITLE", "ServerProgram", "check_model", "command_of"]
 log = get_logger("rayvisor.server")
 
 TITLE = "VLLM::APIServer"
-"""What the process at the top is called in faults and listings: it sets no title itself."""
+"""Name of the top process in faults and listings; the process sets no title itself."""
 
-_POLL_SECONDS = 0.01
-_ADDED: Mapping[str, tuple[str, ...]] = {
-    # A request is seen that the engine has not begun with.
+_ADDED_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    # It counts requests that the engine has not begun with.
     "--enable-server-load-tracking": ("--no-enable-server-load-tracking",),
-    # Its log is for its last words: it is asked something every second.
+    # Its log is kept for error messages, and it is polled every second.
     "--disable-access-log-for-endpoints": ("--disable-uvicorn-access-log",),
 }
-"""Options that are added, unless they, or one of those that stand for others, are given."""
-_ASKED = "/health,/metrics,/load,/fault_tolerance/status,/v1/fault_tolerance/status"
+"""Options that are added, unless they or one of their alternatives are given."""
+_POLLED_PATHS = "/health,/metrics,/load,/fault_tolerance/status,/v1/fault_tolerance/status"
 
 
 _PROGRAMS: Mapping[str, str] = {
     "sim": "rayvisor._backends.sim.server",
     "vllm": "rayvisor._backends.vllm.serve",
 }
-# A bare module in the package's place: found wherever this one is, and without the whole public interface.
+# A bare module takes the place of the package, so that the whole public interface is not imported.
 _RUN = (
     "import importlib, sys, types; "
     "package = types.ModuleType('rayvisor'); "
@@ -51,22 +50,22 @@ _RUN = (
 
 
 def command_of(arguments: Mapping[str, Any], port: int) -> list[str]:
-    """The command line of a server.
+    """Return the command line of a server.
 
     Parameters
     ----------
     arguments
-        As ``rayvisor.server`` makes them.
+        Arguments of ``rayvisor.server``.
     port
-        The one to listen at.
+        The port to listen at.
     """
-    words: Sequence[str] = arguments["args"]
+    options: Sequence[str] = arguments["args"]
     command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[2]), _PROGRAMS[arguments["program"]]]
     command += ["serve", str(arguments["model"])]
-    command += ["--host", str(arguments["host"]), "--port", str(port), *words]
-    for option, others in _ADDED.items():
-        if not any(has_flag(words, each) for each in (option, *others)):
-            command += [option, _ASKED] if "endpoints" in option else [option]
+    command += ["--host", str(arguments["host"]), "--port", str(port), *options]
+    for option, others in _ADDED_OPTIONS.items():
+        if not any(has_flag(options, each) for each in (option, *others)):
+            command += [option, _POLLED_PATHS] if "endpoints" in option else [option]
     return command
 
 
@@ -76,13 +75,13 @@ class ServerProgram:
     Parameters
     ----------
     command
-        What to run.
+        The command line.
     extra
-        Environment variables beside this process's own.
+        Environment variables, in addition to those of this process.
     tag
-        By which its processes are known.
+        Tag of its processes.
     log_file
-        Where its output goes.
+        It writes its output to this file.
     """
 
     def __init__(self, command: Sequence[str], extra: Mapping[str, str], tag: str, log_file: str) -> None:
@@ -95,66 +94,68 @@ class ServerProgram:
             TAG: tag,
         }
         self._log_file = log_file
-        self._own_key = "" if MARKER in os.environ else f"server-{tag}"
-        if self._own_key:
-            environment[MARKER] = self._own_key
+        self._marker = "" if MARKER in os.environ else f"server-{tag}"
+        if self._marker:
+            environment[MARKER] = self._marker
         with Path(log_file).open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - what the tree's spec asks for
+            self._process = subprocess.Popen(  # noqa: S603 - the command is the tree's spec
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the driver: it ends its servers in order
+                start_new_session=True,  # Ctrl-C reaches the driver only, which ends its servers in order
             )
         self.pid = self._process.pid
         self._guard: Guard | None = None
 
-    def be_guarded(self) -> None:
-        """Have it ended if this process is killed; an actor host has its own guard. Blocks for a moment."""
-        if not self._own_key:
+    def start_guard(self) -> None:
+        """Start a guard that kills it if this process is killed; this blocks for a moment.
+
+        An actor host already has a guard.
+        """
+        if not self._marker:
             return
         try:
-            guard = Guard(self._own_key, with_parent=True, child=self.pid, log_file=self._log_file)
+            guard = Guard(self._marker, with_parent=True, child=self.pid, log_file=self._log_file)
             guard.wait_ready()
         except (OSError, RuntimeError):
-            # It is watched and ended all the same, as long as this process lives.
+            # As long as this process lives, it is still watched and ended.
             log.exception("server.reaper.failed", pid=self.pid)
         else:
             self._guard = guard
-            if self.poll() is not None:  # it has ended meanwhile, and nobody will let go of it
+            if self.poll() is not None:  # it has ended meanwhile, and nothing else will close the guard
                 guard.close()
 
-    def ask_to_end(self) -> None:
-        """SIGTERM: it ends its engine, and leaves."""
+    def terminate(self) -> None:
+        """Send SIGTERM: it ends its engine, and exits."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def poll(self) -> int | None:
-        """Its exit code once it has ended; negative is the number of a signal."""
+        """Return its exit code once it has ended, negative for a signal; None before."""
         return self._process.poll()
 
-    async def left(self, seconds: float) -> int | None:
-        """Wait until it has ended, so long at most; its exit code, or None."""
-        until = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(_POLL_SECONDS)
-        return self.poll()
+    async def wait(self, timeout: float) -> int | None:
+        """Wait until it has ended, for at most ``timeout`` seconds. Return its exit code, or None."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return await asyncio.to_thread(self._process.wait, timeout)
+        return None
 
-    def let_go(self) -> None:
-        """Nothing of it is left: the guard goes by itself."""
+    def close(self) -> None:
+        """Release the guard; no process of the server may be left."""
         if self._guard is not None:
             self._guard.close()
             self._guard = None
 
 
 def check_model(model: str) -> None:
-    """Find out that a model is not there, where that can be seen without vLLM.
+    """Validate a model as far as possible without vLLM.
 
     Raises
     ------
     ValueError
-        It is a path at which there is nothing.
+        It is a path that does not exist.
     """
     if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
         raise ValueError(f"model: {model} does not exist")

@@ -1,7 +1,7 @@
-r"""What a server has to do, and whether it gets on with it: read from its metrics. Pure.
+r"""The work of a server, and its progress, read from its metrics. Pure.
 
-A server that hangs answers ``/health`` as if nothing was wrong. What it does not do is to count: while it
-has requests, some number of its ``/metrics`` has to move.
+A server that hangs still reports on ``/health`` that it is healthy. But while it has requests, one of the
+counters on its ``/metrics`` has to change.
 
 >>> sample = read_metrics('vllm:num_requests_running{engine="0"} 2.0\nvllm:generation_tokens_total 7.0\n')
 >>> sample
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from rayvisor._backends.host.engine import Outside
+from rayvisor._backends.host.engine import ExternalLoad
 
 __all__ = ["Sample", "Traffic", "read_metrics"]
 
@@ -27,20 +27,20 @@ _MOVING = _TOKENS | {
 
 
 class Sample(NamedTuple):
-    """One look at the metrics."""
+    """One reading of the metrics."""
 
     known: bool
-    """Whether the server counts at all: with its statistics switched off it does not."""
+    """Whether the page has these metrics; it has none if the server's statistics are disabled."""
     waiting: int
-    """Requests that run or wait to run."""
+    """Requests that run, or wait to run."""
     moved: float
-    """Sum of what is counted while work gets on: it is different after each step."""
+    """Sum of the counters of progress; each step of the engine changes it."""
     tokens: float
-    """Tokens generated since its start."""
+    """Tokens generated since the start of the server."""
 
 
 def read_metrics(text: str) -> Sample:
-    """Read the few numbers that matter from a page in Prometheus' text format."""
+    """Read the relevant metrics from a page in Prometheus' text format; it skips infinite values."""
     known, waiting, moved, tokens = False, 0.0, 0.0, 0.0
     for line in text.splitlines():
         if not line.startswith("vllm:"):
@@ -65,15 +65,15 @@ def read_metrics(text: str) -> Sample:
 
 
 class Traffic:
-    """Follows what a server has to do.
+    """Tracks the work of a server.
 
     >>> traffic = Traffic()
-    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
-    >>> traffic.counted(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
-    >>> traffic.outside()[:3]
+    >>> traffic.update(Sample(True, 1, 5.0, 5.0), load=1, now=10.0)
+    >>> traffic.update(Sample(True, 1, 5.0, 5.0), load=1, now=12.0)
+    >>> traffic.external_load()[:3]
     (1, 10.0, 10.0)
-    >>> traffic.silent(now=13.0)
-    >>> traffic.outside().waiting
+    >>> traffic.mark_silent(now=13.0)
+    >>> traffic.external_load().waiting
     2
     """
 
@@ -84,20 +84,20 @@ class Traffic:
         self._progressed = -math.inf
         self._silent_since: float | None = None
         self.tokens = 0.0
-        """Tokens generated, as it was last heard."""
+        """Tokens generated, as of the last reading."""
 
-    def counted(self, sample: Sample, *, load: int, now: float) -> None:
-        """Take note of what the server counts.
+    def update(self, sample: Sample, *, load: int, now: float) -> None:
+        """Record a reading of the metrics.
 
         Parameters
         ----------
         sample
-            From its metrics.
+            The reading.
         load
-            How many requests its front has in hand: its metrics say nothing of one that the engine has not
-            begun with.
+            Number of requests in the server's HTTP front. Its metrics do not count a request that the engine
+            has not begun with.
         now
-            Seconds, monotonic.
+            Time of the reading on the monotonic clock, in seconds.
         """
         waiting = max(sample.waiting, load) if sample.known else 0
         if waiting and not self._waiting:
@@ -106,23 +106,23 @@ class Traffic:
             self._progressed = now
         self._waiting, self._moved, self.tokens = waiting, sample.moved, sample.tokens
 
-    def answered(self) -> None:
-        """It has said that it is well."""
+    def mark_answered(self) -> None:
+        """Record that it has answered a health check."""
         self._silent_since = None
 
-    def silent(self, now: float) -> None:
-        """It was asked, and has not said that it is well."""
+    def mark_silent(self, now: float) -> None:
+        """Record that it has not answered a health check that was sent at ``now``."""
         if self._silent_since is None:
             self._silent_since = now
 
     @property
     def is_silent(self) -> bool:
-        """Whether it owes an answer."""
+        """Whether the last health check is unanswered."""
         return self._silent_since is not None
 
-    def outside(self) -> Outside:
-        """How many wait for it, since when, and when it last got on; who asks after its health waits, too."""
+    def external_load(self) -> ExternalLoad:
+        """Return the present load. An unanswered health check counts as one more request that waits."""
         if self._silent_since is None:
-            return Outside(self._waiting, self._since, self._progressed)
+            return ExternalLoad(self._waiting, self._since, self._progressed)
         since = min(self._since, self._silent_since) if self._waiting else self._silent_since
-        return Outside(self._waiting + 1, since, self._progressed)
+        return ExternalLoad(self._waiting + 1, since, self._progressed)

@@ -1,4 +1,4 @@
-r"""What a server says before it leaves at once: its command line's own complaint. Pure.
+r"""The error that a server prints about its own command line before it exits. Pure.
 
 >>> usage_error("usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --modle x\n")
 'unrecognized arguments: --modle x'
@@ -7,8 +7,9 @@ r"""What a server says before it leaves at once: its command line's own complain
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from rayvisor._core.protocol.wire import Died
+from rayvisor.faults import Cause, Termination
 
 __all__ = ["usage_error", "with_usage_error"]
 
@@ -17,14 +18,14 @@ _USAGE_EXIT = 2
 
 
 def usage_error(text: str) -> str:
-    """The last complaint about the command line in a log; empty if there is none."""
+    """Return the last error about the command line in a log; empty if there is none."""
     found = _USAGE.findall(text)
     return str(found[-1]) if found else ""
 
 
-def with_usage_error(died: Died) -> Died:
-    """Add that complaint as the root cause of an end that it explains; it has no traceback."""
-    message = usage_error(died.log_tail) if died.exit_code == _USAGE_EXIT else ""
+def with_usage_error(termination: Termination, log: str) -> Termination:
+    """Add the usage error at the end of a log, if there is one, as the root cause of the end it explains."""
+    message = usage_error(log) if termination.exit_code == _USAGE_EXIT else ""
     if not message:
-        return died
-    return died._replace(causes=(*died.causes, ("ArgumentError", message)), permanent=True)
+        return termination
+    return replace(termination, causes=(*termination.causes, Cause("ArgumentError", message)), permanent=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULTS", "RETRIES", "check_arguments"]
+__all__ = ["DEFAULTS", "RETRY_OUTCOMES", "check_arguments"]
 
-RETRIES = ("recover", "fail", "ignore", "fault_again")
-"""What becomes of an instruction to retry."""
+RETRY_OUTCOMES = ("recover", "fail", "ignore", "fault_again")
+"""Possible outcomes of the instruction "retry"."""
 
 DEFAULTS: Mapping[str, Any] = {
     "model": "sim",
@@ -33,34 +33,39 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Arguments of the simulated engine.
 
-``tokens_per_second`` is per request, 0 as fast as it goes; ``seed`` makes another model. The rest asks
-for faults: ``fail_start`` (a message: the start raises), ``die_during_start`` (``"core"`` or
-``"worker"``), and texts that, when a prompt holds them, kill the core (``crash_on_prompt``), raise in it
-(``raise_on_prompt``) or end the request unasked (``lose_on_prompt``).
+``tokens_per_second`` is the speed of each request, 0 for no limit. Another ``seed`` is another model. The
+other arguments inject faults:
 
-What takes long and is no fault: ``start_delay``, a start that does nothing for so long;
+- ``fail_start``: a message; the start raises it.
+- ``die_during_start``: ``"core"`` or ``"worker"``.
+- ``crash_on_prompt``, ``raise_on_prompt``, ``lose_on_prompt``: a prompt that contains this text kills the
+  core, raises in it, or has its request ended by the engine itself.
+
+These slow the engine down and are no faults: ``start_delay``, seconds for which the start does nothing;
 ``compile_seconds`` of processor time at the start; ``prefill_seconds`` of processor time for each prompt.
-What never ends: texts that block the host's event loop (``block_on_prompt``), or hold its interpreter in
-native code as well (``hold_gil_on_prompt``), both for hosts with a process of their own; and the worker on
-SIGUSR1, which then sleeps in the midst of a step, or SIGUSR2, which computes.
 
-On SIGUSR1 the core has the worker raise in its next step. As with vLLM, an engine without
-``fault_tolerance`` dies of that, or of anything that raises in a step. With it, it ends its requests unasked,
-says that it is unhealthy, and waits ``recovery_timeout`` seconds for an instruction before it dies; when its
-worker is gone, or on SIGUSR2, it says that it is dead, and waits as long. ``retry`` is what the instruction
-"retry" leads to: ``"recover"``, ``"fail"``, ``"ignore"`` (it is never answered), or ``"fault_again"``.
+These hang it. A prompt that contains ``block_on_prompt`` blocks the host's event loop; one that contains
+``hold_gil_on_prompt`` also keeps the interpreter lock. Both need a host with a process of its own. On SIGUSR1
+the worker sleeps forever within a step, on SIGUSR2 it computes forever.
+
+On SIGUSR1 the core makes the worker raise in its next step. As with vLLM, an engine without
+``fault_tolerance`` dies of that, and of any other exception in a step. With fault tolerance it ends its
+requests, reports that it is unhealthy, and waits ``recovery_timeout`` seconds for an instruction before it
+dies. When its worker has gone, or on SIGUSR2, it reports that it is dead, and waits as long. ``retry`` is the
+outcome of the instruction "retry": ``"recover"``, ``"fail"``, ``"ignore"`` (it is never answered), or
+``"fault_again"``.
 """
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Find out what is wrong with arguments.
+    """Validate the arguments.
 
     Raises
     ------
     TypeError
         There is no such argument; the message names it.
     ValueError
-        A value that cannot be.
+        A value is not valid; the message names its argument.
     """
     for name in given:
         if name not in DEFAULTS:
@@ -72,8 +77,10 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")
     if arguments["die_during_start"] not in (None, "core", "worker"):
         raise ValueError("die_during_start must be 'core' or 'worker'")
-    if arguments["retry"] not in RETRIES:
-        raise ValueError(f"retry must be one of {', '.join(map(repr, RETRIES))}, not {arguments['retry']!r}")
+    if arguments["retry"] not in RETRY_OUTCOMES:
+        raise ValueError(
+            f"retry must be one of {', '.join(map(repr, RETRY_OUTCOMES))}, not {arguments['retry']!r}"
+        )
     model = str(arguments["model"])
     if model.startswith(("/", "./", "../")) and not Path(model).exists():
         raise ValueError(f"model: {model} does not exist")

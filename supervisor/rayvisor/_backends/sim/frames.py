@@ -1,29 +1,29 @@
-"""Messages between the simulated engine's processes: JSON behind its length in four bytes."""
+"""Messages between the simulated engine's processes: JSON, preceded by its length in four bytes."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-__all__ = ["Unframer", "frame"]
+__all__ = ["FrameDecoder", "encode_frame"]
 
 _HEADER = 4
 
 
-def frame(message: Any) -> bytes:
-    """Make the bytes of one message."""
+def encode_frame(message: Any) -> bytes:
+    """Return the bytes of one message."""
     body = json.dumps(message, separators=(",", ":")).encode()
     return len(body).to_bytes(_HEADER, "big") + body
 
 
-class Unframer:
-    """Cuts a byte stream into messages."""
+class FrameDecoder:
+    """Splits a byte stream into messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """Take what has come, give the messages that are complete."""
+        """Add received bytes, and return the messages that are complete."""
         self._bytes += data
         messages = []
         start = 0

@@ -1,9 +1,9 @@
-"""The simulated model: scores for the next token, and how one is chosen. Pure.
+"""The simulated model: it scores the next token, and chooses one. Pure.
 
-Tokens are bytes, and one more that ends the text. The scores of the next token depend on all tokens
-before it, through a hash, and on nothing else: a text that goes on elsewhere from its prefix goes on
-with the same tokens. What breaks that in a real engine breaks it here: penalties count only what this
-run put out, sampling depends on the position within this run, and a grammar starts anew.
+Tokens are bytes, and one more that ends the text. The scores of the next token depend on all tokens before
+it, through a hash, and on nothing else: a text that continues on another engine from its prefix continues
+with the same tokens. The exceptions are those of a real engine: penalties count only the output of this run,
+sampling depends on the position within this run, and a grammar starts anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["EOS", "VOCABULARY", "Sequence_", "prompt_logprobs"]
+__all__ = ["EOS", "VOCABULARY", "TokenSequence", "prompt_logprobs"]
 
 EOS = 256
 VOCABULARY = 257
@@ -46,7 +46,7 @@ def _score(value: int, token: int) -> float:
 
 
 def _natural(value: int, pending: int) -> list[int]:
-    """Tokens that make sense next: letters, now and then a character of several bytes."""
+    """Return plausible next tokens: letters, and sometimes a character of several bytes."""
     picked = _mix(value, 1009)
     if pending:
         return [_CONTINUATIONS[(picked >> (6 * i)) % len(_CONTINUATIONS)] for i in range(_CANDIDATES)]
@@ -56,17 +56,17 @@ def _natural(value: int, pending: int) -> list[int]:
     return letters
 
 
-class Sequence_:  # noqa: N801 - "Sequence" is taken, and nothing else says what it is
-    """One text as it grows.
+class TokenSequence:
+    """One text that is being generated.
 
     Parameters
     ----------
     prompt
         The token ids it begins with.
     params
-        Sampling parameters: fields of vLLM's ``SamplingParams``, checked by who sent them.
+        Sampling parameters: fields of vLLM's ``SamplingParams``, validated by their sender.
     weights
-        Seed of the model itself: another one is another model.
+        Seed of the model itself: another seed is another model.
     """
 
     def __init__(self, prompt: Sequence[int], params: Mapping[str, Any], weights: int = 0) -> None:
@@ -83,32 +83,32 @@ class Sequence_:  # noqa: N801 - "Sequence" is taken, and nothing else says what
         self._seed = random.SystemRandom().getrandbits(63) if seed is None else int(seed)
 
     def change_weights(self, weights: int) -> None:
-        """Go on with another model."""
+        """Continue with another model."""
         self._hash = _fold(self._hash, weights)
 
     def step(self) -> tuple[int, list[list[Any]] | None]:
-        """Choose the next token: itself, and its log-probabilities when they were asked for."""
+        """Choose the next token. Return it, and its log-probabilities if they were requested."""
         scored = self._scores()
         token = scored[0][1] if self._greedy else self._sample(scored)
-        asked = self.params.get("logprobs")
-        logprobs = None if asked is None else _logprobs(scored, token, asked)
+        count = self.params.get("logprobs")
+        logprobs = None if count is None else _logprobs(scored, token, count)
         self._counts[token] += 1
         self.output.append(token)
         self._advance(token)
         return token, logprobs
 
-    def score_prompt(self, token: int, asked: int) -> list[list[Any]]:
-        """Log-probabilities that ``token`` had before it came, then take it."""
+    def score_prompt(self, token: int, count: int) -> list[list[Any]]:
+        """Append a prompt token, and return the log-probabilities that it had at its position."""
         scored = self._scores(extra=(token,))
         self._advance(token)
-        return _logprobs(scored, token, asked)
+        return _logprobs(scored, token, count)
 
     def _advance(self, token: int) -> None:
         self._hash = _fold(self._hash, token)
         self._pending = self._pending - 1 if self._pending else _PENDING.get(token, 0)
 
     def _scores(self, extra: tuple[int, ...] = ()) -> Scored:
-        """Score the tokens that can come next, best first."""
+        """Score the possible next tokens, best first."""
         params, value = self.params, self._hash
         allowed = params.get("allowed_token_ids")
         choice = (params.get("structured_outputs") or {}).get("choice")
@@ -147,7 +147,7 @@ class Sequence_:  # noqa: N801 - "Sequence" is taken, and nothing else says what
         return nexts or {EOS}
 
     def _hold_back(self, tokens: dict[int, float]) -> None:
-        """Forbid what may not come yet, or never: as long as something else is left."""
+        """Give the lowest score to tokens that are banned here: they are chosen only if no other is left."""
         params = self.params
         banned: set[int] = set()
         if len(self.output) < params.get("min_tokens", 0):
@@ -199,21 +199,21 @@ class Sequence_:  # noqa: N801 - "Sequence" is taken, and nothing else says what
         return scored[kept - 1][1]
 
 
-def prompt_logprobs(prompt: Sequence[int], asked: int, weights: int = 0) -> list[list[list[Any]] | None]:
-    """Log-probabilities of a prompt's tokens; the first has none."""
-    text = Sequence_((), {}, weights)
+def prompt_logprobs(prompt: Sequence[int], count: int, weights: int = 0) -> list[list[list[Any]] | None]:
+    """Return the log-probabilities of a prompt's tokens; the first token has none."""
+    text = TokenSequence((), {}, weights)
     found: list[list[list[Any]] | None] = []
     for token in prompt:
-        scored = text.score_prompt(token, asked)
+        scored = text.score_prompt(token, count)
         found.append(scored if found else None)
     return found
 
 
-def _logprobs(scored: Scored, token: int, asked: int) -> list[list[Any]]:
-    """``[token, log-probability, rank]`` for the chosen token first, then for the likeliest ones."""
+def _logprobs(scored: Scored, token: int, count: int) -> list[list[Any]]:
+    """Return ``[token, log-probability, rank]`` of the chosen token, then of the likeliest ones."""
     best = scored[0][0]
     log_total = best + math.log(sum(math.exp(score - best) for score, _ in scored))
     ranked = [[each, score - log_total, rank] for rank, (score, each) in enumerate(scored, 1)]
     chosen = next(entry for entry in ranked if entry[0] == token)
-    kept = ranked if asked < 0 else ranked[:asked]
+    kept = ranked if count < 0 else ranked[:count]
     return [chosen, *(entry for entry in kept if entry is not chosen)]

@@ -1,7 +1,7 @@
 """The processes of the simulated engine: EngineCore schedules, Worker computes.
 
-`launch` starts both with the standard library alone, so that an engine is up in a tenth of a second. Their
-output goes to the engine's log, in vLLM's form.
+Both import the standard library alone, so that `launch` has an engine up in a tenth of a second. They write
+to the engine's log, in vLLM's form.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from rayvisor._backends.sim.frames import Unframer, frame
-from rayvisor._backends.sim.model import EOS, Sequence_, prompt_logprobs
+from rayvisor._backends.sim.frames import FrameDecoder, encode_frame
+from rayvisor._backends.sim.model import EOS, TokenSequence, prompt_logprobs
 
 __all__ = ["CORE", "WORKER", "launch", "main"]
 
 CORE = "sim::EngineCore"
 WORKER = "sim::Worker"
 
-# The package's own __init__ would import the whole public interface: a bare module of the same name
-# lets the two modules that are needed be imported without it.
+# The package's own __init__ would import the whole public interface. A bare module of the same name takes
+# its place, so that only the needed modules are imported.
 _BOOTSTRAP = (
     "import sys, types; "
     "package = types.ModuleType('rayvisor'); "
@@ -45,9 +45,9 @@ _BOOTSTRAP = (
 def launch(
     title: str, arguments: Mapping[str, Any], log_file: str, environment: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start one of the two processes; give it and the socket that talks to it.
+    """Start one of the two processes. Return it, and the socket that is connected to it.
 
-    Its output goes to the log file, or, with an empty name, where that of this process goes.
+    It writes its output to the log file; if that is empty, it inherits the output of this process.
     """
     here, there = socket.socketpair()
     with ExitStack() as opened:
@@ -63,7 +63,7 @@ def launch(
             str(there.fileno()),
             json.dumps(arguments),
         ]
-        process = subprocess.Popen(  # noqa: S603 - our own code
+        process = subprocess.Popen(  # noqa: S603 - the command is this module
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -75,15 +75,15 @@ def launch(
 
 
 def main(title: str, descriptor: int, arguments: str) -> None:
-    """Run as one of the two until the other side closes."""
+    """Run as one of the two processes until the other side closes the connection."""
     try:
         from setproctitle import setproctitle
     except ImportError:
-        pass  # the title is among the arguments as well
+        pass  # the title is on the command line as well
     else:
         setproctitle(title)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Never closed before the process ends: the other side takes that for its death.
+    # Never closed before the process ends: the other side takes a closed connection for a death.
     upwards = socket.socket(fileno=descriptor)
     if title == CORE:
         _Core(upwards, json.loads(arguments)).run()
@@ -92,28 +92,28 @@ def main(title: str, descriptor: int, arguments: str) -> None:
 
 
 class _Worker:
-    """Computes one token for each running text when it is asked to."""
+    """Computes one token of each running text for each step that EngineCore requests."""
 
     def __init__(self, upwards: socket.socket, arguments: Mapping[str, Any]) -> None:
         self._upwards = upwards
         self._weights = int(arguments.get("seed", 0))
         self._prefill = float(arguments.get("prefill_seconds", 0.0))
-        signal.signal(signal.SIGUSR1, _sleep_for_ever)
-        signal.signal(signal.SIGUSR2, _compute_for_ever)
+        signal.signal(signal.SIGUSR1, _sleep_forever)
+        signal.signal(signal.SIGUSR2, _compute_forever)
         _compute(float(arguments.get("compile_seconds", 0.0)))
-        self._texts: dict[str, Sequence_] = {}
+        self._texts: dict[str, TokenSequence] = {}
 
     def run(self) -> None:
-        unframer = Unframer()
-        with suppress(ConnectionError):  # EngineCore has ended: so does this
+        decoder = FrameDecoder()
+        with suppress(ConnectionError):  # EngineCore has ended
             while data := self._upwards.recv(1 << 16):
-                for message in unframer.feed(data):
-                    self._upwards.sendall(frame(self._answer(message)))
+                for message in decoder.feed(data):
+                    self._upwards.sendall(encode_frame(self._answer(message)))
 
     def _answer(self, message: Mapping[str, Any]) -> Any:
         try:
             return self._step(message)
-        except Exception as error:  # noqa: BLE001 - as a worker of vLLM's does: it lives on, and says so
+        except Exception as error:  # noqa: BLE001 - a worker of vLLM's also survives any exception and reports it
             _log("Worker", "ERROR WorkerProc hit an exception.", *traceback.format_exc().splitlines())
             return {"failed": f"{type(error).__name__}: {error}"}
 
@@ -126,65 +126,65 @@ class _Worker:
                 text.change_weights(self._weights)
         if message["fail"]:
             raise RuntimeError("a step was asked to fail")
-        for name in message["gone"]:
+        for name in message["finished"]:
             self._texts.pop(name, None)
         scores = {}
         for name, prompt, params in message["new"]:
             _compute(self._prefill)
-            self._texts[name] = Sequence_(prompt, params, self._weights)
+            self._texts[name] = TokenSequence(prompt, params, self._weights)
             if params.get("prompt_logprobs") is not None:
                 scores[name] = prompt_logprobs(prompt, params["prompt_logprobs"], self._weights)
         return [[name, *text.step(), scores.get(name)] for name, text in self._texts.items()]
 
 
-def _log(who: str, *lines: str) -> None:
+def _log(process: str, *lines: str) -> None:
     """Write to the engine's log, in vLLM's form."""
-    text = "".join(f"({who} pid={os.getpid()}) {line}\n" for line in lines)
+    text = "".join(f"({process} pid={os.getpid()}) {line}\n" for line in lines)
     sys.stderr.write(text)
     sys.stderr.flush()
 
 
 def _compute(seconds: float) -> None:
-    """Take so much processor time."""
+    """Use this many seconds of processor time."""
     until = time.process_time() + seconds
     while time.process_time() < until:
         pass
 
 
-def _sleep_for_ever(*_: object) -> None:
-    """Never let the step that is under way come to its end."""
+def _sleep_forever(*_: object) -> None:
+    """Never return from the current step, and use no processor time."""
     while True:
         time.sleep(60.0)
 
 
-def _compute_for_ever(*_: object) -> None:
-    """Do so, and compute all the while."""
+def _compute_forever(*_: object) -> None:
+    """Never return from the current step, and use processor time."""
     _compute(math.inf)
 
 
 class _Core:
-    """Schedules: admits, steps, ends texts; plays the faults that its arguments ask for."""
+    """Admits requests, steps the worker, finishes texts, and injects the faults of its arguments."""
 
     def __init__(self, upwards: socket.socket, arguments: Mapping[str, Any]) -> None:
         self._upwards = upwards
         self._arguments = arguments
-        self._unframer = Unframer()
+        self._decoder = FrameDecoder()
         self._waiting: deque[Any] = deque()
         self._running: dict[str, dict[str, Any]] = {}
         self._new: list[Any] = []
-        self._gone: list[str] = []
+        self._finished: list[str] = []
         self._paused = False
         self._reset = False
-        self._weights: int | None = None  # new ones that the worker has not been given
-        self._armed = 0
+        self._weights: int | None = None  # new weights, not yet sent to the worker
+        self._failing_steps = 0
         self._status = "healthy"
         self._declared_dead = False
         self._instructions: deque[Any] = deque()
-        # A signal wakes a core that has nothing to do.
+        # A signal wakes an idle core.
         self._signals, waker = socket.socketpair()
-        waker.setblocking(False)  # noqa: FBT003 - the socket's own method
+        waker.settimeout(0.0)  # non-blocking, as signal.set_wakeup_fd requires
         signal.set_wakeup_fd(waker.detach(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGUSR1, self._arm)
+        signal.signal(signal.SIGUSR1, self._fail_next_step)
         signal.signal(signal.SIGUSR2, self._declare_dead)
         rate = float(arguments["tokens_per_second"])
         self._pace = 1.0 / rate if rate > 0 else 0.0
@@ -195,16 +195,16 @@ class _Core:
         if arguments["die_during_start"] == "core":
             os.kill(os.getpid(), signal.SIGKILL)
         self._process, self._worker = launch(WORKER, arguments, "", os.environ)
-        self._from_worker = Unframer()
-        self._step()  # the worker answers: it is up
+        self._from_worker = FrameDecoder()
+        self._step()  # returns once the worker is up
         time.sleep(float(arguments["start_delay"]) / 2)
         if arguments["die_during_start"] == "worker":
             self._process.kill()
         if arguments["fail_start"]:
             raise RuntimeError(arguments["fail_start"])
         if arguments["die_during_start"]:
-            self._step()  # finds the worker dead
-        self._upwards.sendall(frame({"ready": [os.getpid(), self._process.pid]}))
+            self._step()  # detects the death of the worker
+        self._upwards.sendall(encode_frame({"ready": [os.getpid(), self._process.pid]}))
         while True:
             try:
                 self._serve()
@@ -212,18 +212,18 @@ class _Core:
             except Exception as error:
                 if not arguments["fault_tolerance"]:
                     raise
-                if not self._recovered(error):
+                if not self._recover(error):
                     _log("EngineCore", "ERROR [FT] No recovery within the timeout.")
                     raise
         self._worker.close()
         self._process.wait()
 
     def _serve(self) -> None:
-        """Schedule until the other side closes."""
+        """Schedule until the other side closes the connection."""
         due = 0.0
         while True:
             if self._declared_dead:
-                raise RuntimeError("it was told to be dead")
+                raise RuntimeError("declared dead by a signal")
             busy = bool(self._waiting or self._running) and not self._paused
             now = time.monotonic()
             wait = max(0.0, due - now) if busy else None
@@ -241,21 +241,21 @@ class _Core:
                 self._admit()
                 outputs = [self._output(*answer) for answer in self._step()]
                 if outputs := [output for output in outputs if output is not None]:
-                    self._upwards.sendall(frame({"outputs": outputs}))
+                    self._upwards.sendall(encode_frame({"outputs": outputs}))
 
     def _take(self) -> bool:
         data = self._upwards.recv(1 << 16)
-        for message in self._unframer.feed(data):
+        for message in self._decoder.feed(data):
             self._waiting.extend(message.get("add", ()))
             self._paused = message.get("pause", self._paused)
             self._weights = message.get("weights", self._weights)
             if "instruction" in message:
                 self._instructions.append(message["instruction"])
-            gone = set(message.get("abort", ()))
-            if gone:
-                self._waiting = deque(item for item in self._waiting if item[0] not in gone)
-                for name in gone & self._running.keys():
-                    self._end(name)
+            aborted = set(message.get("abort", ()))
+            if aborted:
+                self._waiting = deque(item for item in self._waiting if item[0] not in aborted)
+                for name in aborted & self._running.keys():
+                    self._finish(name)
         return bool(data)
 
     def _admit(self) -> None:
@@ -269,7 +269,7 @@ class _Core:
                 self._running[name] = {}
                 raise RuntimeError(f"the model cannot take {arguments['raise_on_prompt']!r}")
             if arguments["lose_on_prompt"] and arguments["lose_on_prompt"] in text:
-                self._upwards.sendall(frame({"outputs": [[name, [], None, "abort", None, None]]}))
+                self._upwards.sendall(encode_frame({"outputs": [[name, [], None, "abort", None, None]]}))
                 continue
             room = arguments["max_model_len"] - len(prompt)
             most = params.get("max_tokens", 16)
@@ -279,13 +279,13 @@ class _Core:
 
     def _step(self) -> list[Any]:
         new, self._new = self._new, []
-        gone, self._gone = self._gone, []
+        finished, self._finished = self._finished, []
         try:
-            fail, self._armed = bool(self._armed), max(0, self._armed - 1)
+            fail, self._failing_steps = bool(self._failing_steps), max(0, self._failing_steps - 1)
             reset, self._reset = self._reset, False
             weights, self._weights = self._weights, None
-            asked = {"new": new, "gone": gone, "fail": fail, "reset": reset, "weights": weights}
-            self._worker.sendall(frame(asked))
+            request = {"new": new, "finished": finished, "fail": fail, "reset": reset, "weights": weights}
+            self._worker.sendall(encode_frame(request))
             while True:
                 data = self._worker.recv(1 << 16)
                 if not data:
@@ -304,7 +304,7 @@ class _Core:
         _log("EngineCore", f"ERROR Worker proc Worker died unexpectedly (exit code: {code}), shutting down.")
         if not self._arguments["fault_tolerance"]:
             sys.exit(1)
-        raise RuntimeError("the worker has gone")
+        raise RuntimeError("the worker has ended")
 
     def _output(self, name: str, token: int, logprobs: Any, scores: Any) -> list[Any] | None:
         state = self._running.get(name)
@@ -323,33 +323,33 @@ class _Core:
         if finish is None and state["left"] <= 0:
             finish = "length"
         if finish is not None:
-            self._end(name)
+            self._finish(name)
         return [name, [token], None if logprobs is None else [logprobs], finish, reason, scores]
 
-    def _end(self, name: str) -> None:
+    def _finish(self, name: str) -> None:
         del self._running[name]
-        self._gone.append(name)
+        self._finished.append(name)
 
     # -- fault tolerance, as in vLLM's EngineCoreSentinel ---------------------------------------
 
-    def _arm(self, *_: object) -> None:
-        self._armed += 1
+    def _fail_next_step(self, *_: object) -> None:
+        self._failing_steps += 1
 
     def _declare_dead(self, *_: object) -> None:
         self._declared_dead = True
 
-    def _recovered(self, error: Exception) -> bool:
-        """End all requests unasked, and wait for an instruction; whether it goes on."""
+    def _recover(self, error: Exception) -> bool:
+        """Abort all requests, and wait for an instruction. Return whether the engine has recovered."""
         _log("EngineCore", f"INFO [FT] Engine 0 failed: {error}", *traceback.format_exc().splitlines())
         ended = [*self._running, *(item[0] for item in self._waiting)]
         self._waiting.clear()
         self._running.clear()
         self._new.clear()
-        self._gone.clear()
+        self._finished.clear()
         self._reset = True
         outputs = [[name, [], None, "abort", None, None] for name in ended]
         lost = self._process.poll() is not None or self._declared_dead
-        self._push("dead" if lost else "unhealthy", type(error).__name__, outputs)
+        self._push_status("dead" if lost else "unhealthy", type(error).__name__, outputs)
         until = time.monotonic() + float(self._arguments["recovery_timeout"])
         while self._status != "healthy":
             readable, _, _ = select.select([self._upwards], [], [], max(0.0, until - time.monotonic()))
@@ -360,10 +360,10 @@ class _Core:
             if self._status == "dead":
                 self._refuse_instructions()
             while self._instructions and self._status == "unhealthy":
-                self._obey(*self._instructions.popleft())
+                self._carry_out(*self._instructions.popleft())
         return True
 
-    def _obey(self, number: int, request: Mapping[str, Any]) -> None:
+    def _carry_out(self, number: int, request: Mapping[str, Any]) -> None:
         """Carry out an instruction."""
         how = self._arguments["retry"]
         if request["instruction"] != "retry":
@@ -371,11 +371,11 @@ class _Core:
         elif how == "fail":
             self._acknowledge(number, request, "the collective failed")
         elif how != "ignore":
-            self._push("healthy", "")
+            self._push_status("healthy", "")
             self._acknowledge(number, request, None)
             if how == "fault_again":
-                self._waiting.append(["again", [65], {"max_tokens": 1}])  # a step to fail in
-                self._armed = 1
+                self._waiting.append(["again", [65], {"max_tokens": 1}])  # for a step that can fail
+                self._failing_steps = 1
 
     def _refuse_instructions(self) -> None:
         while self._instructions:
@@ -385,8 +385,8 @@ class _Core:
 
     def _acknowledge(self, number: int, request: Mapping[str, Any], reason: str | None) -> None:
         answer = {"request_id": request["request_id"], "success": reason is None, "reason": reason}
-        self._upwards.sendall(frame({"acknowledged": [number, answer]}))
+        self._upwards.sendall(encode_frame({"acknowledged": [number, answer]}))
 
-    def _push(self, status: str, fault: str, outputs: Any = ()) -> None:
+    def _push_status(self, status: str, fault: str, outputs: Any = ()) -> None:
         self._status = status
-        self._upwards.sendall(frame({"status": [status, fault], "outputs": list(outputs)}))
+        self._upwards.sendall(encode_frame({"status": [status, fault], "outputs": list(outputs)}))

@@ -1,4 +1,4 @@
-"""What goes into the simulated engine and what comes out: checking, tokens and text. Pure."""
+"""Input and output of the simulated engine: validation, tokens and text. Pure."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _LOWEST: Mapping[str, float] = {
     "min_p": 0.0,
     "top_k": -1,
 }
+_MAX_PENALTY = 2.0
 
 
 def tokenize(prompt: Prompt) -> list[int]:
-    """Turn a prompt of any form into token ids: bytes, one token each."""
+    """Convert a prompt of any form to token ids: each byte is a token."""
     if isinstance(prompt, str):
         return list(prompt.encode())
     if all(isinstance(item, Mapping) for item in prompt) and prompt:
@@ -46,15 +47,15 @@ def tokenize(prompt: Prompt) -> list[int]:
     return ids  # type: ignore[return-value]
 
 
-def check_params(params: Mapping[str, Any]) -> None:  # noqa: C901 - one rule after the other
+def check_params(params: Mapping[str, Any]) -> None:
     """Refuse sampling parameters that vLLM would refuse.
 
     Raises
     ------
     TypeError
-        For a name that is none.
+        There is no such parameter; the message names it.
     ValueError
-        For a value out of its range.
+        A value is out of its range.
     """
     for name, value in params.items():
         if name not in _PARAMS:
@@ -62,27 +63,34 @@ def check_params(params: Mapping[str, Any]) -> None:  # noqa: C901 - one rule af
         lowest = _LOWEST.get(name)
         if lowest is not None and value is not None and value < lowest:
             raise ValueError(f"{name} must be at least {lowest:g}, got {value}.")
+    _check_numbers(params)
+    _check_constraints(params)
+
+
+def _check_numbers(params: Mapping[str, Any]) -> None:
     if params.get("n", 1) != 1:
-        raise ValueError(f"n must be 1: an order is one sample, got {params['n']}.")
+        raise ValueError(f"n must be 1: a command is one sample, got {params['n']}.")
     if not 0.0 < params.get("top_p", 1.0) <= 1.0:
         raise ValueError(f"top_p must be in (0, 1], got {params['top_p']}.")
     for name in ("presence_penalty", "frequency_penalty"):
-        if not -2.0 <= params.get(name, 0.0) <= 2.0:  # noqa: PLR2004 - vLLM's range
+        if abs(params.get(name, 0.0)) > _MAX_PENALTY:
             raise ValueError(f"{name} must be in [-2, 2], got {params[name]}.")
-    if params.get("max_tokens", 16) is not None and params.get("min_tokens", 0) > params.get(
-        "max_tokens", 16
-    ):
+    most = params.get("max_tokens", 16)
+    if most is not None and params.get("min_tokens", 0) > most:
         raise ValueError(f"min_tokens must not be above max_tokens, got {params['min_tokens']}.")
+
+
+def _check_constraints(params: Mapping[str, Any]) -> None:
     allowed = params.get("allowed_token_ids")
     if allowed is not None and (not allowed or not all(0 <= token < VOCABULARY for token in allowed)):
         raise ValueError("allowed_token_ids is empty or contains a token id out of vocabulary.")
     grammar = params.get("structured_outputs")
     if grammar is not None and (not isinstance(grammar, Mapping) or set(grammar) != {"choice"}):
-        raise ValueError(f"structured_outputs: the simulated engine knows 'choice' only, got {grammar!r}.")
+        raise ValueError(f"structured_outputs: the simulated engine supports 'choice' only, got {grammar!r}.")
 
 
 def logprob_entries(found: Sequence[Sequence[Any]]) -> tuple[LogprobEntry, ...]:
-    """Give log-probabilities as they came from the worker their form on the wire."""
+    """Convert log-probabilities from the worker's form to that of the wire protocol."""
     return tuple(LogprobEntry(token, value, rank, _text_of(token)) for token, value, rank in found)
 
 
@@ -91,18 +99,18 @@ def _text_of(token: int) -> str:
 
 
 class TextStream:
-    """Text of a growing token sequence: whole characters only, and stop strings.
+    """Text of a growing token sequence: it yields whole characters only, and finds stop strings.
 
     Parameters
     ----------
     prompt
-        Token ids of the prompt, the tokens delivered before not included.
-    order
-        What was asked for, and what has been delivered.
+        Token ids of the prompt, without the tokens that have been delivered.
+    command
+        The request, with the tokens and characters that have been delivered.
     """
 
-    def __init__(self, prompt: Sequence[int], order: GenerateCommand) -> None:
-        params = order.params
+    def __init__(self, prompt: Sequence[int], command: GenerateCommand) -> None:
+        params = command.params
         stop = params.get("stop") or []
         self._stops: list[str] = [stop] if isinstance(stop, str) else list(stop)
         self._include = bool(params.get("include_stop_str_in_output"))
@@ -112,19 +120,19 @@ class TextStream:
         self._detokenize = params.get("detokenize", True)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decode(prompt)
-        self._text = self._decode(order.delivered)
-        self._sent = order.characters
-        self._count = len(order.delivered)
+        self._text = self._decode(command.delivered)
+        self._sent = command.characters
+        self._count = len(command.delivered)
 
-    def take(self, tokens: Sequence[int], *, without_last: bool) -> str | None:
-        """Take new tokens; give the stop string that they completed, if any.
+    def append(self, tokens: Sequence[int], *, without_last: bool) -> str | None:
+        """Append new tokens, and return the stop string that they complete, if any.
 
         Parameters
         ----------
         tokens
             Their ids.
         without_last
-            The last one ended the text and is not part of it.
+            Whether the last token only ended the text and is not part of it.
         """
         if not self._detokenize:
             return None
@@ -143,7 +151,7 @@ class TextStream:
         return None
 
     def delta(self, *, finished: bool) -> str:
-        """Text that may be sent now and has not been."""
+        """Return the text that may be sent now and has not been sent."""
         end = len(self._text) - (0 if finished else self._held_back)
         start = self._sent
         if end <= start:

@@ -2,8 +2,8 @@
 
     python -c ... serve sim --host 127.0.0.1 --port 8000 --tokens-per-second 50
 
-Its options are vLLM's where they mean something here, and the simulated engine's arguments. It says what
-vLLM says, in the same places: its log, its metrics, its exit status.
+Its options are those of vLLM that mean something here, and the arguments of the simulated engine. Its log,
+its metrics and its exit status have the form of vLLM's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,28 @@ from rayvisor._backends.host.engine import (
 )
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.sim.arguments import DEFAULTS
-from rayvisor._backends.sim.engine import SimEngine
+from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import GenerateCommand
 
 __all__ = ["main"]
 
-OWN: Mapping[str, Any] = {"ft_prefix": "", "hang_on_prompt": "", "bind_delay": 0.0}
-"""Arguments of the server itself: where its fault tolerance is served; text that a prompt must hold for its
-front to hang; seconds before it takes its port."""
+SERVER_DEFAULTS: Mapping[str, Any] = {"ft_prefix": "", "hang_on_prompt": "", "bind_delay": 0.0}
+"""Arguments of the server itself.
 
-_Answer = tuple[int, str, bytes]
-"""Status, type and body."""
+``ft_prefix`` is the prefix of the fault tolerance routes. A prompt that contains ``hang_on_prompt`` blocks
+the HTTP front. ``bind_delay`` is the number of seconds before the server binds its port.
+"""
+
+_Response = tuple[int, str, bytes]
+"""Status, content type and body."""
 _READ_BYTES = 1 << 16
 _STOP_SECONDS = 5.0
+_HANG_SECONDS = 86400.0
 
 
-def main(words: Sequence[str]) -> None:
-    """Serve until told to end, or until the engine has ended."""
-    given = _parse(words)
+def main(argv: Sequence[str]) -> None:
+    """Serve until a signal asks for the shutdown, or until the engine has died."""
+    given = _parse(argv)
     name = given["model"]
     if name != "sim" and not (Path(name) / "config.json").exists():
         raise OSError(f"{name} does not appear to have a file named config.json")
@@ -63,7 +68,7 @@ def main(words: Sequence[str]) -> None:
     sys.exit(asyncio.run(run()))
 
 
-def _parse(words: Sequence[str]) -> dict[str, Any]:
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="vllm serve")
     parser.add_argument("serve", choices=["serve"])
     parser.add_argument("model")
@@ -73,7 +78,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--disable-log-stats", action="store_true")
     parser.add_argument("--disable-access-log-for-endpoints", default="")
     parser.add_argument("--api-key", default="")
-    for option, default in {**DEFAULTS, **OWN}.items():
+    for option, default in {**DEFAULTS, **SERVER_DEFAULTS}.items():
         flag = "--" + option.replace("_", "-")
         if option == "model":
             continue
@@ -81,7 +86,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
             parser.add_argument(flag, action="store_true")
         else:
             parser.add_argument(flag, type=type(default) if default is not None else str, default=default)
-    return vars(parser.parse_args(list(words)))
+    return vars(parser.parse_args(list(argv)))
 
 
 def _log(*lines: str) -> None:
@@ -91,26 +96,33 @@ def _log(*lines: str) -> None:
 
 
 class _Server:
-    """One server."""
+    """One server.
+
+    Parameters
+    ----------
+    given
+        The parsed command line.
+    listening
+        The bound socket.
+    """
 
     def __init__(self, given: Mapping[str, Any], listening: socket.socket) -> None:
         self._given = given
         self._listening = listening
         arguments = {name: given[name] for name in DEFAULTS if given[name] != DEFAULTS[name]}
-        # An empty log file: what the engine's processes print goes where this one's output goes.
-        self._engine = SimEngine(1, arguments, _own_output())
-        self._engine._tree.tag = os.environ.get(TAG, self._engine._tree.tag)  # noqa: SLF001 - they are known by the server's own tag
-        self._told = asyncio.Event()
+        # The processes of the engine write to the server's own log and carry the server's own tag.
+        self._engine = SimEngine(1, arguments, _own_output(), tag=os.environ.get(TAG, ""))
+        self._stop_requested = asyncio.Event()
         self._load = 0
         self._running = 0
         self._finished = 0
         self._tokens = 0
-        self._prompts = 0
-        self._numbers = 0
-        self._carrying: asyncio.Task[None] | None = None
-        self._routes: dict[str, Callable[[Mapping[str, Any]], Awaitable[_Answer]]] = {
+        self._prompt_tokens = 0
+        self._requests = 0
+        self._recovery: asyncio.Task[None] | None = None
+        self._routes: dict[str, Callable[[Mapping[str, Any]], Awaitable[_Response]]] = {
             "/health": self._health,
-            "/load": self._say_load,
+            "/load": self._report_load,
             "/version": self._version,
             "/v1/models": self._models,
             "/v1/completions": self._complete,
@@ -122,136 +134,139 @@ class _Server:
             self._routes |= {f"{prefix}/status": self._status, f"{prefix}/apply": self._apply}
 
     async def run(self) -> int:
-        """Bring the engine up, serve, leave; the exit status."""
+        """Start the engine, serve, and shut down. Return the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told.set)
+            loop.add_signal_handler(number, self._stop_requested.set)
         _log(f"Initializing a simulated engine with model {self._given['model']}")
         try:
             await self._engine.start(lambda phase, detail: _log(f"{phase} {detail}"))
         except EngineStartFailedError as failed:
-            name, message = failed.died.causes[-1]
-            raise RuntimeError(f"Engine core initialization failed. Root cause: {name}: {message}") from None
-        server = await asyncio.start_server(self._talk, sock=self._listening)
+            root = failed.termination.root
+            raise RuntimeError(f"Engine core initialization failed. Root cause: {root}") from None
+        server = await asyncio.start_server(self._serve_connection, sock=self._listening)
         _log(f"Started server process [{os.getpid()}]", "Application startup complete.")
         died = asyncio.create_task(self._engine.died())
-        told = asyncio.create_task(self._told.wait())
-        await asyncio.wait((died, told), return_when=asyncio.FIRST_COMPLETED)
+        stop_requested = asyncio.create_task(self._stop_requested.wait())
+        await asyncio.wait((died, stop_requested), return_when=asyncio.FIRST_COMPLETED)
         server.close()
-        if told.done():
+        if stop_requested.done():
             _log("[shutdown] API server: shutdown triggered")
             await self._engine.stop(_STOP_SECONDS)
             return 0
         await self._engine.stop(0.0)
         return 1
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = h11.Connection(h11.SERVER)
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        http = h11.Connection(h11.SERVER)
         try:
-            request, body = await _read(talk, reader)
-            status, kind, answer = await self._answer(request, body)
-            headers = [("Content-Type", kind), ("Content-Length", str(len(answer))), ("Connection", "close")]
-            for event in (
-                h11.Response(status_code=status, headers=headers), h11.Data(data=answer), h11.EndOfMessage()
-            ):  # fmt: skip
-                writer.write(talk.send(event) or b"")
+            request, body = await _read(http, reader)
+            status, kind, content = await self._respond(request, body)
+            headers = [("Content-Type", kind), ("Content-Length", str(len(content))), ("Connection", "close")]
+            response = h11.Response(status_code=status, headers=headers)
+            for event in (response, h11.Data(data=content), h11.EndOfMessage()):
+                writer.write(http.send(event) or b"")
             await writer.drain()
         except (h11.ProtocolError, OSError, EOFError) as error:
             _log(f"a connection broke: {error}")
         finally:
             writer.close()
 
-    async def _answer(self, request: h11.Request, body: bytes) -> _Answer:
+    async def _respond(self, request: h11.Request, body: bytes) -> _Response:
         path = request.target.decode().partition("?")[0]
         key = self._given["api_key"]
         allowed = not key or dict(request.headers).get(b"authorization") == f"Bearer {key}".encode()
         if path.startswith("/v1") and not allowed:
-            return _json(401, {"error": "Unauthorized"})
+            return _json(HTTPStatus.UNAUTHORIZED, {"error": "Unauthorized"})
         if path == "/metrics":
-            return 200, "text/plain", self._metrics().encode()
-        if path in self._routes:
-            return await self._routes[path](json.loads(body) if body else {})
-        return _json(404, {"detail": "Not Found"})
+            return HTTPStatus.OK, "text/plain", self._metrics().encode()
+        if path not in self._routes:
+            return _json(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
+        try:
+            message = json.loads(body) if body else {}
+        except ValueError as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": {"message": f"the body is no JSON: {error}"}})
+        return await self._routes[path](message)
 
-    async def _health(self, _: Mapping[str, Any]) -> _Answer:
-        return _json(503 if self._engine._over.is_set() else 200, {})  # noqa: SLF001 - as vLLM's own flag
+    async def _health(self, _: Mapping[str, Any]) -> _Response:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE if self._engine.has_ended else HTTPStatus.OK, {})
 
-    async def _say_load(self, _: Mapping[str, Any]) -> _Answer:
-        return _json(200, {"server_load": self._load})
+    async def _report_load(self, _: Mapping[str, Any]) -> _Response:
+        return _json(HTTPStatus.OK, {"server_load": self._load})
 
-    async def _version(self, _: Mapping[str, Any]) -> _Answer:
-        return _json(200, {"version": "sim"})
+    async def _version(self, _: Mapping[str, Any]) -> _Response:
+        return _json(HTTPStatus.OK, {"version": "sim"})
 
-    async def _models(self, _: Mapping[str, Any]) -> _Answer:
+    async def _models(self, _: Mapping[str, Any]) -> _Response:
         length = self._given["max_model_len"]
-        return _json(200, {"data": [{"id": self._given["model"], "max_model_len": length}]})
+        return _json(HTTPStatus.OK, {"data": [{"id": self._given["model"], "max_model_len": length}]})
 
-    async def _pause(self, _: Mapping[str, Any]) -> _Answer:
+    async def _pause(self, _: Mapping[str, Any]) -> _Response:
         await self._engine.ask("pause_generation", (), {})
-        return _json(200, {"status": "paused"})
+        return _json(HTTPStatus.OK, {"status": "paused"})
 
-    async def _resume(self, _: Mapping[str, Any]) -> _Answer:
+    async def _resume(self, _: Mapping[str, Any]) -> _Response:
         await self._engine.ask("resume_generation", (), {})
-        return _json(200, {"status": "resumed"})
+        return _json(HTTPStatus.OK, {"status": "resumed"})
 
-    async def _status(self, _: Mapping[str, Any]) -> _Answer:
-        return _json(200, await self._engine.ask("get_status", (), {}))
+    async def _status(self, _: Mapping[str, Any]) -> _Response:
+        return _json(HTTPStatus.OK, await self._engine.ask("get_status", (), {}))
 
-    async def _apply(self, said: Mapping[str, Any]) -> _Answer:
-        """Accept an instruction, and carry it out later, as vLLM does."""
-        self._numbers += 1
-        request = f"sim-{self._numbers}"
-        if said.get("instruction") != "retry":
-            return _json(400, {"detail": f"Invalid instruction: {said.get('instruction')!r}."})
+    async def _apply(self, message: Mapping[str, Any]) -> _Response:
+        """Accept an instruction and carry it out in the background, as vLLM does."""
+        self._requests += 1
+        request = f"sim-{self._requests}"
+        if message.get("instruction") != "retry":
+            detail = f"Invalid instruction: {message.get('instruction')!r}."
+            return _json(HTTPStatus.BAD_REQUEST, {"detail": detail})
 
         async def carry_out() -> None:
             try:
-                answer = await self._engine.ask("handle_fault", ({**said, "request_id": request},), {})
+                answer = await self._engine.ask("handle_fault", ({**message, "request_id": request},), {})
             except EngineError:
                 _log("[FT] Recovery dispatch failed.")
                 return
             if not answer["success"]:
                 _log(f"[FT] Recovery failed for request {request}: {answer['reason']}")
 
-        self._carrying = asyncio.create_task(carry_out())
-        return _json(202, {"message": "Request accepted", "request_id": request})
+        self._recovery = asyncio.create_task(carry_out())
+        return _json(HTTPStatus.ACCEPTED, {"message": "Request accepted", "request_id": request})
 
-    async def _complete(self, said: Mapping[str, Any]) -> _Answer:
-        prompt = said.get("prompt", "")
+    async def _complete(self, message: Mapping[str, Any]) -> _Response:
+        prompt = message.get("prompt", "")
         if self._given["hang_on_prompt"] and self._given["hang_on_prompt"] in str(prompt):
-            time.sleep(86400.0)  # noqa: ASYNC251 - that is the fault
-        params = {
-            name: said[name] for name in ("max_tokens", "temperature", "ignore_eos", "seed") if name in said
-        }
-        self._numbers += 1
-        order = GenerateCommand(f"cmpl-{self._numbers}", 1, prompt, {"max_tokens": 16, **params})
+            time.sleep(_HANG_SECONDS)  # noqa: ASYNC251 - blocking the event loop is the fault to simulate
+        names = ("max_tokens", "temperature", "ignore_eos", "seed")
+        params = {name: message[name] for name in names if name in message}
+        self._requests += 1
+        command = GenerateCommand(f"cmpl-{self._requests}", 1, prompt, {"max_tokens": 16, **params})
         tokens: list[int] = []
         text, finish = "", None
         self._load += 1
         counted = False
         try:
-            async for chunk in self._engine.generate(order):
+            async for chunk in self._engine.generate(command):
                 if not counted:
-                    # As in vLLM, what the engine has not begun with is seen by its front only.
+                    # As in vLLM, the metrics count a request only once the engine has begun with it.
                     counted = True
                     self._running += 1
-                    self._prompts += len(chunk.prompt_token_ids or ())
+                    self._prompt_tokens += len(chunk.prompt_token_ids or ())
                 tokens += chunk.token_ids
                 text += chunk.text
                 finish = chunk.finish_reason
                 self._tokens += len(chunk.token_ids)
         except RequestLostError:
-            finish = "abort"  # as vLLM says it
+            finish = "abort"  # vLLM's own finish reason
         except RequestRefusedError as refused:
-            return _json(400, {"error": {"message": str(refused)}})
+            return _json(HTTPStatus.BAD_REQUEST, {"error": {"message": str(refused)}})
         except EngineGoneError:
-            return _json(500, {"error": {"message": "EngineDeadError"}})
+            return _json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": {"message": "EngineDeadError"}})
         finally:
             self._load -= 1
             self._running -= counted
             self._finished += counted
         choice = {"index": 0, "text": text, "token_ids": tokens, "finish_reason": finish}
-        return _json(200, {"choices": [choice], "usage": {"completion_tokens": len(tokens)}})
+        return _json(HTTPStatus.OK, {"choices": [choice], "usage": {"completion_tokens": len(tokens)}})
 
     def _metrics(self) -> str:
         if self._given["disable_log_stats"]:
@@ -263,19 +278,19 @@ class _Server:
                 "vllm:num_requests_running": self._running,
                 "vllm:num_requests_waiting": 0,
                 "vllm:generation_tokens_total": self._tokens,
-                "vllm:prompt_tokens_total": self._prompts,
+                "vllm:prompt_tokens_total": self._prompt_tokens,
                 "vllm:request_success_total": self._finished,
             }.items()
         )
 
 
-async def _read(talk: h11.Connection, reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:
+async def _read(http: h11.Connection, reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:
     request: h11.Request | None = None
     body = b""
     while True:
-        event = talk.next_event()
+        event = http.next_event()
         if event is h11.NEED_DATA:
-            talk.receive_data(await reader.read(_READ_BYTES))
+            http.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Request):
             request = event
         elif isinstance(event, h11.Data):
@@ -286,10 +301,10 @@ async def _read(talk: h11.Connection, reader: asyncio.StreamReader) -> tuple[h11
             raise EOFError("the connection was closed")
 
 
-def _json(status: int, value: Any) -> _Answer:
+def _json(status: int, value: Any) -> _Response:
     return status, "application/json", json.dumps(value).encode()
 
 
 def _own_output() -> str:
-    """The file that this process's output goes to."""
+    """Return the path of the file that this process writes its output to."""
     return str(Path("/proc/self/fd/2").readlink())

@@ -1,1 +1,1 @@
-"""The vLLM engine. The only place that imports vllm, and only once an engine is started."""
+"""The vLLM engine. Only this package imports vllm, and only once an engine is started."""

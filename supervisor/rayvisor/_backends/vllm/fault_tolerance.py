@@ -1,7 +1,7 @@
-"""vLLM's fault tolerance, as an AsyncLLM offers it: what it knows, how it says it is, what it is told.
+"""vLLM's fault tolerance, as an AsyncLLM offers it: its status and its instructions.
 
-Without fault tolerance an instruction breaks the engine's input thread, so none is ever passed on then; nor
-one that this version of vLLM does not know.
+Without fault tolerance an instruction breaks the engine's input thread. So none is passed on then, nor one
+that this version of vLLM does not know.
 """
 
 from __future__ import annotations
@@ -34,31 +34,28 @@ class FaultTolerance:
         )
 
     async def report(self) -> dict[str, Any]:
-        """The status as vLLM reports it; it names no engine where fault tolerance is off."""
+        """Return the status as vLLM reports it; it lists no engine if fault tolerance is off."""
         report: dict[str, Any] = await self._llm.get_status()
         return report
 
     async def status(self) -> EngineStatus:
-        """The worst that its engines say of themselves; vLLM has it at hand, and asks nobody."""
-        engines = (await self.report())["engines"]
-        for status in ("dead", "unhealthy"):
-            for engine in engines:
-                if engine["status"] == status:
-                    return EngineStatus(status, str(engine.get("fault_info") or ""))
-        return EngineStatus("healthy")
+        """Return the worst status of its engines. vLLM has it in memory and sends no message for it."""
+        return EngineStatus.worst_of((await self.report())["engines"])
 
     async def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Pass an instruction on; the answer is vLLM's acknowledgement.
+        """Pass an instruction on, and return vLLM's acknowledgement.
 
         Raises
         ------
         EngineError
-            The engine takes none, or not this one.
+            The engine accepts no instruction, or not this one.
         """
         instruction = request["instruction"]
         if instruction not in self.instructions:
             known = ", ".join(self.instructions) or "none: it has no fault tolerance"
-            raise EngineError(f"the engine does not take the instruction {instruction!r}; it takes {known}")
+            raise EngineError(
+                f"the engine does not accept the instruction {instruction!r}; it accepts {known}"
+            )
         from vllm.v1.fault_tolerance.utils import FaultToleranceRequest
 
         result = await self._llm.handle_fault(
@@ -72,7 +69,7 @@ class FaultTolerance:
 
 
 def _instructions() -> tuple[str, ...]:
-    """What an engine core can be told: the methods of its sentinel that answer a request with a result."""
+    """Return an engine core's instructions: the methods of its sentinel that map a request to a result."""
     try:
         from vllm.v1.fault_tolerance import EngineCoreSentinel
         from vllm.v1.fault_tolerance.utils import FaultToleranceRequest, FaultToleranceResult
@@ -84,7 +81,7 @@ def _instructions() -> tuple[str, ...]:
             continue
         try:
             hints = inspect.get_annotations(method, eval_str=True)
-        except NameError:  # known to type checkers only, so it is neither of the two
+        except NameError:  # a type known to type checkers only is neither of the two
             continue
         if hints.pop("return", None) is FaultToleranceResult and FaultToleranceRequest in hints.values():
             found.append(name)

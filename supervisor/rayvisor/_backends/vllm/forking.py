@@ -1,10 +1,12 @@
-"""The template: a process that has imported vLLM, serves nothing, and forks an EngineCore when asked to.
+"""The template: a process that has imported vLLM, serves no requests, and forks an EngineCore on request.
 
-An import of vLLM takes 13 s of a core. The template pays it once, beside the host's own; each EngineCore of
-the host is then a fork of it. It has no thread of Python's, has touched no device, and leaves with its host.
+An import of vLLM takes 13 s of a core. The template imports it once, in addition to the host; each EngineCore
+of the host is then a fork of the template. The template has no Python threads, has initialised no device, and
+exits with its host.
 
-It is asked through a socket: one message is a process to be, with the descriptors that it gets. It answers
-with the pid and a pidfd, and says on a pipe how that process has ended. See ``template.py``, the host's side.
+The host controls it through a socket. Each message requests one process, and carries the descriptors that the
+process inherits. The template replies with the pid and a pidfd, and later writes the exit code of the process
+to a pipe. ``template.py`` is the host's side.
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from pathlib import Path
 from typing import Any
 
 from rayvisor._backends.process.engine_tree import TAG
-from rayvisor._backends.vllm.environment import reads_when_loaded
+from rayvisor._backends.vllm.environment import load_time_variables
 
-__all__ = ["MOST_DESCRIPTORS", "MOST_MESSAGE", "Surroundings", "serve"]
+__all__ = ["MAX_DESCRIPTORS", "MAX_MESSAGE_BYTES", "InheritedState", "serve"]
 
-MOST_MESSAGE = 1 << 16
-MOST_DESCRIPTORS = 250
-"""The kernel takes no more in one message."""
+MAX_MESSAGE_BYTES = 1 << 16
+MAX_DESCRIPTORS = 250
+"""The kernel's limit for one message."""
 
 _HOST_SECONDS = 1.0
-"""So often it looks for its host: the socket may live on, in a process that the host has forked."""
+"""Interval at which the template looks for its host.
+
+The socket alone does not tell: a process that the host has forked may keep its other end open.
+"""
 _ROLE = "::EngineCore"
 _THREADS = "OMP_NUM_THREADS"
 
@@ -52,16 +57,16 @@ _WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_work
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a process gets from the host that is no argument of its own."""
+class InheritedState:
+    """State of the host that a spawned process would inherit, and a fork of the template does not."""
 
     environment: Mapping[str, str]
     log_file: str
     open_files: tuple[int, int]
-    """Limits of open files, soft and hard."""
+    """Soft and hard limit of open files."""
 
-    def take(self) -> None:
-        """Make them this process's own."""
+    def apply(self) -> None:
+        """Apply it to this process."""
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, self.open_files)
         threads = os.environ.get(_THREADS)
@@ -74,76 +79,77 @@ class Surroundings:
         if wanted.isdecimal() and wanted != threads:
             import torch
 
-            torch.set_num_threads(int(wanted))  # it has read the variable already
-        into = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            torch.set_num_threads(int(wanted))  # torch has already read the variable
+        output = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         for descriptor in (1, 2):
-            os.dup2(into, descriptor)
-        os.close(into)
+            os.dup2(output, descriptor)
+        os.close(output)
 
 
 @dataclass
-class _Birth:
-    """In a process just forked: what it has to become."""
+class _ForkedChild:
+    """The descriptors of a process that has just been forked."""
 
     data: int
+    """Pipe from which it reads its state and its process object."""
     descriptors: list[int]
 
 
 @dataclass
 class _Children:
-    """The processes that were forked here and run still, by their pidfds."""
+    """The running processes that this one has forked, by their pidfds."""
 
     pids: dict[int, int] = field(default_factory=dict)
-    told: dict[int, int] = field(default_factory=dict)
-    """Pipes on which it is said how they ended."""
+    exit_pipes: dict[int, int] = field(default_factory=dict)
+    """Pipes to which their exit codes are written."""
 
-    def add(self, pidfd: int, pid: int, told: int) -> None:
+    def add(self, pidfd: int, pid: int, exit_pipe: int) -> None:
         self.pids[pidfd] = pid
-        self.told[pidfd] = told
+        self.exit_pipes[pidfd] = exit_pipe
 
     def reap(self, pidfd: int) -> None:
         _, status = os.waitpid(self.pids.pop(pidfd), 0)
-        told = self.told.pop(pidfd)
+        exit_pipe = self.exit_pipes.pop(pidfd)
         with contextlib.suppress(BrokenPipeError):
-            os.write(told, b"%d" % os.waitstatus_to_exitcode(status))
-        os.close(told)
+            os.write(exit_pipe, b"%d" % os.waitstatus_to_exitcode(status))
+        os.close(exit_pipe)
         os.close(pidfd)
 
-    def forget(self) -> None:
-        """In a child: they are somebody else's."""
-        for descriptor in (*self.pids, *self.told.values()):
+    def close_in_child(self) -> None:
+        """Close the descriptors; called in a forked process, where they belong to the template."""
+        for descriptor in (*self.pids, *self.exit_pipes.values()):
             os.close(descriptor)
 
 
-def serve(control: int) -> None:
-    """Import vLLM and fork what is asked for, until the host has gone; in each fork, be that process.
+def serve(descriptor: int) -> None:
+    """Import vLLM, and fork processes on request until the host has gone. A fork runs as its process.
 
     Parameters
     ----------
-    control
-        The socket's descriptor.
+    descriptor
+        Descriptor of the control socket.
     """
     host = os.getppid()
-    # Ctrl-C goes to all processes of a terminal; this one is ended by its host.
+    # Ctrl-C reaches all processes of a terminal; this one is ended by its host.
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=control) as asked:
-        put_tag = _tag_writer()
-        refusal = "its environment cannot be written over" if put_tag is None else _import_all()
+    with socket.socket(fileno=descriptor) as control:
+        write_tag = _tag_writer()
+        refusal = "its environment block cannot be overwritten" if write_tag is None else _import_all()
         gc.collect()
         gc.freeze()
-        said = {"refusal": refusal, "environment": reads_when_loaded(os.environ)}
-        asked.send(json.dumps(said).encode())
-        if refusal or put_tag is None:
+        greeting = {"refusal": refusal, "environment": load_time_variables(os.environ)}
+        control.send(json.dumps(greeting).encode())
+        if refusal or write_tag is None:
             return
-        birth = _fork_until_alone(asked, host, put_tag)
-    if birth is None:
+        child = _serve_forks(control, host, write_tag)
+    if child is None:
         os._exit(0)
     signal.signal(signal.SIGINT, interrupted)
-    sys.exit(_be(birth))
+    sys.exit(_run_child(child))
 
 
 def _import_all() -> str:
-    """Import what an EngineCore needs; why nothing can be forked here, if so."""
+    """Import the modules of an EngineCore. Return why this process must not fork, or an empty string."""
     for name in _MODULES:
         importlib.import_module(name)
     from vllm.platforms import current_platform
@@ -161,20 +167,20 @@ def _import_all() -> str:
 
 
 def _tag_writer() -> Callable[[str], None] | None:
-    """Find where the system keeps this process's tag, and give what writes another one there.
+    """Return a function that overwrites this process's tag in its environment block; None if that fails.
 
-    A fork shows the environment that its parent was started with, whatever it sets itself; None where it
-    shows something else.
+    The system shows the environment block that a process was started with, whatever the process sets later.
+    A fork shares the block of its parent, so its tag has to be written in place.
     """
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_void_p
-    place = getenv(TAG.encode())
+    address = getenv(TAG.encode())
     own = os.environ[TAG]
 
     def put(tag: str) -> None:
         if len(tag) != len(own):
             raise ValueError(f"a tag must have {len(own)} characters; {tag!r} has {len(tag)}")
-        ctypes.memmove(place, tag.encode(), len(own))
+        ctypes.memmove(address, tag.encode(), len(own))
 
     def shown(tag: str) -> bool:
         block = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -187,57 +193,57 @@ def _tag_writer() -> Callable[[str], None] | None:
     return put if seen and shown(own) else None
 
 
-def _fork_until_alone(asked: socket.socket, host: int, put_tag: Callable[[str], None]) -> _Birth | None:
-    """Serve; what comes back is None when the host has gone, and a birth in each process that was forked."""
+def _serve_forks(control: socket.socket, host: int, write_tag: Callable[[str], None]) -> _ForkedChild | None:
+    """Fork processes on request. Return None once the host has gone, and the child in each forked process."""
     children = _Children()
     poll = select.poll()
-    poll.register(asked, select.POLLIN)
+    poll.register(control, select.POLLIN)
     while os.getppid() == host:
         for descriptor, _ in poll.poll(_HOST_SECONDS * 1000):
-            if descriptor != asked.fileno():
+            if descriptor != control.fileno():
                 poll.unregister(descriptor)
                 children.reap(descriptor)
                 continue
-            message, given, _, _ = socket.recv_fds(
-                asked, MOST_MESSAGE, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            message, descriptors, _, _ = socket.recv_fds(
+                control, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
             if not message:
                 return None
-            told, data, *rest = given
+            exit_pipe, data, *rest = descriptors
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
             if pid == 0:
-                put_tag(json.loads(message)["tag"])
-                children.forget()
-                os.close(told)
+                write_tag(json.loads(message)["tag"])
+                children.close_in_child()
+                os.close(exit_pipe)
                 with contextlib.suppress(OSError):
                     Path(f"/proc/self/task/{os.getpid()}/comm").write_text(_ROLE, encoding="utf-8")
-                return _Birth(data, rest)
-            pidfd = os.pidfd_open(pid)  # not reaped before: the number is its own
+                return _ForkedChild(data, rest)
+            pidfd = os.pidfd_open(pid)  # unreaped, so the pid is still its own
             for each in (data, *rest):
                 os.close(each)
-            children.add(pidfd, pid, told)
+            children.add(pidfd, pid, exit_pipe)
             poll.register(pidfd, select.POLLIN)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                socket.send_fds(asked, [b"%d" % pid], [pidfd])
+                socket.send_fds(control, [b"%d" % pid], [pidfd])
     return None
 
 
-def _be(birth: _Birth) -> int:
-    """Run the process object that comes through the pipe, as a spawned process of multiprocessing does."""
-    tracker, *inherited = birth.descriptors
-    resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # noqa: SLF001 - as its fork server does
-    forkserver._forkserver._inherited_fds = inherited  # type: ignore[attr-defined]  # noqa: SLF001 - as above
-    sentinel = os.dup(birth.data)
+def _run_child(child: _ForkedChild) -> int:
+    """Run the process object that arrives through the pipe, as multiprocessing does in a spawned process."""
+    tracker, *inherited = child.descriptors
+    resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # noqa: SLF001 - multiprocessing's fork server sets it
+    forkserver._forkserver._inherited_fds = inherited  # type: ignore[attr-defined]  # noqa: SLF001 - multiprocessing's fork server sets it
+    sentinel = os.dup(child.data)
     current: Any = process.current_process()
-    with os.fdopen(birth.data, "rb") as data:
-        current._inheriting = True  # noqa: SLF001 - as above
+    with os.fdopen(child.data, "rb") as data:
+        current._inheriting = True  # noqa: SLF001 - multiprocessing.spawn sets it
         try:
-            pickle.load(data).take()  # noqa: S301 - its host's
-            spawn.prepare(pickle.load(data))  # noqa: S301 - as above
-            born = pickle.load(data)  # noqa: S301 - as above
+            pickle.load(data).apply()  # noqa: S301 - written by its own host
+            spawn.prepare(pickle.load(data))  # noqa: S301 - written by its own host
+            process_obj = pickle.load(data)  # noqa: S301 - written by its own host
         finally:
-            del current._inheriting  # noqa: SLF001 - as above
-    code: int = born._bootstrap(sentinel)  # noqa: SLF001 - as above
+            del current._inheriting  # noqa: SLF001 - multiprocessing.spawn removes it
+    code: int = process_obj._bootstrap(sentinel)  # noqa: SLF001 - multiprocessing.spawn calls it
     return code

@@ -1,7 +1,7 @@
-"""Bringing an AsyncLLM up: its arguments, its environment, and where its processes' output goes.
+"""Starting an AsyncLLM: its arguments, its environment, and the output of its processes.
 
-All of it blocks, for half a minute and more: it runs in a thread, in steps, so that a start can be
-called off between them.
+All of it blocks, for half a minute and more. It runs in a thread, in steps, so that a start can be cancelled
+between them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor.faults import Cause, memory_refused
 
 __all__ = [
     "Redirection",
@@ -26,7 +27,7 @@ __all__ = [
     "engine_config",
     "eos_token_ids",
     "is_permanent",
-    "killed_at_birth",
+    "killed_during_start",
     "prepare_environment",
     "release",
     "start_causes",
@@ -34,23 +35,27 @@ __all__ = [
 ]
 
 _PATHS = ("model", "tokenizer")
+_UNREACHABLE = frozenset(
+    {"ConnectError", "ConnectTimeout", "ConnectionError", "LocalEntryNotFoundError", "ReadTimeout", "Timeout"}
+)
+"""Errors of the libraries that vLLM asks a model hub through, where the hub cannot be reached."""
 _CORES_ENDED = re.compile(r"Failed core proc\(s\): \{'(?P<name>\w+)': -(?P<signal>\d+)")
-"""What vLLM says when an engine core ends before it has said a word; of several, the first one counts."""
+"""vLLM's message when engine cores end before their handshake; of several, the first one counts."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Find out what is wrong with engine arguments as far as one can without vLLM.
+    """Validate engine arguments as far as possible without vLLM.
 
     Raises
     ------
     TypeError
         An argument's name is not a string.
     ValueError
-        The model is missing, or is a path at which there is nothing.
+        The model is missing, or is a path that does not exist.
     """
     for name in arguments:
         if not isinstance(name, str):
-            raise TypeError(f"engine arguments have names; {name!r} is none")
+            raise TypeError(f"the name of an engine argument must be a string, not {name!r}")
     if not arguments.get("model"):
         raise ValueError("model: an engine needs one")
     for name in _PATHS:
@@ -61,36 +66,36 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def prepare_environment(tag: str) -> None:
-    """Set what the engine's processes inherit. What the user has set stays."""
+    """Set the environment that the engine's processes inherit. Variables that the user has set stay."""
     os.environ[TAG] = tag
     os.environ.setdefault(OWN_METHOD, "" if METHOD in os.environ else "fork")
     for name, value in {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # A host has threads: a forked child could wait for ever for a lock that one of them held.
+        # A host has threads: a forked child could wait forever for a lock that one of them holds.
         METHOD: "spawn",
-        # A title takes the place of the arguments only: the tag stays to be seen, also in forked workers.
+        # A title then overwrites the arguments only, and the tag stays visible, also in forked workers.
         "SPT_NOENV": "1",
     }.items():
         os.environ.setdefault(name, value)
 
 
 def vllm_version() -> str:
-    """Import vLLM: the first, slow step. Gives its version."""
+    """Import vLLM, and return its version. This is the first, slow step."""
     from vllm import __version__
 
     return str(__version__)
 
 
 def engine_config(arguments: Mapping[str, Any]) -> Any:
-    """Check the arguments with vLLM: the second step.
+    """Validate the arguments with vLLM. This is the second step.
 
     Raises
     ------
     TypeError
         There is no such argument; the message names it.
     ValueError
-        A value that cannot be.
+        A value is not valid.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -99,7 +104,7 @@ def engine_config(arguments: Mapping[str, Any]) -> Any:
 
 
 def construct(config: Any, arguments: Mapping[str, Any]) -> Any:
-    """Start the engine's processes and wait until they are up: the third step."""
+    """Start the engine's processes, and wait until they are up. This is the third step."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_vllm_config(
@@ -110,7 +115,7 @@ def construct(config: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def eos_token_ids(llm: Any) -> tuple[int, ...]:
-    """Ids that end a text: the tokenizer's, and those of the model's generation config."""
+    """Return the token ids that end a text: the tokenizer's, and those of the model's generation config."""
     found: list[int] = []
     tokenizer = llm.renderer.tokenizer
     own = getattr(tokenizer, "eos_token_id", None)
@@ -122,16 +127,16 @@ def eos_token_ids(llm: Any) -> tuple[int, ...]:
 
 
 def release(llm: Any) -> None:
-    """End the ZMQ context of an engine that has been shut down, with its threads."""
+    """Terminate the ZMQ context of an engine that has been shut down, and with it its threads."""
     context = getattr(getattr(llm.engine_core, "resources", None), "ctx", None)
     if context is not None and not context.closed:
         context.term()
 
 
 class Redirection:
-    """While it is on, what this process and its new children print goes to the engine's log.
+    """Redirects the output of this process and of its new children to the engine's log.
 
-    Children keep it; the host gets its own output back as soon as they exist.
+    The children keep it. The host turns it off as soon as they exist.
     """
 
     def __init__(self, log_file: str) -> None:
@@ -140,19 +145,19 @@ class Redirection:
         self._saved: list[tuple[int, int]] = []
 
     def on(self) -> None:
-        """Turn it on."""
+        """Turn the redirection on."""
         with self._lock:
             _flush()
-            into = os.open(self._log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            output = os.open(self._log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 for descriptor in (1, 2):
                     self._saved.append((descriptor, os.dup(descriptor)))
-                    os.dup2(into, descriptor)
+                    os.dup2(output, descriptor)
             finally:
-                os.close(into)
+                os.close(output)
 
     def off(self) -> None:
-        """Turn it off; no harm where it is off."""
+        """Turn the redirection off, if it is on."""
         with self._lock:
             if self._saved:
                 _flush()
@@ -169,22 +174,27 @@ def _flush() -> None:
 
 
 def start_causes(error: BaseException, from_log: Causes) -> Causes:
-    """Join what the host saw with what the engine's processes wrote: the root cause is last."""
+    """Append the causes in the engine's log to those that the host saw. The root cause is last."""
     seen = plain_causes(error)
     return (*seen, *(cause for cause in from_log if cause not in seen))
 
 
-def killed_at_birth(error: BaseException) -> tuple[tuple[str, str], int] | None:
-    """Which core was ended by a signal, and which, where vLLM saw it before it was seen here."""
-    said = _CORES_ENDED.search(str(error))
-    if said is None:
+def killed_during_start(error: BaseException) -> tuple[Cause, int] | None:
+    """Return the cause and the signal if vLLM reports that a signal ended an engine core; else None."""
+    found = _CORES_ENDED.search(str(error))
+    if found is None:
         return None
-    number = int(said["signal"])
+    number = int(found["signal"])
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    return ("ProcessKilled", f"{said['name']} was ended by {name}"), number
+    return Cause("ProcessKilled", f"{found['name']} was ended by {name}"), number
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether the cause is in the configuration: another start with the same cannot succeed."""
+    """Return whether the configuration is the cause, so that no other start with it can succeed."""
     # vLLM raises NotImplementedError for what a model or a platform does not support.
-    return isinstance(error, (TypeError, ValueError, ImportError, NotImplementedError))
+    if not isinstance(error, TypeError | ValueError | ImportError | NotImplementedError):
+        return False
+    # A library that could not be mapped for lack of memory is an ImportError as well, and a model hub that
+    # did not answer ends in a ValueError: both may pass.
+    causes = plain_causes(error)
+    return not memory_refused(causes) and not any(cause.type in _UNREACHABLE for cause in causes)

@@ -1,7 +1,7 @@
 """The template shared by all engines of this process, and the EngineCores that it forks for vLLM.
 
-It is kept for as long as somebody needs it. Where there can be none, or where it fails, EngineCore is
-spawned, as vLLM would do it: a start takes 13 s of a core more and is otherwise the same.
+It runs as long as a `Lease` is held. If no template can be used, or if it fails, EngineCore is spawned, as
+vLLM itself does it. Such a start takes another 13 s of a core and is otherwise the same.
 """
 
 from __future__ import annotations
@@ -23,91 +23,95 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
 from rayvisor._backends.process.engine_tree import TAG
-from rayvisor._backends.vllm.forking import Surroundings
+from rayvisor._backends.vllm.forking import InheritedState
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
-from rayvisor._backends.vllm.template import Template, TemplateGoneError, TemplateUnfitError
+from rayvisor._backends.vllm.template import Template, TemplateGoneError, TemplateMismatchError
 from rayvisor._log import get_logger
 
 __all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
 
 log = get_logger("rayvisor.vllm")
 
-_SPAWNED_BY: Mapping[str, tuple[object, ...]] = {
+_SPAWNING_ARGUMENTS: Mapping[str, tuple[object, ...]] = {
     "numa_bind": (True,),
     "distributed_executor_backend": ("ray", "external_launcher"),
     "data_parallel_backend": ("ray",),
 }
-"""Arguments with which vLLM starts its processes in ways of its own."""
+"""Values of engine arguments with which vLLM starts its processes in another way."""
 _STATUS_SECONDS = 5.0
-_STATUS_LOOK_SECONDS = 0.05
-_MOST_FAILURES = 3
+_STATUS_POLL_SECONDS = 0.05
+_MAX_FAILURES = 3
 _UNKNOWN = 255
-"""Exit code of a process whose template went before it; multiprocessing says the same."""
+"""Exit code of a process whose template has ended before it; multiprocessing uses the same one."""
 
 
 class _Popen(popen_forkserver.Popen):
-    """A process that the template has forked, as multiprocessing wants to have it.
+    """A process that the template has forked, with the interface that multiprocessing requires.
 
-    Its sentinel is its own pidfd: unlike that of a fork server's child, it is silent when the template ends.
+    Its sentinel is the pidfd of the process. Unlike that of a fork server's child, it does not become ready
+    when the template ends.
     """
 
     _fds: list[int]
 
     method = "spawn"
 
-    def __init__(self, process_obj: BaseProcess, birth: _Birth) -> None:
-        self._birth = birth
-        self._gone = 0.0
-        self._asking = threading.Lock()
+    def __init__(self, process_obj: BaseProcess, fork: _ForkContext) -> None:
+        self._fork = fork
+        self._gone_since = 0.0
+        self._poll_lock = threading.Lock()
         super().__init__(process_obj)
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        birth = self._birth
-        birth.template.wait_ready(birth.called_off)
+        fork = self._fork
+        fork.template.wait_ready(fork.cancelled)
         text = io.BytesIO()
         set_spawning_popen(self)
         try:
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-            # The variable is the whole host's: another engine may have put its own tag there meanwhile.
-            environment = {**os.environ, TAG: birth.tag}
-            reduction.dump(Surroundings(environment, birth.log_file, limits), text)
+            # The variable belongs to the whole host: another engine may have set its own tag meanwhile.
+            environment = {**os.environ, TAG: fork.tag}
+            reduction.dump(InheritedState(environment, fork.log_file, limits), text)
             reduction.dump(spawn.get_preparation_data(process_obj.name), text)
             reduction.dump(process_obj, text)
         finally:
             set_spawning_popen(None)
-        data, into = os.pipe()
-        self._status, told = os.pipe()
+        data, data_writer = os.pipe()
+        self._status, status_writer = os.pipe()
         try:
-            given = [told, data, cast("int", resource_tracker.getfd()), *self._fds]
-            self.pid, self.sentinel = birth.template.fork(birth.tag, given)
+            descriptors = [status_writer, data, cast("int", resource_tracker.getfd()), *self._fds]
+            self.pid, self.sentinel = fork.template.fork(fork.tag, descriptors)
         except BaseException:
-            _close(into, self._status)
+            _close(data_writer, self._status)
             raise
         finally:
-            _close(told, data)
-        # The child takes the other end of this pipe for a sign of life of its parent: it stays open.
-        kept = (os.dup(into), self._status, self.sentinel)
+            _close(status_writer, data)
+        # The child takes the other end of this pipe for a sign that its parent lives, so it stays open.
+        kept = (os.dup(data_writer), self._status, self.sentinel)
         self.finalizer = util.Finalize(self, _close, kept)
-        with open(into, "wb") as pipe:  # noqa: PTH123 - a descriptor
+        with os.fdopen(data_writer, "wb") as pipe:
             pipe.write(text.getbuffer())
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        patient = flag != os.WNOHANG
-        if self.returncode is None and wait([self.sentinel], None if patient else 0):
-            if patient:
+        blocking = flag != os.WNOHANG
+        if self.returncode is None and wait([self.sentinel], None if blocking else 0):
+            if blocking:
                 wait([self._status], _STATUS_SECONDS)
-            with self._asking:
+            with self._poll_lock:
                 if self.returncode is None:
-                    self.returncode = self._told()
+                    self.returncode = self._reported_exit_code()
         return self.returncode
 
-    def _told(self) -> int | None:
-        """How it ended, as the template says: at once, as a rule; but it may have ended, or stand still."""
+    def _reported_exit_code(self) -> int | None:
+        """Return the exit code that the template reports; None as long as it may still do so.
+
+        The template usually reports it immediately, but it may have ended, or be stopped.
+        """
         now = time.monotonic()
-        self._gone = self._gone or now
-        if wait([self._status], _STATUS_LOOK_SECONDS if now == self._gone else 0):
+        self._gone_since = self._gone_since or now
+        if wait([self._status], _STATUS_POLL_SECONDS if now == self._gone_since else 0):
             return int(os.read(self._status, 16) or _UNKNOWN)
-        return _UNKNOWN if now - self._gone > _STATUS_SECONDS else None
+        return _UNKNOWN if now - self._gone_since > _STATUS_SECONDS else None
 
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:
@@ -120,42 +124,42 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-class _Birth(NamedTuple):
-    """What an engine that is being started in this thread has its processes made from."""
+class _ForkContext(NamedTuple):
+    """The template that forks the processes of the engine that is started in this thread."""
 
     template: Template
     tag: str
     log_file: str
-    called_off: Callable[[], bool]
+    cancelled: Callable[[], bool]
 
 
-class _Thread(threading.local):
-    birth: _Birth | None = None
+class _ThreadState(threading.local):
+    fork: _ForkContext | None = None
 
 
-_thread = _Thread()
+_thread = _ThreadState()
 
 
 class ForkedProcess(SpawnProcess):
-    """A process that the template forks; one that is spawned where that cannot be."""
+    """A process that the template forks; it is spawned if that is not possible."""
 
     @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
-        birth = _thread.birth
-        # vLLM binds a process to memory by having another program started in its stead.
-        if birth is not None and os.fsdecode(spawn.get_executable()) == sys.executable:
-            template: Template | None = birth.template
+    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing calls it by this name
+        fork = _thread.fork
+        # vLLM binds a process to memory by starting another program in its place.
+        if fork is not None and os.fsdecode(spawn.get_executable()) == sys.executable:
+            template: Template | None = fork.template
             while template is not None:
                 try:
-                    return _Popen(process_obj, birth._replace(template=template))
+                    return _Popen(process_obj, fork._replace(template=template))
                 except TemplateGoneError as gone:
-                    if birth.called_off():
+                    if fork.cancelled():
                         raise
                     log.warning("vllm.template.failed", template=template.pid, why=str(gone))
-                    _shelf.drop(template)
-                    # Another one is loaded with what is set by now; once, and no more.
-                    again = template is birth.template and isinstance(gone, TemplateUnfitError)
-                    template = _shelf.begin(birth.log_file) if again else None
+                    _registry.discard(template)
+                    # Another one loads the current variables; it is tried once only.
+                    again = template is fork.template and isinstance(gone, TemplateMismatchError)
+                    template = _registry.get_or_start(fork.log_file) if again else None
         return popen_spawn_posix.Popen(process_obj)
 
 
@@ -163,64 +167,64 @@ class _Context(SpawnContext):
     Process = ForkedProcess
 
 
-class _Choice:
-    """In the place of vLLM's ``get_mp_context``: the same, except where a template is to be used."""
+class _ContextSelector:
+    """Replaces vLLM's ``get_mp_context``, and differs only for an engine that has a template."""
 
-    def __init__(self, asked: Callable[[], BaseContext]) -> None:
-        self.asked = asked
+    def __init__(self, original: Callable[[], BaseContext]) -> None:
+        self.original = original
 
     def __call__(self) -> BaseContext:
-        given = self.asked()
-        return _Context() if _thread.birth is not None and isinstance(given, SpawnContext) else given
+        context = self.original()
+        return _Context() if _thread.fork is not None and isinstance(context, SpawnContext) else context
 
 
 # -- shared in this process ---------------------------------------------------------------------
 
 
-class _Shelf:
-    """The one template of this process, and who needs it."""
+class _TemplateRegistry:
+    """The one template of this process, and the number of its leases."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._template: Template | None = None
-        self._needs = 0
-        self._failed = 0
+        self._leases = 0
+        self._failures = 0
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         with self._lock:
-            self._needs += 1
+            self._leases += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         with self._lock:
-            self._needs -= 1
+            self._leases -= 1
             last = None
-            if not self._needs:
+            if not self._leases:
                 last, self._template = self._template, None
         if last is not None:
             last.end()
 
-    def begin(self, log_file: str) -> Template | None:
-        """Give the template; start it where there is none."""
+    def get_or_start(self, log_file: str) -> Template | None:
+        """Return the template; start it if there is none. None after too many failures."""
         with self._lock:
             if self._template is not None and self._template.ended():
                 log.info("vllm.template.ended", template=self._template.pid)
                 self._template.end()
                 self._template = None
-            if self._template is None and self._failed < _MOST_FAILURES:
+            if self._template is None and self._failures < _MAX_FAILURES:
                 try:
                     self._template = Template(log_file)
                 except OSError as error:
-                    self._failed += 1
+                    self._failures += 1
                     log.warning("vllm.template.failed", why=str(error))
             return self._template
 
-    def drop(self, template: Template) -> None:
-        """Have no more of one that has failed. After too many of them there is none any more."""
+    def discard(self, template: Template) -> None:
+        """End a template that has failed. After `_MAX_FAILURES` of them no other is started."""
         with self._lock:
             failed = self._template is template
             if failed:
                 self._template = None
-                self._failed += 1
+                self._failures += 1
         if failed:
             template.end()
 
@@ -231,45 +235,47 @@ class _Shelf:
             last.end()
 
 
-_shelf = _Shelf()
-atexit.register(_shelf.clear)
+_registry = _TemplateRegistry()
+atexit.register(_registry.clear)
 
 
 class Lease:
-    """The need for a template: as long as there is one, the template stays."""
+    """A claim on the template: it runs as long as one lease is open."""
 
     def __init__(self) -> None:
-        self._over = False
-        _shelf.take()
+        self._closed = False
+        _registry.acquire()
 
-    def begin(self, arguments: Mapping[str, Any], log_file: str) -> Template | None:
-        """Have the template start to import, if it has not.
+    def template(self, arguments: Mapping[str, Any], log_file: str) -> Template | None:
+        """Return the template, and start it if it does not run. It may still be importing.
 
         Parameters
         ----------
         arguments
-            The engine's.
+            Arguments of the engine.
         log_file
-            Where the output of a new one goes.
+            A new template writes its output to this file.
 
         Returns
         -------
         Template or None
-            None where such an engine is not forked.
+            None if such an engine is not forked.
         """
-        apart = next((name for name in _SPAWNED_BY if arguments.get(name) in _SPAWNED_BY[name]), "")
+        reason = next(
+            (name for name in _SPAWNING_ARGUMENTS if arguments.get(name) in _SPAWNING_ARGUMENTS[name]), ""
+        )
         if not os.environ.get(OWN_METHOD):
-            apart = METHOD
-        if apart or not _has_pidfds():
-            log.info("vllm.template.unused", because=apart or "pidfd_open")
+            reason = METHOD
+        if reason or not _has_pidfds():
+            log.info("vllm.template.unused", because=reason or "pidfd_open")
             return None
-        return _shelf.begin(log_file)
+        return _registry.get_or_start(log_file)
 
     def close(self) -> None:
-        """Need it no more. Blocks for some 50 ms where nobody else does."""
-        if not self._over:
-            self._over = True
-            _shelf.give_back()
+        """Release the claim. If it was the last one, this ends the template and blocks for about 50 ms."""
+        if not self._closed:
+            self._closed = True
+            _registry.release()
 
 
 def _has_pidfds() -> bool:
@@ -282,41 +288,41 @@ def _has_pidfds() -> bool:
 
 @contextlib.contextmanager
 def engine_cores_from(
-    template: Template | None, tag: str, log_file: str, called_off: Callable[[], bool]
+    template: Template | None, tag: str, log_file: str, cancelled: Callable[[], bool]
 ) -> Iterator[None]:
-    """While it lasts, what vLLM starts in this thread as EngineCore comes from the template.
+    """Within this context, an EngineCore that vLLM starts in this thread is forked from the template.
 
     Parameters
     ----------
     template
-        None: it is spawned, as ever.
+        None to have it spawned, as vLLM does.
     tag
-        What its processes are known by.
+        Tag of the engine's processes.
     log_file
-        Where their output goes.
-    called_off
-        Whether the start need not go on.
+        They write their output to this file.
+    cancelled
+        Returns whether the start was cancelled.
     """
     if template is not None:
         from vllm.v1.engine import utils
 
-        asked = getattr(utils, "get_mp_context", None)
-        if asked is None:
+        original = getattr(utils, "get_mp_context", None)
+        if original is None:
             log.warning("vllm.template.unused", because="vllm.v1.engine.utils.get_mp_context is gone")
             template = None
-        elif not isinstance(asked, _Choice):
-            utils.get_mp_context = _Choice(asked)
-    with forked_from(template, tag, log_file, called_off):
+        elif not isinstance(original, _ContextSelector):
+            utils.get_mp_context = _ContextSelector(original)
+    with forked_from(template, tag, log_file, cancelled):
         yield
 
 
 @contextlib.contextmanager
 def forked_from(
-    template: Template | None, tag: str, log_file: str, called_off: Callable[[], bool]
+    template: Template | None, tag: str, log_file: str, cancelled: Callable[[], bool]
 ) -> Iterator[None]:
-    """While it lasts, each `ForkedProcess` that is started in this thread comes from the template."""
-    _thread.birth = None if template is None else _Birth(template, tag, log_file, called_off)
+    """Within this context, each `ForkedProcess` that this thread starts is forked from the template."""
+    _thread.fork = None if template is None else _ForkContext(template, tag, log_file, cancelled)
     try:
         yield
     finally:
-        _thread.birth = None
+        _thread.fork = None

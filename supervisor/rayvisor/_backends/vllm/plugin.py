@@ -1,17 +1,17 @@
-"""What vLLM loads into each of its processes, EngineCore and workers (``vllm.general_plugins``).
+"""The plugin that vLLM loads into each of its processes, EngineCore and workers (``vllm.general_plugins``).
 
-**EngineCore forks its workers**, as vLLM does by itself on its own: an import of vLLM takes 13 s of a core,
-and a forked worker has it already. EngineCore itself is not forked from the host, which has threads and may
-be inside Ray, but from the host's template (``forking.py``); and vLLM goes on to spawn where it finds that a
-device is in use already.
+**EngineCore forks its workers**, which is also vLLM's own default: an import of vLLM takes 13 s of a core,
+and a forked worker inherits it. EngineCore itself is not forked from the host, which has threads and may run
+inside Ray, but from the host's template (``forking.py``). vLLM still spawns its workers if a device is
+already in use.
 
-**Their end is quick.** An engine that is asked to end does so process after process, and at the end of each
-one Python's collector goes through everything that torch and vLLM have ever imported: 2.5 s of a core, for
-memory that the system is about to take back. Frozen objects are passed over: 0.3 s. vLLM does the same by
-itself, on one platform only.
+**The processes end quickly.** The processes of an engine end one after the other. At the end of each one
+Python's garbage collector visits everything that torch and vLLM have imported: 2.5 s of a core, for memory
+that the system is about to reclaim. It skips frozen objects, which takes 0.3 s. vLLM itself does the same on
+one platform only.
 
-Where rayvisor is importable but not installed as a distribution, vLLM does not find this; engines then
-just start and end more slowly.
+If rayvisor is importable but not installed as a distribution, vLLM does not find this plugin. Engines then
+start and end more slowly, and are otherwise the same.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from rayvisor._backends.process.engine_tree import TAG
 __all__ = ["METHOD", "OWN_METHOD", "register"]
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-"""How vLLM makes processes, of the host and of EngineCore."""
+"""The variable that sets how vLLM starts processes, in the host and in EngineCore."""
 OWN_METHOD = "RAYVISOR_WORKER_METHOD"
-"""How EngineCore makes its workers, unless the user has set the other one."""
+"""The variable that sets how EngineCore starts its workers, unless the user has set `METHOD`."""
 
 _ROLES = {"EngineCore": "::EngineCore", "VllmWorker": "::Worker", "Worker": "::Worker"}
-"""At most 15 characters: the kernel keeps no more."""
+"""Names of threads, at most 15 characters long: the kernel truncates longer ones."""
 
 
 def register() -> None:
-    """Prepare this process, if it is one of ours; the host, which also loads this, is not."""
+    """Prepare this process if it is a child process of an engine; the host also loads this plugin."""
     if TAG not in os.environ or multiprocessing.parent_process() is None:
         return
-    # In the host this would only have libraries complain of objects that are left.
+    # In the host this would only make libraries complain about leaked objects.
     atexit.register(gc.freeze)
     _name_first_thread()
     own = os.environ.get(OWN_METHOD)
@@ -50,10 +50,10 @@ def register() -> None:
 
 
 def _name_first_thread() -> None:
-    """Say what this process is where its title does not: setting that is not always possible.
+    """Put the role of this process into its thread name if its title does not show it.
 
     vLLM names the process ``EngineCore`` or ``VllmWorker-0`` for multiprocessing, and sets the title with
-    ``setproctitle``, which does nothing where it does not find the memory that holds the title.
+    ``setproctitle``, which does nothing if it does not find the memory that holds the title.
     """
     process = multiprocessing.current_process().name
     role = next((role for name, role in _ROLES.items() if process.startswith(name)), "")

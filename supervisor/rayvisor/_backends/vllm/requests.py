@@ -1,4 +1,4 @@
-"""Orders into vLLM's prompts and parameters, its outputs into chunks, and text across a seam."""
+"""Conversion of commands to vLLM's prompts and parameters, and of its outputs to chunks."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, LogprobEntry, Prompt
 
-__all__ = ["ContinuedText", "nothing_left", "read_output", "sampling_params", "token_ids_of"]
+__all__ = ["ContinuedText", "chunk_of", "is_complete", "sampling_params", "token_ids_of"]
 
 
-def sampling_params(order: GenerateCommand) -> Any:
-    """Make vLLM's parameters for what is left to do after the delivered tokens.
+def sampling_params(command: GenerateCommand) -> Any:
+    """Return vLLM's parameters for the tokens that have not been delivered yet.
 
     Raises
     ------
     TypeError, ValueError, VLLMValidationError
-        They are wrong.
+        A parameter is not valid.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    given = dict(order.params)
+    given = dict(command.params)
     if given.get("n", 1) != 1:
-        raise ValueError(f"n must be 1: an order is one sample, got {given['n']}")
+        raise ValueError(f"n must be 1: a command is one sample, got {given['n']}")
     grammar = given.get("structured_outputs")
     if isinstance(grammar, Mapping):
-        for name in grammar:  # vLLM would pass over an unknown one
+        for name in grammar:  # vLLM ignores an unknown one
             if name.startswith("_") or name not in StructuredOutputsParams.__dataclass_fields__:
                 raise TypeError(f"structured_outputs: unexpected name {name!r}")
         given["structured_outputs"] = StructuredOutputsParams(**grammar)
     bias = given.get("logit_bias")
     if isinstance(bias, Mapping):
         given["logit_bias"] = {int(token): float(amount) for token, amount in bias.items()}
-    done = len(order.delivered)
+    done = len(command.delivered)
     if done:
         most = given.get("max_tokens", 16)
         given["max_tokens"] = None if most is None else most - done
@@ -44,17 +44,17 @@ def sampling_params(order: GenerateCommand) -> Any:
     return SamplingParams(**given)
 
 
-def nothing_left(order: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
-    """Whether the delivered tokens are already as many as there may be."""
-    done = len(order.delivered)
-    most = order.params.get("max_tokens", 16)
+def is_complete(command: GenerateCommand, prompt: Sequence[int], max_model_len: int) -> bool:
+    """Return whether the delivered tokens already reach a limit, so that nothing is left to generate."""
+    done = len(command.delivered)
+    most = command.params.get("max_tokens", 16)
     return done > 0 and ((most is not None and done >= most) or len(prompt) + done >= max_model_len)
 
 
 def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
-    """Give a prompt the form that vLLM takes: text, or token ids.
+    """Convert a prompt to a form that vLLM accepts: text, or token ids.
 
-    Chat messages go through the tokenizer's chat template.
+    Chat messages are converted by the tokenizer's chat template.
     """
     if isinstance(prompt, str):
         return prompt
@@ -76,14 +76,14 @@ def token_ids_of(prompt: Prompt, tokenizer: Any) -> list[int] | str:
     return ids  # type: ignore[return-value]
 
 
-def read_output(order: GenerateCommand, output: Any, *, first: bool) -> Chunk:
-    """Turn one of vLLM's outputs into a chunk."""
+def chunk_of(command: GenerateCommand, output: Any, *, first: bool) -> Chunk:
+    """Convert one of vLLM's outputs to a chunk."""
     sample = output.outputs[0]
     logprobs = sample.logprobs
     prompt_logprobs = output.prompt_logprobs if first else None
     return Chunk(
-        order.request,
-        order.attempt,
+        command.request,
+        command.attempt,
         tuple(sample.token_ids),
         sample.text,
         tuple(map(_entries, logprobs)) if logprobs else None,
@@ -95,21 +95,21 @@ def read_output(order: GenerateCommand, output: Any, *, first: bool) -> Chunk:
 
 
 def _entries(position: Mapping[int, Any]) -> tuple[LogprobEntry, ...]:
-    # vLLM puts the sampled token first.
+    # vLLM lists the sampled token first.
     return tuple(
         LogprobEntry(token, each.logprob, each.rank, each.decoded_token) for token, each in position.items()
     )
 
 
 class ContinuedText:
-    """Text of a request that goes on after delivered tokens, as the fault-free run would have put it.
+    """Text of a request that continues after delivered tokens; it is the text of a run without a fault.
 
-    vLLM takes the delivered tokens for a part of the prompt, and a character that is split between the
-    last one and the next would come out wrong. So its own detokeniser is run here, on the original
+    vLLM takes the delivered tokens for a part of the prompt, and would decode a character wrongly that is
+    split between the last of them and the next token. So vLLM's own detokeniser runs here, on the original
     prompt and all tokens.
     """
 
-    def __init__(self, tokenizer: Any, order: GenerateCommand, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, command: GenerateCommand, prompt: Sequence[int]) -> None:
         from vllm import SamplingParams
         from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
@@ -117,28 +117,28 @@ class ContinuedText:
             "stop", "min_tokens", "include_stop_str_in_output", "skip_special_tokens",
             "spaces_between_special_tokens", "detokenize",
         )  # fmt: skip
-        params = SamplingParams(**{name: order.params[name] for name in names if name in order.params})
+        params = SamplingParams(**{name: command.params[name] for name in names if name in command.params})
         request = SimpleNamespace(
-            request_id=order.request,
+            request_id=command.request,
             prompt_token_ids=list(prompt),
             prompt_embeds=None,
             sampling_params=params,
         )
-        wanted = tokenizer if params.detokenize else None
-        self._detokenizer = IncrementalDetokenizer.from_new_request(wanted, request)
-        self._detokenizer.update(list(order.delivered), False)  # noqa: FBT003 - vLLM's own method
+        used = tokenizer if params.detokenize else None
+        self._detokenizer = IncrementalDetokenizer.from_new_request(used, request)
+        self._detokenizer.update(list(command.delivered), stop_terminated=False)
         text = self._detokenizer.get_next_output_text(finished=False, delta=True)
-        # What the delivered tokens have as text and was not sent comes first.
-        self._held = text[order.characters :]
-        self._skip = max(0, order.characters - len(text))
+        # Text of the delivered tokens that has not been sent comes first.
+        self._held = text[command.characters :]
+        self._skip = max(0, command.characters - len(text))
 
     def rest(self) -> str:
-        """Text of the delivered tokens that was never sent, when nothing follows."""
+        """Return the unsent text of the delivered tokens; for a request that generates no further ones."""
         left: str = self._detokenizer.get_next_output_text(finished=True, delta=True)
         return f"{self._held}{left[self._skip :]}"
 
-    def carry_on(self, chunk: Chunk) -> Chunk:
-        """Put the right text, and the right end, to a chunk of the continued request."""
+    def rewrite(self, chunk: Chunk) -> Chunk:
+        """Replace the text and the finish reason of a chunk of the continued request."""
         ended_by_token = chunk.finish_reason == "stop" and not isinstance(chunk.stop_reason, str)
         stop = self._detokenizer.update(list(chunk.token_ids), ended_by_token)
         finish, reason = ("stop", stop) if stop is not None else (chunk.finish_reason, chunk.stop_reason)

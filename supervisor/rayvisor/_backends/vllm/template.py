@@ -1,4 +1,4 @@
-"""The host's side of its template: start it, wait until it has imported, have a process forked, end it."""
+"""The host's side of the template: start it, wait for its imports, have a process forked, end it."""
 
 from __future__ import annotations
 
@@ -18,156 +18,167 @@ from pathlib import Path
 import psutil
 
 from rayvisor._backends.process.engine_tree import TAG, TAG_LENGTH
-from rayvisor._backends.vllm.environment import foreseen, reads_when_loaded
-from rayvisor._backends.vllm.forking import MOST_MESSAGE
+from rayvisor._backends.vllm.environment import expected_additions, load_time_variables
+from rayvisor._backends.vllm.forking import MAX_MESSAGE_BYTES
 
-__all__ = ["Template", "TemplateGoneError", "TemplateUnfitError"]
+__all__ = ["Template", "TemplateGoneError", "TemplateMismatchError"]
 
 _TAG = "template".ljust(TAG_LENGTH, "-")
-"""No engine's."""
+"""The tag of the template, which belongs to no engine."""
 _PROGRAM = "from rayvisor._backends.vllm.forking import serve; serve({})"
-_FORKS = "--multiprocessing-fork"
-"""A word of the command line: a fork that has no title yet is known by it, like one that was spawned."""
-_LOOK_SECONDS = 0.1
+_FORK_MARKER = "--multiprocessing-fork"
+"""Argument that marks a fork without a title as a process of multiprocessing, like a spawned one."""
+_POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
 _IDLE_SECONDS = 15.0
 _IMPORT_SECONDS = 600.0
 
 
 class TemplateGoneError(Exception):
-    """The template has ended, cannot be used, or does not answer."""
+    """The template has ended, cannot be used, or does not reply."""
 
 
-class TemplateUnfitError(TemplateGoneError):
-    """What it has imported, it has imported under other circumstances."""
+class TemplateMismatchError(TemplateGoneError):
+    """The template has loaded its libraries with other environment variables."""
 
 
 class Template:
-    """A running template. Making one starts it; it imports for some 13 s.
+    """A running template. The constructor starts it; its imports take about 13 s.
 
     Parameters
     ----------
     log_file
-        Where its output goes.
+        The template writes its output to this file.
     """
 
     def __init__(self, log_file: str) -> None:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._asked = ours
-        self._loaded_with: dict[str, str] | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        self._load_environment: dict[str, str] | None = None
         self._lock = threading.Lock()
-        program = _PROGRAM.format(its.fileno())
-        flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+        program = _PROGRAM.format(theirs.fileno())
+        flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - multiprocessing passes them on with it
         environment = {
             **os.environ,
-            **foreseen(os.environ),
+            **expected_additions(os.environ),
             TAG: _TAG,
-            # What can be imported here can be there.
+            # Everything that can be imported here can be imported there.
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
-        with its, Path(log_file).open("ab") as said:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, *flags, "-c", program, _FORKS],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                env=environment,
-                pass_fds=(its.fileno(),),
-            )
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
+            with theirs, Path(log_file).open("ab") as output:
+                self._process = subprocess.Popen(  # noqa: S603 - the command is forking.py
+                    [sys.executable, *flags, "-c", program, _FORK_MARKER],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    pass_fds=(theirs.fileno(),),
+                )
+            on_failure.pop_all()
         self.pid = self._process.pid
         self._began = time.monotonic()
 
     def ended(self) -> bool:
-        """Whether it has."""
+        """Return whether the process has ended."""
         return self._process.poll() is not None
 
-    def wait_ready(self, called_off: Callable[[], bool]) -> None:
+    def wait_ready(self, cancelled: Callable[[], bool]) -> None:
         """Wait until it has imported everything.
+
+        Parameters
+        ----------
+        cancelled
+            Returns whether to give up.
 
         Raises
         ------
         TemplateGoneError
-            It has ended, stands still, or cannot be used; the message says why.
-        TemplateUnfitError
-            A variable that a library reads as it is loaded had another value for it than it has here.
+            It has ended, makes no progress, or cannot be used; the message says why.
+        TemplateMismatchError
+            A variable that a library reads while it is loaded had another value than it has here.
         """
-        if self._loaded_with is None:
-            self._loaded_with = self._wait_loaded(called_off)
-        wanted = reads_when_loaded(os.environ)
+        if self._load_environment is None:
+            self._load_environment = self._wait_loaded(cancelled)
+        wanted = load_time_variables(os.environ)
         other = [
             name
-            for name in {**self._loaded_with, **wanted}
-            if wanted.get(name) != self._loaded_with.get(name)
+            for name in {**self._load_environment, **wanted}
+            if wanted.get(name) != self._load_environment.get(name)
         ]
         if other:
-            raise TemplateUnfitError(f"it was loaded with another {', '.join(sorted(other))}")
+            raise TemplateMismatchError(f"it was loaded with another value of {', '.join(sorted(other))}")
 
-    def _wait_loaded(self, called_off: Callable[[], bool]) -> dict[str, str]:
+    def _wait_loaded(self, cancelled: Callable[[], bool]) -> dict[str, str]:
         with self._lock:
-            used, changed = -1.0, time.monotonic()
-            while not self._has_said(_LOOK_SECONDS):
+            last, changed = -1.0, time.monotonic()
+            while not self._has_message(_POLL_SECONDS):
                 now = time.monotonic()
-                if called_off():
-                    raise TemplateGoneError("it is not waited for any more")
-                if (took := self._processor_seconds()) != used:
-                    used, changed = took, now
+                if cancelled():
+                    raise TemplateGoneError("the start was cancelled")
+                if (used := self._processor_seconds()) != last:
+                    last, changed = used, now
                 if now - changed > _IDLE_SECONDS or now - self._began > _IMPORT_SECONDS:
-                    raise TemplateGoneError(f"it has not come up, and did nothing for {now - changed:.0f} s")
+                    raise TemplateGoneError(f"it has not come up, and was idle for {now - changed:.0f} s")
             text = self._receive()[0]
         if not text:
             raise TemplateGoneError("it has ended")
-        said = json.loads(text)
-        if said["refusal"]:
-            raise TemplateGoneError(said["refusal"])
-        return dict(said["environment"])
+        greeting = json.loads(text)
+        if greeting["refusal"]:
+            raise TemplateGoneError(greeting["refusal"])
+        return dict(greeting["environment"])
 
     def fork(self, tag: str, descriptors: list[int]) -> tuple[int, int]:
-        """Have a process forked, once it is ready; give its pid and a pidfd.
+        """Have a process forked, and return its pid and a pidfd. The template must be ready.
 
         Parameters
         ----------
         tag
-            The tag that it is known by.
+            The tag of the process.
         descriptors
-            What it gets. The first stays with the template, which says on it how the process ended.
+            The descriptors that it inherits. The first one stays with the template, which writes the exit
+            code of the process to it.
 
         Raises
         ------
         TemplateGoneError
-            Nothing was forked, or nobody knows.
+            No process was forked, or its pid is not known.
         """
         with self._lock:
             try:
-                socket.send_fds(self._asked, [json.dumps({"tag": tag}).encode()], descriptors)
+                socket.send_fds(self._control, [json.dumps({"tag": tag}).encode()], descriptors)
             except OSError as error:
                 raise TemplateGoneError(str(error)) from error
-            if not self._has_said(_ANSWER_SECONDS):
-                raise TemplateGoneError(f"it has not answered for {_ANSWER_SECONDS:g} s")
-            message, given = self._receive()
-            if not message or not given:
+            if not self._has_message(_ANSWER_SECONDS):
+                raise TemplateGoneError(f"it has not replied for {_ANSWER_SECONDS:g} s")
+            message, received = self._receive()
+            if not message or not received:
                 raise TemplateGoneError("it has ended")
-            return int(message), given[0]
+            return int(message), received[0]
 
     def end(self) -> None:
-        """End it, whatever state it is in; its forks live on. Blocks until it has gone, some 50 ms."""
+        """Kill it, whatever its state, and wait for its end, for about 50 ms. Its forks live on."""
         with contextlib.suppress(OSError):
-            self._asked.shutdown(socket.SHUT_RDWR)  # whoever waits for it wakes up
+            self._control.shutdown(socket.SHUT_RDWR)  # wakes up a thread that waits for it
         self._process.kill()
         self._process.wait()
         with self._lock:
-            self._asked.close()
+            self._control.close()
 
-    def _has_said(self, seconds: float) -> bool:
+    def _has_message(self, timeout: float) -> bool:
         poll = select.poll()
-        poll.register(self._asked, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        poll.register(self._control, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
 
     def _receive(self) -> tuple[bytes, list[int]]:
         try:
-            message, given, _, _ = socket.recv_fds(self._asked, MOST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+            message, descriptors, _, _ = socket.recv_fds(
+                self._control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError as error:
             raise TemplateGoneError(str(error)) from error
-        return message, list(given)
+        return message, list(descriptors)
 
     def _processor_seconds(self) -> float:
         with contextlib.suppress(psutil.Error):

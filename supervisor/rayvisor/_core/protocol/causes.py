@@ -1,25 +1,126 @@
-"""The causes of an exception as plain pairs of type name and message."""
+"""Cause chains: exceptions and their texts as plain data.
+
+No exception object leaves the process that raised it, since reading one would require importing the library
+that it came from. Everything here reads exceptions by class name and attributes only.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Causes", "plain_causes"]
+import re
 
+from rayvisor.faults import Cause
 
-Causes = tuple[tuple[str, str], ...]
+__all__ = ["Causes", "in_one_line", "plain_causes", "shortened", "text_cause"]
+
+Causes = tuple[Cause, ...]
+"""Outermost first; the last one is the root cause."""
+
+_MAX_LINKS = 8
+_MAX_TEXT = 4000
+_OMISSION = "\n...\n"
+_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
 
 def plain_causes(error: BaseException) -> Causes:
-    """Follow an exception's chain: plain pairs, outermost first, at most eight."""
-    causes: list[tuple[str, str]] = []
+    """Follow an exception to its root cause and return the links as plain data.
+
+    * At most eight links are followed, along ``__cause__`` and ``__context__``.
+    * Ray's wrapper around the exception of a task is removed. Where the wrapper carries only a text, the
+      exception is read from the last lines of its traceback.
+    * An exception group (of asyncio, anyio or a user, also nested) is followed into its first leaf; its own
+      message states how many leaves there are.
+    * A message longer than 4,000 characters loses its middle. An exception whose ``__str__`` raises gets a
+      message that says so.
+
+    Parameters
+    ----------
+    error
+        Any exception, also one that derives from ``BaseException`` only, such as a panic of a Rust extension.
+
+    Returns
+    -------
+    Causes
+        Outermost first; never empty.
+    """
+    causes: list[Cause] = []
+    followed: set[int] = set()
     link: BaseException | None = error
-    while link is not None and len(causes) < 8:  # noqa: PLR2004 - a chain longer than a screen tells no more
-        causes.append((type(link).__name__, str(link)))
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    while link is not None and id(link) not in followed and len(causes) < _MAX_LINKS:
+        followed.add(id(link))
+        if _wraps_task_error(link):
+            inner = getattr(link, "cause", None)
+            if not isinstance(inner, BaseException) or inner is link:
+                causes.append(text_cause(_text(getattr(link, "traceback_str", "")) or _text(link)))
+                break
+            link = inner
+        elif isinstance(link, BaseExceptionGroup):
+            leaf, leaves = _first_leaf(link)
+            count = f" ({leaves} exceptions, the first of which follows)" if leaves > 1 else ""
+            causes.append(Cause(type(link).__name__, shortened(_text(link.message) + count)))
+            link = leaf
+        else:
+            causes.append(Cause(type(link).__name__, shortened(_text(link))))
+            link = _next(link)
     return tuple(causes)
 
 
-def _sentence(causes: Causes) -> str:
-    if not causes:
-        return "no cause was reported"
-    name, message = causes[-1]
-    return f"{name}: {message}" if message else name
+def in_one_line(error: BaseException) -> str:
+    """Return the cause chain of an exception as one line of text, outermost first."""
+    return "; ".join(str(cause) for cause in plain_causes(error))
+
+
+def text_cause(text: str) -> Cause:
+    """Read the exception from the last lines of a traceback, for an exception that arrived as text only."""
+    lines = text.strip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        line = lines[index]
+        if line and not line.startswith((" ", "\t")):
+            match = _LAST_LINE.match("\n".join(lines[index:]))
+            if match and match[1][:1].isalpha():
+                return Cause(match[1].rpartition(".")[2], shortened(match[2] or ""))
+    return Cause("UnknownError", shortened(text))
+
+
+def shortened(text: str) -> str:
+    """Return a text without surrounding whitespace and, beyond 4,000 characters, without its middle."""
+    text = text.strip()
+    if len(text) <= _MAX_TEXT:
+        return text
+    kept = (_MAX_TEXT - len(_OMISSION)) // 2
+    return text[:kept] + _OMISSION + text[-kept:]
+
+
+def _text(value: object) -> str:
+    """Return ``str(value)`` as a plain ``str``, whatever the ``__str__`` of a foreign class does."""
+    try:
+        return str.strip(str(value))  # of `str` itself: a subclass could override it, and would not unpickle
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of a Rust extension is no Exception
+        return f"<no message: __str__ raised {type(error).__name__}>"
+
+
+def _next(link: BaseException) -> BaseException | None:
+    if link.__cause__ is not None:
+        return link.__cause__
+    return None if link.__suppress_context__ else link.__context__
+
+
+def _wraps_task_error(error: BaseException) -> bool:
+    return any(
+        kind.__name__ == "RayTaskError" and kind.__module__.partition(".")[0] == "ray"
+        for kind in type(error).__mro__
+    )
+
+
+def _first_leaf(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, int]:
+    """Return the first exception of a group that is no group itself, and how many of those there are."""
+    leaves: list[BaseException] = []
+    open_ones: list[BaseException] = [group]
+    while open_ones:
+        error = open_ones.pop()
+        if isinstance(error, BaseExceptionGroup):
+            open_ones += reversed(error.exceptions)
+        else:
+            leaves.append(error)
+    return leaves[0], len(leaves)

@@ -1,7 +1,8 @@
-"""Last words: what a process that ends itself leaves behind, as plain data, and where it is kept.
+"""Last words: the record that a process leaves when it ends itself, and the stores that keep it.
 
-In a Ray worker that is the cluster's key-value store, which every process of the cluster reads; elsewhere a
-folder of files on this machine, one for each parent process: whoever starts the next one is its reader.
+In a Ray worker the store is the cluster's key-value store, which every process of the cluster reads.
+Elsewhere it is a folder on this machine, one for each parent process, which reads it before it starts the
+next process.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ __all__ = ["LastWords", "Store"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastWords:
-    """What a process said before it ended itself.
+    """The record that a process left before it ended itself.
 
     Attributes
     ----------
     name
-        Of what was guarded, for example ``"Generate"``.
+        Name of the guarded part, for example ``"Generate"``.
     at
-        When, seconds since the epoch.
+        When, in seconds since the epoch.
     pid
         Of the process that ended.
     causes
@@ -33,7 +34,7 @@ class LastWords:
     traceback
         Where they were raised.
     exit_code
-        What it ended with.
+        The exit code of the process.
     actor_id, node_id
         Ray's ids of the actor and its node; empty outside of Ray.
     """
@@ -48,28 +49,28 @@ class LastWords:
     node_id: str = ""
 
     def dump(self) -> bytes:
-        """As JSON."""
+        """Return the record as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def load(cls, text: bytes) -> LastWords:
-        """From JSON."""
+        """Read a record from JSON."""
         fields: dict[str, Any] = json.loads(text)
         causes = tuple(Cause(**cause) for cause in fields.pop("causes"))
         return cls(**fields, causes=causes)
 
 
 class Store(Protocol):
-    """Where last words are kept."""
+    """Keeps last words."""
 
     def put(self, words: LastWords) -> None:
-        """Keep them."""
+        """Keep a record."""
 
     def read(self, name: str) -> list[LastWords]:
-        """All that were kept under a name, oldest first; of all names if it is empty."""
+        """Return all records kept under a name, oldest first; of all names if it is empty."""
 
     def where(self) -> tuple[str, str]:
-        """Ids of the actor and the node that this process is."""
+        """Return the ids of the actor and the node that this process is."""
 
 
 shown_as("rayvisor", LastWords)

@@ -1,24 +1,23 @@
-"""The seam between the runtime and a host: what a host can be asked, wherever it lives.
+"""The seam between the runtime and an engine host: the calls that a host answers, wherever it lives.
 
 Two modules implement it: `_backends.ray.hosts` (an actor on a cluster) and `_backends.host.local` (a host in
-this process, for tests and fast runs). Both pass the same contract tests. Everything that
-crosses it is plain data, and every ``timeout`` is in seconds from now.
+this process, for tests and fast runs). Both pass the same contract tests. Everything that crosses it is plain
+data, and every ``timeout`` is in seconds from now.
 
-What a call raises:
+A call raises:
 
 * `HostGoneError`: the host has ended, or cannot be reached; `HostGoneError.end` says how.
-* `HostCallFailedError`: the call itself failed inside a host that lives on.
-* `TimeoutError`: no answer within the deadline. The call may or may not have been carried out.
+* `HostCallFailedError`: the call itself failed inside a host that is alive.
+* `TimeoutError`: no answer within the timeout. The call may or may not have been carried out.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import (
-    Died,
     EngineInfo,
     GenerateCommand,
     HostDescription,
@@ -26,68 +25,48 @@ from rayvisor._core.protocol.wire import (
     ProcessId,
     ProcessObservation,
 )
-from rayvisor.faults import Cause
+from rayvisor.faults import Termination, root_of
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
 
 __all__ = [
     "CleanupReport",
     "HostCallFailedError",
-    "HostEnd",
     "HostFactory",
     "HostGoneError",
     "HostLink",
     "HostView",
+    "merge_reports",
 ]
 
 
 class CleanupReport(NamedTuple):
-    """What became of a host's processes."""
+    """The fate of a host's processes."""
 
     killed: tuple[ProcessId, ...]
     """Processes that had to be killed."""
     left: tuple[ProcessId, ...]
-    """Processes that were still alive when the deadline passed."""
+    """Processes that were still alive when the timeout expired."""
     verified: bool
-    """Whether it is proven that none is left. False too when nobody could be asked."""
+    """Whether it is proven that none is left. False too when no agent could be asked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostEnd:
-    """How a host ended, or why it cannot be reached."""
-
-    causes: tuple[Cause, ...]
-    """Outermost first; the last one is the root cause."""
-    exit_code: int | None = None
-    signal: int | None = None
-    intended: bool = False
-    """It was asked to end, or it left by itself in an orderly way."""
-    unavailable: bool = False
-    """Nobody has ruled yet: it may live. Ask again, `HostLink.ended` then watches anew."""
-    init_failed: bool = False
-    """It never came up: its construction raised."""
-    out_of_memory: bool = False
-    preempted: bool = False
-    node_died: bool = False
-    restarted_by_ray: bool = False
-    """Whoever made it has begun to make it again by himself: Ray restarts an actor that it may restart."""
-    node: str = ""
-    log_file: str = ""
-    traceback: str = ""
-
-    @property
-    def root(self) -> Cause:
-        """The innermost cause."""
-        return self.causes[-1] if self.causes else Cause("UnknownEnd", "no cause was reported")
+def merge_reports(reports: Sequence[CleanupReport]) -> CleanupReport:
+    """Make one report of several: verified if each of them is."""
+    return CleanupReport(
+        tuple(process for report in reports for process in report.killed),
+        tuple(process for report in reports for process in report.left),
+        verified=all(report.verified for report in reports),
+    )
 
 
 class HostView(NamedTuple):
-    """What is seen of a host that does not answer, from beside it."""
+    """A host that does not answer, as seen from outside of it."""
 
     sights: tuple[ProcessObservation, ...]
-    """Its processes, itself first; empty when nobody on its node can tell."""
+    """Its processes, itself first; empty if no agent on its node can answer."""
     stack: str = ""
-    """Where its event loop stands, if it could still say so; the innermost frame first."""
+    """The stack of its event loop, if it could still write that down; the innermost frame first."""
     node: str = ""
     log_file: str = ""
 
@@ -95,33 +74,32 @@ class HostView(NamedTuple):
 class HostGoneError(Exception):
     """The host has ended or cannot be reached."""
 
-    def __init__(self, child: str, epoch: int, end: HostEnd) -> None:
+    def __init__(self, child: str, epoch: int, end: Termination) -> None:
         self.child = child
         self.epoch = epoch
         self.end = end
         state = "cannot be reached" if end.unavailable else "has ended"
         super().__init__(f"the host of {child!r} (epoch {epoch}) {state}: {end.root}")
 
-    def __reduce__(self) -> tuple[type[HostGoneError], tuple[str, int, HostEnd]]:
+    def __reduce__(self) -> tuple[type[HostGoneError], tuple[str, int, Termination]]:
         return (HostGoneError, (self.child, self.epoch, self.end))
 
 
 class HostCallFailedError(Exception):
-    """A call failed inside a host that lives on."""
+    """A call failed inside a host that is alive."""
 
-    def __init__(self, call: str, causes: Sequence[tuple[str, str]], traceback: str) -> None:
+    def __init__(self, call: str, causes: Causes, traceback: str) -> None:
         self.call = call
-        self.causes = tuple(Cause(*cause) for cause in causes)
+        self.causes = causes
         self.traceback = traceback
-        root = self.causes[-1] if self.causes else Cause("UnknownError", "no cause was reported")
-        super().__init__(f"{call} failed in its host: {root}")
+        super().__init__(f"{call} failed in its host: {root_of(causes)}")
 
-    def __reduce__(self) -> tuple[type[HostCallFailedError], tuple[str, list[tuple[str, str]], str]]:
-        return (HostCallFailedError, (self.call, [(c.type, c.message) for c in self.causes], self.traceback))
+    def __reduce__(self) -> tuple[type[HostCallFailedError], tuple[str, Causes, str]]:
+        return (HostCallFailedError, (self.call, self.causes, self.traceback))
 
 
 class HostLink(Protocol):
-    """One host process of one child: the epoch tells one host of a child from the next."""
+    """One host process of one child; the epoch distinguishes the successive hosts of a child."""
 
     @property
     def child(self) -> str: ...
@@ -139,10 +117,10 @@ class HostLink(Protocol):
         arguments: Mapping[str, Any],
         timeout: float,
         limits: StallLimits = PATIENT,
-    ) -> EngineInfo | Died:
-        """Start an engine, or wait for the start of this incarnation that is under way; never twice.
+    ) -> EngineInfo | Termination:
+        """Start an engine, or wait for the start of this incarnation that is under way; never start it twice.
 
-        The deadline counts from the start's last progress; ``limits`` bound the whole, and what comes after.
+        The timeout counts from the start's last progress. ``limits`` bound the whole start, and later hangs.
         """
         ...
 
@@ -151,7 +129,7 @@ class HostLink(Protocol):
         ...
 
     def stream(self) -> AsyncIterator[list[HostItem]]:
-        """Everything the host has to say, a batch a tick; a newer stream replaces the older.
+        """Yield everything that the host reports, one batch per tick; a newer stream replaces the older.
 
         An empty batch is a heartbeat: there is one every ``limits.beat`` seconds at least.
         """
@@ -175,15 +153,15 @@ class HostLink(Protocol):
         Raises
         ------
         HostCallFailedError
-            It raised, offers no such call, was not done in time, or that incarnation does not serve here.
+            It raised, does not offer this call, took too long, or that incarnation does not serve here.
         """
         ...
 
     async def view(self, timeout: float) -> HostView:
-        """Look at the host from beside it, without asking itself."""
+        """Observe the host from outside, without a call to the host itself."""
         ...
 
-    async def ended(self) -> HostEnd:
+    async def ended(self) -> Termination:
         """Wait until the host has ended; any number of callers may wait."""
         ...
 
@@ -193,16 +171,16 @@ class HostLink(Protocol):
 
 
 class HostFactory(Protocol):
-    """Where hosts are made."""
+    """Creates hosts."""
 
     async def create(self, *, child: str, epoch: int, engine: str, options: ActorOptions) -> HostLink:
-        """Make a host. It is recorded before this returns: whatever happens next, it can be ended."""
+        """Create a host. It is recorded before this returns, so that it can always be ended."""
         ...
 
     async def end_child(self, child: str, timeout: float) -> CleanupReport:
-        """End every host of this child that is left, and give back what the child holds for them."""
+        """End every remaining host of this child, and release the resources that the child holds for them."""
         ...
 
     async def close(self, timeout: float = 30.0) -> None:
-        """End every host that is left and give back everything that this place took."""
+        """End every remaining host, and release everything that this factory holds."""
         ...

@@ -1,6 +1,6 @@
-"""What crosses between the driver and an engine host: plain data, nothing of Ray's or vLLM's.
+"""The wire protocol between the driver and an engine host: plain data, no object of Ray or vLLM.
 
-Named tuples, since a batch of them pickles small and fast: the host sends one batch a tick.
+The items are named tuples, because a batch of them pickles small and fast; a host sends one batch per tick.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rayvisor._core.protocol.causes import Causes
 from rayvisor._public import shown_as
+from rayvisor.faults import Termination
 
 __all__ = [
     "Chunk",
     "Condition",
-    "Died",
     "EngineInfo",
     "GenerateCommand",
     "HostDescription",
@@ -26,6 +27,7 @@ __all__ = [
     "Prompt",
     "Refused",
     "Suspicion",
+    "Terminated",
     "Worked",
 ]
 
@@ -34,7 +36,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class ProcessId(NamedTuple):
-    """A process, safe against reuse of its pid."""
+    """A process, identified safely even if its pid is reused."""
 
     pid: int
     start_time: float
@@ -43,27 +45,27 @@ class ProcessId(NamedTuple):
 
 
 class ProcessObservation(NamedTuple):
-    """One process, as it was seen."""
+    """The state of one process at one moment."""
 
     process: ProcessId
     state: str
     """As in ``/proc``: ``R`` runs, ``S`` sleeps, ``T`` is stopped, ``t`` by a debugger; empty: gone."""
     load: float
-    """Share of a core that it took, or wanted, since it was looked at before."""
+    """Share of one core that it used, or waited for, since the observation before."""
 
     @property
     def stopped(self) -> bool:
-        """Whether it does nothing because it was told to stop."""
+        """Whether it is stopped by a signal or a debugger."""
         return self.state in {"T", "t"}
 
     @property
     def who(self) -> str:
-        """Its name, for people."""
+        """Its name and pid, for messages."""
         return f"{self.process.name.rpartition('::')[2] or 'a process'} (pid {self.process.pid})"
 
 
 class EngineInfo(NamedTuple):
-    """What a started engine says about itself."""
+    """The facts that a started engine reports about itself."""
 
     engine: str
     """``"vllm"``, ``"sim"`` or ``"server"``."""
@@ -75,13 +77,12 @@ class EngineInfo(NamedTuple):
     processes: tuple[ProcessId, ...]
     """The engine's process tree below the host, the host not included."""
     startup_seconds: float
-    weight_version: int = 0
     instructions: tuple[str, ...] = ()
-    """What it can be told to do about a fault of its own; empty without fault tolerance."""
+    """Recovery instructions that it accepts after a fault of its own; empty without fault tolerance."""
     recovery_timeout: float = 0.0
-    """Seconds that it waits for an instruction before it ends by itself."""
+    """Seconds that it waits for an instruction before it exits by itself."""
     url: str = ""
-    """Where it is talked to over HTTP; empty where it is not."""
+    """Base URL of its HTTP server; empty if it has none."""
 
 
 class GenerateCommand(NamedTuple):
@@ -94,7 +95,7 @@ class GenerateCommand(NamedTuple):
     params: Mapping[str, Any]
     """Fields of vLLM's ``SamplingParams``, as plain data."""
     delivered: tuple[int, ...] = ()
-    """Not empty: go on after these tokens (greedy prefix mode); ``prompt`` is then token ids."""
+    """If not empty, continue after these tokens (greedy prefix mode); ``prompt`` is then token ids."""
     characters: int = 0
     """How many characters of the text of ``delivered`` have been delivered."""
 
@@ -114,7 +115,7 @@ class Chunk(NamedTuple):
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[tuple[LogprobEntry, ...], ...] | None = None
-    """For each token the candidates asked for; the sampled token first."""
+    """For each token the requested candidates; the sampled token first."""
     finish_reason: str | None = None
     """``"stop"`` or ``"length"``; an abort never comes as a chunk, see ``Lost``."""
     stop_reason: int | str | None = None
@@ -128,12 +129,11 @@ class Refused(NamedTuple):
 
     request: str
     attempt: int
-    causes: tuple[tuple[str, str], ...]
-    """(type name, message), outermost first."""
+    causes: Causes
 
 
 class Lost(NamedTuple):
-    """The engine ended a request that nobody asked it to end (vLLM's ``abort``)."""
+    """The engine ended a request without being asked to (vLLM's ``abort``)."""
 
     request: str
     attempt: int
@@ -148,74 +148,51 @@ class Phase(NamedTuple):
     """``importing``, ``launching``, ``loading``, ``compiling``, ``ready``."""
     detail: str
     elapsed: float
+    """Seconds since the start began."""
 
 
-class Died(NamedTuple):
-    """The engine ended by itself: its last words, as plain data."""
+class Terminated(NamedTuple):
+    """The engine ended by itself."""
 
     incarnation: int
-    causes: tuple[tuple[str, str], ...]
-    """(type name, message), outermost first; the last one is the root cause."""
-    traceback: str
-    exit_code: int | None
-    signal: int | None
-    phase: str
-    log_tail: str
-    """The end of the engine's log, at most 8 KB."""
-    log_file: str = ""
-    permanent: bool = False
-    """The cause is in the configuration: no start with the same arguments can succeed."""
+    termination: Termination
 
 
 class Condition(NamedTuple):
-    """What an engine with fault tolerance says of itself; while it is unhealthy, again and again."""
+    """The health that an engine with fault tolerance reports; repeated while it is unhealthy."""
 
     incarnation: int
     status: str
-    """``"healthy"`` or ``"unhealthy"``; one that says that it is dead is a ``Died``."""
-    causes: tuple[tuple[str, str], ...] = ()
-    """(type name, message), outermost first; the last one is the root cause."""
+    """``"healthy"`` or ``"unhealthy"``; an engine that reports itself dead comes as ``Terminated``."""
+    causes: Causes = ()
     traceback: str = ""
     log_file: str = ""
 
 
 class Suspicion(NamedTuple):
-    """The engine may hang, or, without causes, is found not to."""
+    """The engine may hang; without causes, a previous suspicion is withdrawn."""
 
     incarnation: int
-    causes: tuple[tuple[str, str], ...]
+    causes: Causes
 
 
 class Worked(NamedTuple):
-    """The engine has done useful work that did not come through its host; said once."""
+    """The engine has done useful work that did not come through its host; sent once."""
 
     incarnation: int
 
 
 class HostDescription(NamedTuple):
-    """What a host process says about itself."""
+    """The facts that a host process reports about itself."""
 
-    child: str
-    epoch: int
-    engine: str
-    """Kind of engine it starts: ``"vllm"`` or ``"sim"``."""
     process: ProcessId
     node: str
     """Address of the machine it runs on."""
-    version: str
-    """Version of rayvisor there."""
-    log_file: str
-    """The log of the newest engine, empty before the first start."""
-    incarnation: int
-    """The newest incarnation whose start was asked for, 0 before the first."""
-    serving: bool
-    phases: tuple[Phase, ...]
-    """How the newest start went."""
     stack_file: str = ""
-    """Where a host that does not answer leaves its stack; empty: nowhere."""
+    """File to which a host that does not answer writes its stack; empty if there is none."""
 
 
-HostItem = Chunk | Refused | Lost | Phase | Died | Suspicion | Condition | Worked
+HostItem = Chunk | Refused | Lost | Phase | Terminated | Suspicion | Condition | Worked
 
 
 shown_as("rayvisor", EngineInfo, LogprobEntry, ProcessId)

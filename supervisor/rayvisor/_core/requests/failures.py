@@ -14,7 +14,7 @@ from rayvisor._core.requests.errors import (
 )
 from rayvisor._core.requests.results import Divergence
 from rayvisor._core.requests.state import Request
-from rayvisor.faults import Cause, Fault
+from rayvisor.faults import Fault
 
 __all__ = ["diverged", "exhausted", "overdue", "poison", "refused", "unmovable", "weights_changed"]
 
@@ -60,9 +60,8 @@ def poison(request: Request, fault: Fault) -> PoisonRequestError:
 
 def refused(request: Request, item: Refused) -> InvalidRequestError:
     """Return the error of a request that the engine refused."""
-    causes = tuple(Cause(*cause) for cause in item.causes)
-    said = str(causes[-1]) if causes else "the engine refused it and gave no reason"
-    return InvalidRequestError("request", request.id, said, request=request.id, causes=causes)
+    said = str(item.causes[-1]) if item.causes else "the engine refused it and gave no reason"
+    return InvalidRequestError("request", request.id, said, request=request.id, causes=item.causes)
 
 
 def weights_changed(request: Request, before: int, after: int) -> WeightsChangedError:

@@ -51,8 +51,6 @@ class Routing:
                 info,
                 limit,
                 open=self._gates.get(child, True),
-                version=info.weight_version,
-                versioned=bool(info.weight_version),
             )
             self.engines[child] = engine
         engine.info, engine.spare = info, spare

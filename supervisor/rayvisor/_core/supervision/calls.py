@@ -177,6 +177,7 @@ def _restart_child(state: State, call: m.Call, supervisor: Supervisor) -> None:
         raise TemplateError(str(call.argument))
     child = _find(call, supervisor)
     if _must_be_down(call, child):
+        state.refuse_start(child, None)  # an earlier start may have been called off by a plan
         child.start_call = call
         start(state, child)
 

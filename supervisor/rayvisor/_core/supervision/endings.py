@@ -61,7 +61,10 @@ def _end_for_good(state: State, child: Child, after: After) -> None:
 def _come_down(state: State, child: Child) -> None:
     """Let a child that was stopped, or ended normally, come to rest; answer the calls that wait for it."""
     if child.unjudged:
-        return  # a plan is under way; the meaning of this end is decided after it
+        # The meaning of this end is decided after the plan, or the first starts, under way; but neither
+        # waits any longer for it to come up.
+        _continue(state, child)
+        return
     exit = child.exit  # noqa: A001 - OTP's word
     start_call = child.start_call
     if child.stop_requested or exit is None or child.parent.phase is Phase.STOPPING:
@@ -98,6 +101,10 @@ def settled(state: State, child: Child) -> None:
         if state.posted:
             state.post(ChildSettled(child))
             return
+    _continue(state, child)
+
+
+def _continue(state: State, child: Child) -> None:
     supervisor = child.parent
     if supervisor.phase is Phase.RUNNING:
         child_changed(state, supervisor, child)

@@ -40,6 +40,8 @@ def start(state: State, child: Child) -> None:
         grow(state, child, child.spec.start)
     else:
         state.out.append(m.Start(child.path, child.incarnation, child.spec, child.exit))
+    if child.waiting:
+        state.resume_calls(child)  # they waited for it to be down, and it is not any more
 
 
 def grow(state: State, child: Child, spec: SupervisorSpec) -> None:

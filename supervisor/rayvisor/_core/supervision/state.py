@@ -109,6 +109,7 @@ class State:
         if child.removed:
             return
         child.removed = True
+        self.refuse_start(child, None)
         supervisor = child.parent
         supervisor.broken.pop(child, None)
         supervisor.recoveries.pop(child, None)
@@ -168,6 +169,7 @@ class State:
         """Let a child that waited down stay down."""
         self.move(child, "stop", why)
         self.move(child, "stopped")
+        self.refuse_start(child, None)
 
     def decided(self, child: Child, decision: str, detail: str) -> None:
         """Report a decision about a child's last exit."""

@@ -12,8 +12,8 @@ import anyio.to_thread
 import h11
 
 from rayvisor._edges.controls import Controls
-from rayvisor._edges.http.routes import Answer, Routes, Spawn
-from rayvisor._edges.http.server import Answering, HttpServer
+from rayvisor._edges.http.routes import Answer, Routes, StartTask
+from rayvisor._edges.http.server import Handler, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.sockets import claim, free_path
 from rayvisor._log import get_logger
@@ -28,16 +28,16 @@ log = get_logger("rayvisor.control")
 
 
 class ControlServer(HttpServer):
-    """Answers on one socket.
+    """Serves one socket.
 
     Parameters
     ----------
     controls
         The supervisor.
     path
-        Of the socket; True: one that `find` finds.
+        Path of the socket; True for one that `find` finds.
     history
-        What has happened in the tree.
+        The recent history of the tree.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ControlServer(HttpServer):
         self._own: tuple[int, int] | None = None
         self._live: Live | None = None
 
-    def answering(self, spawn: Spawn) -> Answering:
-        """Answer by the table of routes; who may open the socket may do all of it."""
+    def handler(self, start_task: StartTask) -> Handler:
+        """Return a handler for all routes, without authentication: only the user can open the socket."""
         live = self._live or Live(self._controls, self._history)
-        spawn(live.follow)
-        routes = Routes(self._controls, spawn, live.events)
+        start_task(live.follow)
+        routes = Routes(self._controls, start_task, live.events)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             return await routes.answer(
@@ -69,7 +69,7 @@ class ControlServer(HttpServer):
         Raises
         ------
         ControlSocketError
-            It cannot be: see `claim`.
+            If the socket cannot be bound, see `claim`.
         """
         with ExitStack() as claimed:
             # In a thread: it reads files, and may wait for other processes.
@@ -84,21 +84,21 @@ class ControlServer(HttpServer):
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:
-        """Take no more connections; those that are open get a moment."""
+        """Stop accepting connections; open ones get a short time to finish."""
         super().close()
         own, self._own = self._own, None
         if own is None:
             return
         try:
             about = self.path.lstat()
-            if (about.st_dev, about.st_ino) == own:  # not one that somebody has put in its place
+            if (about.st_dev, about.st_ino) == own:  # not if another file has replaced it
                 self.path.unlink()
         except OSError as error:
             log.warning("control.left", socket=str(self.path), why=str(error))
 
 
 async def _listen(path: Path) -> anyio.abc.SocketListener:
-    """Listen under another name of the same length first: whoever sees the socket is answered."""
+    """Listen under another name of the same length first, so that a visible socket is always listening."""
     aside = path.with_name(path.name[:-1] + ("~" if path.name[-1] != "~" else "_"))
     try:
         listener = await anyio.create_unix_listener(aside, mode=0o600)

@@ -1,13 +1,14 @@
-"""Whether an actor of the user's is there and works: what Ray says of it, and what it answers to probes.
+"""Monitors a user's actor: its state as Ray reports it, and its answers to probes.
 
-An actor that Ray cannot reach, or that misses probes, is SUSPECT: no new work, and not condemned. It is asked
-again, the same one; what lasts too long, and only that, ends its incarnation.
+An actor that Ray cannot reach, or that misses probes, is SUSPECT: it gets no new work, but is not ended yet.
+The same actor is called again; only if that lasts too long is its incarnation ended.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -16,34 +17,34 @@ from anyio.abc import TaskGroup
 from rayvisor._core.health.probes import ProbeWatch
 from rayvisor._core.health.stall import HealthAction
 from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
     from rayvisor.specs import ActorHooks
 
-__all__ = ["ActorHealthMonitor", "ActorReports", "ending_of", "prove"]
+__all__ = ["ActorHealthMonitor", "ActorReports", "process_lost", "prove"]
 
 log = get_logger("rayvisor.actors")
 
 UNREACHABLE_SECONDS = 30.0
-"""How long Ray may be unable to reach an actor; by default it takes 16 s to find that a node is lost."""
+"""Seconds for which Ray may be unable to reach an actor; by default it detects a lost node after 16 s."""
 
 
 class ActorReports(Protocol):
-    """Who is told of doubts: the session."""
+    """Receives suspicions; implemented by the session."""
 
     def suspected(self, child: str, incarnation: int, source: str, causes: tuple[Cause, ...]) -> None:
-        """It cannot be reached, or does not answer; that may pass."""
+        """Note that it cannot be reached, or does not answer; that may pass."""
 
     def condition(self, child: str, incarnation: int, event: str, causes: tuple[Cause, ...] = ()) -> None:
-        """Its condition has changed: ``clear``."""
+        """Note a change of its condition: ``clear``."""
 
 
 class _Probe:
-    """One probe: there is never more than one under way, however long it takes."""
+    """One probe; at most one is under way, however long it takes."""
 
     def __init__(self) -> None:
         self.over = anyio.Event()
@@ -57,9 +58,9 @@ class _Probe:
 
 
 async def _asked(
-    actor: UserActor, hooks: ActorHooks, unreachable: Callable[[HostEnd], object] | None = None
+    actor: UserActor, hooks: ActorHooks, unreachable: Callable[[Termination], object] | None = None
 ) -> Cause | None:
-    """Ask an actor to prove that it works; why it has not."""
+    """Call an actor's probe; return why it failed, or None."""
     if hooks.probe is None:
         return None
     try:
@@ -68,8 +69,8 @@ async def _asked(
         if gone.end.unavailable and unreachable is not None:
             unreachable(gone.end)
         return gone.end.root
-    except Exception as error:  # noqa: BLE001 - whatever a user's probe raises says that it does not work
-        return Cause(*plain_causes(error)[-1])
+    except Exception as error:  # noqa: BLE001 - whatever a user's probe raises, the actor does not work
+        return plain_causes(error)[-1]
     return Cause("ProbeFailed", "the probe returned False") if answer is False else None
 
 
@@ -77,25 +78,25 @@ async def prove(
     actor: UserActor,
     hooks: ActorHooks,
     timeout: float,
-    unreachable: Callable[[HostEnd], object] | None = None,
+    unreachable: Callable[[Termination], object] | None = None,
 ) -> None:
     """Wait until an actor that has come up has answered its first probe.
 
     Parameters
     ----------
     actor, hooks
-        Who is probed, and how.
+        The actor, and how it is probed.
     timeout
         Seconds it may take.
     unreachable
-        Told each time that Ray could not reach it.
+        Called each time that Ray could not reach it.
 
     Raises
     ------
     HostGoneError
         It ended.
     TimeoutError
-        It has not answered by then; the message says why.
+        It has not answered in time; the message says why.
     """
     if hooks.probe is None:
         return
@@ -113,64 +114,64 @@ async def prove(
 
 
 class ActorHealthMonitor:
-    """Attends to one incarnation of an actor until it has ended, or is condemned.
+    """Watches one incarnation of an actor until it has ended, or hangs.
 
     Parameters
     ----------
-    who
-        Path of the child, and which incarnation.
+    incarnation
+        Path of the child, and the number of the incarnation.
     actor
         The actor.
     hooks
         How it is probed.
     reports
-        Who is told of doubts.
+        Receives its suspicions.
     """
 
     def __init__(
-        self, who: tuple[str, int], actor: UserActor, hooks: ActorHooks, reports: ActorReports
+        self, incarnation: tuple[str, int], actor: UserActor, hooks: ActorHooks, reports: ActorReports
     ) -> None:
-        self._who = who
+        self._incarnation = incarnation
         self._actor = actor
         self._hooks = hooks
         self._reports = reports
-        self._doubts: dict[str, tuple[Cause, ...]] = {}
+        self._suspicions: dict[str, tuple[Cause, ...]] = {}
         self._over = anyio.Event()
-        self._ending = Ending(causes=())
+        self._termination = Termination(causes=())
 
-    async def until_it_ends(self) -> Ending:
-        """Wait for the end."""
+    async def until_it_ends(self) -> Termination:
+        """Wait until it has ended, or is found to hang."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._follow)
             if self._hooks.probe is not None:
                 tasks.start_soon(self._probe, tasks)
             await self._over.wait()
             tasks.cancel_scope.cancel()
-        return self._ending
+        return self._termination
 
-    def _settle(self, ending: Ending) -> None:
+    def _settle(self, termination: Termination) -> None:
         if not self._over.is_set():
-            self._ending = ending
+            self._termination = termination
             self._over.set()
 
-    def _doubt(self, source: str, causes: tuple[Cause, ...]) -> None:
-        """Somebody doubts it, or (without causes) does not any more."""
-        suspected = bool(self._doubts)
-        self._doubts.pop(source, None)
+    def _note_suspicion(self, source: str, causes: tuple[Cause, ...]) -> None:
+        """Record an observer's suspicion, or (without causes) withdraw it."""
+        suspected = bool(self._suspicions)
+        self._suspicions.pop(source, None)
         if causes:
-            self._doubts[source] = causes
-        if self._doubts and not suspected:
-            self._reports.suspected(*self._who, source, causes)
-        elif suspected and not self._doubts:
-            self._reports.condition(*self._who, "clear")
+            self._suspicions[source] = causes
+        if self._suspicions and not suspected:
+            self._reports.suspected(*self._incarnation, source, causes)
+        elif suspected and not self._suspicions:
+            self._reports.condition(*self._incarnation, "clear")
 
     async def _follow(self) -> None:
-        """Follow what Ray says of it."""
+        """Follow its state as Ray reports it."""
         actor = self._actor
         sight = actor.sight
         since = math.inf
         while sight.state is not sight.state.DEAD and sight.restarts == actor.ray_restarts:
-            self._doubt("ray", sight.doubts)
+            self._note_suspicion("ray", sight.doubts)
             since = min(since, anyio.current_time()) if sight.doubts else math.inf
             left = since + UNREACHABLE_SECONDS - anyio.current_time()
             with anyio.move_on_after(left) as waited:
@@ -178,9 +179,9 @@ class ActorHealthMonitor:
             if waited.cancelled_caught:
                 silence = Cause("ActorUnreachable", f"Ray could not reach it for {UNREACHABLE_SECONDS:g} s")
                 causes = (silence, *sight.doubts)
-                self._settle(Ending(causes=causes, source="ray", lost=True, phase="serving"))
+                self._settle(Termination(causes=causes, source="ray", lost=True, phase="serving"))
                 return
-        self._settle(ending_of(await actor.ended(), "serving"))
+        self._settle(process_lost(await actor.ended(), "serving"))
 
     async def _probe(self, tasks: TaskGroup) -> None:
         hooks = self._hooks
@@ -199,31 +200,22 @@ class ActorHealthMonitor:
                 cause, probe = probe.cause, None
             match watch.probed(anyio.current_time(), answered=cause is None):
                 case HealthAction.SUSPECT if cause is not None:
-                    self._doubt("probe", (cause,))
+                    self._note_suspicion("probe", (cause,))
                 case HealthAction.CLEAR:
-                    self._doubt("probe", ())
+                    self._note_suspicion("probe", ())
                 case HealthAction.STALLED if cause is not None:
                     stalled = Cause("ActorStalled", f"no probe was answered for {watch.silent:.1f} s")
-                    self._settle(Ending(causes=(stalled, cause), source="probe", lost=True, phase="serving"))
+                    self._settle(
+                        Termination(causes=(stalled, cause), source="probe", lost=True, phase="serving")
+                    )
                     return
                 case _:
                     pass
 
 
-def ending_of(end: HostEnd, phase: str) -> Ending:
-    """Turn how an actor ended into what the supervisor classifies."""
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        intended=end.intended,
-        lost=not end.init_failed,
-        restarted_by_ray=end.restarted_by_ray,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-        phase=phase,
-    )
+def process_lost(end: Termination, phase: str) -> Termination:
+    """Make the termination of an incarnation from the end of its actor as Ray reports it.
+
+    An actor that has stayed unavailable for too long counts as lost.
+    """
+    return replace(end, source="ray", unavailable=False, lost=not end.init_failed, phase=phase)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from rayvisor._core.paths import contains
-from rayvisor._core.protocol.links import HostEnd, HostGoneError
+from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision import messages as m
-from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, process_lost, prove
 from rayvisor._runtime.children.adopted import AdoptedIncarnation, ended_in_order
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor._runtime.path_map import PathMap
 from rayvisor.errors import ChildUnavailableError, RayvisorError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
 
 if TYPE_CHECKING:
@@ -212,15 +212,17 @@ class ActorIncarnation:
             if gone.end.init_failed and any(cause.type == IgnoreStart.__name__ for cause in gone.end.causes):
                 await self.clean()
                 raise StartIgnored from None
-            raise StartRefusedError(ending_of(gone.end, "starting")) from None
+            raise StartRefusedError(process_lost(gone.end, "starting")) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             raise StartRefusedError(
-                Ending(causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, phase="starting")
+                Termination(
+                    causes=(Cause(type(error).__name__, str(error)),), overdue=overdue, phase="starting"
+                )
             ) from None
         self._backend.up(self._child, actor)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until it has ended."""
         actor: Any = self._actor
         subject = (self._child, self._incarnation)
@@ -255,7 +257,7 @@ class ActorIncarnation:
             await self._factory.forget(self._actor)
         return gone
 
-    def _unreachable(self, end: HostEnd) -> None:
+    def _unreachable(self, end: Termination) -> None:
         """Report, once, that Ray could not reach it during its start; that may pass."""
         if not self._doubted:
             self._doubted = True

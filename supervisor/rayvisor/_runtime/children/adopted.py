@@ -1,4 +1,4 @@
-"""Children that are Ray actors of somebody else's making: adopted, and let go again."""
+"""Children that are Ray actors created elsewhere: they are adopted, and let go again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import anyio
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision.messages import FOR_A_RESTART
 from rayvisor._log import get_logger
-from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, ending_of, prove
+from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, process_lost, prove
 from rayvisor._runtime.children.protocol import StartRefusedError, with_predecessor
 from rayvisor.errors import RayvisorError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
@@ -27,11 +27,11 @@ __all__ = ["AdoptedIncarnation", "ended_in_order"]
 log = get_logger("rayvisor.actors")
 
 ENDLESS_SECONDS = 365.0 * 86400
-CANNOT = "CannotBeMadeAgain"
+CANNOT = "CannotBeRecreated"
 
 
 class _Backend(Protocol):
-    """Who is told which actor is the child's present incarnation."""
+    """Records which actor is the child's current incarnation."""
 
     reports: ActorReports
 
@@ -43,19 +43,19 @@ class _Backend(Protocol):
 
 
 class AdoptedIncarnation:
-    """One life of an adopted actor."""
+    """One incarnation of an adopted actor: between two restarts by Ray, or two creations."""
 
     def __init__(
         self,
         backend: _Backend,
         adoption: Adoption,
-        who: tuple[str, int],
+        subject: tuple[str, int],
         spec: ChildSpec,
         predecessor: Exit | None,
     ) -> None:
         self._backend = backend
         self._adoption = adoption
-        self._who = who
+        self._subject = subject
         self._timeout = spec.start_timeout
         self._predecessor = predecessor
         self._actor: UserActor | None = None
@@ -65,8 +65,8 @@ class AdoptedIncarnation:
         return self._adoption.start.hooks
 
     async def start(self) -> None:
-        """Find it, or have it made, and wait until it is alive and has answered its first probe."""
-        child, incarnation = self._who
+        """Find or create the actor, and wait until it is alive and has answered its first probe."""
+        child, incarnation = self._subject
         make = self._adoption.start.make
         made_with = {} if make is None else with_predecessor(make, self._predecessor)
         began = anyio.current_time()
@@ -74,36 +74,36 @@ class AdoptedIncarnation:
             self._actor = actor = await self._adoption.come_up(incarnation, self._timeout, made_with)
             await prove(actor, self._hooks, max(0.1, self._timeout - (anyio.current_time() - began)))
         except HostGoneError as gone:
-            raise StartRefusedError(self._lost(ending_of(gone.end, "starting"))) from None
+            raise StartRefusedError(self._lost(process_lost(gone.end, "starting"))) from None
         except (RayvisorError, TimeoutError) as error:
             overdue = isinstance(error, TimeoutError)
             causes = (Cause(type(error).__name__, str(error)),)
             raise StartRefusedError(
-                Ending(causes=causes, source="ray", overdue=overdue, phase="starting")
+                Termination(causes=causes, source="ray", overdue=overdue, phase="starting")
             ) from None
         self._backend.up(child, actor)
 
-    async def ended(self) -> Ending:
-        """Wait until this life of it is over."""
+    async def ended(self) -> Termination:
+        """Wait until this incarnation has ended."""
         actor: Any = self._actor
         ending = await ActorHealthMonitor(
-            self._who, actor, self._hooks, self._backend.reports
+            self._subject, actor, self._hooks, self._backend.reports
         ).until_it_ends()
         self._left()
         return ending if ending.restarted_by_ray or self._adoption.renewable(actor) else self._lost(ending)
 
     async def act(self, action: str) -> None:
-        """Call a method of the user's: what it raises says that it does not help."""
+        """Call the user's recovery method; it has failed if it raises."""
         actor: Any = self._actor
         await actor.call(action)
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:
-        """Begin a new life of it for a restart; otherwise let it go, or end it, as was asked for."""
+        """Begin its next incarnation for a restart; otherwise let it go, or end it, as ``on_end`` says."""
         self._left()
         actor = self._actor
         if actor is None:
             return True
-        restarted = reason in FOR_A_RESTART or self._backend.restarted(self._who[0])
+        restarted = reason in FOR_A_RESTART or self._backend.restarted(self._subject[0])
         for_good = self._adoption.start.on_end == "kill" and not restarted
         again = restarted and self._adoption.renewable(actor)
         if not for_good and not again:
@@ -117,26 +117,26 @@ class AdoptedIncarnation:
         return await self._adoption.renew(actor, for_good=for_good)
 
     async def clean(self) -> bool:
-        """Its life is over, or is to be: one that still goes on is ended if another one follows."""
+        """End an actor that is still alive, if the next incarnation can follow."""
         self._left()
         actor = self._actor
         if actor is None or _over(actor):
             return True
         if self._adoption.renewable(actor):
             return await self._adoption.renew(actor)
-        log.warning("actor.kept", child=self._who[0], why="nobody could make it again")
+        log.warning("actor.kept", child=self._subject[0], why="it cannot be recreated")
         return False
 
-    def _lost(self, ending: Ending) -> Ending:
-        """Say so where nobody can make it again."""
+    def _lost(self, ending: Termination) -> Termination:
+        """Mark the end as final if the actor cannot be recreated."""
         if self._adoption.replaceable or ending.intended:
             return ending
         why = "it was adopted without make= and without a name, and Ray does not restart it"
-        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), final=True)
+        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), permanent=True)
 
     def _left(self) -> None:
         if self._actor is not None:
-            self._backend.left(self._who[0], self._actor)
+            self._backend.left(self._subject[0], self._actor)
 
 
 def _over(actor: UserActor) -> bool:
@@ -145,7 +145,7 @@ def _over(actor: UserActor) -> bool:
 
 
 async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:
-    """Let an actor finish what it has, for at most so many seconds; how many are left."""
+    """Call the drain hook of an actor, for at most ``seconds``; return the seconds that are left."""
     if hooks.drain is None:
         return seconds
     began = anyio.current_time()
@@ -158,7 +158,7 @@ async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:
 
 
 async def ended_in_order(actor: UserActor, hooks: ActorHooks, seconds: float) -> bool:
-    """Drain an actor and ask it to end, within so many seconds; whether it has."""
+    """Drain an actor and ask it to end, within ``seconds``; return whether it has ended."""
     grace = ENDLESS_SECONDS if math.isinf(seconds) else seconds
     left = await drained(actor, hooks, grace)
     return left > 0 and await actor.terminate(left) is not None

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = ["CoroutineBackend"]
 log = get_logger("rayvisor.supervisor")
 
 STUBBORN_SECONDS = 1.0
-"""How long a task that was cancelled past its shields is waited for; Python has nothing harder."""
+"""How long a task that was cancelled despite its shields is awaited; Python has no stronger means."""
 
 
 class CoroutineBackend:
@@ -37,23 +37,23 @@ class CoroutineBackend:
         self._tasks = tasks
 
     async def open(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> CoroutineIncarnation:
-        """Make the carrier of an incarnation."""
+        """Create an incarnation; nothing is started by it."""
         return CoroutineIncarnation(self._tasks, f"{child}#{incarnation}", spec, predecessor)
 
     async def release(self, child: str) -> None:
-        """Nothing outlives an incarnation."""
+        """Do nothing: nothing outlives an incarnation."""
 
     async def close(self) -> None:
-        """Nothing is left that the task group does not own."""
+        """Do nothing: the task group owns every task."""
 
 
 class CoroutineIncarnation:
-    """One run of the function."""
+    """One run of the coroutine function."""
 
     def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec, predecessor: Exit | None) -> None:
         self._tasks = tasks
@@ -63,39 +63,39 @@ class CoroutineIncarnation:
         self._predecessor = predecessor
         self._task: asyncio.Task[object] | None = None
         self._ignored = False
-        self._asked = False
+        self._stop_requested = False
         self._scope = anyio.CancelScope()
         self._up = anyio.Event()
         self._over = anyio.Event()
-        self._begun = False
-        self._announced = False
-        self._ending = Ending(causes=())
+        self._started = False
+        self._reported_up = False
+        self._ending = Termination(causes=())
 
     async def start(self) -> None:
-        """Start it; up at once, or when it says so."""
-        self._begun = True
+        """Start the task; it is up immediately, or when it calls ``task_status.started()``."""
+        self._started = True
         keywords = with_predecessor(self._start.function, self._predecessor)
         if takes(self._start.function, "task_status"):
-            keywords["task_status"] = _Status(self._announce)
+            keywords["task_status"] = _Status(self._report_up)
         else:
-            self._announce()
+            self._report_up()
         self._tasks.start_soon(self._run, keywords, name=self._name)
         with anyio.move_on_after(self._timeout):
             await self._up.wait()
-        if self._announced:
+        if self._reported_up:
             return
         if self._ignored:
             raise StartIgnored
         if not self._over.is_set():
             why = f"task_status.started() was not called within start_timeout={self._timeout:g} s"
-            raise StartRefusedError(Ending(causes=(Cause("StartTimeout", why),), overdue=True))
+            raise StartRefusedError(Termination(causes=(Cause("StartTimeout", why),), overdue=True))
         if self._ending.intended:
-            why = "the coroutine came to its end without calling task_status.started()"
-            raise StartRefusedError(Ending(causes=(Cause("NeverStarted", why),)))
+            why = "the coroutine returned without calling task_status.started()"
+            raise StartRefusedError(Termination(causes=(Cause("NeverStarted", why),)))
         raise StartRefusedError(self._ending)
 
-    def _announce(self) -> None:
-        self._announced = True
+    def _report_up(self) -> None:
+        self._reported_up = True
         self._up.set()
 
     async def _run(self, keywords: dict[str, Any]) -> None:
@@ -103,27 +103,31 @@ class CoroutineIncarnation:
         try:
             with self._scope:
                 await self._start.function(*self._start.args, **keywords)
-            self._ending = Ending(causes=(Cause("Returned", "the coroutine came to its end"),), intended=True)
+            self._ending = Termination(
+                causes=(Cause("Returned", "the coroutine has returned"),), intended=True
+            )
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
-            self._ignored = isinstance(error, IgnoreStart) and not self._announced
+            self._ignored = isinstance(error, IgnoreStart) and not self._reported_up
             self._ending = _crash(error)
-            if self._asked:
-                log.warning("end.otherwise", child=self._name, why=str(self._ending.causes[0]))
+            if self._stop_requested:
+                log.warning("stop.raised", child=self._name, why=str(self._ending.causes[0]))
         except anyio.get_cancelled_exc_class():
-            # Not by its scope, which takes its own. It goes no further: it would end the whole group.
-            self._ending = Ending(causes=(Cause("Cancelled", "the coroutine was cancelled from elsewhere"),))
+            # Not by its own scope, which catches that. Raised further it would end the whole group.
+            self._ending = Termination(
+                causes=(Cause("Cancelled", "the coroutine was cancelled by other code"),)
+            )
         finally:
             self._over.set()
             self._up.set()
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until the function has returned or raised."""
         await self._over.wait()
         return self._ending
 
-    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task is not told why
-        """Cancel it, wait, then cancel it past its shields: the only kill that there is."""
-        self._asked = True
+    async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task does not learn the reason
+        """Cancel the task, wait, then cancel it despite its shields: there is no stronger kill."""
+        self._stop_requested = True
         self._scope.cancel()
         if shutdown.seconds:
             with anyio.move_on_after(None if math.isinf(shutdown.seconds) else shutdown.seconds):
@@ -131,17 +135,17 @@ class CoroutineIncarnation:
         return await self._kill()
 
     async def clean(self) -> bool:
-        """Nothing outlives the function, unless its start was given up."""
+        """Cancel the task, which still runs only if its start was given up."""
         self._scope.cancel()
         return await self._kill()
 
     async def _kill(self) -> bool:
-        if not self._begun:
+        if not self._started:
             return True
         pause = 0.001
         with anyio.move_on_after(STUBBORN_SECONDS):
             while not self._over.is_set():
-                # asyncio's own cancellation: no shield of anyio's holds it up. Again, if it was swallowed.
+                # asyncio's own cancellation, which no shield of anyio's stops; repeated if it was swallowed.
                 if self._task is not None:
                     self._task.cancel()
                 with anyio.move_on_after(pause):
@@ -150,25 +154,25 @@ class CoroutineIncarnation:
         return self._over.is_set()
 
     async def _finished(self) -> None:
-        if self._begun:
+        if self._started:
             await self._over.wait()
 
 
 class _Status(TaskStatus[object]):
-    """What a function that announces itself calls."""
+    """The ``task_status`` of a function that reports when it is up."""
 
     def __init__(self, announce: Callable[[], None]) -> None:
-        self._announce = announce
+        self._report_up = announce
 
     def started(self, value: object = None) -> None:
         del value
-        self._announce()
+        self._report_up()
 
 
-def _crash(error: BaseException) -> Ending:
+def _crash(error: BaseException) -> Termination:
     code = error.code if isinstance(error, SystemExit) else None
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in plain_causes(error)),
+    return Termination(
+        causes=plain_causes(error),
         traceback="".join(traceback.format_exception(error)),
         exit_code=code if isinstance(code, int) else None,
         intended=isinstance(error, SystemExit) and not error.code,

@@ -1,7 +1,7 @@
-"""Whether a host is heard: its stream brings something every moment, or the host hangs.
+"""Monitors the heartbeats of a host: if its stream brings nothing for some time, the host hangs.
 
 A host whose process is stopped, whose event loop is blocked, or whose interpreter is held by native code
-looks alive to Ray. It is judged by the same watch as an engine, with its heartbeats for tokens.
+looks alive to Ray. It is judged by the same watch as an engine, with heartbeats instead of tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import anyio
 from rayvisor._backends.process.observation import in_words, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink, HostView
@@ -25,33 +25,33 @@ __all__ = ["monitor_host"]
 log = get_logger("rayvisor.engines")
 
 VIEW_SECONDS = 5.0
-"""How long a look at a silent host from beside it may take."""
+"""Seconds that an observation of a silent host from outside may take."""
 STARTING_LOOK_SECONDS = 1.0
 
-Doubt = Callable[[str, tuple[Cause, ...]], None]
+Suspect = Callable[[str, tuple[Cause, ...]], None]
 
 
-async def monitor_host(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None:
-    """Watch a host's heartbeats for as long as it is the seat's; end the incarnation that it holds up.
+async def monitor_host(slot: EngineSlot, link: HostLink, suspect: Suspect) -> None:
+    """Watch a host's heartbeats for as long as it belongs to the slot; end its incarnation if it hangs.
 
     Parameters
     ----------
     slot, link
-        Whose host.
-    doubt
-        Takes who doubts the host, and why; nothing: it is not doubted any more.
+        The slot and its host.
+    suspect
+        Called with the observer and the causes when the host may hang, and without causes when it does not.
     """
     while True:
         if slot.end is None:
             if slot.info is not None:
-                await _while_serving(slot, link, doubt)
+                await _while_serving(slot, link, suspect)
             elif anyio.current_time() - slot.last_heartbeat > slot.silence_timeout:
-                # While an engine starts its host is busy: what counts is the start's own deadline.
+                # While an engine starts, its host is busy: the start's own timeout counts.
                 await _condemn(slot, link, anyio.current_time() - slot.last_heartbeat, "starting")
         await anyio.sleep(min(STARTING_LOOK_SECONDS, slot.limits.probe_interval))
 
 
-async def _while_serving(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None:
+async def _while_serving(slot: EngineSlot, link: HostLink, suspect: Suspect) -> None:
     incarnation = slot.incarnation
     now = anyio.current_time()
     watch = StallWatch(slot.limits, now)
@@ -63,9 +63,9 @@ async def _while_serving(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None
         match watch.look(Look(now, progressed=slot.last_heartbeat, waiting=1)):
             case HealthAction.SUSPECT:
                 silence = f"nothing was heard of the host for {watch.silent:.1f} s"
-                doubt("heartbeat", (Cause("HostSuspect", silence),))
+                suspect("heartbeat", (Cause("HostSuspect", silence),))
             case HealthAction.CLEAR:
-                doubt("heartbeat", ())
+                suspect("heartbeat", ())
             case HealthAction.STALLED:
                 await _condemn(slot, link, watch.silent, "serving")
                 return
@@ -74,16 +74,16 @@ async def _while_serving(slot: EngineSlot, link: HostLink, doubt: Doubt) -> None
 
 
 async def _condemn(slot: EngineSlot, link: HostLink, silent: float, phase: str) -> None:
-    """End the incarnation for its host's silence, and say what can be seen of the cause."""
+    """End the incarnation because of its host's silence, with the causes that can be seen."""
     incarnation = slot.incarnation
     view = await link.view(VIEW_SECONDS)
     if slot.incarnation != incarnation:
-        return  # it was ended for another reason meanwhile
+        return  # it has ended for another reason meanwhile
     causes = _causes(view, silent)
     log.warning("host.stalled", child=slot.child, epoch=slot.epoch, cause=str(causes[-1]))
-    slot.unresponsive = True  # it is not asked any more, only ended
+    slot.unresponsive = True  # no more calls are sent to it, it is only ended
     slot.settle(
-        Ending(
+        Termination(
             causes=causes, source="host", traceback=view.stack, lost=True, node=view.node,
             log_file=view.log_file, phase=phase,
         )
@@ -96,7 +96,7 @@ def _causes(view: HostView, silent: float) -> tuple[Cause, ...]:
     message = f"nothing was heard of the host for {silent:.1f} s"
     stopped = stopped_cause(view.sights[:1])
     if stopped is not None:
-        return Cause("HostStalled", message), Cause(stopped[0], f"the {stopped[1]}")
+        return Cause("HostStalled", message), Cause(stopped.type, f"the {stopped.message}")
     where = view.stack.strip().splitlines()[:1]
     seen = [in_words(view.sights[:1], BUSY_SHARE), *(f"its loop is at {line.strip()}" for line in where)]
     return (Cause("HostStalled", "; ".join([message, *filter(None, seen)])),)

@@ -1,7 +1,7 @@
-"""Carriers: one incarnation of one child each, carried out by its backend.
+"""What the runtime needs of a backend: it creates incarnations of children.
 
-The runtime knows no backend, only this protocol: it starts a carrier, waits for its end, stops it, and
-asks for the proof that nothing of it is left. Each call may be cancelled, and is when it takes too long.
+The runtime knows no backend, only these protocols: it starts an incarnation, waits for its end, stops it, and
+asks for the proof that nothing of it is left. Each call may be cancelled, and is if it takes too long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rayvisor.faults import Ending, Exit
+    from rayvisor.faults import Exit, Termination
     from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 
 
 class StartRefusedError(Exception):
-    """A start came to nothing; ``ending`` says why."""
+    """A start failed; ``termination`` says why."""
 
-    def __init__(self, ending: Ending) -> None:
-        self.ending = ending
-        super().__init__(str(ending.root))
+    def __init__(self, termination: Termination) -> None:
+        self.termination = termination
+        super().__init__(str(termination.root))
 
 
 class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
@@ -38,76 +38,76 @@ class StartIgnored(Exception):  # noqa: N818 - an outcome, not an error
 
 
 class RecoveryFailedError(Exception):
-    """A recovery in place came to nothing; the fault that asked for it is what counts."""
+    """A recovery in place failed; the child keeps the fault that it was to recover from."""
 
 
 class Incarnation(Protocol):
     """One incarnation of one child.
 
-    One that can recover in place has ``async def act(self, action: str) -> None`` as well, which may raise
-    RecoveryFailedError.
+    An incarnation that can recover in place also has ``async def act(self, action: str) -> None``, which may
+    raise RecoveryFailedError.
     """
 
     async def start(self) -> SupervisorSpec | None:
-        """Bring it up. What it makes is recorded before anything is waited for.
+        """Bring it up. Everything that it creates is recorded before it awaits anything.
 
-        Where the child is a supervisor it returns the spec: the core starts the children.
+        If the child is a supervisor it returns the spec: the core starts the children.
 
-        It keeps the spec's ``start_timeout`` itself, since it can say what took so long; the runtime
-        waits a little longer and then gives the start up.
+        It enforces the spec's ``start_timeout`` itself, since it knows what took so long; the runtime
+        waits a little longer and then gives up the start.
 
         Raises
         ------
         StartRefusedError
             It did not come up.
         StartIgnored
-            It chose not to.
+            It chose not to start.
         """
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> Termination:
         """Wait until it has ended by itself."""
         ...
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:
-        """Ask it to end, wait, kill; True when it is proven that nothing of it is left.
+        """Ask it to end, wait, kill; return True once it is proven that nothing of it is left.
 
-        ``Shutdown.BRUTAL_KILL`` kills at once, also what another stop is still waiting for. A carrier
-        whose child has had a newer incarnation since never touches that one.
+        ``Shutdown.BRUTAL_KILL`` kills immediately, also while another ``stop`` is still waiting. It never
+        touches a newer incarnation of the child.
         """
         ...
 
     async def clean(self) -> bool:
-        """It ended by itself: end what is left of it; True when it is proven that nothing is."""
+        """End what is left of it after it ended by itself; return True once it is proven that nothing is."""
         ...
 
 
 class ChildBackend(Protocol):
-    """What carries one kind of children."""
+    """Runs the children of one kind."""
 
     async def open(self) -> None:
-        """Get ready, if it is not yet. Comes before the first carrier is made."""
+        """Get ready, if it is not yet. Called before the first incarnation is created."""
 
     def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> Incarnation:
-        """Make the carrier of an incarnation; nothing is started by it."""
+        """Create an incarnation; nothing is started by it."""
         ...
 
     async def release(self, child: str) -> None:
-        """Give back what the child holds beyond its incarnations: it will not be started again soon."""
+        """Release what the child holds beyond its incarnations: it is not started again soon."""
 
     async def close(self) -> None:
-        """End all that is left, within a bounded time."""
+        """End everything that is left, within a bounded time."""
 
 
 def takes(function: Callable[..., Any], keyword: str) -> bool:
-    """Whether a function, or the making of an object, takes an argument of this name."""
+    """Whether a function, or the constructor of a class, takes an argument of this name."""
     try:
         return keyword in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # no signature to be had
+    except (TypeError, ValueError):  # it has no signature that can be read
         return False
 
 
 def with_predecessor(function: Callable[..., Any], predecessor: Exit | None) -> dict[str, Any]:
-    """Keyword arguments by which a start that asks for it is told how the incarnation before ended."""
+    """Return keyword arguments with the previous incarnation's exit, for a start that takes them."""
     return {"predecessor": predecessor} if takes(function, "predecessor") else {}

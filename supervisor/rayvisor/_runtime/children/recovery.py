@@ -1,13 +1,13 @@
-"""Having an engine recover in place: the instruction, its acknowledgement, and the proof that it is well.
+"""Recovery of an engine in place: the instruction, its acknowledgement, and the proof that it is healthy.
 
-An instruction goes to every rank of a group, since what it has them do they do together. A rank that has no
-fault of its own (yet) refuses it: it waits until the others are well, and is told again should it turn
-unhealthy meanwhile.
+An instruction goes to every rank of a group, because the ranks carry it out together. A rank that has no
+fault of its own (yet) refuses it: it waits until the others are healthy, and gets the instruction again if it
+becomes unhealthy meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,42 +24,39 @@ if TYPE_CHECKING:
 __all__ = ["await_instruction", "recover", "recovery_seconds"]
 
 POLL_SECONDS = 0.01
+"""Between two queries of the engine's status, which it does not push at a known time."""
 LAG_SECONDS = 0.5
-"""How much later than its acknowledgement an engine's new status may come; and its end than a failed call."""
+"""Seconds by which an engine's new status may lag its acknowledgement, or its end a failed call."""
 OWN_SHARE = 0.9
-"""Of the time that the supervisor gives: here it is known what took too long."""
+"""Share of the supervisor's timeout that is used: a failure here can name its reason."""
 ENGINE_SHARE = 0.8
-"""Of the engine's own patience, which began before its fault was heard of."""
+"""Share of the engine's own timeout that is used: it began before its fault was reported."""
 
 
 def recovery_seconds(timeout: float, info: EngineInfo) -> float:
-    """Seconds that a recovery may take: it ends before the engine loses its own patience."""
+    """Return the seconds that a recovery may take: it ends before the engine's own timeout does."""
     own = timeout * OWN_SHARE
     return min(own, info.recovery_timeout * ENGINE_SHARE) if info.recovery_timeout else own
 
 
-async def recover(
-    slot: EngineSlot, incarnation: int, instruction: str, timeout: float, others_ail: Callable[[], bool]
-) -> None:
-    """Have an engine carry out an instruction, and see that it is well again.
+async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout: float) -> None:
+    """Have an engine carry out an instruction, and wait until it is healthy again.
 
     Parameters
     ----------
     slot, incarnation
-        Which engine.
+        The engine.
     instruction
-        What it is told.
+        The name of the instruction.
     timeout
         Seconds it may take.
-    others_ail
-        Whether another rank of its group has a fault still.
 
     Raises
     ------
     RecoveryFailedError
-        It has not recovered, or has not said so; the message says which.
+        It has not recovered, or has not reported so; the message says which.
     """
-    link, info = _who_serves(slot, incarnation)
+    link, info = _serving(slot, incarnation)
     if instruction not in info.instructions:
         known = ", ".join(info.instructions) or "none"
         raise RecoveryFailedError(
@@ -71,46 +68,40 @@ async def recover(
         with anyio.fail_after(seconds):
             while not await attempt.accepted():
                 attempt.waits_for = "the others of its group were not well"
-                while not slot.unhealthy and others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
-                    await anyio.sleep(POLL_SECONDS)
+                await slot.group.until(lambda: slot.unhealthy or not slot.others_unhealthy)
                 if not slot.unhealthy:
                     break
-            await attempt.well()
+            await attempt.recovered()
     except TimeoutError:
         raise RecoveryFailedError(f"{attempt.waits_for} within {seconds:.3g} s") from None
     except HostGoneError as gone:
-        await _its_end(slot)
+        await _let_end_come_first(slot)
         raise RecoveryFailedError(f"its host has ended: {gone.end.root}") from None
     except HostCallFailedError as failed:
-        await _its_end(slot)
+        await _let_end_come_first(slot)
         root = failed.causes[-1] if failed.causes else failed
         raise RecoveryFailedError(f"the instruction {instruction!r} failed: {root}") from None
 
 
-async def await_instruction(
-    slot: EngineSlot, incarnation: int, timeout: float, others_ail: Callable[[], bool]
-) -> None:
-    """Wait until an operator has had an engine, and the others of its group, recover.
+async def await_instruction(slot: EngineSlot, incarnation: int, timeout: float) -> None:
+    """Wait until an engine and the others of its group have recovered by an operator's instruction.
 
     Parameters
     ----------
     slot, incarnation
-        Which engine.
+        The engine.
     timeout
         Seconds it may take.
-    others_ail
-        Whether another rank of its group has a fault still.
 
     Raises
     ------
     RecoveryFailedError
-        Nobody has, or it was of no use.
+        No instruction came in time, or it did not help.
     """
-    _, info = _who_serves(slot, incarnation)
+    _, info = _serving(slot, incarnation)
     seconds = recovery_seconds(timeout, info)
     with anyio.move_on_after(seconds):
-        while slot.unhealthy or others_ail():  # noqa: ASYNC110 - set by whoever reads the host's stream
-            await anyio.sleep(POLL_SECONDS)
+        await slot.group.until(lambda: not slot.unhealthy and not slot.others_unhealthy)
         return
     who = "it has" if slot.unhealthy else "another of its group has"
     raise RecoveryFailedError(
@@ -118,20 +109,20 @@ async def await_instruction(
     )
 
 
-def _who_serves(slot: EngineSlot, incarnation: int) -> tuple[HostLink, EngineInfo]:
+def _serving(slot: EngineSlot, incarnation: int) -> tuple[HostLink, EngineInfo]:
     if slot.link is None or slot.info is None or slot.incarnation != incarnation:
-        raise RecoveryFailedError(f"incarnation {incarnation} is not there any more")
+        raise RecoveryFailedError(f"incarnation {incarnation} has ended")
     return slot.link, slot.info
 
 
-async def _its_end(slot: EngineSlot) -> None:
-    """Let an end be told first, if that is why a call failed: it is the fault, and this its consequence."""
+async def _let_end_come_first(slot: EngineSlot) -> None:
+    """Wait for an end that may be why a call failed: the end is the fault, the failure its consequence."""
     with anyio.move_on_after(LAG_SECONDS):
         await slot.ended()
 
 
 class _Attempt:
-    """One recovery of one engine."""
+    """One attempt to have an engine recover."""
 
     def __init__(self, link: HostLink, incarnation: int, instruction: str, seconds: float) -> None:
         self._link = link
@@ -142,7 +133,7 @@ class _Attempt:
 
     async def accepted(self) -> bool:
         """Send the instruction; False when the engine refused it because there is nothing to recover from."""
-        ailed = await self._status() == "unhealthy"
+        was_unhealthy = await self._status() == "unhealthy"
         request = uuid4().hex
         self.waits_for = f"no acknowledgement of {self._instruction!r}"
         given = {"instruction": self._instruction, "params": {}, "request_id": request}
@@ -153,14 +144,14 @@ class _Attempt:
             )
         if answer.get("success"):
             return True
-        if ailed and await self._status() != "healthy":
+        if was_unhealthy and await self._status() != "healthy":
             raise RecoveryFailedError(
                 f"it refused {self._instruction!r}: {answer.get('reason') or 'no reason given'}"
             )
         return False
 
-    async def well(self) -> None:
-        """Wait until the engine says that it is healthy; one that has a new fault is not."""
+    async def recovered(self) -> None:
+        """Wait until the engine reports itself healthy; a new fault ends the wait."""
         self.waits_for = f"{self._instruction!r} was acknowledged, but the engine was not healthy"
         until = anyio.current_time() + LAG_SECONDS
         while (status := await self._status()) != "healthy":
@@ -171,7 +162,7 @@ class _Attempt:
             await anyio.sleep(POLL_SECONDS)
 
     async def _status(self) -> str:
-        """The worst of what its engines say."""
+        """Return the worst status among its engines."""
         report = await self._ask("get_status")
         said = {str(engine["status"]) for engine in report["engines"]}
         return next((each for each in ("dead", "unhealthy") if each in said), "healthy")

@@ -1,33 +1,35 @@
-"""What an engine child has across its incarnations, and what hosts' words mean for it."""
+"""The slot of an engine child: the state that it keeps across its incarnations."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs.limits import PATIENT
 
 if TYPE_CHECKING:
-    from rayvisor._core.protocol.links import HostEnd, HostLink
-    from rayvisor._core.protocol.wire import Died, EngineInfo, ProcessId
+    from rayvisor._core.protocol.links import HostLink
+    from rayvisor._core.protocol.wire import EngineInfo, ProcessId
+    from rayvisor._runtime.children.group_health import GroupHealth
     from rayvisor.faults import Exit
     from rayvisor.specs import StallLimits
 
-__all__ = ["EngineSlot", "ending_of_engine", "ending_of_host"]
+__all__ = ["EngineSlot", "host_lost"]
 
 
 class EngineSlot:
-    """One engine child: its host, and the incarnation that is there."""
+    """One engine child: its host and its current incarnation."""
 
     __slots__ = (
         "_settled",
         "child",
-        "doubts",
         "end",
         "epoch",
+        "group",
         "incarnation",
         "info",
         "last_heartbeat",
@@ -38,103 +40,94 @@ class EngineSlot:
         "scope",
         "silence_timeout",
         "starting",
-        "unhealthy",
+        "suspicions",
         "unresponsive",
     )
 
-    def __init__(self, child: str) -> None:
+    def __init__(self, child: str, group: GroupHealth) -> None:
         self.child = child
-        # How the incarnation before the present one ended.
+        # The health of the engines under the same supervisor, this one included.
+        self.group = group
+        # How the incarnation before the current one ended.
         self.predecessor: Exit | None = None
         self.epoch = 0
         self.incarnation = 0
         self.link: HostLink | None = None
         # The host's process, once the host has answered.
         self.process: ProcessId | None = None
-        # Ends what listens to the host.
+        # Cancels the tasks that listen to the host.
         self.scope: anyio.CancelScope | None = None
         self.info: EngineInfo | None = None
-        # How the present incarnation ended by itself, once it has.
-        self.end: Ending | None = None
+        # How the current incarnation ended by itself, once it has.
+        self.end: Termination | None = None
         self._settled = anyio.Event()
-        # When the host was heard last.
+        # When something arrived from the host last.
         self.last_heartbeat = -math.inf
-        # The host does not answer: it is not asked any more, only ended.
+        # The host does not answer: no more calls are sent to it, it is only ended.
         self.unresponsive = False
-        # Who doubts that the present incarnation lives, and why.
-        self.doubts: dict[str, tuple[Cause, ...]] = {}
-        # The engine has said that it has a fault, and not yet that it has none.
-        self.unhealthy = False
+        # Why the current incarnation may hang, by observer.
+        self.suspicions: dict[str, tuple[Cause, ...]] = {}
         self.limits = PATIENT
-        # Seconds that a host may be silent while its engine starts.
+        # Seconds for which a host may be silent while its engine starts.
         self.silence_timeout = math.inf
-        # Calls a start off.
+        # Cancels the start.
         self.starting: anyio.CancelScope | None = None
 
+    @property
+    def unhealthy(self) -> bool:
+        """Whether the engine has reported a fault, and not yet that it has recovered."""
+        return self.group.is_unhealthy(self.child)
+
+    @unhealthy.setter
+    def unhealthy(self, unhealthy: bool) -> None:
+        self.group.set(self.child, unhealthy=unhealthy)
+
+    @property
+    def others_unhealthy(self) -> bool:
+        """Whether another engine of its group has a fault."""
+        return self.group.others_unhealthy(self.child)
+
     def begin(self, incarnation: int, limits: StallLimits, silence_timeout: float) -> None:
-        """A new incarnation takes the seat."""
+        """Begin a new incarnation."""
         self.incarnation = incarnation
         self.limits, self.silence_timeout = limits, silence_timeout
         self.last_heartbeat = anyio.current_time()
-        self.doubts.clear()
+        self.suspicions.clear()
         self.unhealthy = False
         self.info = None
         self.end = None
         self._settled = anyio.Event()
 
-    def settle(self, ending: Ending) -> None:
-        """The present incarnation has ended; what is said first counts."""
+    def settle(self, termination: Termination) -> None:
+        """Record the end of the current incarnation; the first report counts."""
         if self.end is None:
-            self.end = ending
+            self.end = termination
             self._settled.set()
 
-    async def ended(self) -> Ending:
-        """Wait until the present incarnation has ended."""
+    async def ended(self) -> Termination:
+        """Wait until the current incarnation has ended."""
         settled = self._settled
         await settled.wait()
-        return Ending(causes=()) if self.end is None else self.end
+        return Termination(causes=()) if self.end is None else self.end
 
     def leave(self, link: HostLink) -> None:
-        """Let go of a host, if it is still the seat's."""
+        """Drop a host, if it is still the one of this slot."""
         if self.link is link:
             self.link = self.process = None
             self.unresponsive = False
             self.stop_listening()
 
     def stop_listening(self) -> None:
-        """Listen to the host no more."""
+        """Stop listening to the host."""
         if self.scope is not None:
             self.scope.cancel()
             self.scope = None
 
 
-def ending_of_engine(died: Died) -> Ending:
-    """What a host says of its engine's end."""
-    return Ending(
-        causes=tuple(Cause(*cause) for cause in died.causes),
-        source="engine",
-        traceback=died.traceback,
-        overdue=any(name == "StartTimeout" for name, _ in died.causes),
-        exit_code=died.exit_code,
-        signal=died.signal,
-        phase=died.phase,
-        log_file=died.log_file,
-    )
+def host_lost(end: Termination) -> Termination:
+    """Make the termination of an engine from the end of its host.
 
-
-def ending_of_host(end: HostEnd) -> Ending:
-    """What Ray says of a host's end."""
-    return Ending(
-        causes=end.causes,
-        source="ray",
-        traceback=end.traceback,
-        exit_code=end.exit_code,
-        signal=end.signal,
-        # A host that leaves by itself leaves its child behind: for the engine that is no intended end.
-        intended=False,
-        lost=not end.init_failed,
-        out_of_memory=end.out_of_memory,
-        preempted=end.preempted or end.node_died,
-        node=end.node,
-        log_file=end.log_file,
-    )
+    A host that exits on purpose leaves its engine behind: no intentional exit of the engine. A host
+    that has stayed unavailable for too long counts as lost.
+    """
+    return replace(end, source="ray", intended=False, unavailable=False, lost=not end.init_failed)

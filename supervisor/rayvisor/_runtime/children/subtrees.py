@@ -1,4 +1,4 @@
-"""Children that are supervisors whose spec a function makes anew at each of their starts."""
+"""Children that are supervisors whose spec a function returns at each of their starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
 from rayvisor.errors import SpecError
-from rayvisor.faults import Cause, Ending
+from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart, SupervisorSpec
 
 if TYPE_CHECKING:
@@ -23,36 +23,36 @@ __all__ = ["SubtreeBackend"]
 
 
 class SubtreeBackend:
-    """Has the specs of supervisors made.
+    """Calls the functions that return the specs of supervisors.
 
     Parameters
     ----------
     prepare
-        Opens what the children of a spec need.
+        Opens the backends that the children of a spec need.
     """
 
     def __init__(self, prepare: Callable[[SupervisorSpec], Awaitable[None]]) -> None:
         self._prepare = prepare
 
     async def open(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def create_incarnation(
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> SubtreeIncarnation:
-        """Make the carrier of an incarnation."""
+        """Create an incarnation; nothing is started by it."""
         del child, incarnation
         return SubtreeIncarnation(self._prepare, spec, predecessor)
 
     async def release(self, child: str) -> None:
-        """Nothing outlives an incarnation."""
+        """Do nothing: nothing outlives an incarnation."""
 
     async def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: nothing is left."""
 
 
 class SubtreeIncarnation:
-    """One start of a supervisor: the core keeps its children from then on."""
+    """One start of a supervisor; from then on the core supervises its children."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class SubtreeIncarnation:
         self._predecessor = predecessor
 
     async def start(self) -> SupervisorSpec:
-        """Call the function, and open what the children it names need."""
+        """Call the function, and open the backends of the children in its spec."""
         try:
             with anyio.fail_after(self._timeout):
                 spec = await self._make()
@@ -74,13 +74,13 @@ class SubtreeIncarnation:
         except IgnoreStart:
             raise StartIgnored from None
         except TimeoutError as error:
-            why = str(error) or f"no spec was made within start_timeout={self._timeout:g} s"
+            why = str(error) or f"no spec was returned within start_timeout={self._timeout:g} s"
             cause = Cause("StartTimeout", why)
-            raise StartRefusedError(Ending(causes=(cause,), overdue=True, phase="starting")) from None
+            raise StartRefusedError(Termination(causes=(cause,), overdue=True, phase="starting")) from None
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-            causes = tuple(Cause(*cause) for cause in plain_causes(error))
+            causes = plain_causes(error)
             text = "".join(traceback.format_exception(error))
-            raise StartRefusedError(Ending(causes=causes, traceback=text, phase="starting")) from None
+            raise StartRefusedError(Termination(causes=causes, traceback=text, phase="starting")) from None
         return spec
 
     async def _make(self) -> SupervisorSpec:
@@ -89,19 +89,19 @@ class SubtreeIncarnation:
         made: Any = start.function(*start.args, **keywords)
         spec = await made if inspect.isawaitable(made) else made
         if not isinstance(spec, SupervisorSpec):
-            raise SpecError("spec", spec, "is what the function returned; it must be a SupervisorSpec")
+            raise SpecError("spec", spec, "was returned by the function; it must be a SupervisorSpec")
         return spec
 
-    async def ended(self) -> Ending:
-        """It does not end by itself: it has ended when its children have, and the core says when."""
+    async def ended(self) -> Termination:
+        """Wait forever: a supervisor ends with its children, and the core decides when."""
         await anyio.sleep_forever()
         raise AssertionError
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:
-        """Nothing is left of a call that was called off."""
+        """Return True: nothing is left of a call that was cancelled."""
         del shutdown, reason
         return True
 
     async def clean(self) -> bool:
-        """Nothing is left of it."""
+        """Return True: nothing is left of it."""
         return True

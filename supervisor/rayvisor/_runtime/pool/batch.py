@@ -1,4 +1,4 @@
-"""Many requests at once, in order, waiting for room instead of failing."""
+"""Batches of requests, in order, which wait for room in the queue instead of failing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Params = Mapping[str, Any]
 def pairs(
     prompts: Iterable[Prompt], params: Params | Sequence[Params] | None
 ) -> list[tuple[Prompt, Params | None]]:
-    """Give each prompt its parameters.
+    """Return each prompt with its parameters.
 
     Raises
     ------
     InvalidRequestError
-        The two do not fit together.
+        Prompts and parameters do not fit together.
     """
     if isinstance(prompts, str):
         raise InvalidRequestError("prompts", prompts, "must be a list of prompts; for one, use generate")
@@ -44,7 +44,7 @@ async def run_batch(
     *,
     return_errors: bool,
 ) -> list[Completion | RequestError]:
-    """Send the requests as ``send`` lets them, and return their ends in order."""
+    """Send the requests as fast as ``send`` accepts them, and return their results in order."""
     results: list[Completion | RequestError | None] = [None] * len(requests)
     first: list[RequestError] = []
 

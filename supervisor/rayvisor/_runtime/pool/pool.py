@@ -76,24 +76,24 @@ class EnginePool:
         prompt
             Text, token ids, or chat messages.
         params
-            Fields of vLLM's ``SamplingParams``; what is not given has vLLM's default (``max_tokens`` 16,
+            Fields of vLLM's ``SamplingParams``; the others have vLLM's defaults (``max_tokens`` 16,
             ``temperature`` 1.0).
         timeout
-            Seconds until its last chunk must have come, the wait for an engine included.
+            Seconds until its last chunk must have arrived, the wait for an engine included.
         max_attempts
-            How many engines it may be given to.
+            How many engines may try it.
         on_divergence
-            What to do when it is generated again and comes out different; see
+            What to do if it is generated again and the result differs; see
             [`RequestLimits`][rayvisor.pool.RequestLimits].
         on_weights_changed
-            What to do when the weights change under it: ``"splice"``, ``"restart"`` or ``"fail"``; see there.
+            What to do if the weights change under it: ``"splice"``, ``"restart"`` or ``"fail"``; see there.
 
         Raises
         ------
         InvalidRequestError
             A value cannot work.
         QueueFullError
-            Too many requests wait already.
+            Too many requests are waiting already.
         NoEngineError
             No engine will come back.
         """
@@ -145,18 +145,18 @@ class EnginePool:
     ) -> list[Any]:
         """Send a batch, and return its completions in the order of the prompts.
 
-        Waits for room in the queue instead of failing, so a batch may be of any length.
+        It waits for room in the queue instead of failing, so a batch may have any length.
 
         Parameters
         ----------
         prompts
-            One request each.
+            One prompt for each request.
         params
-            For all of them, or a sequence with one mapping for each.
+            One mapping for all requests, or a sequence with one mapping for each.
         timeout, max_attempts, on_divergence, on_weights_changed
             As for ``generate``, for each request from the moment it is sent.
         return_errors
-            Put the error of a failed request in its place. If False, the first one is raised and the
+            Return the error of a failed request in its place. If False, the first error is raised and the
             other requests are aborted.
         """
 

@@ -18,29 +18,29 @@ __all__ = ["Generation", "Stream", "StreamOwner"]
 
 
 class StreamOwner(Protocol):
-    """What a stream needs of its pool."""
+    """The methods of a pool that a stream calls."""
 
     def check_loop(self, request: str) -> None:
         """Raise unless this is the pool's event loop."""
         ...
 
     def taken(self, request: str, index: int, tokens: int) -> None:
-        """The reader took tokens of a sample."""
+        """Record that the reader has taken tokens of a sample."""
         ...
 
     def abandon(self, request: str) -> None:
-        """Nobody reads the request any more."""
+        """Abort a request that is no longer read."""
         ...
 
     def usage(self, request: str) -> Usage:
-        """What an open request has used so far."""
+        """Return what an open request has used so far."""
         ...
 
 
 class Stream:
-    """What has been delivered of a request and not been read. The pool holds it, and so does the reader.
+    """The part of a request that has been delivered and not been read. Pool and reader both refer to it.
 
-    It never refers to the reader's `Generation`, so that one which nobody holds is noticed.
+    It never refers to the reader's `Generation`, so that the garbage collector finalizes one that is dropped.
     """
 
     def __init__(self, owner: StreamOwner, request: str) -> None:
@@ -51,54 +51,54 @@ class Stream:
         self._chunks: deque[GenerationChunk] = deque()
         self._error: RequestError | None = None
         self._usage: Usage | None = None
-        self._news: anyio.Event | None = None
+        self._arrived: anyio.Event | None = None
         self._reading = False
-        self._whole = False  # chunks are not wanted, only the completion
+        self._whole = False  # only the completion is wanted, no chunks
         self._left = False
 
     @property
     def usage(self) -> Usage:
-        """What the request has used, final once it has ended."""
+        """Tokens used by the request; final once it has ended."""
         return self._usage if self._usage is not None else self._owner.usage(self.request)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be delivered."""
+        """Whether everything has been delivered."""
         return self._usage is not None
 
     def push(self, chunk: GenerationChunk) -> None:
         """Deliver a chunk."""
         if self._whole:
-            self._took(chunk)
+            self._mark_taken(chunk)
             return
         self._chunks.append(chunk)
-        self._tell()
+        self._notify()
 
     def end(
         self, usage: Usage, *, completion: Completion | None = None, error: RequestError | None = None
     ) -> None:
         """Deliver the end: a completion or an error."""
         self._usage, self.completion, self._error = usage, completion, error
-        self._tell()
+        self._notify()
 
     def leave(self) -> None:
-        """Stop reading, for good."""
+        """Stop reading; the request is aborted if it has not ended."""
         self._left = True
         self._chunks.clear()
         if not self.ended:
             self._owner.abandon(self.request)
 
     def leave_from_anywhere(self) -> None:
-        """Do the same from a finalizer, which may run in any thread and in the midst of anything."""
+        """Do the same from a finalizer, which may run in any thread and at any time."""
         if self.ended:
             return
         try:
             self._loop.call_soon_threadsafe(self.leave)
-        except RuntimeError:  # the loop is closed, and everything that ran on it has ended
+        except RuntimeError:  # the loop is closed, and nothing runs on it any more
             self._left = True
 
     async def take(self) -> GenerationChunk:
-        """Return the next chunk; wait for it if need be. Safe to cancel: no chunk is lost by it."""
+        """Return the next chunk, waiting for it if necessary. A cancelled call loses no chunk."""
         self._begin()
         try:
             while not self._chunks:
@@ -109,19 +109,19 @@ class Stream:
             chunk = self._chunks.popleft()
         finally:
             self._reading = False
-        self._took(chunk)
+        self._mark_taken(chunk)
         return chunk
 
     async def whole(self) -> Completion:
-        """Wait for the end, letting chunks pass."""
+        """Wait for the end, discarding chunks, and return the completion."""
         if self.completion is not None and not self._reading:
-            self._chunks.clear()  # it has ended: whether its reader has left, or its pool, changes nothing
+            self._chunks.clear()  # also if the reader has left, or the pool has stopped
             return self.completion
         self._begin()
         try:
             self._whole = True
             while self._chunks:
-                self._took(self._chunks.popleft())
+                self._mark_taken(self._chunks.popleft())
             while not self.ended:
                 await self._wait()
             self._check_end()
@@ -134,9 +134,7 @@ class Stream:
     def _begin(self) -> None:
         self._owner.check_loop(self.request)
         if self._reading:
-            raise GenerationInUseError(
-                self.request, "is read by another task already; one stream has one reader"
-            )
+            raise GenerationInUseError(self.request, "is being read by another task; a stream has one reader")
         if self._left:
             raise GenerationClosedError(self.request)
         self._reading = True
@@ -148,15 +146,15 @@ class Stream:
             raise self._error
 
     async def _wait(self) -> None:
-        # Bounded by the request's deadline, which the pool keeps: it ends the stream.
-        self._news = anyio.Event()
-        await self._news.wait()
+        # Bounded by the deadline of the request, at which the pool ends the stream.
+        self._arrived = anyio.Event()
+        await self._arrived.wait()
 
-    def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set()
+    def _notify(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
 
-    def _took(self, chunk: GenerationChunk) -> None:
+    def _mark_taken(self, chunk: GenerationChunk) -> None:
         if chunk.token_ids and not self.ended:
             self._owner.taken(self.request, chunk.index, len(chunk.token_ids))
 
@@ -166,17 +164,17 @@ class Generation:
 
     ``async for`` reads it to its end. Leaving that loop early (``break``, an exception, cancellation) aborts
     the request in its engine, and so does ``aclose``, leaving the ``async with`` block, or dropping the last
-    reference. To read a while, do something else, and go on, use ``anext(generation)``.
+    reference. To read a few chunks and continue later, use ``anext(generation)``.
 
-    One task reads it at a time, on the pool's event loop. A chunk is never lost by cancelling ``anext``.
+    One task reads it at a time, on the pool's event loop. Cancelling ``anext`` loses no chunk.
 
     Examples
     --------
-    The whole of it at once::
+    Wait for the whole completion::
 
         completion = await pool.generate("Once", {"max_tokens": 8}).result()
 
-    The first chunk only::
+    Read the first chunk only::
 
         async with pool.generate("Once") as generation:
             first = await anext(generation)
@@ -190,26 +188,26 @@ class Generation:
 
     @property
     def request(self) -> str:
-        """Id of the request, as logs and errors have it."""
+        """Id of the request, as in logs and errors."""
         return self._stream.request
 
     @property
     def usage(self) -> Usage:
-        """Tokens used: so far while it runs, all of them afterwards."""
+        """Tokens used so far; final once the request has ended."""
         return self._stream.usage
 
     @property
     def completion(self) -> Completion | None:
-        """The whole of it, once it has finished; None before, and if it failed or was left."""
+        """The completion, once the request has finished; None before, and if it failed or was aborted."""
         return self._stream.completion
 
     async def result(self) -> Completion:
-        """Wait for its end and return the whole of it, including what was read from the stream before.
+        """Wait for the end and return the whole completion, including chunks that were read before.
 
         Raises
         ------
         RequestError
-            It failed.
+            The request failed.
         """
         return await self._stream.whole()
 
@@ -220,7 +218,7 @@ class Generation:
         return await self._stream.take()
 
     async def aclose(self) -> None:
-        """Stop reading: a request that has not ended is aborted in its engine."""
+        """Stop reading; a request that has not ended is aborted in its engine."""
         self._stream.leave()
 
     async def __aenter__(self) -> Self:
@@ -233,7 +231,7 @@ class Generation:
 
 
 class _Reading:
-    """One ``async for`` over a generation. It dies with its loop, which is how leaving is noticed."""
+    """One ``async for`` over a generation. It is finalized with its loop, and then stops the reading."""
 
     __slots__ = ("__weakref__", "_generation")
 

@@ -1,4 +1,4 @@
-"""The simulated engine's fault tolerance, seen from its host: what vLLM's client knows and does."""
+"""The host's side of the simulated engine's fault tolerance; it corresponds to vLLM's client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FaultTolerance"]
 
 
 class FaultTolerance:
-    """The last status that the core has pushed, and the instructions that wait for their answer.
+    """The last status that the core has pushed, and the instructions that await their answer.
 
     Parameters
     ----------
@@ -33,16 +33,22 @@ class FaultTolerance:
         self.status = EngineStatus("healthy")
 
     def report(self) -> dict[str, Any]:
-        """The status in vLLM's form; it names no engine where there is no fault tolerance."""
+        """Return the status in vLLM's form; it lists no engine if there is no fault tolerance."""
         engine: dict[str, Any] = {"id": 0, "status": self.status.status}
         if self.status.fault:
             engine["fault_info"] = self.status.fault
         return {"schema_version": 1, "total_engines": 1, "engines": [engine] if self._on else []}
 
     async def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Pass an instruction on, and wait for its answer."""
+        """Send an instruction to the core, and wait for its answer.
+
+        Raises
+        ------
+        EngineError
+            The engine has no fault tolerance, or has ended.
+        """
         if not self._on:
-            raise EngineError("the engine has no fault tolerance: it takes no instruction")
+            raise EngineError("the engine has no fault tolerance: it accepts no instruction")
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -52,18 +58,18 @@ class FaultTolerance:
         finally:
             del self._waiting[number]
 
-    def take(self, message: Mapping[str, Any]) -> None:
-        """Take note of what the core says."""
+    def handle_message(self, message: Mapping[str, Any]) -> None:
+        """Handle a message of the core."""
         if "status" in message:
             self.status = EngineStatus(*message["status"])
         if "acknowledged" in message:
-            number, said = message["acknowledged"]
+            number, result = message["acknowledged"]
             answer = self._waiting.get(number)
             if answer is not None and not answer.done():
-                answer.set_result(said)
+                answer.set_result(result)
 
     def end(self, error: EngineError) -> None:
-        """The engine has ended: nobody will answer any more."""
+        """Fail all pending instructions: the engine has ended."""
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(error)

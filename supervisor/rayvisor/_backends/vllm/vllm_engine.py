@@ -1,16 +1,14 @@
 """One incarnation of a vLLM engine, around ``vllm.v1.engine.async_llm.AsyncLLM``.
 
-vLLM's own view of its health is a flag in this process, set late or never: a stopped worker leaves it
-healthy, and a ``generate`` that waits when the engine is shut down waits for ever. So the processes are
-watched here, through pidfds, and every stream is ended from here.
+vLLM's own view of its health is a flag in this process, which is set late or never. A stopped worker leaves
+it healthy, and a ``generate`` that waits when the engine is shut down waits forever. So this module watches
+the processes through pidfds, and ends every stream itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +18,12 @@ from typing import Any, TypeVar
 import structlog
 
 from rayvisor._backends.host.engine import EngineError, EngineGoneError, EngineStatus, Report
+from rayvisor._backends.host.log_files import temporary_log
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.phases import phase_of
-from rayvisor._backends.host.post_mortem import describe_death, log_tail, read_log
-from rayvisor._backends.host.shutdown import Ending, up_or_ended
+from rayvisor._backends.host.post_mortem import describe_death, log_size, log_tail, read_log
+from rayvisor._backends.host.shutdown import EngineStop, check_none_left, stop_if_start_fails
+from rayvisor._backends.host.waiting import first_of
 from rayvisor._backends.process.engine_tree import ProcessTree, new_tag
 from rayvisor._backends.vllm import launch
 from rayvisor._backends.vllm.fault_tolerance import FaultTolerance
@@ -31,8 +31,9 @@ from rayvisor._backends.vllm.lease import Lease, engine_cores_from
 from rayvisor._backends.vllm.sockets import SocketFolder
 from rayvisor._backends.vllm.streams import Streams
 from rayvisor._backends.vllm.template import Template
-from rayvisor._core.protocol.causes import plain_causes
-from rayvisor._core.protocol.wire import Chunk, Died, EngineInfo, GenerateCommand, ProcessId
+from rayvisor._core.protocol.causes import Causes, plain_causes
+from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
+from rayvisor.faults import Termination
 
 __all__ = ["VllmEngine"]
 
@@ -41,14 +42,14 @@ log = structlog.get_logger("rayvisor.vllm")
 _T = TypeVar("_T")
 
 _SCAN_SECONDS = 0.1
-_WORD_SECONDS = 0.02
+_ERROR_SECONDS = 0.02
 _REPORT_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _CLEANUP_SECONDS = 5.0
 _FLAG_SECONDS = 0.25
 _RELEASE_SECONDS = 1.0
 
-OFFERS = (
+METHODS = (
     "add_lora",
     "collective_rpc",
     "finish_weight_update",
@@ -69,7 +70,7 @@ OFFERS = (
     "update_weights",
     "wake_up",
 )
-"""What an engine carries out beside requests, when it is asked to."""
+"""Methods of vLLM's engine, other than requests, that may be called."""
 
 
 class VllmEngine:
@@ -78,21 +79,21 @@ class VllmEngine:
     Parameters
     ----------
     incarnation
-        Which start this is.
+        Number of this start, from 1.
     arguments
         Fields of vLLM's ``AsyncEngineArgs``.
     log_file
-        Where the output of its processes goes; empty: a file in the temporary folder.
+        Its processes write their output to this file; by default a file in the temporary folder.
     """
 
     def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
         self._incarnation = incarnation
         self._arguments = dict(arguments)
-        self._log_file = log_file or _temporary_log()
-        self._since = 0
+        self._log_file = log_file or temporary_log("vllm")
+        self._log_position = 0
         self._tree = ProcessTree(new_tag())
         self._children: dict[int, BaseProcess] = {}
-        # One thread for as long as the engine lives: what ends a thread must not end its children.
+        # One thread for the whole incarnation: a child process may end with the thread that has started it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
         self._step: asyncio.Future[Any] | None = None
         self._redirection = launch.Redirection(self._log_file)
@@ -102,44 +103,45 @@ class VllmEngine:
         self._llm: Any = None
         self._streams: Streams | None = None
         self._faults: FaultTolerance | None = None
-        self._over = asyncio.Event()
-        self._ending = Ending(self._end)
-        self._died: asyncio.Future[Died] = asyncio.get_running_loop().create_future()
-        self._sentinel: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._shutdown = EngineStop(self._end)
+        self._death: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
+        self._death_watch: asyncio.Task[None] | None = None
 
-    def share(self) -> Callable[[], None]:
-        """Keep the template for engines that follow; see `Shares.share`."""
+    def acquire_shared(self) -> Callable[[], None]:
+        """Keep the template for later engines; see `SharesResources.acquire_shared`."""
         return Lease().close
 
-    # -- calls beside requests ------------------------------------------------------------------
+    # -- method calls ---------------------------------------------------------------------------
 
     async def ask(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a method of vLLM's engine; one of `OFFERS`, or of its fault tolerance."""
+        """Call a method of vLLM's engine; one of `METHODS`, or of its fault tolerance."""
         if self._faults is not None and method == "get_status":
             return await self._faults.report()
         if self._faults is not None and method == "handle_fault":
             answer = await self._faults.handle(args[0])
             if answer["success"]:
-                self._read_up_to_here()  # what it has recovered from is not why it ends later
+                self._mark_log_position()  # a fault that it has recovered from does not explain its death
             return answer
-        if method not in OFFERS:
-            raise EngineError(f"vLLM's engine is not asked for {method!r}; for one of {', '.join(OFFERS)}")
-        self._go_on()
-        asked = getattr(self._llm, method, None)
-        if asked is None:
-            raise EngineError(f"this version of vLLM has no {method!r}")
-        return await asked(*args, **kwargs)
+        if method not in METHODS:
+            raise EngineError(f"vLLM's engine has no method {method!r}; it has {', '.join(METHODS)}")
+        if self._llm is None or self._ended.is_set():
+            raise EngineGoneError("the engine does not run")
+        call = getattr(self._llm, method, None)
+        if call is None:
+            raise EngineError(f"this version of vLLM has no method {method!r}")
+        return await call(*args, **kwargs)
 
     async def status(self) -> EngineStatus:
-        """How it says it is; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
+        """Return the status that it reports; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         return EngineStatus("healthy") if self._faults is None else await self._faults.status()
 
     # -- starting -------------------------------------------------------------------------------
 
     async def start(self, report: Report) -> EngineInfo:
-        """Bring it up, in steps; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
+        """Start it, in steps; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         began = time.monotonic()
-        async with up_or_ended(self.stop, self._failed_start):
+        async with stop_if_start_fails(self.stop, self._describe_failed_start):
             launch.check_arguments(self._arguments)
             launch.prepare_environment(self._tree.tag)
             report("importing", "vllm")
@@ -152,22 +154,22 @@ class VllmEngine:
             self._llm = await self._in_thread(
                 lambda: self._construct(config), lambda text: report(*phase_of(text))
             )
-            await self._first_answer()
+            await self._await_first_response()
             self._streams = Streams(self._llm)
             self._faults = FaultTolerance(self._llm)
             info = self._info(version, began)
-        self._read_up_to_here()
-        self._sentinel = asyncio.create_task(self._await_end())
+        self._mark_log_position()
+        self._death_watch = asyncio.create_task(self._watch_for_death())
         report("ready", "")
         return info
 
-    def _read_up_to_here(self) -> None:
-        """What comes later in its log is news."""
-        self._since = os.path.getsize(self._log_file)  # noqa: PTH202 - a Path is no faster
+    def _mark_log_position(self) -> None:
+        """Ignore the present contents of its log when a death is explained later."""
+        self._log_position = log_size(self._log_file)
 
     async def _in_thread(self, step: Callable[[], _T], progress: Callable[[str], None]) -> _T:
-        """Carry out one blocking step, unless a process dies or the start is called off meanwhile."""
-        self._go_on()
+        """Run one blocking step, unless a process dies or the start is cancelled meanwhile."""
+        self._raise_if_stopping()
         future: asyncio.Future[_T] = asyncio.get_running_loop().run_in_executor(self._thread, step)
         self._step = future
         death = asyncio.create_task(self._tree.first_death())
@@ -177,11 +179,11 @@ class VllmEngine:
                 await asyncio.wait(
                     (future, death), timeout=_SCAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                self._go_on()
-                await self._look_around()
+                self._raise_if_stopping()
+                await self._discover_processes()
                 if self._tree.deaths and not future.done():
-                    # vLLM sees it too, and says more; but it is not waited for.
-                    await asyncio.wait((future,), timeout=_WORD_SECONDS)
+                    # vLLM notices it too, and its error is more specific, but may come late or never.
+                    await asyncio.wait((future,), timeout=_ERROR_SECONDS)
                     if not future.done():
                         raise EngineGoneError("a process of the engine ended while starting")
                 if time.monotonic() - reported >= _REPORT_SECONDS:
@@ -196,7 +198,7 @@ class VllmEngine:
 
     def _import(self) -> str:
         self._lease = Lease()
-        self._template = self._lease.begin(self._arguments, self._log_file)  # it imports at the same time
+        self._template = self._lease.template(self._arguments, self._log_file)  # it imports in parallel
         return launch.vllm_version()
 
     def _configure(self) -> Any:
@@ -205,17 +207,19 @@ class VllmEngine:
     def _construct(self, config: Any) -> Any:
         self._sockets.use()
         self._redirection.on()
-        forked = engine_cores_from(self._template, self._tree.tag, self._log_file, lambda: self._ending.asked)
+        forked = engine_cores_from(
+            self._template, self._tree.tag, self._log_file, lambda: self._shutdown.requested
+        )
         try:
             with forked:
                 llm = launch.construct(config, self._arguments)
         finally:
             self._redirection.off()
-        if self._ending.asked:
+        if self._shutdown.requested:
             llm.shutdown(timeout=0)
         return llm
 
-    async def _look_around(self) -> None:
+    async def _discover_processes(self) -> None:
         await self._tree.scan()
         for child in multiprocessing.active_children():
             if child.pid is not None:
@@ -223,17 +227,17 @@ class VllmEngine:
         if self._children and self._tree.alive():
             self._redirection.off()
 
-    async def _first_answer(self) -> None:
-        """Begin to read the engine's output, and see that it answers."""
-        # Without it a death before the first request would go unnoticed by vLLM's client.
-        self._llm._run_output_handler()  # noqa: SLF001
-        answer = asyncio.ensure_future(self._llm.get_supported_tasks())
-        await _first_of(answer, self._over.wait(), self._tree.first_death())
-        await self._look_around()
-        self._go_on()
-        if not answer.done() or self._tree.deaths:
+    async def _await_first_response(self) -> None:
+        """Begin to read the engine's output, and wait for its first response."""
+        # Without it, vLLM's client would not notice a death before the first request.
+        self._llm._run_output_handler()  # noqa: SLF001 - vLLM starts it with the first request only
+        response = asyncio.ensure_future(self._llm.get_supported_tasks())
+        await first_of(response, self._ended.wait(), self._tree.first_death())
+        await self._discover_processes()
+        self._raise_if_stopping()
+        if not response.done() or self._tree.deaths:
             raise EngineGoneError("the engine ended while starting")
-        answer.result()
+        response.result()
 
     def _info(self, version: str, began: float) -> EngineInfo:
         config = self._llm.vllm_config
@@ -249,62 +253,59 @@ class VllmEngine:
             recovery_timeout=self._faults.recovery_timeout if self._faults is not None else 0.0,
         )
 
-    def _go_on(self) -> None:
-        if self._ending.asked:
+    def _raise_if_stopping(self) -> None:
+        if self._shutdown.requested:
             raise EngineGoneError("the engine was stopped while starting")
 
-    async def _failed_start(self, error: Exception) -> Died:
-        if self._tree.deaths and not self._ending.asked:
+    async def _describe_failed_start(self, error: Exception) -> Termination:
+        if self._tree.deaths and not self._shutdown.requested:
             outer = plain_causes(error) if not isinstance(error, EngineGoneError) else ()
-            return await self._describe("starting", outer)
+            return await self._describe_death("starting", outer)
         text = await asyncio.to_thread(read_log, self._log_file)
         from_log, traceback = log_causes(text)
         number = None
-        if self._ending.asked:
+        if self._shutdown.requested:
             from_log = ()
-        elif killed := launch.killed_at_birth(error):
+        elif killed := launch.killed_during_start(error):
             cause, number = killed
             from_log = (cause,)
-        return Died(
-            self._incarnation,
-            launch.start_causes(error, from_log),
-            traceback,
-            None,
-            number,
-            "starting",
-            log_tail(self._log_file),
-            self._log_file,
+        return Termination(
+            causes=launch.start_causes(error, from_log),
+            traceback=traceback,
+            signal=number,
+            phase="starting",
+            log_file=self._log_file,
             permanent=launch.is_permanent(error),
         )
 
     # -- ending ---------------------------------------------------------------------------------
 
     async def stop(self, grace: float) -> None:
-        """End it with its whole process tree, proven; see `Engine.stop`."""
-        await self._ending(grace)
+        """End it with its whole process tree, and verify that; see `Engine.stop`."""
+        await self._shutdown(grace)
 
     async def _end(self) -> None:
-        self._over.set()
-        if self._sentinel is not None:
-            self._sentinel.cancel()
-            self._sentinel = None
+        self._ended.set()
+        if self._death_watch is not None:
+            self._death_watch.cancel()
+            self._death_watch = None
         self._tree.unwatch()
         self._end_streams("the engine was stopped")
         await self._tree.scan()
         cleanup = None
         if self._llm is not None:
             if self._llm.output_handler is not None:
-                self._llm.output_handler.cancel()  # it would call an end that was asked for a failure
-            cleanup = self._shut_down(self._llm)
-            await self._tree.all_gone(self._ending.kill_at)
+                self._llm.output_handler.cancel()  # it would report a requested shutdown as a failure
+            cleanup = self._begin_llm_shutdown(self._llm)
+            await self._tree.all_gone(self._shutdown.kill_at)
         left = await self._tree.end(_KILL_SECONDS, self._reap)
-        # The step that was under way, and vLLM's own cleaning up, end soon after the processes.
+        # The current step, and vLLM's own cleanup, end soon after the processes.
         rest = [each for each in (self._step, cleanup) if each is not None and not each.done()]
         if rest:
             _, pending = await asyncio.wait(rest, timeout=_CLEANUP_SECONDS)
             for each in pending:
                 log.warning("vllm.thread.left_over", incarnation=self._incarnation)
-                each.add_done_callback(self._end_late)
+                each.add_done_callback(self._kill_late_children)
             left = await self._tree.end(_KILL_SECONDS, self._reap)
         if self._llm is not None and cleanup is not None and cleanup.done():
             await self._release(self._llm)
@@ -315,11 +316,10 @@ class VllmEngine:
         self._tree.close()
         self._thread.shutdown(wait=False)
         self._llm = None
-        if left:
-            raise EngineError(f"outlived SIGKILL: {', '.join(f'{p.name} (pid {p.pid})' for p in left)}")
+        check_none_left(left)
 
-    def _shut_down(self, llm: Any) -> asyncio.Future[Any]:
-        timeout = max(0.0, self._ending.kill_at() - time.monotonic())
+    def _begin_llm_shutdown(self, llm: Any) -> asyncio.Future[Any]:
+        timeout = max(0.0, self._shutdown.kill_at() - time.monotonic())
         if not timeout:
             self._tree.kill()
         cleanup = asyncio.get_running_loop().run_in_executor(
@@ -329,46 +329,46 @@ class VllmEngine:
         return cleanup
 
     async def _release(self, llm: Any) -> None:
-        """Give back what vLLM leaves to the garbage collector: it would pile up from start to start."""
-        await asyncio.sleep(0)  # the sockets are closed by a callback that vLLM has left on this loop
+        """Free what vLLM leaves to the garbage collector; it would accumulate from start to start."""
+        await asyncio.sleep(0)  # vLLM has scheduled a callback on this loop that closes the sockets
         released = asyncio.get_running_loop().run_in_executor(self._thread, lambda: launch.release(llm))
         released.add_done_callback(_retrieve)
         await asyncio.wait((released,), timeout=_RELEASE_SECONDS)
 
-    def _end_late(self, step: asyncio.Future[Any]) -> None:
-        """Whatever an abandoned step has brought up is ended as soon as the step is over."""
+    def _kill_late_children(self, step: asyncio.Future[Any]) -> None:
+        """Kill the processes that an abandoned step has started, once the step is done."""
         _retrieve(step)
         for child in multiprocessing.active_children():
             if child.pid in self._children:
                 child.kill()
 
-    async def _await_end(self) -> None:
+    async def _watch_for_death(self) -> None:
         flag = asyncio.create_task(self._watch_flag())
         try:
-            await _first_of(flag, self._over.wait(), self._tree.first_death())
+            await first_of(flag, self._ended.wait(), self._tree.first_death())
         finally:
             flag.cancel()
-        if self._ending.asked:
+        if self._shutdown.requested:
             return
-        self._over.set()
+        self._ended.set()
         self._end_streams("the engine has died")
-        died = await self._describe("serving", ())
-        if not self._died.done():
-            self._died.set_result(died)
+        died = await self._describe_death("serving", ())
+        if not self._death.done():
+            self._death.set_result(died)
 
     def _end_streams(self, message: str) -> None:
         if self._streams is not None:
             self._streams.end(message)
 
     async def _watch_flag(self) -> None:
-        """Return when vLLM itself says that its engine is dead, be its processes alive or not."""
+        """Return when vLLM itself reports that its engine is dead, whether its processes are alive or not."""
         handler = self._llm.output_handler
         while not self._llm.errored:
             await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
 
-    async def _describe(self, phase: str, outer: tuple[tuple[str, str], ...]) -> Died:
+    async def _describe_death(self, phase: str, outer: Causes) -> Termination:
         return await describe_death(
-            self._incarnation, self._tree, self._log_file, phase, self._exit_code, self._since, outer
+            self._tree, self._log_file, phase, self._exit_code, self._log_position, outer
         )
 
     def _exit_code(self, pid: int) -> int | None:
@@ -377,38 +377,28 @@ class VllmEngine:
 
     def _reap(self) -> None:
         for child in self._children.values():
-            child.is_alive()  # waits, without blocking, for one that has ended
+            child.is_alive()  # reaps it if it has ended, without blocking
 
-    async def died(self) -> Died:
-        """Why it ended by itself."""
-        return await asyncio.shield(self._died)
+    async def died(self) -> Termination:
+        """Wait until it has died, and return the cause."""
+        return await asyncio.shield(self._death)
 
     def processes(self) -> tuple[ProcessId, ...]:
-        """EngineCore, the workers, and what else they have started."""
+        """Return EngineCore, the workers, and all other processes that they have started."""
         return self._tree.processes
 
     # -- requests -------------------------------------------------------------------------------
 
-    def generate(self, order: GenerateCommand) -> AsyncIterator[Chunk]:
-        """Tokens of one order; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
+    def generate(self, command: GenerateCommand) -> AsyncIterator[Chunk]:
+        """Return the tokens of one request; see [`Engine`][rayvisor._backends.host.engine.Engine]."""
         if self._streams is None:
             raise EngineGoneError("the engine does not run")
-        return self._streams.generate(order)
+        return self._streams.generate(command)
 
     async def abort(self, requests: Sequence[str]) -> None:
-        """End these requests: their ``generate`` ends without a finish reason."""
+        """Abort these requests; their ``generate`` ends without a finish reason."""
         if self._streams is not None:
             await self._streams.abort(requests)
-
-
-async def _first_of(*awaitables: Any) -> None:
-    """Wait until one of them is over; the others are cancelled."""
-    tasks = [asyncio.ensure_future(each) for each in awaitables]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
@@ -416,9 +406,3 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
         error = future.exception()
         if error is not None:
             log.warning("vllm.thread.failed", error=f"{type(error).__name__}: {error}")
-
-
-def _temporary_log() -> str:
-    descriptor, name = tempfile.mkstemp(prefix="rayvisor-vllm-", suffix=".log")
-    os.close(descriptor)
-    return name

@@ -1,4 +1,4 @@
-"""Going on from prompt and delivered tokens: tokens and text are those of the fault-free run."""
+"""Continuation from prompt and delivered tokens: tokens and text are those of a run without a fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 async def _carry_on_everywhere(
     served: Served, prompt: str, whole: Result, **params: Any
 ) -> list[tuple[tuple[int, ...], int, Result]]:
-    """Cut a run behind each of its chunks, and let the engine go on from there."""
+    """Cut a run after each of its chunks, and have the engine continue from there."""
     cuts = []
     for index in range(1, len(whole.chunks)):
         before = Result(whole.chunks[:index])
@@ -36,7 +36,7 @@ async def _carry_on_everywhere(
     [
         {},
         {"logit_bias": {"195": 3.0, "169": 3.0}},
-        # Bytes of é, € and a smile: the model splits, and misuses, them as it likes.
+        # Bytes of é, € and a smile, which the model splits and combines at random.
         {"allowed_token_ids": [0xC3, 0xA9, 0xE2, 0x82, 0xAC]},
         {"allowed_token_ids": [0xF0, 0x9F, 0x99, 0x82]},
         {"allowed_token_ids": [0xC3, 0xA9]},
@@ -61,13 +61,13 @@ async def test_the_cuts_of_these_tests_do_split_characters(served: Served) -> No
         order("Once upon a time", max_tokens=24, ignore_eos=True, allowed_token_ids=[0xC3, 0xA9])
     )
     assert "é" in whole.text
-    # What a naive continuation would do: the text of the parts, each decoded alone.
+    # A naive continuation would decode each part alone.
     parts = [bytes(chunk.token_ids).decode(errors="replace") for chunk in whole.chunks]
     assert "".join(parts) != whole.text
 
 
 async def test_a_penalty_counts_only_what_this_run_put_out_so_the_text_would_differ(served: Served) -> None:
-    # Few tokens to choose from: without them a penalty would have nothing to bite on.
+    # With few tokens to choose from, they repeat and the penalty has an effect.
     params: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "allowed_token_ids": [97, 98, 99, 100]}
     params |= {"frequency_penalty": 2.0, "presence_penalty": 2.0}
     whole = await served.run(order("Once upon a time", **params))
