@@ -30,6 +30,7 @@ __all__ = [
     "RULES",
     "Case",
     "Cause",
+    "Evidence",
     "Exit",
     "ExitKind",
     "Fault",
@@ -77,10 +78,10 @@ def root_of(causes: tuple[Cause, ...]) -> Cause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Evidence:
-    """The facts that a termination and the fault made of it have in common."""
+class Evidence:
+    """The facts about a failure, as its observer reports them; parameters as in [`Fault`][rayvisor.Fault]."""
 
-    causes: tuple[Cause, ...]
+    causes: tuple[Cause, ...] = ()
     source: str = "runtime"
     traceback: str = ""
     exit_code: int | None = None
@@ -94,9 +95,14 @@ class _Evidence:
         """The innermost cause: the first thing that a reader wants to know."""
         return root_of(self.causes)
 
+    def as_fault(self, *, child: str, incarnation: int, at: float, fault_class: FaultClass) -> Fault:
+        """Make the fault record of it, with all these facts."""
+        facts = {field.name: getattr(self, field.name) for field in fields(Evidence)}
+        return Fault(child=child, incarnation=incarnation, at=at, fault_class=fault_class, **facts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault(_Evidence):
+class Fault(Evidence):
     """One fault of one incarnation, plain data from end to end.
 
     Parameters
@@ -146,7 +152,7 @@ class Fault(_Evidence):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Termination(_Evidence):
+class Termination(Evidence):
     """The end of an incarnation, or the failure of its start, as its observer reports it.
 
     It is the only record of an end on the way from an engine's process to the supervisor. A layer that knows
@@ -188,11 +194,6 @@ class Termination(_Evidence):
     preempted: bool = False
     node_died: bool = False
     restarted_by_ray: bool = False
-
-    def as_fault(self, *, child: str, incarnation: int, at: float, fault_class: FaultClass) -> Fault:
-        """Make the fault record of it; every fact that both have is taken over."""
-        shared = {field.name: getattr(self, field.name) for field in fields(_Evidence)}
-        return Fault(child=child, incarnation=incarnation, at=at, fault_class=fault_class, **shared)
 
 
 _MEMORY = frozenset({"MemoryError", "OutOfMemoryError", "OOMKilled"})

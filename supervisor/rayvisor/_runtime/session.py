@@ -316,12 +316,12 @@ class Session:
         incarnation, incarnations = condition.incarnation, self.runtime.incarnations
         fault = incarnations.fault(child, incarnation) if again else None
         if fault is None:
-            fault = Fault(
-                child=child, incarnation=incarnation, at=time.monotonic(), source="engine",
+            fault = condition.evidence.as_fault(
+                child=child,
+                incarnation=incarnation,
+                at=time.monotonic(),
                 fault_class=FaultClass.RECOVERABLE,
-                causes=condition.causes,
-                traceback=condition.traceback, log_file=condition.log_file, phase="serving",
-            )  # fmt: skip
+            )
             incarnations.note_fault(fault)
         self.runtime.post(m.Reported(child, incarnation, "unhealthy", fault))
 

@@ -60,9 +60,11 @@ async def test_a_failed_step_is_told_with_its_exception_again_and_again_until_an
     await until(lambda: len(hosted.of(Condition)) >= 2)  # and a reminder
     told = hosted.of(Condition)[0]
     assert (told.incarnation, told.status) == (1, "unhealthy")
-    assert told.causes[0] == Cause("EngineUnhealthy", "the engine waits for an instruction: RuntimeError")
-    assert told.causes[-1] == Cause("RuntimeError", "a step was asked to fail")
-    assert 'raise RuntimeError("a step was asked to fail")' in told.traceback
+    assert told.evidence.causes[0] == Cause(
+        "EngineUnhealthy", "the engine waits for an instruction: RuntimeError"
+    )
+    assert told.evidence.root == Cause("RuntimeError", "a step was asked to fail")
+    assert 'raise RuntimeError("a step was asked to fail")' in told.evidence.traceback
     assert len(hosted.of(Lost)) == 3
     (engine,) = (await ask(hosted, "get_status"))["engines"]
     assert (engine["status"], engine["fault_info"]) == ("unhealthy", "RuntimeError")

@@ -215,6 +215,12 @@ def test_a_wrapper_that_is_the_cause_of_what_it_wraps_is_followed_once() -> None
     assert plain_causes(inner) == (Cause("ValueError", "bad"),)
 
 
+def test_wrappers_around_each_other_end_with_the_first_one() -> None:
+    first = RayTaskError(None)
+    first.cause = RayTaskError(first)
+    assert plain_causes(first) == (Cause("RayTaskError", "the worker's own words"),)
+
+
 def test_a_wrapper_without_its_exception_is_read_off_its_traceback() -> None:
     text = "Traceback (most recent call last):\n  File 'y'\nvllm.v1.EngineDeadError: gone\nfor good"
     assert plain_causes(RayTaskError(None, text)) == (Cause("EngineDeadError", "gone\nfor good"),)

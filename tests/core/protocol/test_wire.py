@@ -14,7 +14,7 @@ import pytest
 import rayvisor
 from rayvisor import faults, pool
 from rayvisor._core.protocol import last_words, links, wire
-from rayvisor.faults import Case, Cause, FaultClass, Termination
+from rayvisor.faults import Case, Cause, Evidence, FaultClass, Termination
 from tests.core.protocol.usage import Usage
 
 MODULES = (faults, wire, links, last_words)
@@ -90,15 +90,14 @@ def test_a_field_is_not_taken_for_read_when_only_another_record_s_field_of_that_
     }
 
 
-def test_every_fact_that_a_termination_and_a_fault_share_is_taken_over() -> None:
+@pytest.mark.parametrize("kind", [Evidence, Termination])
+def test_every_fact_of_the_evidence_is_in_the_fault(kind: type[Evidence]) -> None:
     facts: dict[str, Any] = {
         "causes": CAUSES, "source": "engine", "traceback": "Traceback", "exit_code": 1, "signal": 9,
         "node": "10.0.0.7", "log_file": "engine.log", "phase": "serving",
     }  # fmt: skip
-    shared = {field.name for field in dataclasses.fields(faults.Fault)}
-    assert set(facts) == shared & {field.name for field in dataclasses.fields(Termination)}
-    termination = Termination(**facts)
-    fault = termination.as_fault(child="llm/1", incarnation=2, at=3.0, fault_class=FaultClass.FATAL)
+    assert set(facts) == {field.name for field in dataclasses.fields(Evidence)}
+    fault = kind(**facts).as_fault(child="llm/1", incarnation=2, at=3.0, fault_class=FaultClass.FATAL)
     assert {name: getattr(fault, name) for name in facts} == facts
     assert (fault.child, fault.incarnation, fault.at, fault.fault_class) == ("llm/1", 2, 3.0, "FATAL")
 
@@ -118,7 +117,7 @@ def test_what_travels_arrives_as_it_was_sent() -> None:
     chunks = [wire.Chunk(f"r{number}", 1, (1, 2, 3), "abc") for number in range(64)]
     items: list[wire.HostItem] = [
         *chunks, wire.Refused("r", 1, CAUSES), wire.Lost("r", 1, "abort"), wire.Phase(1, "loading", "", 0.5),
-        wire.Terminated(1, termination), wire.Condition(1, "unhealthy", CAUSES, "Traceback", "/log"),
+        wire.Terminated(1, termination), wire.Condition(1, "unhealthy", Evidence(causes=CAUSES)),
         wire.Suspicion(1, CAUSES), wire.Worked(1),
     ]  # fmt: skip
     sent = pickle.dumps(items, pickle.HIGHEST_PROTOCOL)

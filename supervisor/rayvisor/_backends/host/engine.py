@@ -168,7 +168,7 @@ class Engine(Protocol):
         Raises
         ------
         RequestRefusedError
-            The order is wrong.
+            The command is wrong.
         RequestLostError
             The engine ended the request by itself.
         EngineGoneError

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rayvisor._backends.host.engine import Engine, EngineStatus
 from rayvisor._backends.host.liveness import LivenessMonitor
 from rayvisor._backends.host.log_reading import log_causes
 from rayvisor._backends.host.post_mortem import log_size, read_log
-from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
-from rayvisor.faults import Cause, Termination
+from rayvisor.faults import Cause, Evidence, Termination
 
 __all__ = ["ConditionWatch"]
 
+E = TypeVar("E", bound=Evidence)
 log = get_logger("rayvisor.host")
 
 POLL_SECONDS = 0.05
@@ -76,7 +76,7 @@ class ConditionWatch:
         while True:
             said = await self._engine.status()
             if said.status == "dead":
-                return self._died(said)
+                return self._evidence(Termination, "EngineDead", "the engine says that it is dead", said)
             if said.status == "unhealthy":
                 self._unhealthy(said)
             else:
@@ -98,24 +98,28 @@ class ConditionWatch:
     def _unhealthy(self, said: EngineStatus) -> None:
         now = time.monotonic()
         if self._told is None:
-            causes, traceback = self._causes("EngineUnhealthy", "the engine waits for an instruction", said)
-            log.warning("host.engine.unhealthy", incarnation=self._incarnation, cause=str(causes[-1]))
+            evidence = self._evidence(
+                Evidence, "EngineUnhealthy", "the engine waits for an instruction", said
+            )
+            log.warning("host.engine.unhealthy", incarnation=self._incarnation, cause=str(evidence.root))
             self._monitor.resting = True
-            self._told = Condition(self._incarnation, "unhealthy", causes, traceback, self._log_file)
+            self._told = Condition(self._incarnation, "unhealthy", evidence)
         elif now - self._told_at < REMIND_SECONDS:
             return
         self._told_at = now
         self._tell(self._told)
 
-    def _died(self, said: EngineStatus) -> Termination:
-        causes, traceback = self._causes("EngineDead", "the engine says that it is dead", said)
-        return Termination(causes=causes, traceback=traceback, phase="serving", log_file=self._log_file)
-
-    def _causes(self, name: str, message: str, said: EngineStatus) -> tuple[Causes, str]:
-        """Return the causes from the log: the engine itself reports only the exception's type name."""
+    def _evidence(self, kind: type[E], name: str, message: str, said: EngineStatus) -> E:
+        """Read the evidence from the log: the engine itself reports only the exception's type name."""
         since, self._since = self._since, log_size(self._log_file)
         written, traceback = log_causes(read_log(self._log_file, since))
         outer = Cause(name, f"{message}: {said.fault}" if said.fault else message)
         if not written and said.fault:
             written = (Cause(said.fault, ""),)
-        return (outer, *written), traceback
+        return kind(
+            causes=(outer, *written),
+            source="engine",
+            traceback=traceback,
+            phase="serving",
+            log_file=self._log_file,
+        )

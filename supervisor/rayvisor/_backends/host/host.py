@@ -1,4 +1,4 @@
-"""The host of one engine: takes orders, streams their results, and reports the end of the engine.
+"""The host of one engine: takes commands, streams their results, and reports the end of the engine.
 
 A host lives in an actor of its own and outlives its engines: an engine that has ended is followed by the
 next incarnation in the same host. It imports nothing heavy, so that it is up quickly and can report why an
@@ -6,7 +6,7 @@ engine did not come up.
 
 All its output leaves through **one** stream, a list of items at a time, see `ItemBatcher`.
 
-Three fences make late messages harmless. An order for another incarnation than the one that serves is
+Three fences make late messages harmless. A command for another incarnation than the one that serves is
 returned as lost. An attempt that is not newer than the current one is ignored. An engine of an older
 incarnation is never started once a newer one was requested or stopped.
 """
@@ -65,7 +65,7 @@ _IN_THE_WAY_SECONDS = 10.0
 
 
 class _Pump:
-    """One order in progress."""
+    """One command in progress."""
 
     __slots__ = ("attempt", "open", "task")
 
@@ -76,7 +76,7 @@ class _Pump:
 
 
 class EngineHost:
-    """Runs one engine after the other, and the orders of the current one.
+    """Runs one engine after the other, and the commands of the current one.
 
     Parameters
     ----------
@@ -284,26 +284,26 @@ class EngineHost:
         self._log.warning("host.engine.died", incarnation=incarnation, causes=causes)
         await self._discard(engine)
 
-    # -- orders ---------------------------------------------------------------------------------
+    # -- commands ---------------------------------------------------------------------------------
 
-    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Submit orders to the engine; their results leave through the stream."""
+    async def submit(self, incarnation: int, commands: Sequence[GenerateCommand]) -> None:
+        """Submit commands to the engine; their results leave through the stream."""
         engine = self._engine
         monitor = self._monitor
         if engine is None or monitor is None or not self._serving or incarnation != self._incarnation:
-            for order in orders:
+            for command in commands:
                 reason = f"incarnation {incarnation} does not serve here"
-                self._put(Lost(order.request, order.attempt, reason))
+                self._put(Lost(command.request, command.attempt, reason))
             return
-        for order in orders:
-            older = self._pumps.get(order.request)
+        for command in commands:
+            older = self._pumps.get(command.request)
             if older is not None:
-                if older.attempt >= order.attempt:
+                if older.attempt >= command.attempt:
                     continue
                 _cancel(older)
-            pump = self._pumps[order.request] = _Pump(order.attempt)
-            pump.task = asyncio.create_task(self._pump(engine, monitor, order, pump))
-            pump.task.add_done_callback(partial(self._pump_ended, order.request, pump))
+            pump = self._pumps[command.request] = _Pump(command.attempt)
+            pump.task = asyncio.create_task(self._pump(engine, monitor, command, pump))
+            pump.task.add_done_callback(partial(self._pump_ended, command.request, pump))
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End requests, given with their attempt; nothing more comes from them."""
@@ -344,10 +344,10 @@ class EngineHost:
         return answer
 
     async def _pump(
-        self, engine: Engine, monitor: LivenessMonitor, order: GenerateCommand, pump: _Pump
+        self, engine: Engine, monitor: LivenessMonitor, command: GenerateCommand, pump: _Pump
     ) -> None:
-        request, attempt = order.request, order.attempt
-        chunks = engine.generate(order)
+        request, attempt = command.request, command.attempt
+        chunks = engine.generate(command)
         try:
             while (chunk := await monitor.next_of(chunks)) is not None:
                 self._put(chunk)

@@ -1,6 +1,6 @@
 """Monitors a serving engine from inside its host.
 
-`StallWatch` decides; this module collects its observations. Work that counts is an order for whose next
+`StallWatch` decides; this module collects its observations. Work that counts is a command for whose next
 tokens the host waits: not one whose reader is slow, and not one that waits for the stream to leave.
 """
 
@@ -83,7 +83,7 @@ class LivenessMonitor:
         """Whether it was asked to pause its requests, or to sleep: as above."""
 
     async def next_of(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
-        """Wait for the next chunk of an order; None at its end. Tokens are a sign of life."""
+        """Wait for the next chunk of a command; None at its end. Tokens are a sign of life."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting += 1
@@ -160,8 +160,8 @@ class LivenessMonitor:
 
     async def _ask_for_one_token(self, number: int) -> None:
         """Send a probe along the path of all work. Its tokens never leave the host."""
-        order = GenerateCommand(f"probe-{self._incarnation}", number, (0,), _PROBE)
-        chunks = self._engine.generate(order)
+        command = GenerateCommand(f"probe-{self._incarnation}", number, (0,), _PROBE)
+        chunks = self._engine.generate(command)
         try:
             while await self.next_of(chunks) is not None:
                 pass

@@ -86,9 +86,9 @@ class LocalHost:
         """End the engine, see `HostLink.stop_engine`."""
         await self._call("stop_engine", self._host.stop_engine(incarnation, grace), grace + _ANSWER_SECONDS)
 
-    async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Submit orders to the engine."""
-        await self._call("submit", self._host.submit(incarnation, orders), _ANSWER_SECONDS)
+    async def submit(self, incarnation: int, commands: Sequence[GenerateCommand]) -> None:
+        """Submit commands to the engine."""
+        await self._call("submit", self._host.submit(incarnation, commands), _ANSWER_SECONDS)
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End requests in the engine."""

@@ -61,7 +61,8 @@ def plain_causes(error: BaseException) -> Causes:
         else:
             causes.append(Cause(type(link).__name__, shortened(_text(link))))
             link = _next(link)
-    return tuple(causes)
+    # Only wrappers around each other lead nowhere.
+    return tuple(causes) or (Cause(type(error).__name__, shortened(_text(error))),)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -108,7 +109,7 @@ def _next(link: BaseException) -> BaseException | None:
 
 def _wraps_task_error(error: BaseException) -> bool:
     return any(
-        kind.__name__ == "RayTaskError" and kind.__module__.partition(".")[0] == "ray"
+        kind.__name__ == "RayTaskError" and str(kind.__module__).partition(".")[0] == "ray"
         for kind in type(error).__mro__
     )
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rayvisor._core.protocol.causes import Causes
 from rayvisor._public import shown_as
-from rayvisor.faults import Termination
+from rayvisor.faults import Evidence, Termination
 
 __all__ = [
     "Chunk",
@@ -164,9 +164,7 @@ class Condition(NamedTuple):
     incarnation: int
     status: str
     """``"healthy"`` or ``"unhealthy"``; an engine that reports itself dead comes as ``Terminated``."""
-    causes: Causes = ()
-    traceback: str = ""
-    log_file: str = ""
+    evidence: Evidence = Evidence()
 
 
 class Suspicion(NamedTuple):

@@ -222,9 +222,9 @@ class EngineBackend:
 
     # --- the transport of the pools' schedulers ------------------------------------------------
 
-    async def submit(self, child: str, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
-        """Submit orders to an engine."""
-        await self._link_to(child, incarnation).submit(incarnation, list(orders))
+    async def submit(self, child: str, incarnation: int, commands: Sequence[GenerateCommand]) -> None:
+        """Submit commands to an engine."""
+        await self._link_to(child, incarnation).submit(incarnation, list(commands))
 
     async def abort(self, child: str, incarnation: int, attempts: Sequence[tuple[str, int]]) -> None:
         """End attempts in an engine."""
