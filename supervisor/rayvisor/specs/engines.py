@@ -25,7 +25,7 @@ from rayvisor.strategies import RestartStrategy
 __all__ = ["SETTLED", "WEIGHTS_CHANGED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
 
 WEIGHTS_CHANGED = ("splice", "restart", "fail")
-"""What can be done with a request whose weights change under it."""
+"""Ways to handle a request whose weights change under it."""
 SETTLED = ("size", "standby", "strategy", "max_concurrent_starts")
 """Arguments of a pool that a group sets itself."""
 

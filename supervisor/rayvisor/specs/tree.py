@@ -128,7 +128,7 @@ class StartSpec(Protocol):
     def kind(self) -> str:
         """Which backend carries it: ``"actor"``, ``"adopt"``, ``"engine"``, ``"coroutine"``.
 
-        ``"supervisor"`` is a supervisor whose spec is made anew at each of its starts.
+        ``"supervisor"`` is a supervisor whose spec is made at each of its starts.
         """
 
 

@@ -13,7 +13,7 @@ from rayvisor.specs.engines import WEIGHTS_CHANGED
 __all__ = ["Counts", "RequestLimits", "check_bounds"]
 
 DIVERGENCE = ("splice", "fail")
-"""What can be done with a request that is generated again and comes out different."""
+"""Ways to handle a request that differs when it is generated again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

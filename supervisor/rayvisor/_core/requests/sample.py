@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What is new in a chunk of an engine.
+    """The new part of an engine's chunk.
 
     Parameters
     ----------
