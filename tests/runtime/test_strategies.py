@@ -66,7 +66,8 @@ async def test_a_strategy_that_raises_is_told_with_its_traceback_and_the_child_c
 
 
 class Sleeps:
-    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002
+    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
+        del siblings
         time.sleep(3.0)  # long enough to be noticed
         return [start(failure.child)]
 

@@ -344,7 +344,7 @@ class Player:
         for index, call in self.gated:
             if call["op"] == "crash":
                 self.gated_results[index] = self._crash(call["path"], call["reason"])
-                while self.gated_results[index] == "ok" and self.world.alive(call["path"]):  # noqa: ASYNC110
+                while self.gated_results[index] == "ok" and self.world.alive(call["path"]):  # noqa: ASYNC110 - no event
                     await anyio.sleep(0.001)
         self.gated = [(index, call) for index, call in self.gated if call["op"] != "crash"]
 

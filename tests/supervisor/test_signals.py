@@ -45,7 +45,7 @@ class Driver:
             text=True,
             start_new_session=True,
             # The terminal becomes the controlling one of the program's new session.
-            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,  # noqa: PLW1509
+            preexec_fn=_take_terminal if terminal else None,  # noqa: PLW1509 - one system call
         )
         if terminal:
             os.close(slave)
@@ -143,6 +143,10 @@ class Driver:
                 pipe.close()
         if self.terminal >= 0:
             os.close(self.terminal)
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _family(pid: int) -> list[psutil.Process]:

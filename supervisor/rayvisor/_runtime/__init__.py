@@ -1,1 +1,1 @@
-"""The runtime: carries the core's effects out and feeds their results back as events."""
+"""The runtime: it carries out the effects of the core, and returns their results as events."""

@@ -1,4 +1,4 @@
-"""Where children run: a Ray cluster, connected to when the first child needs it, or this process."""
+"""The place where children run: a Ray cluster, connected to at the first use, or this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting, watching and ending incarnations.
+"""Starts, watches and ends incarnations.
 
 Each effect of the core runs as an owned task with a timeout; whatever its outcome, an event reports it.
 """
@@ -175,8 +175,8 @@ class IncarnationManager:
                 run.settled.set()
                 if isinstance(up, m.Prepared):
                     return  # a supervisor ends with its children; the core decides that
-                ending = await self._await_end(run)
-                exit_ = self._exit(record, incarnation, ending, starting=False)
+                termination = await self._await_end(run)
+                exit_ = self._exit(record, incarnation, termination, starting=False)
                 self._post(m.Exited(child, incarnation, exit_, gone=False))
         finally:
             run.settled.set()
@@ -222,26 +222,28 @@ class IncarnationManager:
         why = f"not up within start_timeout={timeout:g} s, and it did not give up by itself"
         self._failed(record, run, effect, Termination(causes=(Cause("StartTimeout", why),), overdue=True))
 
-    def _failed(self, record: ChildRecord, run: Run, effect: m.Start, ending: Termination) -> None:
+    def _failed(self, record: ChildRecord, run: Run, effect: m.Start, termination: Termination) -> None:
         if run.settled.is_set():
             return  # it has been given up before
         run.settled.set()
-        exit_ = self._exit(record, effect.incarnation, ending, starting=True)
+        exit_ = self._exit(record, effect.incarnation, termination, starting=True)
         self._post(m.StartFailed(effect.child, effect.incarnation, exit_, gone=False))
 
     # --- faults ---------------------------------------------------------------------------------
 
-    def _exit(self, record: ChildRecord, incarnation: int, ending: Termination, *, starting: bool) -> Exit:
+    def _exit(
+        self, record: ChildRecord, incarnation: int, termination: Termination, *, starting: bool
+    ) -> Exit:
         """Turn a backend's report of an end into a fault record, and report the fault."""
-        fault_class = classify(ending, starting=starting, served=starting and self._has_served(record))
-        phase = ending.phase or ("starting" if starting else "serving")
-        fault = replace(ending, phase=phase).as_fault(
+        fault_class = classify(termination, starting=starting, served=starting and self._has_served(record))
+        phase = termination.phase or ("starting" if starting else "serving")
+        fault = replace(termination, phase=phase).as_fault(
             child=record.child, incarnation=incarnation, at=time.monotonic(), fault_class=fault_class
         )
-        if not ending.intended:
+        if not termination.intended:
             record.faults[incarnation] = fault
             self._reporter.fault(fault)
-        return crashed(fault)._replace(restarted_by_ray=ending.restarted_by_ray)
+        return crashed(fault)._replace(restarted_by_ray=termination.restarted_by_ray)
 
     def note_fault(self, fault: Fault) -> None:
         """Record and report a fault that a live incarnation has reported of itself."""
@@ -263,11 +265,11 @@ class IncarnationManager:
 
     # --- ends -----------------------------------------------------------------------------------
 
-    def condemn(self, child: str, incarnation: int, ending: Termination) -> None:
+    def condemn(self, child: str, incarnation: int, termination: Termination) -> None:
         """Have an incarnation that runs, but cannot be used, ended as if it had failed."""
         record = self._records.get(child)
         if record is not None and incarnation in record.runs:
-            exit_ = self._exit(record, incarnation, ending, starting=False)
+            exit_ = self._exit(record, incarnation, termination, starting=False)
             self._post(m.Exited(child, incarnation, exit_, gone=False))
 
     def stop(self, effect: m.Stop) -> None:
@@ -354,9 +356,9 @@ class IncarnationManager:
                 self._reporter.not_recovered(effect, str(error))
                 fault = self.fault(effect.child, effect.incarnation)
             else:
-                ending = _termination_of(error, overdue=isinstance(error, TimeoutError))
+                termination = _termination_of(error, overdue=isinstance(error, TimeoutError))
                 fault = self._exit(
-                    self._record(effect.child), effect.incarnation, ending, starting=False
+                    self._record(effect.child), effect.incarnation, termination, starting=False
                 ).fault
         self._post(m.Acted(effect.child, effect.incarnation, ok, fault))
 

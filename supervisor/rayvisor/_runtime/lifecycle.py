@@ -1,8 +1,7 @@
 """Lifecycle callbacks: hooks that run when a child enters or leaves a state. The only user of transitions.
 
-The core decides with a chart's table; the runtime then fires the same event here, and hooks run. One
-machine serves every child that follows the chart: a child is any object with a ``state`` slot, and it
-costs nothing more.
+The core decides with a chart's table; the runtime then fires the same event here, and hooks run. One machine
+serves every child that follows the chart: a child is any object with a ``state`` slot, at no further cost.
 
     >>> from statecharts.lifecycles import ACTOR
     >>> class Child:
@@ -33,22 +32,22 @@ from statecharts import Chart, ChartError, Configuration, Table, compile_chart
 __all__ = ["Change", "Hook", "HookFailure", "LifecycleMachine", "Stateful"]
 
 log = get_logger(__name__)
-# It logs four lines a step at INFO; each step is told once, by the runtime.
+# It logs four lines for each transition at INFO; the runtime logs each transition once.
 logging.getLogger("transitions").setLevel(logging.WARNING)
 
 
 class Stateful(Protocol):
-    """Anything that is somewhere in a chart. It begins in ``table.initial``."""
+    """Any object with a state in a chart. It begins in ``table.initial``."""
 
     state: Configuration
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of one child, as its hooks see it."""
+    """One transition of one child, as its hooks get it."""
 
     model: Any
-    """The child: the object that was given to `fire`."""
+    """The child: the object that was passed to `fire`."""
     event: str
     before: Configuration
     after: Configuration
@@ -56,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class HookFailure:
-    """A hook that raised. The transition went on without it."""
+    """A hook that raised. The transition was completed all the same."""
 
     change: Change
     moment: Literal["enter", "exit"]
@@ -68,15 +67,15 @@ class HookFailure:
 
 
 Hook = Callable[[Change], object]
-"""A user's callback. In an exit hook the child is still where it was, in an enter hook it has moved."""
+"""A user's callback. In an exit hook the child is still in its old state, in an enter hook in the new one."""
 
 
 class LifecycleMachine:
     """One ``transitions.Machine`` for everything that follows a chart.
 
     Hooks run when the leaf changes: those of the leaf that is left, then of the state around it if
-    that is left, too, then those of the state and of the leaf that are entered. A step that only
-    changes flags, or comes back to the same leaf, runs none.
+    that is left, too, then those of the state and of the leaf that are entered. A transition that only
+    changes flags, or returns to the same leaf, runs none.
 
     Parameters
     ----------
@@ -88,10 +87,10 @@ class LifecycleMachine:
 
     def __init__(self, chart: Chart, report: Callable[[HookFailure], object] | None = None) -> None:
         self.table: Final[Table] = compile_chart(chart)
-        """The chart's table: what `fire` agrees with, event by event."""
+        """The chart's table, which `fire` follows event by event."""
         self._report = report
         self._hooks: dict[tuple[str, str], list[Hook]] = {}
-        self._environment = {leaf.name for leaf in chart.leaves} | {state.name for state in chart.states}
+        self._names = {leaf.name for leaf in chart.leaves} | {state.name for state in chart.states}
         self._firing: list[object] = []
         self._machine = self._build()
 
@@ -126,26 +125,26 @@ class LifecycleMachine:
         Returns
         -------
         Configuration | None
-            Where the child is now; None if the event has no meaning where it is, and nothing has
-            happened: what `Table.step` says of it.
+            The child's new configuration; None if the event has no meaning in its present one, as
+            `Table.step` returns it.
 
         Raises
         ------
         ChartError
-            When the chart has no such event.
+            If the chart has no such event.
         RuntimeError
-            When a hook fires an event on the child whose step it is part of.
+            If a hook fires an event on the child in whose transition it runs.
         """
         known = self._machine.events.get(event)
         if known is None:
             name, events = self.table.chart.name, ", ".join(self.table.events)
             raise ChartError(name, f"event {event!r}", "is not in the chart", f"its events are {events}")
-        # Asked beforehand: the machine would answer with an exception, or with a warning of its own.
+        # Checked before: the machine would raise an exception, or log a warning.
         if _key(model.state) not in known.transitions:
             return None
         if any(model is busy for busy in self._firing):
             raise RuntimeError(
-                f"event {event!r} was fired by a hook of {model!r} in the middle of another step of it; "
+                f"event {event!r} was fired by a hook of {model!r} within another transition of it; "
                 "send it through the supervisor instead"
             )
         self._firing.append(model)
@@ -156,15 +155,15 @@ class LifecycleMachine:
         return model.state
 
     def _add(self, moment: Literal["enter", "exit"], place: str, hook: Hook) -> None:
-        if place not in self._environment:
-            name, known = self.table.chart.name, ", ".join(sorted(self._environment))
+        if place not in self._names:
+            name, known = self.table.chart.name, ", ".join(sorted(self._names))
             raise ChartError(
                 name, f"hook for {place!r}", "there is no such state or leaf", f"use one of {known}"
             )
         if inspect.iscoroutinefunction(hook):
-            # Nothing would await it: a step takes no time, and may not be interrupted half-way.
+            # Nothing would await it: a transition takes no time, and cannot be interrupted.
             raise TypeError(
-                f"hook {_name(hook)!r} for {place!r} is a coroutine function; hooks run inside a step: "
+                f"hook {_name(hook)!r} for {place!r} is a coroutine function; hooks run within a transition: "
                 "make it a plain function"
             )
         self._hooks.setdefault((moment, place), []).append(hook)
@@ -189,7 +188,7 @@ class LifecycleMachine:
         for hook in tuple(self._hooks.get((moment, place), ())):
             try:
                 hook(change)
-            except Exception as error:  # noqa: BLE001 - whatever a user's hook raises, the step goes on
+            except Exception as error:  # noqa: BLE001 - whatever a user's hook raises, the transition is completed
                 self._failed(HookFailure(change, moment, place, _name(hook), error))
 
     def _failed(self, failure: HookFailure) -> None:
@@ -206,15 +205,15 @@ class LifecycleMachine:
             return
         try:
             self._report(failure)
-        except Exception:  # as above: who is told of a failure may not add to it
+        except Exception:  # as above: a report that fails must not fail the transition either
             log.exception("machine.report.failed", **where)
 
 
 def _key(configuration: Configuration) -> Any:
-    """Let a configuration stand where transitions is typed for a name.
+    """Pass a configuration where transitions is typed for a name.
 
-    It is a state of the machine by its object: then the slot of a child holds what the core works
-    with, and nothing has to be looked up between the two.
+    A state of the machine is the configuration object itself: the slot of a child then holds the object that
+    the core works with, and nothing has to be looked up between the two.
     """
     return configuration
 

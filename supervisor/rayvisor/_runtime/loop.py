@@ -167,7 +167,7 @@ class Runtime:
         return answer.value
 
     def kill(self) -> None:
-        """End everything at once, without waiting for shutdown times."""
+        """End everything immediately, without waiting for shutdown times."""
         self.incarnations.kill_all()
         self.post(m.Exited("", 0, KILLED))
 

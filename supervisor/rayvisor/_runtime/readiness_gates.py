@@ -119,7 +119,7 @@ class ReadinessGates:
                         of=TRIES,
                         why=f"{type(error).__name__}: {error}",
                     )
-                    ending = _ending(error)
+                    termination = _termination_of(error)
                 else:
                     log.info("gate.passed", child=child, incarnation=incarnation)
                     if is_whole(version):
@@ -129,10 +129,10 @@ class ReadinessGates:
                 if attempt + 1 < TRIES:
                     await anyio.sleep(RETRY_SECONDS * 2**attempt)
                 else:
-                    self._incarnations.condemn(child, incarnation, ending)
+                    self._incarnations.condemn(child, incarnation, termination)
 
 
-def _ending(error: Exception) -> Termination:
+def _termination_of(error: Exception) -> Termination:
     return Termination(
         causes=(
             Cause("GateClosed", f"the gate was tried {TRIES} times"),

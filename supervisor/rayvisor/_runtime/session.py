@@ -143,7 +143,7 @@ class Session:
 
     @property
     def ended(self) -> m.TreeEnded | None:
-        """How the tree ended, if it has."""
+        """The end of the tree, once it has ended."""
         return None if self._runtime is None else self._runtime.ended
 
     @property
@@ -165,7 +165,7 @@ class Session:
         self.halt()
 
     def kill(self) -> None:
-        """End everything at once."""
+        """End everything immediately."""
         self.halt()
         if self._runtime is not None:
             self._runtime.kill()

@@ -120,7 +120,7 @@ class ActorBackend:
         """Record which children get no new work, and let go of those that are removed."""
         if isinstance(effect, m.Removed):
             for path in list(self._adoptions.below(effect.child)):
-                self._adoptions.pop(path).let_go()  # Ray keeps an actor as long as somebody has its handle
+                self._adoptions.pop(path).let_go()  # Ray keeps an actor as long as a handle of it exists
         elif isinstance(effect, m.Changed) and effect.chart == "actor":
             if effect.after.leaf in {"SUSPECT", "REQUESTED"}:
                 self._withheld[effect.child] = _WITHHELD[effect.after.leaf]
@@ -226,11 +226,11 @@ class ActorIncarnation:
         """Wait until it has ended."""
         actor: Any = self._actor
         subject = (self._child, self._incarnation)
-        ending = await ActorHealthMonitor(
+        termination = await ActorHealthMonitor(
             subject, actor, self._start.hooks, self._backend.reports
         ).until_it_ends()
         self._left()
-        return ending
+        return termination
 
     async def act(self, action: str) -> None:
         """Call the user's recovery method; it has failed if it raises."""

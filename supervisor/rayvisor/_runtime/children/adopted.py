@@ -86,11 +86,13 @@ class AdoptedIncarnation:
     async def ended(self) -> Termination:
         """Wait until this incarnation has ended."""
         actor: Any = self._actor
-        ending = await ActorHealthMonitor(
+        termination = await ActorHealthMonitor(
             self._subject, actor, self._hooks, self._backend.reports
         ).until_it_ends()
         self._left()
-        return ending if ending.restarted_by_ray or self._adoption.renewable(actor) else self._lost(ending)
+        if termination.restarted_by_ray or self._adoption.renewable(actor):
+            return termination
+        return self._lost(termination)
 
     async def act(self, action: str) -> None:
         """Call the user's recovery method; it has failed if it raises."""
@@ -127,12 +129,12 @@ class AdoptedIncarnation:
         log.warning("actor.kept", child=self._subject[0], why="it cannot be recreated")
         return False
 
-    def _lost(self, ending: Termination) -> Termination:
+    def _lost(self, termination: Termination) -> Termination:
         """Mark the end as final if the actor cannot be recreated."""
-        if self._adoption.replaceable or ending.intended:
-            return ending
+        if self._adoption.replaceable or termination.intended:
+            return termination
         why = "it was adopted without make= and without a name, and Ray does not restart it"
-        return replace(ending, causes=(Cause(CANNOT, why), *ending.causes), permanent=True)
+        return replace(termination, causes=(Cause(CANNOT, why), *termination.causes), permanent=True)
 
     def _left(self) -> None:
         if self._actor is not None:

@@ -69,7 +69,7 @@ class CoroutineIncarnation:
         self._over = anyio.Event()
         self._started = False
         self._reported_up = False
-        self._ending = Termination(causes=())
+        self._termination = Termination(causes=())
 
     async def start(self) -> None:
         """Start the task; it is up immediately, or when it calls ``task_status.started()``."""
@@ -89,10 +89,10 @@ class CoroutineIncarnation:
         if not self._over.is_set():
             why = f"task_status.started() was not called within start_timeout={self._timeout:g} s"
             raise StartRefusedError(Termination(causes=(Cause("StartTimeout", why),), overdue=True))
-        if self._ending.intended:
+        if self._termination.intended:
             why = "the coroutine returned without calling task_status.started()"
             raise StartRefusedError(Termination(causes=(Cause("NeverStarted", why),)))
-        raise StartRefusedError(self._ending)
+        raise StartRefusedError(self._termination)
 
     def _report_up(self) -> None:
         self._reported_up = True
@@ -103,17 +103,17 @@ class CoroutineIncarnation:
         try:
             with self._scope:
                 await self._start.function(*self._start.args, **keywords)
-            self._ending = Termination(
+            self._termination = Termination(
                 causes=(Cause("Returned", "the coroutine has returned"),), intended=True
             )
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
             self._ignored = isinstance(error, IgnoreStart) and not self._reported_up
-            self._ending = _crash(error)
+            self._termination = _crash(error)
             if self._stop_requested:
-                log.warning("stop.raised", child=self._name, why=str(self._ending.causes[0]))
+                log.warning("stop.raised", child=self._name, why=str(self._termination.causes[0]))
         except anyio.get_cancelled_exc_class():
             # Not by its own scope, which catches that. Raised further it would end the whole group.
-            self._ending = Termination(
+            self._termination = Termination(
                 causes=(Cause("Cancelled", "the coroutine was cancelled by other code"),)
             )
         finally:
@@ -123,7 +123,7 @@ class CoroutineIncarnation:
     async def ended(self) -> Termination:
         """Wait until the function has returned or raised."""
         await self._over.wait()
-        return self._ending
+        return self._termination
 
     async def stop(self, shutdown: Shutdown, reason: str) -> bool:  # noqa: ARG002 - a task does not learn the reason
         """Cancel the task, wait, then cancel it despite its shields: there is no stronger kill."""

@@ -1,4 +1,4 @@
-"""What the runtime needs of a backend: it creates incarnations of children.
+"""The protocols of backends, which create the incarnations of children.
 
 The runtime knows no backend, only these protocols: it starts an incarnation, waits for its end, stops it, and
 asks for the proof that nothing of it is left. Each call may be cancelled, and is if it takes too long.

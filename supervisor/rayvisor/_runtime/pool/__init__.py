@@ -1,1 +1,1 @@
-"""What the asyncio side of a pool is made of: streams to readers, orders to engines."""
+"""Engine pools on an event loop: streams to readers, commands to engines."""

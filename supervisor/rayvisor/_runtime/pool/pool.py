@@ -64,7 +64,7 @@ class EnginePool:
         on_divergence: Literal["splice", "fail"] | None = None,
         on_weights_changed: OnWeightsChanged | None = None,
     ) -> Generation:
-        """Send a request, and return its stream at once.
+        """Send a request, and return its stream immediately.
 
         Parameters
         ----------

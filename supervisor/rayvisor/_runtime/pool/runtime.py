@@ -119,7 +119,7 @@ class PoolRuntime:
         on_divergence: Literal["splice", "fail"] | None,
         on_weights_changed: OnWeightsChanged | None,
     ) -> Generation:
-        """Send a request, and return its stream at once; see `EnginePool.generate`."""
+        """Send a request, and return its stream immediately; see `EnginePool.generate`."""
         self._check_running()
         self.check_loop(self.name)
         stream = Stream(self, f"{self.name}-{next(self._numbers)}")

@@ -212,7 +212,7 @@ class Generation:
         return await self._stream.whole()
 
     def __aiter__(self) -> _Reading:
-        return _Reading(self)
+        return _Reading(self, self._stream)
 
     async def __anext__(self) -> GenerationChunk:
         return await self._stream.take()
@@ -235,9 +235,9 @@ class _Reading:
 
     __slots__ = ("__weakref__", "_generation")
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, stream: Stream) -> None:
         self._generation = generation
-        weakref.finalize(self, generation._stream.leave_from_anywhere).atexit = False  # noqa: SLF001
+        weakref.finalize(self, stream.leave_from_anywhere).atexit = False
 
     def __aiter__(self) -> Self:
         return self
