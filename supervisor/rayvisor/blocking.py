@@ -338,7 +338,7 @@ class BlockingSupervisor:
         )
 
     def stop(self) -> None:
-        """End the tree in order, from any thread, and return at once; the next call in the block raises.
+        """End the tree in order, from any thread, and return immediately; the next call in the block raises.
 
         The block itself goes on to its end: nothing can cancel blocking code from outside.
         """

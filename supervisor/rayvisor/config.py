@@ -4,7 +4,7 @@
     period = 900.0
 
     [run]
-    local = true                      # what Supervisor(...) takes
+    local = true                      # arguments of Supervisor(...)
 
     [[children]]
     kind = "engine_pool"              # the function of rayvisor that makes it
@@ -23,9 +23,9 @@
         id = "ticker"
         function = "ticking:tick"     # module:name, looked for beside the file as well
 
-The keys of a child are the arguments of the function that its ``kind`` names, and are checked by that
-function's own type hints. What is wrong is one [`SpecFileError`][rayvisor.SpecFileError] that names file, key
-and value; nothing has been started then.
+The keys of a child are the arguments of the function that its ``kind`` names, and are checked against its
+type hints. A mistake is one [`SpecFileError`][rayvisor.SpecFileError] that names file, key and value; nothing
+has been started then.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ KINDS: Mapping[str, Callable[..., ChildSpec]] = {
     "server": specs.server,
     "supervisor": specs.subtree,
 }
-"""What makes a child of each kind."""
+"""The function that makes a child of each kind."""
 
 _SUPERVISOR: Mapping[str, Any] = {
     "strategy": str,
@@ -82,7 +82,7 @@ _ARGUMENTS = {"class": "cls"}
 """Arguments whose keys are keywords of Python."""
 _KEYS: Mapping[str, str] = {argument: key for key, argument in _ARGUMENTS.items()}
 _NOT_IN_FILES = frozenset({"spec", "args", "start_timeout"})
-"""Arguments of a supervisor that is made by a function."""
+"""Arguments for a supervisor whose spec a function makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ class TreeFile:
     Parameters
     ----------
     path
-        Of the file.
+        Path of the file.
     spec
         The root supervisor.
     options
-        What the file says for [`Supervisor`][rayvisor.Supervisor] itself, its table ``[run]``.
+        Arguments of [`Supervisor`][rayvisor.Supervisor] itself, from the table ``[run]``.
     """
 
     path: Path
@@ -112,12 +112,12 @@ def load_tree(path: str | os.PathLike[str]) -> TreeFile:
     Parameters
     ----------
     path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
     SpecFileError
-        It cannot be read, is not TOML, or has a key or a value that cannot work.
+        The file cannot be read, is not TOML, or has a key or a value that cannot work.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def load_tree(path: str | os.PathLike[str]) -> TreeFile:
 
 
 def _section(given: Any, known: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The keys of a table, by their hints."""
+    """Convert the keys of a table by their type hints."""
     if not isinstance(given, Mapping):
         raise WrongValueError(key, given, "must be a table")
     found: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def _section(given: Any, known: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _supervisor(given: Mapping[str, Any], key: str) -> SupervisorSpec:
-    """The supervisor whose flags and children stand in a table; other keys of it are not looked at."""
+    """Make the supervisor whose flags and children are in a table; other keys are ignored."""
     above = f"{key}." if key else ""
     flags = _section({name: value for name, value in given.items() if name in _SUPERVISOR}, _SUPERVISOR, key)
     below = given.get("children", [])
@@ -200,7 +200,7 @@ def _kind(kind: Any, key: str) -> str:
 
 
 def _subtree(given: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The arguments of a child that is a supervisor: its own keys, and its flags and children beside them."""
+    """Return the arguments of a child that is a supervisor: its own keys, its flags and its children."""
     known = {name: hint for name, hint in _keys(specs.subtree).items() if name not in _NOT_IN_FILES}
     allowed = {*known, *_SUPERVISOR, "children"}
     for name, value in given.items():
@@ -227,16 +227,16 @@ _SIMPLE: Mapping[Any, tuple[tuple[type, ...], str]] = {
 
 
 class WrongValueError(Exception):
-    """A value that cannot be made into what is asked for.
+    """A value that cannot be converted to the type of its key.
 
     Parameters
     ----------
     key
-        Where it is, for example ``children[0].backoff.maximum``.
+        Path of the key, for example ``children[0].backoff.maximum``.
     value
-        What is there.
+        The value found there.
     problem
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     """
 
     def __init__(self, key: str, value: object, problem: str) -> None:
@@ -247,12 +247,12 @@ class WrongValueError(Exception):
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Make a TOML value into what a type hint asks for.
+    """Convert a TOML value to the type of a hint.
 
     Raises
     ------
     WrongValueError
-        It cannot be.
+        The value does not fit.
     """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -265,7 +265,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     for kind, make in _MAKERS:
         if isinstance(base, type) and kind(base):
             return make(value, hint, key)
-    return value  # Any, and what only the function itself can judge
+    return value  # Any, and values that only the function itself can check
 
 
 def _simple(value: Any, hint: Any, key: str) -> Any:
@@ -292,7 +292,7 @@ def _one_of(value: Any, hints: Sequence[Any], key: str) -> Any:
             return convert(value, hint, key)
         except WrongValueError as error:
             wrong.append(error)
-    # What is wrong inside of it says more than that it is not one of the others.
+    # A mistake inside of a value says more than that the value is of none of the types.
     deep = [error for error in wrong if error.key != key]
     if deep or len(wrong) == 1:
         raise (deep or wrong)[0]
@@ -309,7 +309,7 @@ def _choice(value: Any, choices: Sequence[Any], key: str) -> Any:
 
 
 def _record(value: Any, kind: Any, key: str) -> Any:
-    """A table with the fields of a dataclass."""
+    """Make a dataclass from a table with its fields."""
     if not isinstance(value, Mapping):
         raise WrongValueError(key, value, f"must be a table ({', '.join(_fields(kind))})")
     hints, known = get_type_hints(kind), _fields(kind)
@@ -352,12 +352,12 @@ def _array(value: Any, hint: Any, key: str) -> tuple[Any, ...]:
 
 
 def load_target(value: Any, key: str) -> Any:
-    """Import what ``"module:name"`` means.
+    """Import the object that ``"module:name"`` names.
 
     Raises
     ------
     WrongValueError
-        There is no such thing, or its module cannot be imported.
+        It does not exist, or its module cannot be imported.
     """
     module_name, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not module_name or not name:
@@ -369,7 +369,7 @@ def load_target(value: Any, key: str) -> Any:
             key,
             value,
             f"cannot be imported: {type(error).__name__}: {error} "
-            "(looked for beside the file, and on the Python path)",
+            "(searched beside the file, and on the Python path)",
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -379,7 +379,7 @@ def load_target(value: Any, key: str) -> Any:
 
 
 def unknown_key(key: str, value: Any, known: Collection[str]) -> WrongValueError:
-    """Say that a key means nothing here, and which one may have been meant."""
+    """Return the error of an unknown key, with the key that may have been meant."""
     name = key.rpartition(".")[2]
     return WrongValueError(
         key, value, f"is not known{_meant(name, known)}; there are: {', '.join(sorted(known))}"

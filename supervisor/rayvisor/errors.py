@@ -469,16 +469,20 @@ class ChildUnavailableError(CallError):
     child
         Its path.
     state
-        State it is in: ``"not up"``, ``"paused"``, ...
+        State it is in: ``"not up"``, ``"paused"``, ...; or how it was lost.
     cause
-        Root cause of the incarnation's end; None if that is not known, or the child was not lost.
+        Root cause of the incarnation's end if it was lost during the call; None otherwise.
     """
 
     def __init__(self, child: str, state: str, *, cause: Cause | None = None) -> None:
         self.state = state
         self.cause = cause
-        head = "" if cause is None else f"{cause}: "
-        super().__init__(child, f"{head}{child!r} is {state} and cannot be called now")
+        super().__init__(
+            child,
+            f"{child!r} is {state} and cannot be called now"
+            if cause is None
+            else f"{cause}: {child!r} was {state}",
+        )
 
 
 class EngineCallError(CallError):

@@ -1,8 +1,8 @@
-"""``rv.fatal``: an error after which the process has to go, and its work is to be done again elsewhere.
+"""``rv.fatal``: errors after which the process must end, so that its work is done again elsewhere.
 
-Ray knows two ends of an actor: one that it meant, after which nothing is retried, and a crash, after which
+Ray knows two ends of an actor: an intentional exit, after which nothing is retried, and a crash, after which
 the actor is restarted and its tasks run again. An error is neither: the actor lives on, and a retried task
-goes to the same broken actor, for ever. So what a *fatal application error* asks for is a crash, in order.
+goes to the same broken actor, forever. So a *fatal application error* needs a crash, in an orderly way.
 """
 
 from __future__ import annotations
@@ -38,56 +38,56 @@ _MOST_TRACEBACK = 16_000
 
 
 def last_words(name: str = "") -> tuple[LastWords, ...]:
-    """What processes that ``rv.fatal`` ended have left behind, oldest first.
+    """Return the last words of processes that ``rv.fatal`` ended, oldest first.
 
-    In a process of a Ray cluster these are those of the same job, on whatever node; elsewhere those of
-    processes with the same parent. The next incarnation reads there why its predecessor ended, and the
-    driver which crashes a job has cost.
+    In a process of a Ray cluster these are the processes of the same job, on any node; elsewhere those with
+    the same parent. The next incarnation can read why its predecessor ended, and the driver how many crashes
+    a job has had.
 
     Parameters
     ----------
     name
-        Only of what was guarded under this name; empty: all.
+        Only those that were guarded under this name; empty: all.
     """
     return tuple(store().read(name))
 
 
 class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.suppress is
-    """End this process as a crash when one of these errors comes up, anywhere in the chain of causes.
+    """Crash this process when one of these errors is raised, anywhere in the chain of causes.
 
-    A decorator for functions, methods, coroutine functions, generators and asynchronous generators; for a
-    class, whose ``__call__`` and public methods it guards (a class as Ray Data's UDF); and a context
-    manager, ``with rv.fatal(...):``. Other errors pass as they are.
+    It is a decorator for functions, methods, coroutine functions, generators and asynchronous generators; for
+    a class, whose ``__call__`` and public methods it guards (such as a UDF of Ray Data); and a context
+    manager, ``with rv.fatal(...):``. Other errors pass unchanged.
 
-    Before ``os._exit``, which runs nothing of what Python runs at exit, it leaves last words (see
-    [`last_words`][rayvisor.last_words]), kills the processes below this one (an engine's core and
-    workers would live on as orphans), and flushes logs. No ``except`` and no continue-on-error switch
-    outside of what is guarded sees the error.
+    Before ``os._exit``, which skips everything that Python does at exit, it leaves last words (see
+    [`last_words`][rayvisor.last_words]), kills the processes below this one (an engine's core and workers
+    would live on as orphans), and flushes logs. No ``except`` and no continue-on-error switch outside of the
+    guarded code sees the error.
 
-    Where it stands matters: in an actor with ``max_restarts`` and ``max_task_retries`` other than 0, as Ray
-    Data's have, Ray restarts the actor and runs the task again. Don't guard an ``__init__``: Ray would
-    restart it without end.
+    Use it in an actor with ``max_restarts`` and ``max_task_retries`` other than 0, as Ray Data's have: Ray
+    then restarts the actor and runs the task again. Don't guard an ``__init__``: Ray would restart it
+    forever.
 
     Parameters
     ----------
     errors
-        Types, or dotted names (``"vllm.v1.engine.exceptions.EngineDeadError"``), so that nothing has to be
-        imported for it. Subclasses count.
+        Types, or dotted names (``"vllm.v1.engine.exceptions.EngineDeadError"``), which need no import.
+        Subclasses count.
     name
-        Under which the last words are left, and crashes are counted. Default: the name of what is
-        decorated, ``"fatal"`` for a context manager.
+        Name under which the last words are left, and crashes are counted. Default: the name of the decorated
+        object, ``"fatal"`` for a context manager.
     limit
-        How many crashes of this name a job may have. When as many are on record the error is raised as it
-        is, with a note: an application error again, which Ray does not retry. None: no such bound.
+        How many crashes of this name a job may have. When as many are on record the error is raised
+        unchanged, with a note: an application error again, which Ray does not retry. None: no such limit.
     exit_code
-        What the process ends with; not 0, which Ray would take for an intended exit.
+        Exit code of the process; not 0, which Ray would take for an intended exit.
     timeout
-        Seconds that all of it may take.
+        Seconds that the whole ending may take.
 
     Raises
     ------
     SpecError
-        No error is named, or a value cannot work.
+        No error is given, or a value cannot work.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         self._timeout = timeout
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self._errors, self._name, self._limit, self._exit_code, self._timeout)
+        return _made_again, (self._errors, self._name, self._limit, self._exit_code, self._timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +163,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
             setattr(cls, attribute, self._guard(method, name))
 
     def _guard(self, function: Any, name: str) -> Any:
-        guard = _again(self._errors, name, self._limit, self._exit_code, self._timeout)
+        guard = _made_again(self._errors, name, self._limit, self._exit_code, self._timeout)
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
@@ -196,8 +196,8 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         return guarded
 
     def _judge(self, error: BaseException, name: str) -> None:
-        """End the process if it is one of the named errors; else do nothing."""
-        # Ctrl-C, sys.exit() and a cancelled task are not errors, whatever they came in the wake of.
+        """End the process if it is one of the given errors; else do nothing."""
+        # Ctrl-C, sys.exit() and a cancelled task are not errors, whatever their context is.
         if not isinstance(error, Exception | BaseExceptionGroup) or find(error, self._matches) is None:
             return
         timer = arm(self._exit_code, self._timeout)
@@ -206,7 +206,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         try:
             keeper = store()
             crashes = keeper.read(name)
-        except Exception as failure:  # noqa: BLE001 - the end comes first, though uncounted
+        except Exception as failure:  # noqa: BLE001 - ending the process comes first, counted or not
             log.warning("fatal.uncounted", name=name, error=f"{type(failure).__name__}: {failure}"[:500])
         if self._limit is not None and len(crashes) >= self._limit:
             said = f"{name} has ended {len(crashes)} processes, limit={self._limit}: no further one"
@@ -236,7 +236,7 @@ class fatal:  # noqa: N801 - used as a decorator and in `with`, as contextlib.su
         )
 
 
-def _again(errors: Any, name: str, limit: int | None, exit_code: int, timeout: float) -> fatal:
+def _made_again(errors: Any, name: str, limit: int | None, exit_code: int, timeout: float) -> fatal:
     return fatal(*errors, name=name, limit=limit, exit_code=exit_code, timeout=timeout)
 
 
@@ -247,7 +247,7 @@ def _tell_children(killed: Any) -> None:
 
 
 def store() -> Store:
-    """The store of this process: the cluster's if it is part of one."""
+    """Return the store of this process: the cluster's if the process is part of one."""
     if "ray" in sys.modules:
         from rayvisor._backends.ray.last_words import connected
 

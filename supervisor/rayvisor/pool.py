@@ -7,18 +7,18 @@
 
 A request belongs to the pool, not to the engine that serves it. When that engine ends, the request continues
 on another one, or on its next incarnation; its reader sees one stream without gap or repetition. How it
-continues depends on its parameters: plain greedy requests continue after the delivered tokens, all others are
-generated again and compared, and the delivered part is skipped.
+continues follows from its parameters: plain greedy requests continue behind the delivered tokens, all others
+are generated again, compared, and the delivered part is skipped.
 
 Reading
-    ``async for`` over a [`Generation`][rayvisor.pool.Generation] yields chunks. Leaving the loop, however it
-    is left, aborts the request in its engine. To pause and continue later, use ``anext``. If the reader is
-    slow, the engine's output is not read: at most a few hundred tokens are buffered.
-    ``await generation.result()`` returns the whole [`Completion`][rayvisor.pool.Completion].
+    ``async for`` over a [`Generation`][rayvisor.pool.Generation] yields chunks. Leaving the loop in any way
+    aborts the request in its engine. To pause and continue later, use ``anext``. For a slow reader the
+    engine's output is not read on: at most a few hundred tokens wait for it. ``await generation.result()``
+    returns the whole [`Completion`][rayvisor.pool.Completion].
 
 Failing
-    ``generate`` itself raises ``InvalidRequestError``, ``QueueFullError`` and ``NoEngineError``. Everything
-    else is raised where the stream is read, after what was delivered. No stream waits forever: each
+    ``generate`` itself raises ``InvalidRequestError``, ``QueueFullError`` and ``NoEngineError``. All other
+    errors are raised where the stream is read, after the delivered chunks. No stream waits forever: each
     request has a timeout (600 s by default) and a number of attempts (5).
 """
 

@@ -1,8 +1,8 @@
 """``rv.retry``: a bounded, jittered backoff around calls, coroutine functions and Ray's object refs.
 
-What a bring-up needs: many engines load at once, one peer misses a heartbeat, Ray calls it unavailable, and
-unless somebody waits again the whole construction is lost. What is retried is only what was asked for;
-everything else passes at once, as it is.
+It is made for bring-up: many engines load at the same time, one peer misses a heartbeat, Ray reports it as
+unavailable, and unless the wait is repeated the whole construction is lost. Only the given errors are
+retried; all others pass immediately and unchanged.
 """
 
 from __future__ import annotations
@@ -88,52 +88,52 @@ def retry(
     seed: int | Random | None = None,
     reprobe: Callable[[int], Any] | None = None,
 ) -> Any:
-    """Try again, a bounded number of times, what failed for a reason that may pass.
+    """Retry a call, or a wait for object refs, that failed for a temporary reason, a bounded number of times.
 
-    - ``retry(function)`` and ``@retry`` give a function of the same signature; a coroutine function stays
+    - ``retry(function)`` and ``@retry`` return a function of the same signature; a coroutine function stays
       one. ``@retry(max_attempts=3, ...)`` does as well.
     - ``retry(ref)`` and ``retry([ref, ...])`` wait for Ray's object refs: ``await`` the result in an event
       loop, or call its ``result()``, which blocks, also inside an actor's ``__init__``. Each ref has
-      attempts of its own; the refs are waited for side by side, so that one that is lost is known at once.
+      attempts of its own; all refs are awaited concurrently, so a lost one is noticed immediately.
 
-    Waiting makes nothing twice: the *same* refs are waited for again. Only where a ref is spent (Ray keeps
-    the error in a ref that raised; waiting again raised it again) is the same actor asked anew, through
-    ``reprobe``. Nothing is ever created here.
+    Waiting creates nothing twice: the *same* refs are awaited again. Only if a ref is spent (Ray keeps the
+    error in a ref that raised, and raises it again) the same actor is called again, through ``reprobe``.
+    Nothing is ever created here.
 
-    Only ``Exception`` is caught, so ``KeyboardInterrupt``, ``SystemExit`` and a cancelled task pass without
-    anybody being asked; so do Ray's ``TaskCancelledError`` and ``concurrent.futures.CancelledError``. What
-    ``retry_on`` refuses passes on the first attempt as it is, with its traceback. When no attempt is left,
-    the last error is raised, with the attempts in a note (``error.__notes__``).
+    Only ``Exception`` is caught, so ``KeyboardInterrupt``, ``SystemExit`` and a cancelled task pass without a
+    call of ``retry_on``; so do Ray's ``TaskCancelledError`` and ``concurrent.futures.CancelledError``. An
+    error that ``retry_on`` refuses passes on the first attempt unchanged, with its traceback. When no attempt
+    is left, the last error is raised, with the attempts in a note (``error.__notes__``).
 
     Parameters
     ----------
     target
-        What to try: a function or coroutine function (an object that is called as one is as good), an
-        object ref, or a sequence of refs.
+        A function or coroutine function (or an object that is callable as one), an object ref, or a sequence
+        of refs.
     retry_on
-        Which errors are worth another attempt: exception types, a function ``error -> bool``, or a
+        Which errors lead to another attempt: exception types, a function ``error -> bool``, or a
         [`FaultClass`][rayvisor.FaultClass]. Default: ``FaultClass.TRANSIENT``, that is Ray's
-        ActorUnavailableError, gRPC's UNAVAILABLE and broken or refused connections, by themselves or as
-        the cause of what was raised. An actor that has died is never one of them.
+        ActorUnavailableError, gRPC's UNAVAILABLE and broken or refused connections, raised themselves or as
+        the cause of another error. The death of an actor is never one of them.
     max_attempts
-        How many in all, the first one included. None: as many as ``timeout`` allows.
+        How many attempts in all, the first one included. None: as many as ``timeout`` allows.
     timeout
         Seconds after the beginning in which an attempt may still begin; a wait for refs ends then. None: no
-        such bound.
+        such limit.
     backoff
-        The delays between the attempts, their jitter, and bounds of its own. Default: 1, 2, 4, at most 8
-        seconds, of which the upper half is left to chance.
+        The delays between the attempts, their jitter, and limits of its own. Default: 1, 2, 4, at most 8
+        seconds, of which the upper half is random.
     seed
         Makes the jitter repeatable: the same delays in each call. Or a ``random.Random`` to draw from.
     reprobe
-        For refs: given the place of a spent ref in the sequence (0 for a single one), calls an
-        idempotent method of the same actor and returns its ref. None: the spent ref is waited for again.
+        For refs: a function that takes the index of a spent ref in the sequence (0 for a single one), calls
+        an idempotent method of the same actor and returns its ref. None: the spent ref is awaited again.
 
     Raises
     ------
     SpecError
-        When it is made: a value that cannot work, or a target that would make things twice (a class), half
-        of one (a generator), or can be awaited once only (a coroutine).
+        Immediately: a value cannot work, or the target would create objects twice (a class), repeat its
+        results (a generator), or can be awaited only once (a coroutine).
     TimeoutError
         Refs were not there after ``timeout`` seconds, and none of them had failed.
 
@@ -149,7 +149,7 @@ def retry(
     >>> fetch(), len(calls)
     ('weights', 3)
 
-    Engines that load side by side, inside the ``__init__`` of whatever needs them::
+    Engines that load concurrently, inside the ``__init__`` of the actor that needs them::
 
         engines = [Engine.remote(rank) for rank in range(8)]
         rv.retry(
@@ -168,10 +168,10 @@ def retry(
     if isinstance(target, Sequence) and not isinstance(target, str | bytes):
         for place, ref in enumerate(target):
             if not is_ref(ref):
-                raise SpecError(f"target[{place}]", ref, "must be one of Ray's object refs, as its siblings")
+                raise SpecError(f"target[{place}]", ref, "must be one of Ray's object refs, as the others")
         return RefWait(list(target), plan, _checked(reprobe), single=False)
     if reprobe is not None:
-        raise SpecError("reprobe", reprobe, "is for object refs; a function is simply called again")
+        raise SpecError("reprobe", reprobe, "is for object refs; a function is called again as it is")
     return _wrap(target, plan)
 
 
@@ -182,11 +182,11 @@ def _checked(reprobe: Any) -> Callable[[int], Any] | None:
 
 
 class _Plan:
-    """How a target is retried; one for all its calls."""
+    """How a target is retried; shared by all its calls."""
 
-    def __init__(self, limits: Limits, wanted: Wanted, seed: int | Random | None) -> None:
+    def __init__(self, limits: Limits, is_retried: Wanted, seed: int | Random | None) -> None:
         self.limits = limits
-        self._wanted = wanted
+        self._is_retried = is_retried
         self._seed = seed
 
     def begin(self) -> Attempts:
@@ -194,11 +194,16 @@ class _Plan:
         return Attempts(self.limits, self.random(), time.monotonic())
 
     def random(self) -> Random:
+        """Return the source of jitter."""
         return self._seed if isinstance(self._seed, Random) else Random(self._seed)
 
+    def with_shared_random(self) -> _Plan:
+        """Return the same plan with one source of jitter for all attempts that it begins."""
+        return _Plan(self.limits, self._is_retried, self.random())
+
     def judge(self, what: str, attempts: Attempts, error: Exception) -> float | None:
-        """Seconds until the next attempt; None: the error is to be raised as it is by now."""
-        if is_cancellation(error) or not self._wanted(error):
+        """Return the seconds until the next attempt; None: the error must be raised."""
+        if is_cancellation(error) or not self._is_retried(error):
             return None
         said = f"{type(error).__name__}: {error}"
         delay = attempts.failed(said, time.monotonic())
@@ -220,18 +225,18 @@ def _wrap(function: Any, plan: _Plan) -> Any:
         close = getattr(function, "close", None)
         if close is not None:
             close()
-        raise SpecError("target", function, "can be awaited only once; give the function that makes it")
+        raise SpecError("target", function, "can be awaited only once; give the function that returns it")
     if isinstance(function, type):
-        raise SpecError("target", function, "is a class: another attempt would make another object")
+        raise SpecError("target", function, "is a class: another attempt would create another object")
     if hasattr(function, "remote"):
-        raise SpecError("target", function, "is Ray's; use rv.submit for a task, or retry the refs it gives")
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004 - which kind
-    if isinstance(function, functools.partial):
-        call = function.func
+        raise SpecError("target", function, "is Ray's; use rv.submit for a task, or retry its refs")
     if not callable(function):
         raise SpecError("target", function, "must be a function, a coroutine function, or object refs of Ray")
+    call = function if inspect.isroutine(function) else type(function).__call__
+    if isinstance(function, functools.partial):
+        call = function.func
     if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
-        raise SpecError("target", function, "is a generator: another attempt would repeat what it has given")
+        raise SpecError("target", function, "is a generator: another attempt would repeat its items")
     if inspect.iscoroutinefunction(call):
         return _wrap_async(function, name, plan)
     return _wrap_sync(function, name, plan)
@@ -270,7 +275,7 @@ def _wrap_async(function: Any, name: str, plan: _Plan) -> Any:
 
 
 class RefWait(Generic[T]):
-    """A wait for object refs, made by [`retry`][rayvisor.retry]: ``await`` it, or call `result`."""
+    """A wait for object refs, returned by [`retry`][rayvisor.retry]: ``await`` it, or call `result`."""
 
     def __init__(
         self, refs: list[Any], plan: _Plan, reprobe: Callable[[int], Any] | None, *, single: bool
@@ -281,7 +286,7 @@ class RefWait(Generic[T]):
         self._single = single
 
     def result(self) -> T:
-        """Wait, blocking this thread; the value, or the list of values in the order of the refs."""
+        """Wait, blocking this thread; return the value, or the list of values in the order of the refs."""
         return self._value(self._waiter().wait())
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -294,8 +299,8 @@ class RefWait(Generic[T]):
         return cast("T", values[0] if self._single else values)
 
     def _waiter(self) -> RefWaiter:
-        # One source of chance for all, or refs that failed together would come back together.
-        plan = _Plan(self._plan.limits, self._plan._wanted, self._plan.random())  # noqa: SLF001 - its own kind
+        # With a source of jitter for each, refs that failed together would be retried together.
+        plan = self._plan.with_shared_random()
 
         def waited(place: int, ref: Any) -> Waited:
             attempts = plan.begin()

@@ -1,8 +1,8 @@
 """Restart strategies: which children are stopped and started, in which order, when one of them fails.
 
-A strategy is any object with a ``plan`` method: it is given the failure and a view of the siblings, and
-returns steps. The supervisor carries them out one after the other, in order, and asks again when a step
-fails. OTP's four are written here with the same few words that are open to everyone:
+A strategy is any object with a ``plan`` method. It takes the failure and a view of the siblings, and returns
+steps. The supervisor carries them out one after the other, in order, and asks for another plan when a step
+fails. OTP's four strategies are written here with the same steps that are available to every other one:
 
 >>> class PairFirst:
 ...     '''Restart a worker together with the one beside it.'''
@@ -14,12 +14,12 @@ fails. OTP's four are written here with the same few words that are open to ever
 True
 
 Give it as ``SupervisorSpec(strategy=PairFirst())``, or register it as an entry point in the group
-``rayvisor.strategies`` and give its name. Whatever a plan starts counts as one restart within
+``rayvisor.strategies`` and give its name. All starts of a plan count as one restart within
 ``intensity`` and ``period``, and backoff delays come before its first start.
 
-A strategy must be quick and must not block: it is called within the supervisor's loop. One that raises, or
-returns a plan that cannot be carried out, is recorded with a [`StrategyError`][rayvisor.StrategyError],
-and the failed child is restarted by itself.
+A strategy must be quick and must not block: it is called within the supervisor's loop. If it raises, or
+returns a plan that cannot be carried out, that is recorded with a [`StrategyError`][rayvisor.StrategyError],
+and only the failed child is restarted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 GROUP = "rayvisor.strategies"
-"""The entry points in which strategies are registered."""
+"""The group of entry points in which strategies are registered."""
 
 _IDS_LIMIT = 2_000_000
 
@@ -69,46 +69,46 @@ _IDS_LIMIT = 2_000_000
 
 
 class Stop(NamedTuple):
-    """End children by their shutdown, one at a time, the last first."""
+    """Stop children, each by its own ``shutdown``, one at a time, the last one first."""
 
     ids: tuple[str, ...]
 
 
 class Start(NamedTuple):
-    """Start children in this order; the next step comes when all are up."""
+    """Start children in this order; the next step follows when all are up."""
 
     ids: tuple[str, ...]
     concurrency: int | None = None
 
 
 class WaitServing(NamedTuple):
-    """Wait until a child serves: up, and not paused."""
+    """Wait until a child serves: it is up, and not paused."""
 
     id: str
     timeout: float
 
 
 class InPlace(NamedTuple):
-    """Have the failed child, which still runs, do something about it itself."""
+    """Let the failed child, which still runs, recover by its own means."""
 
     action: str
     timeout: float
 
 
 class Escalate(NamedTuple):
-    """Give up: the supervisor ends, and its own supervisor decides."""
+    """Give up: the supervisor ends, and its own supervisor decides what follows."""
 
     reason: str
 
 
 Step = Stop | Start | WaitServing | InPlace | Escalate
-"""What a plan is made of."""
+"""One step of a plan."""
 
 
 def stop(ids: str | Iterable[str]) -> Stop:
-    """Make the step that ends children, one at a time, in the reverse of this order.
+    """Make the step that stops children, one at a time, in the reverse of this order.
 
-    Those that do not run are passed over. A temporary child is forgotten when it was stopped.
+    Children that do not run are skipped. The spec of a temporary child is deleted when it has stopped.
 
     Parameters
     ----------
@@ -121,83 +121,84 @@ def stop(ids: str | Iterable[str]) -> Stop:
 def start(ids: str | Iterable[str], *, concurrency: int | None = None) -> Start:
     """Make the step that starts children in this order.
 
-    It waits first for those that are still being ended. Those that run are passed over. If one cannot be
-    started no further one is, and the strategy is asked again about that one.
+    The step waits first for children that are still being stopped. Children that run are skipped. If one
+    cannot be started, no further one is, and the strategy is asked for another plan, with that child as the
+    failed one.
 
     Parameters
     ----------
     ids
         Their ids; or one id.
     concurrency
-        How many come up side by side; None: the supervisor's ``max_concurrent_starts``.
+        How many are started at the same time; None: the supervisor's ``max_concurrent_starts``.
     """
     if concurrency is not None:
-        whole("concurrency", concurrency, "starts side by side")
+        whole("concurrency", concurrency, "concurrent starts")
     return Start(_ids(ids), concurrency)
 
 
-def wait_serving(id: str, *, timeout: float = 600.0) -> WaitServing:  # noqa: A002 - OTP's word
-    """Make the step that waits until a child serves; it fails when the child ends, or is not in time.
+def wait_serving(id: str, *, timeout: float = 600.0) -> WaitServing:  # noqa: A002 - OTP's name
+    """Make the step that waits until a child serves; it fails if the child ends, or does not serve in time.
 
     Parameters
     ----------
     id
         Its id.
     timeout
-        Seconds.
+        Seconds to wait.
     """
     return WaitServing(id, _seconds(timeout))
 
 
 def in_place(action: str, *, timeout: float = 30.0) -> InPlace:
-    """Make the step that has the failed child recover by its own means; it fails if it does not run.
+    """Make the step that lets the failed child recover by its own means; it fails if the child does not run.
 
     Parameters
     ----------
     action
-        What it is to do: for an actor the name of a method.
+        What the child does: for an actor the name of a method.
     timeout
-        Seconds it may take.
+        Seconds the action may take.
     """
     return InPlace(action, _seconds(timeout))
 
 
 def escalate(reason: str) -> Escalate:
-    """Make the step that gives the supervisor up.
+    """Make the step by which the supervisor gives up.
 
     Parameters
     ----------
     reason
-        Said in the record, and in [`SupervisorGaveUpError`][rayvisor.SupervisorGaveUpError].
+        Reason for the record, and for [`SupervisorGaveUpError`][rayvisor.SupervisorGaveUpError].
     """
     return Escalate(reason)
 
 
-# --- what a strategy is given -------------------------------------------------------------------------
+# --- arguments of a strategy ---------------------------------------------------------------------------
 
 
 class Failure(NamedTuple):
-    """What a strategy is asked about."""
+    """The failure that a strategy plans for."""
 
     child: str
     """Id of the child that failed."""
     exit: Exit
     """How it ended."""
     step: Step | None = None
-    """The step of the plan before that failed over it; None: it failed by itself."""
+    """The step of the previous plan that failed because of it; None: the child failed on its own."""
     restarts: int = 0
     """How many restarts there were within ``period`` so far."""
     intensity: int = 0
-    """How many are tolerated."""
+    """How many restarts are tolerated within ``period``."""
 
     @property
     def fault(self) -> Fault | None:
-        """The fault record behind it; None for an end that is no fault."""
+        """The fault behind it; None for an end that is no fault."""
         return self.exit.fault
 
 
 class Sibling(NamedTuple):
-    """A child as a strategy sees it."""
+    """State of one child at the moment of the failure."""
 
     id: str
     state: str
@@ -211,47 +212,47 @@ class Sibling(NamedTuple):
 
     @property
     def up(self) -> bool:
-        """Whether it runs."""
+        """Whether the child runs."""
         return is_up(self.state)
 
     @property
     def serving(self) -> bool:
-        """Whether it gets work."""
+        """Whether the child gets work."""
         return self.leaf == "SERVING"
 
 
 class Siblings(Mapping[str, Sibling]):
-    """All children of the supervisor by id, in start order, the failed one among them.
+    """All children of the supervisor by id, in start order, the failed one included.
 
-    A view of this moment: do not keep it.
+    A view of the current moment: do not keep it.
     """
 
     __slots__ = ()
 
-    def from_(self, id: str) -> list[str]:  # noqa: A002 - OTP's word
-        """Ids of a child and those that were started after it."""
+    def from_(self, id: str) -> list[str]:  # noqa: A002 - OTP's name
+        """Return the ids of a child and of those after it in start order."""
         ids = list(self)
         return ids[ids.index(id) :]
 
-    def others(self, id: str) -> list[Sibling]:  # noqa: A002 - OTP's word
-        """All but one."""
+    def others(self, id: str) -> list[Sibling]:  # noqa: A002 - OTP's name
+        """Return all children but one."""
         return [self[each] for each in self if each != id]
 
 
 @runtime_checkable
 class RestartStrategy(Protocol):
-    """Decides what is restarted when a child fails. Implement ``plan``, nothing more."""
+    """Protocol of a restart strategy: implement ``plan``, nothing more."""
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
         """Return the steps to take.
 
-        Called when a child is to be restarted by its restart type, and again when a step fails. No steps:
-        the failed child stays down, and the others go on.
+        Called when a child is to be restarted by its restart type, and again when a step fails. Without steps
+        the failed child stays down, and the others continue.
 
         Parameters
         ----------
         failure
-            Which child failed, how, and which step of the plan before failed over it.
+            Which child failed, how, and which step of the previous plan failed because of it.
         siblings
             All children, in start order.
         """
@@ -263,57 +264,57 @@ class RestartStrategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneForOne:
-    """Only the one that ended is restarted."""
+    """Restart only the child that ended."""
 
-    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - the protocol's
-        """Start it again."""
+    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - part of the protocol
+        """Start the failed child."""
         return (Start((failure.child,)),)
 
 
 @dataclass(frozen=True, slots=True)
 class SimpleOneForOne:
-    """As ``OneForOne``; that all children are instances of one template is the supervisor's affair."""
+    """As ``OneForOne``; the supervisor itself makes all children from one template."""
 
-    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - the protocol's
-        """Start it again."""
+    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - part of the protocol
+        """Start the failed child."""
         return (Start((failure.child,)),)
 
 
 @dataclass(frozen=True, slots=True)
 class OneForAll:
-    """All are restarted."""
+    """Restart all children."""
 
-    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - the protocol's
-        """Stop all in reverse order, start all in order."""
+    def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:  # noqa: ARG002 - part of the protocol
+        """Stop all children in reverse order, start all in order."""
         return (stop(siblings), start(siblings))
 
 
 @dataclass(frozen=True, slots=True)
 class RestForOne:
-    """The one that ended is restarted with those after it."""
+    """Restart the child that ended, and those after it."""
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
-        """Stop them in reverse order, start them in order."""
+        """Stop these children in reverse order, start them in order."""
         rest = siblings.from_(failure.child)
         return (stop(rest), start(rest))
 
 
-# --- two more --------------------------------------------------------------------------------------------
+# --- beyond OTP ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """Go on while ``k`` others serve; below that restart all.
+    """Restart only the failed child while ``k`` others serve, and all children below that.
 
-    While the quorum stands the one that failed comes back by itself, and nobody else is touched.
+    While the quorum holds no other child is affected.
 
     Parameters
     ----------
     k
-        How many must serve for the group to go on.
+        How many other children must serve for the group to continue.
     replace
-        Whether the failed one is started again while the quorum stands. False: it stays down until the
-        whole group is restarted.
+        Whether the failed child is restarted while the quorum holds. False: it stays down until the whole
+        group is restarted.
 
     Examples
     --------
@@ -328,7 +329,7 @@ class Quorum:
         whole("quorum.k", self.k, "children")
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
-        """Count who serves."""
+        """Count the children that serve, and restart one child or all."""
         if sum(sibling.serving for sibling in siblings.others(failure.child)) >= self.k:
             return (start(failure.child),) if self.replace else ()
         return (stop(siblings), start(siblings))
@@ -336,20 +337,20 @@ class Quorum:
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """Restart the whole group one child at a time, each once the one before it serves again.
+    """Restart the whole group one child at a time, each once the previous one serves again.
 
-    The one that failed comes first, the others follow in start order. Children that are down are left so.
+    The failed child comes first, the others follow in start order. Children that are down stay down.
 
     Parameters
     ----------
     timeout
-        Seconds each may take until it serves.
+        Seconds each child may take until it serves.
     """
 
     timeout: float = 600.0
 
     def plan(self, failure: Failure, siblings: Siblings) -> Iterable[Step]:
-        """Stop, start, wait: one after the other."""
+        """Stop, start and wait, for one child after the other."""
         steps: list[Step] = [start(failure.child), wait_serving(failure.child, timeout=self.timeout)]
         for sibling in siblings.others(failure.child):
             if sibling.up:
@@ -362,19 +363,19 @@ class Rolling:
 
 
 def by_name(name: str, **arguments: Any) -> RestartStrategy:
-    """Find a strategy among the entry points of the group ``rayvisor.strategies``.
+    """Make a strategy from an entry point of the group ``rayvisor.strategies``.
 
     Parameters
     ----------
     name
         Name of the entry point: ``"quorum"``, ``"rolling"``, or one that another package registered.
     arguments
-        What it is made with, where the entry point is a class or a function.
+        Arguments for the entry point, if it is a class or a function.
 
     Raises
     ------
     SpecError
-        There is none of that name, it cannot be loaded or made, or what it names has no ``plan`` method.
+        No entry point has that name, it cannot be loaded or called, or the object has no ``plan`` method.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""``rv.submit``: Ray tasks under a policy, with a chart, a history of attempts, and a way out of a hang."""
+"""``rv.submit``: Ray tasks under a policy, with a chart, a history of attempts, and a timeout."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ _RAY_LOOK = 1.0
 def submit(function: Any, /, *args: Any, policy: TaskPolicy | None = None, **kwargs: Any) -> Task[Any]:
     """Run a Ray task under a policy.
 
-    Ray has to be initialised. The task is submitted at once, and looked after by a thread of this process.
+    Ray must be initialized. The task is submitted immediately, and supervised by a thread of this process.
 
     Parameters
     ----------
     function
         A function, or what ``ray.remote`` made of one.
     args, kwargs
-        Its arguments. Another [`Task`][rayvisor.Task] among them stands for its result; should that one
-        fail, this one fails with the same error.
+        Its arguments. Another [`Task`][rayvisor.Task] among them stands for its result; if that one fails,
+        this one fails with the same error.
     policy
-        Retries, delays, timeout; the default is Ray's own: 3 retries after system failures, none after
-        the function's own errors, no limit of time.
+        Retries, delays, timeout. The default is Ray's: 3 retries after system failures, none after errors of
+        the function itself, no timeout.
 
     Raises
     ------
     SpecError
-        What is given is no function, or returns several values.
+        The target is not a function, or returns several values.
 
     Examples
     --------
@@ -69,16 +69,16 @@ def submit(function: Any, /, *args: Any, policy: TaskPolicy | None = None, **kwa
 
 
 class Task(Generic[T]):
-    """A task that was submitted: ``await`` it, or call `result`. `submit` makes it.
+    """A task that was submitted with `submit`: ``await`` it, or call `result`.
 
-    That nobody waits for it any more does not end it; `cancel` does.
+    It runs on when it is no longer awaited; `cancel` ends it.
     """
 
     def __init__(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], policy: TaskPolicy
     ) -> None:
         self.policy = policy
-        """What it was submitted under."""
+        """The policy it was submitted under."""
         self._args, self._kwargs = args, kwargs
         self._remote, self.name = ray_tasks.prepare(function, policy)
         self._life = TaskLifecycle(
@@ -93,29 +93,29 @@ class Task(Generic[T]):
         self._ref: Any = None
         self._unread: dict[int, Any] = {}
         if not self._waits_for():
-            self._ref = self._submit()  # arguments that cannot be sent are the caller's error, here and now
+            self._ref = self._submit()  # arguments that cannot be pickled raise here, in the caller
         _DRIVER.drive(self)
 
     @property
     def state(self) -> str:
-        """Where it is in its chart: PENDING, RUNNING, RETRYING, SUCCEEDED, FAILED or CANCELLED.
+        """Its state in the chart: PENDING, RUNNING, RETRYING, SUCCEEDED, FAILED or CANCELLED.
 
-        RUNNING is learnt from the cluster's state, about a second late.
+        RUNNING comes from the cluster's state, about a second late.
         """
         return self._life.state.path
 
     @property
     def attempts(self) -> tuple[TaskAttempt, ...]:
-        """What is known of its attempts; the cluster's word comes about a second late."""
+        """Its attempts as far as they are known; the cluster's state comes about a second late."""
         return self._life.attempts
 
     @property
     def ref(self) -> Any:
-        """Ray's ref of its (latest) submission; None before the first one."""
+        """Ray's ref of its latest submission; None before the first one."""
         return self._ref
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self._done.done()
 
     def result(self, timeout: float | None = None) -> T:
@@ -124,17 +124,17 @@ class Task(Generic[T]):
         Parameters
         ----------
         timeout
-            Seconds to wait; the task itself goes on. None: as long as it takes.
+            Seconds to wait; the task itself continues. None: as long as it takes.
 
         Raises
         ------
         TimeoutError
-            It is not there yet.
+            The result is not available yet.
         TaskTimeoutError
             The task took longer than its policy's ``timeout``.
         Exception
-            What its function raised, its remote traceback in a note; or what Ray raised:
-            ``WorkerCrashedError`` when its worker was lost too often, ``TaskCancelledError``.
+            The error of its function, with the remote traceback in a note; or Ray's error:
+            ``WorkerCrashedError`` if its worker was lost too often, ``TaskCancelledError``.
         """
         here, value = self._done.result(timeout)
         if not here:
@@ -149,14 +149,14 @@ class Task(Generic[T]):
         return cast("T", value if here else await self._ref)
 
     def cancel(self) -> bool:
-        """Ask for its end: it is interrupted, and after the policy's grace its worker is ended.
+        """Cancel the task: it is interrupted, and its worker is killed after the policy's ``cancel_grace``.
 
-        It is not run again. Its result is then Ray's ``TaskCancelledError``, unless it was there first.
+        It is not run again. Its result is then Ray's ``TaskCancelledError``, unless it had ended before.
 
         Returns
         -------
         bool
-            False if it has ended already.
+            False if it had ended already.
         """
         if self._done.done():
             return False
@@ -169,7 +169,7 @@ class Task(Generic[T]):
     # --- in the driver's loop -------------------------------------------------------------------
 
     def _waits_for(self) -> list[Task[Any]]:
-        """Tasks among the arguments whose ref is not final yet."""
+        """Return the tasks among the arguments whose ref is not final yet."""
         given = [*self._args, *self._kwargs.values()]
         tasks = [one for one in given if isinstance(one, Task)]
         # With a backoff the ref changes from attempt to attempt.
@@ -204,7 +204,7 @@ class Task(Generic[T]):
 
     async def _run(self) -> None:
         for other in self._waits_for():
-            if not await self._unless_cancelled(asyncio.wrap_future(other._done), None):  # noqa: SLF001 - as above
+            if not await self._unless_cancelled(asyncio.wrap_future(other._done), None):  # noqa: SLF001 - another task of this module
                 self._end_cancelled()
                 return
         while True:
@@ -248,7 +248,7 @@ class Task(Generic[T]):
         self._done.set_exception(ray_tasks.cancelled(self.name))
 
     async def _outcome(self, ref: Any) -> tuple[Outcome, tuple[bool, Any]]:
-        """Wait for a submission's end, at most as long as it may take; then end it."""
+        """Wait for the end of a submission, and cancel it when it takes too long."""
         nothing = (True, None)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
@@ -277,7 +277,7 @@ class Task(Generic[T]):
             _READY.forget(ref)
 
     async def _unless_cancelled(self, work: Any, seconds: float | None) -> bool:
-        """Wait for work; False if somebody cancels first, or it takes too long. What it raises is raised."""
+        """Wait for work; return False if the task is cancelled first, or time runs out. Errors are raised."""
         waiting: asyncio.Future[Any] = asyncio.ensure_future(work)
         asked = asyncio.create_task(cast("asyncio.Event", self._cancelling).wait())
         await asyncio.wait({waiting, asked}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -287,7 +287,7 @@ class Task(Generic[T]):
         return waiting.done()
 
     async def _look(self, ref: Any, submission: int) -> None:
-        """Learn from the cluster's state that a worker has taken it, and of Ray's own retries."""
+        """Read from the cluster's state whether a worker has taken it, and Ray's own retries."""
         pause = _FIRST_LOOK
         while True:
             await asyncio.sleep(pause * _DRIVER.crowd)
@@ -295,7 +295,7 @@ class Task(Generic[T]):
             pause = min(pause * 1.5, _SLOWEST_LOOK)
 
     async def _last_look(self) -> None:
-        """Complete the history: the cluster's state is about a second behind."""
+        """Complete the history of attempts: the cluster's state is about a second late."""
         for _ in range(_LAST_LOOKS):
             for submission, ref in list(self._unread.items()):
                 if self._life.observed(submission, await asyncio.to_thread(_READER.read, ref)):
@@ -306,7 +306,7 @@ class Task(Generic[T]):
 
 
 class _Driver:
-    """The thread that looks after all tasks of this process; it lives as long as there are any."""
+    """The thread that supervises all tasks of this process; it lives as long as there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -317,11 +317,11 @@ class _Driver:
 
     @property
     def crowd(self) -> float:
-        """How much more rarely each task is looked at, so that many cost no more than some do."""
+        """Factor by which each task is polled more rarely, so that many tasks cost no more than some."""
         return max(1.0, self._live / _FEW)
 
     def drive(self, task: Task[Any]) -> None:
-        """Look after a task."""
+        """Supervise a task."""
         with self._lock:
             self._live += 1
             if self._loop is None:
@@ -331,7 +331,7 @@ class _Driver:
                 ).start()
                 up.wait()
             loop = cast("asyncio.AbstractEventLoop", self._loop)
-            loop.call_soon_threadsafe(self._own, task._drive())  # noqa: SLF001 - its own kind
+            loop.call_soon_threadsafe(self._own, task._drive())  # noqa: SLF001 - a task of this module
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -211,7 +211,7 @@ def test_a_type_or_a_dotted_name_is_found_anywhere_in_the_chain() -> None:
 @pytest.mark.parametrize(
     ("errors", "values", "message"),
     [
-        ((), {}, "must name at least one error"),
+        ((), {}, "must contain at least one error"),
         (("EngineDeadError",), {}, "or a dotted name"),
         ((3,), {}, "errors=3"),
         ((int,), {}, "errors=<class 'int'>"),

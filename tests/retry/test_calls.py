@@ -223,9 +223,9 @@ async def _numbers_later() -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Flaky, "would make another object"),
-        (_numbers, "would repeat what it has given"),
-        (_numbers_later, "would repeat what it has given"),
+        (Flaky, "would create another object"),
+        (_numbers, "would repeat its items"),
+        (_numbers_later, "would repeat its items"),
         (3, "must be a function"),
         ([1], r"target\[0\]=1"),
         ("name", "must be a function"),
@@ -239,7 +239,7 @@ def test_what_another_attempt_would_make_twice_is_refused(target: Callable[[], o
 def test_a_coroutine_is_refused_since_it_can_be_awaited_once() -> None:
     async def later() -> None: ...
 
-    with pytest.raises(rv.SpecError, match="give the function that makes it"):
+    with pytest.raises(rv.SpecError, match="give the function that returns it"):
         rv.retry(later())  # type: ignore[type-var,unused-ignore]
 
 

@@ -115,7 +115,7 @@ async def test_a_host_that_is_lost_is_a_public_error_for_the_hook() -> None:
         link = engines._slots["llm/1"].link
         assert link is not None
         await link.end(30.0)
-        with pytest.raises(rv.ChildUnavailableError, match=r"'llm/1' is (lost during fly|not up as)"):
+        with pytest.raises(rv.ChildUnavailableError, match=r"'llm/1' (was lost during fly|is not up as)"):
             await gate.call("fly")
 
 

@@ -86,7 +86,7 @@ async def test_options_make_another_reference_and_keep_what_is_not_given(actors:
     actors.there.ends = 1
     assert await patient.call("x") == "answer"
     actors.there.ends = 1
-    with pytest.raises(rv.ChildUnavailableError, match=r"^ActorDiedError: killed: 'a' is lost during x\(\)"):
+    with pytest.raises(rv.ChildUnavailableError, match=r"^ActorDiedError: killed: 'a' was lost during x\(\)"):
         await ref.call("x")
     assert [call[3] is None for call in actors.there.calls] == [False, False, True]
     actors.there.ends = 1

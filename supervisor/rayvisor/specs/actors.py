@@ -20,7 +20,7 @@ __all__ = ["ActorStart", "AdoptStart", "actor", "adopt"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorStart:
-    """A Ray actor of the user's own class."""
+    """Start spec of a Ray actor of the user's class."""
 
     cls: type
     args: tuple[Any, ...] = ()
@@ -32,7 +32,7 @@ class ActorStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptStart:
-    """A Ray actor that the program itself made."""
+    """Start spec of a Ray actor that the program itself made."""
 
     actor: Any = None
     name: str = ""

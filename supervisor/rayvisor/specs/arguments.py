@@ -60,7 +60,7 @@ class RestartArguments(TypedDict, total=False):
 
 
 class PlacementArguments(TypedDict, total=False):
-    """What a child asks of Ray, and where it runs.
+    """Resources of a child, and where it runs.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ __all__ = ["Backoff", "Jitter", "delay"]
 
 
 class Jitter(StrEnum):
-    """How a backoff delay is spread, so that many children do not come back in one instant."""
+    """How a backoff delay is randomized, so that many children do not come back at the same moment."""
 
     NONE = "none"
     FULL = "full"
@@ -28,24 +28,24 @@ class Jitter(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long a child waits down before it is started again. Beyond OTP, which never waits.
+    """How long a child stays down before it is restarted. Beyond OTP, which never waits.
 
     Parameters
     ----------
     initial
         The first delay, in seconds.
     factor
-        What each further delay is multiplied by.
+        Factor by which each further delay grows.
     maximum
-        No delay is longer than this, in seconds.
+        The longest delay, in seconds.
     jitter
-        How delays are spread.
+        How delays are randomized.
     first_delay_zero
-        The first restart waits for nothing; the delays begin with the second.
+        Whether the first restart has no delay; the delays then begin with the second.
     max_retries
-        How many restarts in a row are tried before the supervisor gives up; None: no such bound.
+        How many restarts in a row are tried before the supervisor gives up; None: no such limit.
     timeout
-        How long after the first fault in a row a restart is still tried, in seconds; None: no such bound.
+        How long after the first fault in a row a restart is still tried, in seconds; None: no such limit.
     reset_after
         Seconds of serving after which a child's next fault is the first in a row again.
 
@@ -87,7 +87,7 @@ class Backoff:
             seconds("backoff.timeout", self.timeout, least=0.0)
 
     def ceiling(self, attempt: int) -> float:
-        """Longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
+        """Return the longest delay before restart number ``attempt`` in a row (0, 1, ...), in seconds."""
         if self.first_delay_zero:
             if attempt == 0:
                 return 0.0
@@ -98,14 +98,14 @@ class Backoff:
             return self.maximum
 
     def ceilings(self, count: int) -> tuple[float, ...]:
-        """The first ``count`` ceilings."""
+        """Return the first ``count`` ceilings."""
         return tuple(self.ceiling(attempt) for attempt in range(count))
 
 
 def delay(backoff: Backoff, attempt: int, previous: float, random: Random) -> float:
-    """Seconds to wait before restart number ``attempt`` in a row (0, 1, ...).
+    """Return the seconds to wait before restart number ``attempt`` in a row (0, 1, ...).
 
-    ``previous`` is the delay before: decorrelated jitter grows from it.
+    ``previous`` is the previous delay: decorrelated jitter grows from it.
     """
     ceiling = backoff.ceiling(attempt)
     if ceiling == 0:

@@ -25,14 +25,14 @@ from rayvisor.strategies import RestartStrategy
 __all__ = ["SETTLED", "WEIGHTS_CHANGED", "EnginePoolSpec", "EngineStart", "engine_group", "engine_pool"]
 
 WEIGHTS_CHANGED = ("splice", "restart", "fail")
-"""What can be done with a request whose weights change under it."""
+"""Ways to handle a request whose weights change under it."""
 SETTLED = ("size", "standby", "strategy", "max_concurrent_starts")
 """Arguments of a pool that a group sets itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStart:
-    """A vLLM engine (or a simulated one) in a host actor."""
+    """Start spec of a vLLM engine (or a simulated one) in a host actor."""
 
     engine: str
     arguments: Mapping[str, Any]

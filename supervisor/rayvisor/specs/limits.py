@@ -16,21 +16,21 @@ _LONGEST_START = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StallLimits:
-    """How long an engine may do nothing; all times in seconds.
+    """Limits on an engine that makes no progress; all times in seconds.
 
     Parameters
     ----------
     stall_after
-        Without a token while requests wait, and without its processes computing in the latter half of that
-        time: then it has stalled. Also how long its host may be silent.
+        Time without a token while requests wait, and without its processes computing in the latter half of
+        it, after which the engine has stalled. Also how long its host may be silent.
     step_limit
-        Without a token while requests wait, computing or not.
+        The same limit whether the processes compute or not.
     probe_interval
-        Between two looks. A stall is found at the latest so long after its limit.
+        Time between two checks. A stall is found at the latest so long after its limit.
     failure_threshold
-        ``(k, n)``: with ``k`` misses among the last ``n`` looks an engine is SUSPECT.
+        ``(k, n)``: with ``k`` misses among the last ``n`` checks an engine is SUSPECT.
     total_start_timeout
-        A start that gets on may take so long in all; None: four times its deadline.
+        How long a start that makes progress may take in all; None: four times its ``start_timeout``.
 
     Raises
     ------
@@ -59,23 +59,23 @@ class StallLimits:
                 "stall_after",
                 self.stall_after,
                 f"must be at least {least:g} s, k={self.failure_threshold[0]} times "
-                f"probe_interval={self.probe_interval:g}: an engine is suspected before it is condemned",
+                f"probe_interval={self.probe_interval:g}: an engine is suspected before it is ended",
             )
         if self.step_limit < self.stall_after:
             raise SpecError(
                 "step_limit",
                 self.step_limit,
                 f"must not be below stall_after={self.stall_after:g}: "
-                "an engine that computes is given more time, not less",
+                "an engine that computes gets more time, not less",
             )
 
     @property
     def beat(self) -> float:
-        """Seconds between two heartbeats of a host that has nothing to say."""
+        """Seconds between two heartbeats of an idle host."""
         return self.probe_interval / 2
 
     def longest(self, timeout: float) -> float:
-        """Seconds that a start may take in all, if ``timeout`` is how long it may make no progress."""
+        """Return the seconds a start may take in all if it may go ``timeout`` without progress."""
         return max(
             timeout,
             _LONGEST_START * timeout if self.total_start_timeout is None else self.total_start_timeout,
@@ -90,4 +90,4 @@ def _is_k_of_n(value: object) -> bool:
 
 
 PATIENT = StallLimits()
-"""The limits where none are given."""
+"""The default limits."""

@@ -41,7 +41,7 @@ class IgnoreStart(Exception):  # noqa: N818 - an instruction to the supervisor, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoroutineStart:
-    """An async function in the supervisor's own process."""
+    """Start spec of an async function in the supervisor's own process."""
 
     function: Callable[..., Awaitable[object]]
     args: tuple[Any, ...] = ()
@@ -50,7 +50,7 @@ class CoroutineStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStart:
-    """A supervisor whose spec a function makes at each of its starts (OTP: ``init``)."""
+    """Start spec of a supervisor whose own spec a function makes at each start (OTP: ``init``)."""
 
     function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
     args: tuple[Any, ...] = ()

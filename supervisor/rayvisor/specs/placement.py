@@ -1,4 +1,4 @@
-"""Where the actors of a child run: options, node pins and placement groups."""
+"""Placement of a child's actors: options, node pins and placement groups."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["ActorOptions", "NodePin", "PlacementOptions"]
 
 @dataclass(frozen=True, slots=True)
 class NodePin:
-    """Run on one node of the cluster: ``scheduling=`` of engine pools, groups, servers and actors.
+    """Pin a child to one node of the cluster: ``scheduling=`` of engine pools, groups, servers and actors.
 
     Parameters
     ----------
     node_id
-        Ray's id of the node, as ``ray.nodes()`` has it.
+        Ray's id of the node, as in ``ray.nodes()``.
     soft
-        Run elsewhere if that node is gone, or has no room. Otherwise the start waits until its deadline.
+        Whether to run elsewhere if that node is gone, or has no room. Otherwise the start waits until it
+        times out.
 
     Examples
     --------
@@ -32,15 +33,15 @@ class NodePin:
 
 @dataclass(frozen=True, slots=True)
 class PlacementOptions:
-    """A placement group of the child: made once, reused by each of its hosts, removed at its end.
+    """A placement group of the child: created once, reused by all its incarnations, removed with it.
 
     ``placement=`` of engine pools, groups, servers and actors. Each child, so each engine of a pool, has one
-    of its own. It is made again when a node of it is lost.
+    of its own. It is created again when one of its nodes is lost.
 
     Parameters
     ----------
     bundles
-        What is reserved, a mapping of resources for each bundle: ``({"CPU": 1, "GPU": 1}, {"GPU": 1})``.
+        The reserved resources, a mapping for each bundle: ``({"CPU": 1, "GPU": 1}, {"GPU": 1})``.
         The child itself runs in the first one.
     strategy
         ``"PACK"``, ``"SPREAD"``, ``"STRICT_PACK"`` or ``"STRICT_SPREAD"``, with Ray's meaning.
@@ -58,9 +59,9 @@ class PlacementOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorOptions:
-    """What an actor asks of the cluster; passed through as it stands.
+    """Resources and placement of an actor, passed through to Ray.
 
-    A field that is None keeps the cluster's own default.
+    A field that is None keeps Ray's default.
     """
 
     num_cpus: float | None = None
@@ -69,9 +70,9 @@ class ActorOptions:
     memory: int | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     env_vars: Mapping[str, str] = field(default_factory=dict)
-    """Merged into the ``env_vars`` of ``runtime_env``; these win."""
+    """Merged into the ``env_vars`` of ``runtime_env``; these take precedence."""
     scheduling: str | NodePin | None = None
     """``"DEFAULT"``, ``"SPREAD"`` or a `NodePin`; not together with ``placement``."""
     placement: PlacementOptions | None = None
     apart_from: tuple[str, ...] = ()
-    """Siblings on whose nodes it is to be only if there is no room on any other."""
+    """Siblings whose nodes it uses only if no other node has room."""

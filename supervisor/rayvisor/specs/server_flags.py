@@ -1,4 +1,4 @@
-"""The command line of a server. Pure, but for a look whether a model's folder is there.
+"""The command line of a server.
 
 >>> to_flags({"max_model_len": 512, "enforce_eager": True, "seed": None})
 ('--max-model-len', '512', '--enforce-eager')
@@ -20,7 +20,7 @@ SETTLED: Mapping[str, str] = {
     "--headless": "nothing: a server without an HTTP front cannot be watched",
     "--grpc": "nothing: a server without an HTTP front cannot be watched",
 }
-"""Options that are settled elsewhere, and where."""
+"""Options that are set elsewhere, and the keyword to use instead."""
 
 _FACTORS: tuple[tuple[str, ...], ...] = (
     ("--tensor-parallel-size", "-tp"),
@@ -28,14 +28,14 @@ _FACTORS: tuple[tuple[str, ...], ...] = (
     ("--data-parallel-size-local", "-dpl"),
 )
 _OF_MANY = ("--data-parallel-rank", "-dpn", "--data-parallel-external-lb", "-dpe")
-"""Options by which a server is one of several that stand for the ranks of one deployment."""
+"""Options by which a server is one of several ranks of one deployment."""
 
 
 def to_flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """Turn arguments by name into options, as vLLM's command line spells them.
 
-    True is the option alone, False its opposite (``--no-...``), None nothing; mappings go as JSON, other
-    sequences as several words.
+    True becomes the option alone, False its opposite (``--no-...``), None nothing, a mapping JSON, another
+    sequence several arguments.
     """
     flags: list[str] = []
     for name, value in arguments.items():
@@ -56,7 +56,7 @@ def to_flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def value_of(words: Sequence[str], *options: str) -> str | None:
-    """What the command line says for an option, under any of its names; the last one wins, as in argparse."""
+    """Return the value of an option under any of its names; the last one wins, as in argparse."""
     found: str | None = None
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -69,12 +69,12 @@ def value_of(words: Sequence[str], *options: str) -> str | None:
 
 
 def has_flag(words: Sequence[str], option: str) -> bool:
-    """Whether an option is there, with or without a value; underscores count as dashes, as for vLLM."""
+    """Whether an option is present, with or without a value; underscores count as dashes, as for vLLM."""
     return any(word.partition("=")[0].replace("_", "-") == option for word in words)
 
 
 def sizes(words: Sequence[str]) -> dict[str, Any]:
-    """What says how many GPUs a server needs, by the names that engine arguments have.
+    """Return the arguments that say how many GPUs a server needs, by the names of engine arguments.
 
     >>> sizes(["-tp", "2", "--data-parallel-size=3"])
     {'tensor_parallel_size': 6}
@@ -90,5 +90,5 @@ def sizes(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _whole(value: str | None) -> int:
-    """A count; 1 for what is none: vLLM itself says what is wrong with it."""
+    """Return a count; 1 for anything else: vLLM itself reports the mistake."""
     return int(value) if value is not None and value.isdigit() else 1

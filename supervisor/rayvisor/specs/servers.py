@@ -27,7 +27,7 @@ _MOST_PORT = 65535
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStart(EngineStart):
-    """An OpenAI-compatible server process, started by a host."""
+    """Start spec of an OpenAI-compatible server process below a host actor."""
 
     engine: str = "server"
     kind: str = ChildKind.SERVER

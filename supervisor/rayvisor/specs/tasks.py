@@ -1,4 +1,4 @@
-"""What a task may cost: retries, delays, time; and what is told of its attempts. Plain data."""
+"""The policy of a Ray task (retries, delays, time) and the record of its attempts. Plain data."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _OURS = {"max_retries", "retry_exceptions", "max_calls", "num_returns"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPolicy:
-    """How a Ray task is run: how often, how long, and what ends it.
+    """How often and how long a Ray task may run, and how it is ended.
 
     Parameters
     ----------
     max_retries
-        How often it is run again, after a system failure (its worker, its node, its result is lost) or
-        an error that ``retry_exceptions`` names. ``-1``: without end; ``0``: never; None: what the function
-        was decorated with, else ``RAY_TASK_MAX_RETRIES`` in the environment, else 3, as in Ray.
+        How often it is run again after a system failure (its worker, its node or its result is lost) or an
+        error in ``retry_exceptions``. ``-1``: no limit; ``0``: never; None: the value the function was
+        decorated with, else ``RAY_TASK_MAX_RETRIES`` in the environment, else 3, as in Ray.
     retry_exceptions
-        Errors of the function itself that are worth another attempt: False for none, True for all, or a
-        sequence of types. An error outside of it surfaces at once.
+        Errors of the function itself that lead to another attempt: False for none, True for all, or a
+        sequence of types. Any other error is raised immediately.
     backoff
-        The delays between attempts, and bounds of its own. None: Ray's own retries, without any delay;
-        lost results are then rebuilt by Ray. With a backoff each attempt is a submission of its own.
+        The delays between attempts, with limits of its own. None: Ray's own retries, without any delay; lost
+        results are then rebuilt by Ray. With a backoff each attempt is a submission of its own.
     timeout
-        Seconds that one submission may take, the wait for a worker included (with ``backoff=None`` all of
-        Ray's retries as well). After it the task is cancelled, and not run again. None: no such limit.
+        Seconds that one submission may take, including the wait for a worker (with ``backoff=None`` also all
+        of Ray's retries). Then the task is cancelled, and not run again. None: no such limit.
     cancel_grace
-        Seconds between the interrupt of a cancelled task and the end of its worker by force.
+        Seconds between the interrupt of a cancelled task and the kill of its worker.
     max_calls
-        Calls after which a worker that ran this function ends and a fresh one takes its place: for
-        functions that leak. None: what the function was decorated with.
+        Calls after which a worker that ran this function is replaced by a fresh one: for functions that leak.
+        None: the value the function was decorated with.
     options
-        More of Ray's options, for example ``{"num_cpus": 2}``.
+        Further options of Ray, for example ``{"num_cpus": 2}``.
 
     Raises
     ------
@@ -89,11 +89,13 @@ class TaskPolicy:
         taken = sorted(_OURS & set(self.options))
         if taken:
             raise SpecError(
-                f"options[{taken[0]!r}]", self.options[taken[0]], "is not for options; see the policy"
+                f"options[{taken[0]!r}]",
+                self.options[taken[0]],
+                "cannot be given in options; use the field of the policy",
             )
 
     def retries(self, error: BaseException) -> bool:
-        """Whether this error of the function's own is worth another attempt."""
+        """Whether this error of the function itself leads to another attempt."""
         kinds = self.retry_exceptions
         if isinstance(kinds, bool):
             return kinds and isinstance(error, Exception)
@@ -102,26 +104,27 @@ class TaskPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskAttempt:
-    """One attempt of a task: what Ray's state API says of it; where it says nothing, what was raised.
+    """One attempt of a task, from Ray's state API, or from the exception if that has no record of it.
 
     Attributes
     ----------
     number
         1, 2, ...
     state
-        Ray's word: ``"PENDING_NODE_ASSIGNMENT"``, ``"RUNNING"``, ``"FINISHED"``, ``"FAILED"``, ...
+        Ray's state: ``"PENDING_NODE_ASSIGNMENT"``, ``"RUNNING"``, ``"FINISHED"``, ``"FAILED"``, ...
     error_type
-        Ray's word: ``"WORKER_DIED"``, ``"TASK_EXECUTION_EXCEPTION"``, ``"TASK_CANCELLED"``, ...; empty: none.
+        Ray's error type: ``"WORKER_DIED"``, ``"TASK_EXECUTION_EXCEPTION"``, ``"TASK_CANCELLED"``, ...; empty:
+        none.
     causes
         The errors, outermost first.
     started, ended
-        Seconds since the epoch; None: not, or not known.
+        Seconds since the epoch; None if it has not happened, or is not known.
     worker_pid
-        Of the process that ran it; 0: not known.
+        Pid of the process that ran it; 0: not known.
     node_id
-        Where it ran; empty: not known.
+        Node on which it ran; empty: not known.
     source
-        ``"ray"`` or ``"exception"``: where this is from.
+        Source of this record: ``"ray"`` or ``"exception"``.
     """
 
     number: int

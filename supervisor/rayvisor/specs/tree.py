@@ -1,7 +1,7 @@
-"""What a tree looks like, as data: supervisors, children, restart types, shutdowns, backoff.
+"""Specs of a tree: supervisors, children, restart types, shutdowns.
 
-The words and their defaults are those of Erlang/OTP's ``supervisor``; what goes beyond OTP is marked
-so, and is off unless asked for. A spec is checked when it is made: a value that cannot work raises
+The names and their defaults are those of Erlang/OTP's ``supervisor``; additions to OTP are marked so, and are
+off by default. A spec is checked when it is made: a value that cannot work raises
 [`SpecError`][rayvisor.SpecError] naming the field and the value, before anything starts.
 
     >>> SupervisorSpec(intensity=-1)
@@ -47,13 +47,13 @@ class Strategy(StrEnum):
     """Which children a supervisor restarts when one of them ends (OTP: ``strategy``)."""
 
     ONE_FOR_ONE = "one_for_one"
-    """Only the one that ended."""
+    """Only the child that ended."""
     ONE_FOR_ALL = "one_for_all"
     """All: the others are stopped in reverse order, then all are started in order."""
     REST_FOR_ONE = "rest_for_one"
-    """The one that ended and those after it."""
+    """The child that ended and those after it."""
     SIMPLE_ONE_FOR_ONE = "simple_one_for_one"
-    """Only the one that ended; all are instances of one template, started with ``start_child``."""
+    """Only the child that ended; all are instances of one template, started with ``start_child``."""
 
 
 _OTP: dict[Strategy, RestartStrategy] = {
@@ -68,15 +68,15 @@ class Restart(StrEnum):
     """When a child is restarted (OTP: ``restart``)."""
 
     PERMANENT = "permanent"
-    """However it ended."""
+    """Always."""
     TRANSIENT = "transient"
-    """Unless it ended normally or was asked to."""
+    """Unless it ended normally or was stopped."""
     TEMPORARY = "temporary"
-    """Never; its spec goes with it."""
+    """Never; its spec is deleted when it ends."""
 
 
 class AutoShutdown(StrEnum):
-    """Whether a supervisor ends by itself when significant children have ended (OTP 24)."""
+    """Whether a supervisor ends on its own when significant children have ended (OTP 24)."""
 
     NEVER = "never"
     ANY_SIGNIFICANT = "any_significant"
@@ -85,7 +85,7 @@ class AutoShutdown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """How a child is ended (OTP: ``shutdown``).
+    """How a child is stopped (OTP: ``shutdown``).
 
     Use ``Shutdown.BRUTAL_KILL``, ``Shutdown.INFINITY`` or ``Shutdown(seconds)``; where a spec takes a
     shutdown, a plain number of seconds does as well.
@@ -93,8 +93,8 @@ class Shutdown:
     Parameters
     ----------
     seconds
-        How long a child may take after it was asked to end, before it is killed. ``0`` asks and kills
-        at once, ``math.inf`` waits for ever, ``None`` kills without asking.
+        How long a child may take after it was asked to end, before it is killed. ``0`` asks it and kills it
+        immediately, ``math.inf`` waits forever, ``None`` kills it without asking.
     """
 
     seconds: float | None
@@ -104,7 +104,7 @@ class Shutdown:
 
     @property
     def endless(self) -> bool:
-        """Whether it waits for ever."""
+        """Whether it waits forever."""
         return self.seconds is not None and math.isinf(self.seconds)
 
     def __str__(self) -> str:
@@ -119,28 +119,28 @@ Shutdown.INFINITY = Shutdown(math.inf)
 
 @runtime_checkable
 class StartSpec(Protocol):
-    """What is started for a worker; ``rayvisor.actor``, ``engine_pool`` and ``coroutine`` make these.
+    """Protocol of a worker's start spec, which ``rayvisor.actor``, ``engine_pool`` and ``coroutine`` make.
 
-    The decisions never look inside: only the backend that carries the child out does.
+    The decisions never read its fields: only the backend that runs the child does.
     """
 
     @property
     def kind(self) -> str:
         """Which backend carries it: ``"actor"``, ``"adopt"``, ``"engine"``, ``"coroutine"``.
 
-        ``"supervisor"`` is a supervisor whose spec is made anew at each of its starts.
+        ``"supervisor"`` is a supervisor whose spec is made at each of its starts.
         """
 
 
 class Instance(NamedTuple):
-    """A child to be started under ``Strategy.SIMPLE_ONE_FOR_ONE``: all but these is the template's."""
+    """A child to be started under ``Strategy.SIMPLE_ONE_FOR_ONE``: other fields come from the template."""
 
     id: str
     """Name of the instance, unique under its supervisor."""
     start: StartSpec | None = None
-    """What is started, where that differs from instance to instance."""
+    """Its start spec, if that differs between instances."""
     args: tuple[object, ...] = ()
-    """Follow the template's own ``args`` in the call of what it starts (OTP: the extra arguments)."""
+    """Arguments that follow the template's own ``args`` (OTP: the extra arguments)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,40 +150,41 @@ class ChildSpec:
     Parameters
     ----------
     id
-        Name of the child, unique under its supervisor. A ``/`` is not allowed: it separates the names
-        of a path.
+        Name of the child, unique under its supervisor. A ``/`` is not allowed: it separates the names of a
+        path.
     start
-        What is started: a worker's start spec, or a [`SupervisorSpec`][rayvisor.SupervisorSpec].
+        A worker's start spec, or a [`SupervisorSpec`][rayvisor.SupervisorSpec].
     restart
         When it is restarted.
     shutdown
-        How it is ended. Default: 5 seconds for a worker, for ever for a supervisor.
+        How it is stopped. Default: 5 seconds for a worker, no limit for a supervisor.
     significant
         Whether its end counts for the supervisor's ``auto_shutdown``.
     backoff
-        Waits before restarts. None: none, as in OTP.
+        Delays before restarts. None: no delay, as in OTP.
     start_timeout
         Seconds a start may take before it counts as failed.
     crash_loop_limit
         That many incarnations in a row that died before doing useful work end the child, whatever the
-        window says. None: no such rule. Beyond OTP.
+        intensity of its supervisor. None: no such rule. Beyond OTP.
     retry_first_start
-        Whether a first start that failed for a reason that may pass is tried again like a restart.
-        False, as in OTP: the supervisor's own start fails. A PERMANENT fault is never retried.
+        Whether a first start that failed for a temporary reason is retried like a restart. False, as in OTP:
+        the supervisor's own start fails. A PERMANENT fault is never retried.
     standby
         Whether it starts as a spare: up and warm, but not routed to.
     recoveries
         How often within its supervisor's ``period`` an engine that reports a fault may recover in place by
-        its own means before it is restarted instead; this does not count as a restart. 0: never. Beyond OTP.
+        its own means before it is restarted instead; a recovery does not count as a restart. 0: never. Beyond
+        OTP.
     recovery_timeout
-        Seconds a recovery in place may take; choose less than the engine's own patience.
+        Seconds a recovery in place may take; choose less than the engine's own timeout.
     instructed_by
-        Who tells an engine that reports a fault to recover: ``"supervisor"``, or ``"operator"``, somebody
-        outside, who has ``recovery_timeout`` for it.
+        Who instructs an engine that reports a fault to recover: ``"supervisor"``, or ``"operator"``, an
+        outside orchestrator, which has ``recovery_timeout`` for it.
     gate
         An async function that is called with a [`Gate`][rayvisor.Gate] whenever an engine has come up, or is
-        declared stale: it serves only once that has succeeded, for example has brought its weights up to
-        date. None: no gate. Beyond OTP, and for engines only.
+        declared stale: the engine serves only once the function has succeeded, for example has brought its
+        weights up to date. None: no gate. Beyond OTP, and for engines only.
 
     Raises
     ------
@@ -209,7 +210,8 @@ class ChildSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or "/" in self.id:  # type: ignore[redundant-expr]
             raise SpecError("id", self.id, "must be a name without '/', not empty", term="invalid_child_spec")
-        # By hand: isinstance() of a protocol costs fifty times as much, and there may be a million of them.
+        # Checked by hand: isinstance() of a protocol costs fifty times as much, and there may be a million
+        # children.
         if not isinstance(self.start, SupervisorSpec) and not isinstance(
             getattr(self.start, "kind", None), str
         ):
@@ -262,20 +264,20 @@ class SupervisorSpec:
         Which children are restarted together: one of OTP's, an object with a ``plan`` method (see
         [`RestartStrategy`][rayvisor.RestartStrategy]), or the name of a registered one.
     intensity
-        How many restarts within ``period`` are tolerated; one more, and the supervisor gives up. OTP's
+        How many restarts within ``period`` are tolerated; with one more the supervisor gives up. OTP's
         default: 1.
     period
         Length of that sliding window in seconds. OTP's default: 5.
     auto_shutdown
         Whether the end of significant children ends the supervisor.
     children
-        In start order; they are stopped in the reverse order. Under ``SIMPLE_ONE_FOR_ONE`` the one
-        template, of which nothing is started at first.
+        The children in start order; they are stopped in the reverse order. Under ``SIMPLE_ONE_FOR_ONE`` the
+        one template, of which no instance is started at first.
     max_concurrent_starts
-        How many children are started side by side when the supervisor starts. 1, as in OTP: each is up
+        How many children are started at the same time when the supervisor starts. 1, as in OTP: each is up
         before the next one starts.
     recover_as_group
-        Whether its children recover in place together, or not at all: ranks of one group. Beyond OTP.
+        Whether its children recover in place only together, as the ranks of a group do. Beyond OTP.
 
     Raises
     ------
@@ -306,7 +308,7 @@ class SupervisorSpec:
         whole(
             "max_concurrent_starts",
             self.max_concurrent_starts,
-            "starts side by side",
+            "concurrent starts",
             least=1,
             term="invalid_start_limit",
         )
@@ -315,7 +317,9 @@ class SupervisorSpec:
         for index, child in enumerate(self.children):
             if not isinstance(child, ChildSpec):
                 raise SpecError(
-                    f"children[{index}]", child, "must be a ChildSpec; rayvisor.actor() and its like make one"
+                    f"children[{index}]",
+                    child,
+                    "must be a ChildSpec, as rayvisor.actor() and similar functions make one",
                 )
             if child.id in seen:
                 raise SpecError(
@@ -336,19 +340,19 @@ class SupervisorSpec:
 
     @property
     def planner(self) -> RestartStrategy:
-        """What is asked when a child fails."""
+        """The strategy that plans restarts."""
         strategy = self.strategy
         return _OTP[strategy] if isinstance(strategy, Strategy) else cast("RestartStrategy", strategy)
 
     @property
     def strategy_name(self) -> str:
-        """The strategy in a word."""
+        """Name of the strategy."""
         strategy = self.strategy
         return strategy.value if isinstance(strategy, Strategy) else type(strategy).__name__
 
     @property
     def template(self) -> ChildSpec | None:
-        """What ``start_child`` makes instances of, under ``SIMPLE_ONE_FOR_ONE``."""
+        """The template of ``start_child`` under ``SIMPLE_ONE_FOR_ONE``; None otherwise."""
         return self.children[0] if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE else None
 
     def check(self, child: ChildSpec) -> None:

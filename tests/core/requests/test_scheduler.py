@@ -590,5 +590,5 @@ def test_finished_requests_leave_nothing_behind() -> None:
     bench = Bench().up(A)
     for number in range(500):
         bench.submit(f"r{number}").chunk(f"r{number}", 65, finish_reason="stop")
-    assert list(bench.scheduler.parts) == []
+    assert list(bench.scheduler.samples) == []
     assert len(bench.scheduler._timers._heap) < 100

@@ -256,7 +256,7 @@ class Requests(RuleBasedStateMachine):
         reader = Reader(prompt, n, [], [[] for _ in range(n)], [""] * n, [None] * n, [0] * n)
         self.readers[request] = reader
         effects = self.scheduler.submit(request, prompt, {**params, "n": n}, self.now)
-        reader.params = [part.sample.params for part in self.scheduler.parts if part.request.id == request]
+        reader.params = [part.sample.params for part in self.scheduler.samples if part.request.id == request]
         self.carry_out(effects)
 
     @rule(data=st.data(), arrives=st.integers(0, 5))
@@ -407,7 +407,7 @@ class Requests(RuleBasedStateMachine):
                 break
             self.everything_moves()
         assert {reader.state for reader in self.readers.values()} <= {"finished", "failed", "left"}
-        assert list(self.scheduler.parts) == []
+        assert list(self.scheduler.samples) == []
         assert all(not engine.in_flight for engine in self.scheduler.routing.engines.values())
 
 

@@ -328,7 +328,7 @@ def half(*_: object) -> Iterable[Step]:
         (lambda *_: [stop(["a", "a"])], "Stop names 'a' twice in one plan"),
         (
             lambda *_: [start("b", concurrency=0)],
-            "concurrency=0: must be a whole number of starts side by side, 1 or more",
+            "concurrency=0: must be a whole number of concurrent starts, 1 or more",
         ),
         (
             lambda *_: [wait_serving("b", timeout=0)],

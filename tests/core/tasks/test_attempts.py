@@ -73,7 +73,7 @@ def test_the_bounds_of_the_backoff_hold_as_well() -> None:
         ({"max_attempts": 0}, "max_attempts=0: must be a whole number of attempts in all"),
         ({"max_attempts": True}, "max_attempts=True"),
         ({"max_attempts": 2.5}, "max_attempts=2.5"),
-        ({"max_attempts": None}, "would go on for ever"),
+        ({"max_attempts": None}, "would never end"),
         ({"timeout": -1.0}, "timeout=-1.0"),
         ({"timeout": float("nan")}, "timeout=nan"),
         ({"timeout": float("inf")}, "timeout=inf"),

@@ -35,7 +35,7 @@ def test_it_is_neither_a_strike_nor_an_attempt() -> None:
         withdraw(bench, A)
         bench.note(bench.scheduler.gate(A, is_open=True, now=bench.now))
         assert bench.where("r") == A
-    (part,) = bench.scheduler.parts
+    (part,) = bench.scheduler.samples
     assert (part.tries, part.request.strikes, part.place) == (1, 0, Place.IN_FLIGHT)
 
 
@@ -54,7 +54,7 @@ def test_all_samples_of_a_request_are_taken_off() -> None:
     bench = Bench().up(A).submit("r", {**GREEDY, "n": 3, "temperature": 1.0})
     bench.scheduler.gate(A, is_open=False, now=bench.now)
     withdraw(bench, A)
-    assert {part.place for part in bench.scheduler.parts} == {Place.RETURNED}
+    assert {part.place for part in bench.scheduler.samples} == {Place.RETURNED}
 
 
 def test_what_is_kept_is_not_read_and_a_reader_that_catches_up_does_not_open_it() -> None:

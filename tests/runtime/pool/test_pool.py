@@ -161,7 +161,7 @@ async def test_leaving_the_loop_aborts_the_request_also_while_the_generation_is_
         assert generation.usage.completion_tokens == 1
         with pytest.raises(GenerationClosedError):
             await anext(generation)
-        assert pool.stats().left == 1
+        assert pool.stats().abandoned == 1
 
 
 async def test_an_error_in_the_loop_aborts_the_request() -> None:
@@ -532,4 +532,4 @@ async def test_stats_say_what_is_where() -> None:
         assert (stats.engines[0].child, stats.engines[0].in_flight, stats.engines[0].limit) == (A, 4, 4)
         await until(lambda: line.runs)
         del held[:]
-        await until(lambda: pool.stats().left == 6)
+        await until(lambda: pool.stats().abandoned == 6)

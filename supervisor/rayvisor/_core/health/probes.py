@@ -1,4 +1,4 @@
-"""Judges an actor by the probes that it answered or missed."""
+"""Health of an actor, from the probes that it answered or missed. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["ProbeWatch"]
 
 
 class ProbeWatch:
-    """Judges an actor by the probes it has answered and missed. Pure.
+    """Decides on the health of an actor from its probes.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class ProbeWatch:
     timeout
         Seconds after which a probe is missed.
     now
-        When the watch begins: it works then.
+        Time at which the watch begins; the actor counts as healthy then.
 
     >>> limits = StallLimits(stall_after=9.0, probe_interval=2.0, failure_threshold=(2, 3))
     >>> watch = ProbeWatch(limits, 1.0, now=0.0)
@@ -38,14 +38,14 @@ class ProbeWatch:
 
     @property
     def silent(self) -> float:
-        """For how many seconds it had not answered at the last look."""
+        """For how many seconds it had not answered at the last probe."""
         return self._at - self._answered
 
     def probed(self, now: float, *, answered: bool) -> HealthAction:
-        """Take note of a probe, and say what follows."""
+        """Record a probe, and return the action that follows."""
         gap, self._at = now - self._at, now
         if gap > self._longest and not answered:
-            self._answered += gap  # nobody looked meanwhile: that is not held against it
+            self._answered += gap  # it was not probed meanwhile: that time does not count
             return HealthAction.NOTHING
         self._misses.append(not answered)
         if answered:

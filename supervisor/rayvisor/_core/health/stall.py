@@ -1,20 +1,20 @@
-"""Whether something that should get on does: decided from looks at it. Pure.
+"""Detection of stalls: whether an engine or a host makes progress, decided from periodic checks. Pure.
 
-A hung engine looks alive: its processes are there, its flags say that all is well. What it does not do is
-to bring tokens while requests wait for them. Who watches takes a look every ``probe_interval`` seconds, and
-[`StallWatch`][rayvisor._core.health.stall.StallWatch] says what follows:
+A hung engine looks alive: its processes exist, and its flags report that it is healthy. But it delivers no
+tokens while requests wait for them. It is checked every ``probe_interval`` seconds, and
+[`StallWatch`][rayvisor._core.health.stall.StallWatch] decides:
 
-- A look is a **miss** when somebody waits, nothing has come for a whole interval, and the processes do
-  nothing. ``k`` misses among the last ``n`` looks: SUSPECT. One sign of life: all is well again.
-- Nothing for ``stall_after`` seconds, and no sign of computing in the latter half of them: STALLED. The first
-  half does not count: an engine whose partner hangs spins for a second before it goes to sleep.
-- Processes that **compute** are given longer, up to ``step_limit``: a long prefill is no hang. A process
-  that is stopped (SIGSTOP) earns nothing by what its partners, which wait for it, burn.
-- **Idle and suspicious**: nobody waits, but a process is stopped, or those who waited have gone away
-  unserved. Then a probe is asked for: a request for one token. It waits like any other, and is judged so.
-- Time in which nobody looked (the watcher itself was held up) is not held against anybody.
+- A check is a **miss** if requests wait, nothing has been delivered for a whole interval, and the processes
+  do nothing. ``k`` misses among the last ``n`` checks: SUSPECT. One sign of life ends the suspicion.
+- Nothing for ``stall_after`` seconds, and no computing in the latter half of them: STALLED. The first half
+  does not count: an engine whose partner hangs spins for a second before it goes to sleep.
+- Processes that **compute** get more time, up to ``step_limit``: a long prefill is not a hang. The load of a
+  process's partners, which wait for it, does not count if the process itself is stopped (SIGSTOP).
+- **Idle and suspicious**: no request waits, but a process is stopped, or requests that waited have left
+  without an answer. Then a probe is sent: a request for one token, which waits and counts like any other.
+- Time without checks (the watching process itself was delayed) does not count.
 
-The same watch judges a host by its heartbeats: there somebody always waits.
+The same watch checks a host by its heartbeats, which are always awaited.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from rayvisor.specs import StallLimits
 __all__ = ["BUSY_SHARE", "HealthAction", "Look", "StallWatch", "StartClock"]
 
 BUSY_SHARE = 0.5
-"""From this share of a core on a process computes. One that polls for work takes about a tenth."""
+"""Share of a core from which a process counts as computing. One that polls for work takes about a tenth."""
 
 _IDLE_SHARE = 0.5
-"""For so much of ``stall_after`` it must have done nothing, up to its end."""
+"""Share of ``stall_after``, at its end, in which it must have done nothing."""
 
 
 class Look(NamedTuple):
-    """What is seen at one moment."""
+    """Observation of one check."""
 
     now: float
     progressed: float
-    """When something came last; before the watch began if never."""
+    """Time of the last delivery; before the watch began if there was none."""
     waiting: int
-    """How many wait for something to come; a probe counts."""
+    """How many requests wait, a probe included."""
     waiting_since: float = -math.inf
-    """Since when somebody has waited all the time."""
+    """Time since which at least one request has waited continuously."""
     load: float = 0.0
-    """Share of a core that the busiest process took, or wanted, since the last look."""
+    """Share of a core that the busiest process took, or wanted, since the last check."""
     stopped: bool = False
     """Whether one of the processes is stopped."""
     resting: bool = False
-    """It was asked to do nothing: nothing is expected of it."""
+    """Whether it was asked to pause: no progress is expected then."""
 
 
 class HealthAction(StrEnum):
-    """What a look leads to."""
+    """The action that follows from a check."""
 
     NOTHING = "nothing"
     PROBE = "probe"
-    """Ask for one token: it is idle, and not to be trusted."""
+    """Send a request for one token: it is idle and suspicious."""
     SUSPECT = "suspect"
     CLEAR = "clear"
-    """It was suspect and is not any more."""
+    """It is no longer suspect."""
     STALLED = "stalled"
-    """For good."""
+    """It is to be ended; final."""
 
 
 class StallWatch:
-    """Judges something by looks at it.
+    """Decides from periodic checks whether something has stalled.
 
     Parameters
     ----------
     limits
-        How patient to be.
+        The limits.
     now
-        When the watch begins.
+        Time at which the watch begins.
 
     >>> limits = StallLimits(stall_after=6.0, probe_interval=2.0, failure_threshold=(2, 3))
     >>> watch = StallWatch(limits, now=0.0)
@@ -94,14 +94,14 @@ class StallWatch:
 
     @property
     def silent(self) -> float:
-        """For how many seconds nothing had come at the last look, while somebody waited."""
+        """For how many seconds nothing had been delivered at the last check, while requests waited."""
         return self._at - self._quiet_since
 
     def look(self, look: Look) -> HealthAction:
-        """Take one look, and say what follows from it."""
+        """Process one check, and return the action that follows."""
         if self.stalled:
             return HealthAction.NOTHING
-        self._pass_over_a_lapse(look.now)
+        self._skip_gap(look.now)
         if look.resting or look.progressed > self._progressed:
             self._progressed = look.progressed
             return self._fine(look)
@@ -110,12 +110,12 @@ class StallWatch:
                 return HealthAction.PROBE
             return self._fine(look)
         if not any(self._looks):
-            # Only the time in which somebody waited counts.
+            # Only the time in which requests waited counts.
             self._quiet_since = max(self._quiet_since, look.waiting_since)
         return self._judge(look)
 
     def next_look(self, now: float) -> float:
-        """When to look again: after the interval, or sooner if a limit is reached before."""
+        """Return the time of the next check: after the interval, or earlier if a limit is reached before."""
         limits = self._limits
         ends = (
             max(self._quiet_since + limits.stall_after, self._still_since + _IDLE_SHARE * limits.stall_after),
@@ -123,7 +123,7 @@ class StallWatch:
         )
         return min([now + limits.probe_interval, *(end for end in ends if end > now)])
 
-    def _pass_over_a_lapse(self, now: float) -> None:
+    def _skip_gap(self, now: float) -> None:
         interval = self._limits.probe_interval
         gap, self._at = now - self._at, now
         if gap > 2 * interval:
@@ -157,7 +157,7 @@ class StallWatch:
 
 
 class StartClock:
-    """Until when a start may go on: its deadline counts from its last progress, the whole is bounded.
+    """Deadline of a start: it counts from the last progress, within a limit for the whole start.
 
     >>> clock = StartClock(timeout=10.0, longest=25.0, now=0.0)
     >>> clock.due
@@ -170,9 +170,9 @@ class StartClock:
         self._timeout = timeout
         self._end = now + longest
         self.due = min(now + timeout, self._end)
-        """When it has taken too long."""
+        """Time at which the start has taken too long."""
 
     def progressed(self, now: float) -> float:
-        """It has got on; gives the new end of patience."""
+        """Record progress, and return the new deadline."""
         self.due = min(now + self._timeout, self._end)
         return self.due

@@ -1,16 +1,16 @@
-"""How a request goes on when its engine dies, decided from its parameters by a table.
+"""How a request continues when its engine dies, decided from its parameters by a table.
 
 | continuation | when |
 |---|---|
 | PREFIX | plain greedy; also with logit_bias, allowed_token_ids, stop_token_ids |
-| REGENERATE | everything else; parameters not known here, too |
+| REGENERATE | everything else, including parameters that are not known here |
 | REFUSE | beam search; embeddings as prompt without their source |
 
-PREFIX goes on from the prompt and the delivered tokens. REGENERATE starts again, compares, and skips what
-was delivered. REFUSE fails clearly.
+PREFIX continues from the prompt and the delivered tokens. REGENERATE generates everything again, compares,
+and skips the delivered part. REFUSE fails the request with a clear error.
 
 Parameters are the fields of vLLM's ``SamplingParams`` as plain data. Those that the pool itself reads are
-checked here; the others are the engine's to judge.
+checked here; the engine checks the others.
 
     >>> plan({"temperature": 0}, "Once").continuation
     <Continuation.PREFIX: 'prefix'>
@@ -32,14 +32,14 @@ from rayvisor._validation import is_number, is_whole, whole
 __all__ = ["DEFAULT_MAX_TOKENS", "Continuation", "Plan", "plan", "split"]
 
 DEFAULT_MAX_TOKENS = 16
-"""vLLM's, where ``max_tokens`` is not given; ``None`` given means as long as the model's length allows."""
+"""vLLM's default of ``max_tokens``; an explicit ``None`` means as long as the model's length allows."""
 
-_GREEDY_BELOW = 1e-5  # as in vLLM: a temperature smaller than that samples nothing
+_GREEDY_BELOW = 1e-5  # as in vLLM: sampling with a lower temperature is greedy
 _SEEDS = 2**31
 
 
 class Continuation(StrEnum):
-    """How a request goes on elsewhere."""
+    """How a request continues elsewhere."""
 
     PREFIX = "prefix"
     REGENERATE = "regenerate"
@@ -48,15 +48,15 @@ class Continuation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is decided about a request when it is submitted.
+    """The decision about a request when it is submitted.
 
     Parameters
     ----------
     continuation
-        How it goes on when its engine dies.
+        How it continues when its engine dies.
     spliceable
-        Whether prompt + delivered tokens would be a valid way to go on, should generating again come out
-        different: true if the distribution of the next token depends on the tokens so far alone.
+        Whether prompt + delivered tokens are a valid way to continue if generating again differs: true if the
+        distribution of the next token depends only on the tokens so far.
     reason
         The parameter that decided, for messages.
     """
@@ -100,7 +100,7 @@ _TABLE: Mapping[str, _Row] = {
     # Cannot be moved at all.
     "use_beam_search": _Row(bool, _REFUSE),
     "beam_width": _Row(_given, _REFUSE),
-    # What the next token may be depends on which tokens were generated, not only on the text so far.
+    # The next token depends on which tokens were generated, not only on the text so far.
     "presence_penalty": _Row(_unlike(0, 0.0), _AGAIN),
     "frequency_penalty": _Row(_unlike(0, 0.0), _AGAIN),
     "repetition_penalty": _Row(_unlike(1, 1.0), _AGAIN),
@@ -112,12 +112,12 @@ _TABLE: Mapping[str, _Row] = {
     "repetition_detection": _Row(_given, _AGAIN),
     "thinking_token_budget": _Row(_given, _AGAIN),
     "extra_args": _Row(bool, _AGAIN),
-    # So does this one, but what is left of it can be said.
+    # The same holds here, but the remainder of the limit is known.
     "min_tokens": _Row(_unlike(0), _AGAIN, spliceable=True),
-    # A sampled stream depends on its random numbers; without them it may still go on.
+    # A sampled stream depends on its random numbers; without them it can still continue.
     "temperature": _Row(lambda value: value is None or value >= _GREEDY_BELOW, _AGAIN, spliceable=True),
     "n": _Row(_unlike(1), _AGAIN, spliceable=True),
-    # Without a say in it.
+    # Without influence on it.
     **dict.fromkeys(
         (
             "allowed_token_ids",
@@ -148,7 +148,7 @@ _OWN = {
 
 
 def plan(params: Mapping[str, Any] | None, prompt: object) -> Plan:
-    """Check a request and decide how it goes on when its engine dies.
+    """Check a request and decide how it continues when its engine dies.
 
     Raises
     ------
@@ -193,13 +193,13 @@ _RANK = {Continuation.REFUSE: 0, Continuation.REGENERATE: 1, Continuation.PREFIX
 
 
 def split(plan: Plan, rng: Random, *, seeds: bool = True) -> list[dict[str, Any]]:
-    """Parameters of each sample: ``n`` is 1, and sample i has seed + i, as vLLM has it.
+    """Return the parameters of each sample: ``n`` is 1, and sample i has seed + i, as in vLLM.
 
-    A sampled request without a seed gets one unless ``seeds`` is False: without it, it could not be
+    A sampled request without a seed gets one unless ``seeds`` is False: without a seed it could not be
     generated again.
     """
     seed = plan.params.get("seed")
-    if seed == -1:  # vLLM's other way to say None
+    if seed == -1:  # another form of None in vLLM
         seed = None
     if seed is None and plan.sampled and seeds:
         seed = rng.randrange(_SEEDS)
@@ -217,7 +217,7 @@ def split(plan: Plan, rng: Random, *, seeds: bool = True) -> list[dict[str, Any]
 def _check(params: Mapping[str, Any]) -> tuple[int, float | None]:
     for name in params:
         if not isinstance(name, str):
-            raise InvalidRequestError("params", name, "has a key that is no parameter's name")
+            raise InvalidRequestError("params", name, "has a key that is not the name of a parameter")
         if name in _OWN:
             raise InvalidRequestError(f"params[{name!r}]", params[name], _OWN[name])
     _whole(params, "n", least=1, none=False)

@@ -1,4 +1,4 @@
-"""What the front asks for: each call of it returns a list of these, to be carried out in order."""
+"""Effects of the scheduler: each of its methods returns a list of these, to be carried out in order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 ]  # fmt: skip
 
 Attempt = tuple[str, int]
-"""A sample's id on the wire, and the attempt."""
+"""A sample's id on the wire, and the number of its attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendCommands:
-    """Give these orders to an engine. If that fails: ``RequestScheduler.send_failed``."""
+    """Send these commands to an engine. If that fails, call ``RequestScheduler.send_failed``."""
 
     child: str
     incarnation: int
@@ -36,7 +36,7 @@ class SendCommands:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Tell an engine that these attempts are not wanted any more."""
+    """Tell an engine to abort these attempts."""
 
     child: str
     incarnation: int
@@ -45,7 +45,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Tell an engine to stop, or to go on, reading the output of one attempt: its reader is slow."""
+    """Tell a host to stop or resume reading the output of one attempt, whose reader is slow."""
 
     child: str
     incarnation: int
@@ -56,7 +56,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Give this chunk to the reader of the request."""
+    """Deliver this chunk to the reader of the request."""
 
     request: str
     chunk: GenerationChunk
@@ -64,7 +64,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The request is done; its last chunk has been delivered."""
+    """The request has finished; its last chunk has been delivered."""
 
     request: str
     completion: Completion
@@ -72,7 +72,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The request has failed: its reader gets what was delivered, then the error."""
+    """The request has failed: its reader gets the delivered chunks, then the error."""
 
     request: str
     error: RequestError
@@ -89,9 +89,9 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class MadeProgress:
-    """An incarnation that must not count as one without progress.
+    """An incarnation that must not count towards the crash loop limit.
 
-    It has delivered a token to a request, or a request that ran alone on it in quarantine killed it.
+    It has delivered a token to a request, or was killed by a request that ran alone on it in quarantine.
     """
 
     child: str
@@ -109,7 +109,7 @@ Effect = SendCommands | Abort | Flow | Deliver | Finish | Fail | Abandoned | Mad
 
 
 class Outgoing:
-    """The effects of one call: those for readers in order, then what each engine is sent, in one piece."""
+    """The effects of one call: those for readers in order, then one batch for each engine."""
 
     def __init__(self) -> None:
         self._effects: list[Effect] = []
@@ -117,19 +117,19 @@ class Outgoing:
         self._aborts: dict[tuple[str, int], list[Attempt]] = {}
 
     def add(self, effect: Effect) -> None:
-        """Carry this out after those before it."""
+        """Append an effect."""
         self._effects.append(effect)
 
     def order(self, child: str, incarnation: int, order: GenerateCommand) -> None:
-        """Give an engine one more order."""
+        """Add a command to an engine's batch."""
         self._orders.setdefault((child, incarnation), []).append(order)
 
     def abort(self, child: str, incarnation: int, attempt: Attempt) -> None:
-        """Tell an engine that one more attempt is not wanted."""
+        """Add an attempt to abort to an engine's batch."""
         self._aborts.setdefault((child, incarnation), []).append(attempt)
 
     def take(self) -> list[Effect]:
-        """Return everything, and begin anew."""
+        """Return all effects, and start with an empty list."""
         effects = self._effects
         effects += [Abort(*to, tuple(attempts)) for to, attempts in self._aborts.items()]
         effects += [SendCommands(*to, tuple(orders)) for to, orders in self._orders.items()]

@@ -1,19 +1,19 @@
-"""How one request to an engine pool can fail.
+"""Errors of one request to an engine pool.
 
     RequestError
     ├── InvalidRequestError     a prompt or parameter that cannot work, found by the pool or by the engine
     ├── QueueFullError          too many requests wait already
     ├── NoEngineError           no engine will come back; the root cause comes first
-    ├── DeadlineExceededError   it took longer than its deadline
+    ├── DeadlineExceededError   it took longer than its timeout
     ├── AttemptsExhaustedError  it lost its engine too often
     ├── PoisonRequestError      an engine died under it while it ran there alone
-    ├── UnmovableRequestError   its engine is gone, and a request of its kind cannot go on elsewhere
-    ├── WeightsChangedError     the weights changed under it, and it is not to go on with others
-    ├── ReplayDivergedError     generated again, it came out different
-    ├── GenerationClosedError   its stream was left before, and is read again
-    └── GenerationInUseError    its stream is read twice at once, or from another event loop
+    ├── UnmovableRequestError   its engine has ended, and a request of its kind cannot continue elsewhere
+    ├── WeightsChangedError     the weights changed under it, and it must not continue with others
+    ├── ReplayDivergedError     it differed when it was generated again
+    ├── GenerationClosedError   its stream was closed before, and is read again
+    └── GenerationInUseError    its stream is read by two tasks, or from another event loop
 
-Each carries its data and builds its own message; where a fault is behind it, the root cause comes first.
+Each error carries its data and builds its own message; if a fault is behind it, the root cause comes first.
 """
 
 from __future__ import annotations
@@ -43,15 +43,19 @@ __all__ = [
 ]
 
 
+LONGEST_VALUE = 200
+"""Characters of a value that a message shows: a long prompt would hide the rest."""
+
+
 class RequestError(RayvisorError):
-    """One request failed. The pool and its engines are a different matter.
+    """One request failed. The pool and its engines may be fine.
 
     Parameters
     ----------
     request
-        Id of the request, empty where it was refused before it got one.
+        Id of the request; empty if it was refused before it got one.
     fault
-        The last fault of an engine that this request met, or None.
+        The last fault of an engine that had this request in flight, or None.
     """
 
     def __init__(self, request: str, message: str, fault: Fault | None = None) -> None:
@@ -61,18 +65,18 @@ class RequestError(RayvisorError):
 
 
 class InvalidRequestError(RequestError, ValueError):
-    """A prompt or a parameter that cannot work. The engines are fine; asking again will not help.
+    """A prompt or a parameter that cannot work. The engines are fine; sending it again does not help.
 
     Parameters
     ----------
     field
-        What is wrong: ``"prompt"``, ``"params['n']"``, ...; ``"request"`` where the engine refused the whole.
+        The field: ``"prompt"``, ``"params['n']"``, ...; ``"request"`` if the engine refused the request.
     value
         The value found there.
     problem
-        What is wrong with it, and the way out.
+        What is wrong with it, and how to fix it.
     causes
-        What the engine said, outermost first; empty where the pool found out by itself.
+        Errors of the engine, outermost first; empty if the pool itself refused the request.
     """
 
     def __init__(
@@ -83,13 +87,13 @@ class InvalidRequestError(RequestError, ValueError):
         self.problem = problem
         self.causes = causes
         shown = repr(value)
-        if len(shown) > 200:  # noqa: PLR2004 - a long prompt would bury the message
-            shown = f"{shown[:200]}..."
+        if len(shown) > LONGEST_VALUE:
+            shown = f"{shown[:LONGEST_VALUE]}..."
         super().__init__(request, f"{problem} ({field}={shown})" if causes else f"{field}={shown}: {problem}")
 
 
 class QueueFullError(RequestError):
-    """Too many requests wait already: try again later, or let ``generate_many`` wait for room."""
+    """Too many requests wait already: try again later, or use ``generate_many``, which waits for room."""
 
     def __init__(self, waiting: int, limit: int, samples: int) -> None:
         self.waiting = waiting
@@ -103,7 +107,7 @@ class QueueFullError(RequestError):
 
 
 class NoEngineError(RequestError):
-    """No engine of the pool will come back by itself."""
+    """No engine of the pool will come back on its own."""
 
     def __init__(self, request: str, fault: Fault | None) -> None:
         name = f"request {request}" if request else "the request"
@@ -111,23 +115,23 @@ class NoEngineError(RequestError):
             request,
             f"{name} was not served, since the pool was stopped"
             if fault is None
-            else f"{name} cannot be served, since no engine of the pool will come back; cure the cause, then "
+            else f"{name} cannot be served, since no engine of the pool will come back; fix the cause, then "
             "restart the pool's children",
             fault,
         )
 
 
 class DeadlineExceededError(RequestError, TimeoutError):
-    """The request took longer than its deadline. Chunks delivered before remain valid.
+    """The request took longer than its timeout. Chunks delivered before remain valid.
 
     Parameters
     ----------
     timeout
-        The seconds it was given.
+        Its timeout in seconds.
     delivered
-        Tokens it had delivered.
+        How many tokens it had delivered.
     where
-        Where it was: in flight, waiting for an engine, ...
+        Its place at that time: in flight, waiting for an engine, ...
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class DeadlineExceededError(RequestError, TimeoutError):
         super().__init__(
             request,
             f"request {request} was not done within timeout={timeout:g} seconds: {delivered} tokens "
-            f"delivered, {where}; give it a longer deadline, or the pool more engines",
+            f"delivered, {where}; give it a longer timeout, or the pool more engines",
             fault,
         )
 
@@ -162,12 +166,12 @@ class AttemptsExhaustedError(RequestError):
 
 
 class PoisonRequestError(RequestError):
-    """An engine died under this request while it ran there alone, after two other engine deaths.
+    """An engine died under this request while it ran there alone, after two earlier engine deaths.
 
     Parameters
     ----------
     strikes
-        How many engines died while it was in flight there, the last one included.
+        How many engines died while it was in flight there, including the last one.
     """
 
     def __init__(self, request: str, *, strikes: int, fault: Fault) -> None:
@@ -181,14 +185,14 @@ class PoisonRequestError(RequestError):
 
 
 class UnmovableRequestError(RequestError):
-    """The request's engine is gone, and a request of its kind cannot go on elsewhere.
+    """The engine of the request has ended, and a request of its kind cannot continue elsewhere.
 
     Parameters
     ----------
     delivered
-        Tokens it had delivered.
+        How many tokens it had delivered.
     reason
-        What makes it unmovable.
+        The parameter that makes it unmovable.
     """
 
     def __init__(self, request: str, *, delivered: int, reason: str, fault: Fault | None) -> None:
@@ -197,20 +201,20 @@ class UnmovableRequestError(RequestError):
         super().__init__(
             request,
             f"request {request} lost its engine after {delivered} tokens and cannot be moved: {reason}; "
-            "send it anew",
+            "send it again",
             fault,
         )
 
 
 class ReplayDivergedError(RequestError):
-    """Generated again from the start, the request came out different from what had been delivered.
+    """The request was generated again and differed from the part that had been delivered.
 
     Parameters
     ----------
     divergence
-        Where, what was expected, and what came.
+        Its position, the expected and the actual value.
     reason
-        Why the stream did not go on from the delivered tokens instead.
+        Why the stream did not continue from the delivered tokens instead.
     """
 
     def __init__(self, request: str, *, divergence: Divergence, reason: str, fault: Fault | None) -> None:
@@ -225,7 +229,7 @@ class WeightsChangedError(RequestError):
     Parameters
     ----------
     before, after
-        The version that its delivered tokens come from, and that of the engine it would go on in.
+        The version of its delivered tokens, and that of the engine it would continue in.
     delivered
         How many tokens it had delivered.
     """
@@ -242,18 +246,18 @@ class WeightsChangedError(RequestError):
 
 
 class GenerationClosedError(RequestError):
-    """The stream was left before (its loop was broken off, or it was closed) and is read again."""
+    """The stream was closed before (explicitly, or by leaving its loop) and is read again."""
 
     def __init__(self, request: str) -> None:
         super().__init__(
             request,
-            f"the stream of request {request} was left before, which aborted it; to stop reading for a "
+            f"the stream of request {request} was closed before, which aborted it; to stop reading for a "
             "while, take chunks with anext(generation) instead of a for loop",
         )
 
 
 class GenerationInUseError(RequestError):
-    """The stream is read by two tasks at once, or from another event loop than the pool's."""
+    """The stream is read by two tasks at the same time, or from another event loop than the pool's."""
 
     def __init__(self, request: str, problem: str) -> None:
         super().__init__(request, f"the stream of request {request} {problem}")

@@ -1,4 +1,4 @@
-"""The errors that requests end with, made from what is known of them."""
+"""Constructors of the errors that requests fail with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["diverged", "exhausted", "overdue", "poison", "refused", "unmovable",
 
 
 def overdue(request: Request) -> DeadlineExceededError:
-    """Its deadline has passed."""
+    """Return the error of a request whose deadline has passed."""
     return DeadlineExceededError(
         request.id,
         timeout=request.budget,
@@ -31,7 +31,7 @@ def overdue(request: Request) -> DeadlineExceededError:
 
 
 def exhausted(request: Request, reason: str) -> AttemptsExhaustedError:
-    """It has lost as many engines as it may."""
+    """Return the error of a request that has used all its attempts."""
     return AttemptsExhaustedError(
         request.id,
         attempts=request.max_attempts,
@@ -42,28 +42,28 @@ def exhausted(request: Request, reason: str) -> AttemptsExhaustedError:
 
 
 def unmovable(request: Request) -> UnmovableRequestError:
-    """It has lost its engine and cannot go on elsewhere."""
+    """Return the error of a request that lost its engine and cannot continue elsewhere."""
     return UnmovableRequestError(
         request.id, delivered=request.delivered, reason=request.plan.reason, fault=request.fault
     )
 
 
 def diverged(request: Request, found: Divergence, reason: str) -> ReplayDivergedError:
-    """Generated again it came out different, and it does not go on all the same."""
+    """Return the error of a request that differed when it was generated again, and does not continue."""
     return ReplayDivergedError(request.id, divergence=found, reason=reason, fault=request.fault)
 
 
 def poison(request: Request, fault: Fault) -> PoisonRequestError:
-    """An engine died while it ran there alone."""
+    """Return the error of a request under which an engine died while it ran there alone."""
     return PoisonRequestError(request.id, strikes=request.strikes, fault=fault)
 
 
 def refused(request: Request, item: Refused) -> InvalidRequestError:
-    """The engine says that it is wrong."""
+    """Return the error of a request that the engine refused."""
     said = str(item.causes[-1]) if item.causes else "the engine refused it and gave no reason"
     return InvalidRequestError("request", request.id, said, request=request.id, causes=item.causes)
 
 
 def weights_changed(request: Request, before: int, after: int) -> WeightsChangedError:
-    """It would go on with other weights, and is not to."""
+    """Return the error of a request that would continue with other weights, and must not."""
     return WeightsChangedError(request.id, before=before, after=after, delivered=request.delivered)

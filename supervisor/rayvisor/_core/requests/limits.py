@@ -1,4 +1,4 @@
-"""What bounds the requests of a pool, and what is counted of them."""
+"""Limits of a pool's requests, and counters of them."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from rayvisor.specs.engines import WEIGHTS_CHANGED
 __all__ = ["Counts", "RequestLimits", "check_bounds"]
 
 DIVERGENCE = ("splice", "fail")
-"""What can be done with a request that is generated again and comes out different."""
+"""Ways to handle a request that differs when it is generated again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What bounds the requests of a pool.
+    """Limits of the requests of a pool.
 
     Parameters
     ----------
     queue_limit
-        How many new samples may wait for an engine; one more is refused with ``QueueFullError``.
+        How many new samples may wait for an engine; further ones are refused with ``QueueFullError``.
     timeout
-        Seconds a request may take from ``generate`` to its last chunk, unless it brings its own.
+        Seconds a request may take from ``generate`` to its last chunk, unless it brings its own timeout.
     max_attempts
-        How many engines a sample may be given to, unless its request brings its own number.
+        How many engines a sample is tried on, unless its request brings its own number.
     on_divergence
-        What to do when a request that is generated again comes out different: ``"splice"`` reports it and
-        goes on from the delivered tokens where that is valid, ``"fail"`` fails the request.
+        What to do when a request that is generated again differs: ``"splice"`` reports it and continues from
+        the delivered tokens if that is valid, ``"fail"`` fails the request.
     on_weights_changed
-        What becomes of a request whose engine's weights change under it, or that goes on in an engine with
-        other weights: ``"splice"`` goes on behind the delivered tokens, ``"restart"`` begins it anew,
-        ``"fail"`` fails it if anything had been delivered. It leaves an engine that is declared stale at
-        once; spliced ones that could not go on behind their tokens stay.
+        What happens to a request whose engine's weights change, or that continues in an engine with other
+        weights: ``"splice"`` continues behind the delivered tokens, ``"restart"`` starts it again, ``"fail"``
+        fails it if anything had been delivered. It leaves an engine that is declared stale immediately;
+        spliced requests that could not continue behind their tokens stay.
     seeds
-        Whether sampled requests without a seed are given one; without it they cannot be generated again.
+        Whether sampled requests without a seed get one; without a seed they cannot be generated again.
     slow_at, fast_at
-        Undelivered tokens of a sample at which its engine's output is no longer read, and read again.
+        Tokens of a sample that its reader has not taken, at which its engine's output is no longer read, and
+        is read again.
     orders_per_sequence
-        Orders an engine is given for each sequence that it runs at a time (its ``max_num_seqs``).
+        Samples an engine is given for each sequence that it runs at a time (its ``max_num_seqs``).
     """
 
     queue_limit: int = 1000
@@ -72,19 +73,20 @@ class RequestLimits:
 
 @dataclass(slots=True)
 class Counts:
-    """What the front has counted since it was made."""
+    """Counters since the pool was made."""
 
     submitted: int = 0
     finished: int = 0
     failed: int = 0
-    left: int = 0
+    abandoned: int = 0
+    """Requests whose reader left before their end."""
     tokens: int = 0
     moved: int = 0
     """Attempts that ended before their sample did."""
     finishes_restored: int = 0
     divergences: int = 0
     late_items: int = 0
-    """Items of attempts that were not wanted any more."""
+    """Items of attempts that were no longer wanted."""
 
 
 def check_bounds(
@@ -95,7 +97,7 @@ def check_bounds(
     *,
     error: MakesError = SpecError,
 ) -> None:
-    """Check what a pool prescribes for its requests, or one request brings of its own.
+    """Check the limits of a pool for its requests, or those that a request brings.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a request delivers: chunks while it runs, a completion at its end. Plain frozen data."""
+"""Results of a request: chunks while it runs, a completion at its end. Plain frozen data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ TokenLogprobs = tuple[LogprobEntry, ...]
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A difference found when a sample was generated again and compared with what had been delivered.
+    """A difference between a sample that was generated again and what had been delivered of it.
 
     Parameters
     ----------
     index
-        Which sample.
+        Number of the sample.
     position
-        Where: a token position, or a character position if ``what`` is ``"text"``.
+        Position of a token, or of a character if ``what`` is ``"text"``.
     expected
         What had been delivered there.
     got
-        What came this time; None if the sample ended there.
+        What was generated this time; None if the sample ended there.
     what
         ``"token"``, ``"text"`` (equal tokens, different characters) or ``"end"`` (it ended early).
     """
@@ -41,7 +41,7 @@ class Divergence:
         came = "the end" if self.got is None else repr(self.got)
         unit = "character" if self.what == "text" else "token"
         return (
-            f"came out different when generated again: sample {self.index}, {unit} {self.position} was "
+            f"differed when it was generated again: sample {self.index}, {unit} {self.position} was "
             f"{self.expected!r} and is {came}"
         )
 
@@ -53,13 +53,13 @@ class GenerationChunk:
     Parameters
     ----------
     index
-        Which sample, 0 to n - 1.
+        Number of the sample, 0 to n - 1.
     token_ids
-        New tokens; may be empty in a chunk that only ends the sample or catches up with its text.
+        New tokens; empty in a chunk that only ends the sample or adds text of earlier tokens.
     text
-        New text. It can run behind the tokens: a character may need several of them.
+        New text. It can lag behind the tokens: a character may need several of them.
     logprobs
-        For each token of ``token_ids`` the candidates asked for, or None.
+        The requested candidates for each token of ``token_ids``, or None.
     finish_reason
         With the last chunk of a sample: ``"stop"`` or ``"length"``.
     stop_reason
@@ -67,11 +67,11 @@ class GenerationChunk:
     child, incarnation
         The engine that generated it.
     weight_version
-        Version of the weights it was generated with: what the gate's hook returned; 0 without one.
+        Version of the weights it was generated with, as the gate's hook returned it; 0 without one.
     divergence
-        A difference found since the last chunk, see [`Divergence`][rayvisor.pool.Divergence].
+        A difference found since the last chunk; see [`Divergence`][rayvisor.pool.Divergence].
     restarted
-        The weights have changed and the sample begins anew: what came of it before this chunk is void.
+        Whether the weights have changed and the sample starts again: its earlier chunks are void.
     """
 
     index: int
@@ -89,7 +89,7 @@ class GenerationChunk:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request: the prompt once, each generated token once, however often engines died."""
+    """Tokens of a request: the prompt and each generated token once, however often engines died."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -107,16 +107,16 @@ class SampleResult:
     Parameters
     ----------
     seed
-        The seed it was sampled with; None if greedy, or if seeds are switched off.
+        The seed it was sampled with; None if it is greedy, or if seeds are switched off.
     cumulative_logprob
-        Sum over all its tokens, None without ``logprobs``.
+        Sum over all its tokens; None without ``logprobs``.
     attempts
-        How many engines it was given to; 1 without a fault.
+        How many engines it was tried on; 1 without a fault.
     divergences
         Every difference found when it was generated again.
     weight_versions
-        Versions of the weights that its tokens come from, in order: one, unless they changed on the way and
-        it went on (``on_weights_changed="splice"``).
+        Versions of the weights that its tokens come from, in order: one, unless they changed meanwhile and
+        the sample continued (``on_weights_changed="splice"``).
     """
 
     index: int
@@ -134,10 +134,10 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request: its samples in order, and what the whole of it used.
+    """A finished request: its samples in order, and its usage.
 
     ``text``, ``token_ids``, ``finish_reason`` and ``cumulative_logprob`` are those of the first sample,
-    the only one unless ``n`` was asked for.
+    the only one unless ``n`` was given.
     """
 
     request: str

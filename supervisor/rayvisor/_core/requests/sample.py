@@ -1,9 +1,9 @@
-"""One sample of a request: what has been delivered of it, and what is new in what an engine sends.
+"""One sample of a request: its delivered tokens, and which part of an engine's output is new.
 
-A sample outlives its engines. Each attempt either goes on behind the delivered tokens, or generates
-everything again; then the tokens and the characters delivered before are compared and skipped. The two
-are counted apart, since text runs behind tokens (a character may need several tokens, and text that may
-turn out to be a stop string is held back).
+A sample outlives its engines. Each attempt either continues behind the delivered tokens, or generates
+everything again; then the tokens and the characters delivered before are compared and skipped. The two are
+counted separately, since text lags behind tokens (a character may need several tokens, and text that may turn
+out to be a stop string is held back).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a chunk of an engine means for the caller.
+    """The new part of an engine's chunk.
 
     Parameters
     ----------
     chunk
-        What to deliver, None if nothing in it was new.
+        The chunk to deliver; None if nothing in it was new.
     divergence
-        A difference that this chunk brought to light. After one in the tokens the attempt is of no
-        more use: ``splice`` or give up.
+        A difference found in this chunk. After one in the tokens the attempt is useless: ``splice`` or give
+        up.
     """
 
     chunk: GenerationChunk | None
@@ -55,13 +55,13 @@ class Sample:
     key
         Its id on the wire.
     index
-        Which sample of its request.
+        Its number within the request.
     prompt
-        As the caller gave it.
+        The prompt as the caller gave it.
     params
-        Its own parameters, ``n`` = 1, seed included.
+        Its own parameters, with ``n`` = 1 and a seed.
     plan
-        How it goes on elsewhere.
+        How it continues elsewhere.
     """
 
     __slots__ = (
@@ -98,7 +98,7 @@ class Sample:
         self.params = params
         self.plan = plan
         self.attempt = 0
-        self.started = False  # whether the present attempt has sent anything
+        self.started = False  # whether the current attempt has sent anything
         self.delivered: list[int] = []
         self.characters = 0
         self.logprobs: list[TokenLogprobs] | None = None
@@ -112,10 +112,8 @@ class Sample:
         self.versions: list[int] = []  # of the weights that the delivered tokens come from, in order
         self._restarted = False
         self._text: list[str] = []
-        self._sent_text = (
-            ""  # of the delivered text, as far as the present attempt has to be compared with it
-        )
-        self._position = 0  # tokens seen in the present attempt, those before its start included
+        self._sent_text = ""  # the delivered text that the current attempt is compared with
+        self._position = 0  # tokens seen in the current attempt, those before its start included
         self._text_position = 0  # the same for characters
         self._unreported: Divergence | None = None
 
@@ -126,17 +124,17 @@ class Sample:
 
     @property
     def replaying(self) -> bool:
-        """Whether the present attempt is still at tokens that were delivered before."""
+        """Whether the current attempt still repeats tokens that were delivered before."""
         return self._position < len(self.delivered)
 
     @property
     def _prefix(self) -> tuple[int, ...] | None:
-        """The prompt's tokens, if the next attempt can go on behind them and the delivered ones."""
+        """The tokens of the prompt if the next attempt can continue behind them and the delivered ones."""
         behind = self.spliced or self.plan.continuation is Continuation.PREFIX
         return self.prompt_token_ids if behind and self.delivered else None
 
     def order(self) -> GenerateCommand:
-        """Begin the next attempt: everything that older ones still send is void from here on."""
+        """Begin the next attempt; items of earlier attempts are void from here on."""
         self.attempt += 1
         self.started = False
         prefix = self._prefix
@@ -157,15 +155,15 @@ class Sample:
         return GenerateCommand(self.key, self.attempt, self.prompt, self.params)
 
     def _params_behind(self) -> dict[str, Any]:
-        # The engine takes what has been delivered off max_tokens and the like by itself.
+        # The engine itself subtracts the delivered tokens from max_tokens and similar limits.
         seed = self.params.get("seed")
         if seed is None or not self.plan.sampled:
             return self.params
-        # The random numbers of the first tokens must not come again for later ones.
+        # The random numbers of the first tokens must not be repeated for later ones.
         return {**self.params, "seed": (seed + _SPLICE_STEP * len(self.delivered)) % _SEED_SPACE}
 
     def accept(self, chunk: Chunk, origin: Origin) -> Accepted | None:
-        """Take a chunk in, and say what of it is new. None if it is of an older attempt, or too late."""
+        """Process a chunk, and return what is new in it; None if it is of an earlier attempt, or too late."""
         if chunk.attempt != self.attempt or self.finished:
             return None
         self.started = True
@@ -207,7 +205,7 @@ class Sample:
 
     def _compare_text(self, text: str, *, ended: bool) -> Divergence | None:
         if self.divergences and self.divergences[-1].what == "text":
-            return None  # said once
+            return None  # reported once
         start, end = self._text_position, self._text_position + len(text)
         expected = self._sent_text[start:end]
         if text.startswith(expected):
@@ -256,8 +254,8 @@ class Sample:
     def finish_if_due(self, info: EngineInfo, origin: Origin) -> GenerationChunk | None:
         """End the sample here if all its tokens are delivered and only its finish was lost with the engine.
 
-        The rules and their order are vLLM's: EOS, stop tokens, then length. With stop strings nothing
-        is decided: text may have been held back, so the sample is generated again.
+        The rules and their order are vLLM's: EOS, stop tokens, then length. With stop strings nothing is
+        decided: text may have been held back, so the sample is generated again.
         """
         due = self.due(info)
         if due is None or self.finished:
@@ -266,7 +264,7 @@ class Sample:
         return self._deliver((), "", None, None, origin)
 
     def due(self, info: EngineInfo) -> tuple[str, int | str | None] | None:
-        """Return finish and stop reason, if nothing but these is left to come."""
+        """Return the finish and stop reason if only these are missing; None otherwise."""
         plan, done = self.plan, len(self.delivered)
         if not done or plan.stop_strings:
             return None
@@ -285,7 +283,7 @@ class Sample:
         return None
 
     def restart(self) -> None:
-        """Begin anew with the next attempt: what has been delivered is void, and the reader is told."""
+        """Start again with the next attempt: the delivered tokens are void, and the reader is told."""
         self.delivered.clear()
         self.versions.clear()
         self.divergences.clear()
@@ -295,12 +293,12 @@ class Sample:
         self.spliced, self._restarted = False, True
 
     def splice(self) -> bool:
-        """Go on behind the delivered tokens from now on. False if the prompt's tokens are not known."""
+        """Continue behind the delivered tokens from now on. False if the prompt's tokens are not known."""
         self.spliced = self.prompt_token_ids is not None
         return self.spliced
 
     def result(self, attempts: int) -> SampleResult:
-        """The finished sample."""
+        """Return the result of the finished sample."""
         return SampleResult(
             index=self.index,
             text="".join(self._text),

@@ -1,18 +1,18 @@
-"""The front of a pool: every decision about its requests, as a pure state machine.
+"""The scheduler of a pool: every decision about its requests, as a pure state machine.
 
-Each method takes what happened and ``now``, and returns the effects to carry out, in order. Nothing in
-here waits, reads a clock or does I/O, so a test can drive it through a thousand engine deaths a second.
+Each method takes an event and ``now``, and returns the effects to carry out, in order. Nothing in here waits,
+reads a clock or does I/O, so a test can drive it through a thousand engine deaths a second.
 
 The rules that keep requests from being lost:
 
-- A request belongs to the front, not to an engine. What has been delivered of it is known here.
-- Every order carries an attempt number; whatever comes for an older one is dropped, and the engine that
-  still sends it is told again to stop.
-- A sample that loses its engine goes before new ones, behind its delivered tokens or from the start
-  (``policy``), unless only its finish was lost: then it ends here.
-- Each engine death is a strike for every request in flight there; from two on a request runs alone
+- A request belongs to the scheduler, not to an engine, and the scheduler knows its delivered tokens.
+- Every command carries an attempt number; items of an older attempt are dropped, and the engine that still
+  sends them is told again to stop.
+- A sample that loses its engine takes precedence over new ones. It continues behind its delivered tokens or
+  is generated again (``continuation``), unless only its finish was lost: then it ends here.
+- Each engine death is a strike for every request in flight there; with two strikes a request runs alone
   (``routing``), and if the engine dies under it there, it fails with ``PoisonRequestError``.
-- A deadline and a number of attempts bound each request. When no engine will come back, what waits fails.
+- A timeout and a number of attempts limit each request. When no engine will come back, waiting requests fail.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ __all__ = ["RequestScheduler"]
 
 
 class RequestScheduler:
-    """Requests on one side, engines on the other.
+    """Assigns the samples of requests to engines, and merges what the engines send.
 
     Parameters
     ----------
     limits
-        What bounds the requests.
+        Limits of the requests.
     rng
-        Where seeds come from.
+        Source of seeds.
     """
 
     def __init__(self, limits: RequestLimits, rng: Random) -> None:
@@ -64,7 +64,7 @@ class RequestScheduler:
         self.routing = Routing(limits.orders_per_sequence)
         self._rng = rng
         self._requests: dict[str, Request] = {}
-        self._parts: dict[str, SampleState] = {}
+        self._samples: dict[str, SampleState] = {}
         self._timers = Timers()
         self._closed = False
         self._closed_by: Fault | None = None
@@ -77,7 +77,7 @@ class RequestScheduler:
     def engine_up(
         self, child: str, incarnation: int, info: EngineInfo, now: float, *, spare: bool = False
     ) -> list[Effect]:
-        """Note that an engine is up, or that it is a spare no more. A closed front is open again."""
+        """Record that an engine is up, or is no longer a spare. A closed scheduler is open again."""
         older = self.routing.engines.get(child)
         if older is not None and older.incarnation > incarnation:
             return []
@@ -88,21 +88,21 @@ class RequestScheduler:
         return self._done(now, route=True)
 
     def engine_down(self, child: str, incarnation: int, fault: Fault | None, now: float) -> list[Effect]:
-        """Note that an engine has ended: by a fault, or as it was asked to (None, or an INTENDED one)."""
+        """Record that an engine has ended: by a fault, or stopped (None, or an INTENDED fault)."""
         engine = self.routing.live(child, incarnation)
         if engine is not None:
             self._end(engine, fault)
         return self._done(now, route=True)
 
     def gate(self, child: str, *, is_open: bool, now: float) -> list[Effect]:
-        """Let an engine have new work, or not. What it has in flight stays there."""
+        """Open or close an engine for new work. Its samples in flight stay there."""
         self.routing.gate(child, is_open=is_open)
         return self._done(now, route=True)
 
     def stale(self, child: str, now: float) -> list[Effect]:
-        """Take back what must not go on while weights change. The engine's gate has been closed before.
+        """Take back the samples that must not continue while weights change. The gate was closed before.
 
-        What is spliced leaves too: what comes of it afterwards is of one version, from its first token on.
+        Spliced samples leave as well, so each of their later tokens is of one known version.
         """
         engine = self.routing.engines.get(child)
         versioned = engine is not None and engine.versioned
@@ -110,18 +110,18 @@ class RequestScheduler:
         def leaves(request: Request) -> bool:
             return request.on_weights_changed != "splice" or (versioned and request.plan.spliceable)
 
-        return self._take_back(child, f"{child} is to have other weights", now, leaves)
+        return self._take_back(child, f"the weights of {child} change", now, leaves)
 
     def weights(self, child: str, incarnation: int, version: int) -> None:
-        """Note which weights an engine has from now on."""
+        """Record the version of an engine's weights from now on."""
         engine = self.routing.live(child, incarnation)
         if engine is not None:
             engine.version, engine.versioned = version, True
 
     def withdraw(self, child: str, reason: str, now: float) -> list[Effect]:
-        """Take back what an engine has in flight, without a strike, and without an attempt spent.
+        """Take back the samples an engine has in flight, without a strike, and without counting an attempt.
 
-        What could not go on elsewhere stays: it may finish.
+        A sample that could not continue elsewhere stays, and may finish.
         """
         return self._take_back(child, reason, now, lambda _: True)
 
@@ -129,41 +129,42 @@ class RequestScheduler:
         self, child: str, reason: str, now: float, which: Callable[[Request], bool]
     ) -> list[Effect]:
         engine = self.routing.engines.get(child)
-        for part in [] if engine is None else list(engine.in_flight.values()):
-            stays = part.request.plan.continuation is Continuation.REFUSE and part.sample.delivered
-            if engine is not None and part.engine is engine and not stays and which(part.request):
-                part.tries -= 1
-                self._abort(part)
-                self._lose(engine, part, reason)
+        for state in [] if engine is None else list(engine.in_flight.values()):
+            stays = state.request.plan.continuation is Continuation.REFUSE and state.sample.delivered
+            if engine is not None and state.engine is engine and not stays and which(state.request):
+                state.tries -= 1
+                self._abort(state)
+                self._lose(engine, state, reason)
         return self._done(now, route=True)
 
     def hold(self, child: str, *, held: bool, now: float) -> list[Effect]:
-        """Hold what an engine has in flight where it is, or let it go on."""
+        """Hold the samples an engine has in flight, or let them continue."""
         engine = self.routing.engines.get(child)
         if engine is not None and engine.held is not held:
             engine.held = held
-            for part in engine.in_flight.values():
-                if part.flowing:
-                    self._flow(part)
+            for state in engine.in_flight.values():
+                if state.flowing:
+                    self._flow(state)
         return self._done(now)
 
     def resync(self, child: str, incarnation: int, reason: str, now: float) -> list[Effect]:
-        """Items of a living engine may be missing: take back all it has in flight, without a strike."""
+        """Take back all samples of a living engine whose items may be missing, without a strike."""
         engine = self.routing.live(child, incarnation)
         if engine is not None:
-            for part in list(engine.in_flight.values()):
-                self._abort(part)
-                self._lose(engine, part, reason)
+            for state in list(engine.in_flight.values()):
+                self._abort(state)
+                self._lose(engine, state, reason)
         return self._done(now, route=True)
 
     def close(self, fault: Fault | None, now: float, *, immediately: bool = False) -> list[Effect]:
-        """No engine will come back: fail what waits, and what comes or loses its engine from now on.
+        """Fail waiting requests, and from now on new ones and those that lose their engine.
 
-        With ``immediately`` what is in flight fails too.
+        Called when no engine will come back. With ``immediately`` requests in flight fail as well.
         """
         self._closed, self._closed_by = True, fault
         for request in [*self._requests.values()]:
-            if immediately or any(part.place not in (Place.IN_FLIGHT, Place.DONE) for part in request.parts):
+            waits = any(state.place not in (Place.IN_FLIGHT, Place.DONE) for state in request.samples)
+            if immediately or waits:
                 self._fail(request, NoEngineError(request.id, fault))
         return self._done(now)
 
@@ -181,12 +182,12 @@ class RequestScheduler:
         on_divergence: str | None = None,
         on_weights_changed: str | None = None,
     ) -> list[Effect]:
-        """Take a request in. Its id must be new.
+        """Accept a request. Its id must be new.
 
         Raises
         ------
         InvalidRequestError, QueueFullError, NoEngineError
-            It was not taken in.
+            It was not accepted.
         """
         found = plan(params, prompt)
         limits = self.limits
@@ -216,103 +217,105 @@ class RequestScheduler:
         for index, each in enumerate(split(found, self._rng, seeds=limits.seeds)):
             self._number += 1
             sample = Sample(f"{request_id}.{index}", index, prompt, each, found)
-            part = SampleState(self._number, request, sample)
-            request.parts.append(part)
-            self._parts[sample.key] = part
-            self.routing.wait(part, Place.NEW)
+            state = SampleState(self._number, request, sample)
+            request.samples.append(state)
+            self._samples[sample.key] = state
+            self.routing.wait(state, Place.NEW)
         self._timers.trim(len(self._requests))
         self._timers.add(request.deadline, request)
         self.counts.submitted += 1
         return self._done(now, route=True)
 
     def taken(self, request_id: str, index: int, tokens: int, now: float) -> list[Effect]:
-        """Note that the reader took ``tokens`` tokens of a sample."""
+        """Record that the reader took ``tokens`` tokens of a sample."""
         request = self._requests.get(request_id)
         if request is None:
             return []
-        part = request.parts[index]
-        part.backlog -= tokens
-        if part.flowing or part.backlog > self.limits.fast_at:
+        state = request.samples[index]
+        state.backlog -= tokens
+        if state.flowing or state.backlog > self.limits.fast_at:
             return []
-        part.flowing = True
-        if part.place is Place.PARKED:
-            self._wait_again(part)
+        state.flowing = True
+        if state.place is Place.PARKED:
+            self._wait_again(state)
             return self._done(now, route=True)
-        if part.place is Place.IN_FLIGHT:
-            self._flow(part)
+        if state.place is Place.IN_FLIGHT:
+            self._flow(state)
         return self._done(now)
 
     def abandon(self, request_id: str, now: float) -> list[Effect]:
-        """Drop a request that nobody reads any more."""
+        """Drop a request that is no longer read."""
         request = self._requests.get(request_id)
         if request is None:
             return []
         self._remove(request)
-        self.counts.left += 1
+        self.counts.abandoned += 1
         self._out.add(Abandoned(request_id, request.usage()))
         return self._done(now, route=True)
 
     def usage(self, request_id: str) -> Usage:
-        """What an open request has used so far."""
+        """Return the usage of an open request so far."""
         return self._requests[request_id].usage()
 
     @property
     def room(self) -> int:
-        """How many more samples may be submitted now."""
+        """How many more samples can be submitted now."""
         return self.limits.queue_limit - len(self.routing.lines[Place.NEW])
 
     @property
-    def parts(self) -> Iterable[SampleState]:
-        """All samples of the requests that are open."""
-        return self._parts.values()
+    def samples(self) -> Iterable[SampleState]:
+        """States of all samples of open requests."""
+        return self._samples.values()
 
-    # What engines send
+    # Items from engines
 
     def items(self, child: str, incarnation: int, items: Sequence[HostItem], now: float) -> list[Effect]:
-        """Take in what an engine sent. Items that are not about requests are passed over."""
+        """Process the items an engine sent. Items that are not about requests are skipped."""
         engine = self.routing.live(child, incarnation)
         freed = False
         for item in items:
             if not isinstance(item, Chunk | Refused | Lost):
                 continue
-            part = self._parts.get(item.request)
+            state = self._samples.get(item.request)
             if (
                 engine is None
-                or part is None
-                or part.engine is not engine
-                or part.sample.attempt != item.attempt
+                or state is None
+                or state.engine is not engine
+                or state.sample.attempt != item.attempt
             ):
-                self._late(engine, item, now)
+                self._discard(engine, item, now)
             elif isinstance(item, Chunk):
-                freed |= self._chunk(engine, part, item)
+                freed |= self._chunk(engine, state, item)
             elif isinstance(item, Refused):
                 freed = True
-                self._fail(part.request, failures.refused(part.request, item))
+                self._fail(state.request, failures.refused(state.request, item))
             else:
                 freed = True
                 self._rest(engine, now)
-                self._lose(engine, part, f"{child} gave it up: {item.reason}")
+                self._lose(engine, state, f"{child} gave it up: {item.reason}")
         return self._done(now, route=freed)
 
     def send_failed(
         self, child: str, incarnation: int, attempts: Iterable[Attempt], reason: str, now: float
     ) -> list[Effect]:
-        """Orders could not be given to an engine: they count as not sent, and it gets a short rest."""
+        """Requeue samples whose commands could not be sent, and let the engine rest briefly."""
         engine = self.routing.live(child, incarnation)
         for key, attempt in attempts:
-            part = self._parts.get(key)
-            if engine is None or part is None or part.engine is not engine or part.sample.attempt != attempt:
+            state = self._samples.get(key)
+            if engine is None or state is None or state.engine is not engine:
                 continue
-            if part.sample.started:  # it arrived all the same
+            if state.sample.attempt != attempt:
                 continue
-            part.tries -= 1
-            self._abort(part)
-            self._lose(engine, part, f"{child} could not be given it: {reason}")
+            if state.sample.started:  # it arrived nevertheless
+                continue
+            state.tries -= 1
+            self._abort(state)
+            self._lose(engine, state, f"{child} could not be sent it: {reason}")
             self._rest(engine, now)
         return self._done(now, route=True)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has come: fail what is past its deadline, look for work for engines that have rested."""
+        """Fail requests past their deadline, and give work to engines that have rested."""
         for request in self._timers.due(now):
             if now >= request.deadline:
                 self._fail(request, failures.overdue(request))
@@ -323,11 +326,11 @@ class RequestScheduler:
 
     def _done(self, now: float, *, route: bool = False) -> list[Effect]:
         if route:
-            for part, engine in self.routing.assign(now):
-                if not self._goes_on_in(engine, part):
+            for state, engine in self.routing.assign(now):
+                if not self._continues_in(engine, state):
                     continue
-                part.tries += 1
-                self._out.order(engine.child, engine.incarnation, part.sample.order())
+                state.tries += 1
+                self._out.order(engine.child, engine.incarnation, state.sample.order())
         effects = self._out.take()
         at = self._timers.next()
         if at is not None and (self._announced is None or at < self._announced):
@@ -335,9 +338,9 @@ class RequestScheduler:
             effects.append(NextDeadline(at))
         return effects
 
-    def _goes_on_in(self, engine: EnginePlace, part: SampleState) -> bool:
-        """Whether a sample goes on in an engine that may have other weights than its delivered tokens."""
-        request, sample = part.request, part.sample
+    def _continues_in(self, engine: EnginePlace, state: SampleState) -> bool:
+        """Whether a sample continues in an engine with other weights than its delivered tokens."""
+        request, sample = state.request, state.sample
         if not sample.versions or sample.versions[-1] == engine.version:
             return True
         if request.on_weights_changed == "fail":
@@ -349,69 +352,70 @@ class RequestScheduler:
             sample.splice()
         return True
 
-    def _chunk(self, engine: EnginePlace, part: SampleState, chunk: Chunk) -> bool:
-        sample, request = part.sample, part.request
+    def _chunk(self, engine: EnginePlace, state: SampleState, chunk: Chunk) -> bool:
+        sample, request = state.sample, state.request
         accepted = sample.accept(chunk, engine.origin)
         if accepted is None:
             return False
         engine.failures = 0
         if accepted.divergence is not None:
             self.counts.divergences += 1
-            if not self._goes_on_after(engine, part, accepted.divergence):
+            if not self._continues_after(engine, state, accepted.divergence):
                 return True
         if accepted.chunk is None:
             return False
-        self._deliver(part, accepted.chunk.token_ids, Deliver(request.id, accepted.chunk))
+        self._deliver(state, accepted.chunk.token_ids, Deliver(request.id, accepted.chunk))
         if accepted.chunk.token_ids and not engine.useful:
             engine.useful = True
             self._out.add(MadeProgress(engine.child, engine.incarnation))
         if sample.finished:
-            self._finish(part)
+            self._finish(state)
             return True
-        if part.flowing and part.backlog >= self.limits.slow_at:
-            part.flowing = False
-            self._flow(part)
+        if state.flowing and state.backlog >= self.limits.slow_at:
+            state.flowing = False
+            self._flow(state)
         return False
 
-    def _goes_on_after(self, engine: EnginePlace, part: SampleState, found: Divergence) -> bool:
-        """Whether the present attempt is still of use."""
-        request, sample = part.request, part.sample
+    def _continues_after(self, engine: EnginePlace, state: SampleState, found: Divergence) -> bool:
+        """Whether the current attempt is still useful."""
+        request, sample = state.request, state.sample
         if request.splices and found.what == "text":
             return True
         reason = "on_divergence='fail'"
         if request.splices and not request.plan.spliceable:
-            reason = f"with {request.plan.reason} it cannot go on from the delivered tokens either"
+            reason = f"with {request.plan.reason} it cannot continue from the delivered tokens either"
         elif request.splices and not sample.splice():
             reason = (
-                "the tokens of its prompt are not known, so it cannot go on from the delivered tokens either"
+                "the tokens of its prompt are not known, so it cannot continue from the delivered tokens "
+                "either"
             )
         elif request.splices:
-            self._abort(part)
-            self._lose(engine, part, str(found))
+            self._abort(state)
+            self._lose(engine, state, str(found))
             return False
         self._fail(request, failures.diverged(request, found, reason))
         return False
 
-    def _deliver(self, part: SampleState, tokens: Sequence[int], deliver: Deliver) -> None:
-        part.backlog += len(tokens)
+    def _deliver(self, state: SampleState, tokens: Sequence[int], deliver: Deliver) -> None:
+        state.backlog += len(tokens)
         self.counts.tokens += len(tokens)
         self._out.add(deliver)
 
-    def _flow(self, part: SampleState) -> None:
-        engine, sample = part.engine, part.sample
+    def _flow(self, state: SampleState) -> None:
+        engine, sample = state.engine, state.sample
         if engine is not None:
-            flowing = part.flowing and not engine.held
+            flowing = state.flowing and not engine.held
             self._out.add(Flow(engine.child, engine.incarnation, sample.key, sample.attempt, flowing))
 
-    def _finish(self, part: SampleState) -> None:
-        request = part.request
-        self.routing.leave(part)
-        if all(each.sample.finished for each in request.parts):
+    def _finish(self, state: SampleState) -> None:
+        request = state.request
+        self.routing.leave(state)
+        if all(each.sample.finished for each in request.samples):
             self._remove(request)
             self.counts.finished += 1
             self._out.add(Finish(request.id, request.completion()))
 
-    def _late(self, engine: EnginePlace | None, item: Chunk | Refused | Lost, now: float) -> None:
+    def _discard(self, engine: EnginePlace | None, item: Chunk | Refused | Lost, now: float) -> None:
         self.counts.late_items += 1
         ended = not isinstance(item, Chunk) or item.finish_reason is not None
         if engine is None or ended:
@@ -423,27 +427,27 @@ class RequestScheduler:
         del self.routing.engines[engine.child]
         engine.open = False
         if engine.reserved is not None and engine.reserved.place is Place.RESERVED:
-            part = engine.reserved
-            self.routing.leave(part)
-            self.routing.wait(part, Place.SUSPECT)
-        parts = sorted(engine.in_flight.values(), key=lambda part: part.number)
+            state = engine.reserved
+            self.routing.leave(state)
+            self.routing.wait(state, Place.SUSPECT)
+        states = sorted(engine.in_flight.values(), key=lambda state: state.number)
         if fault is not None and fault.fault_class is not FaultClass.INTENDED:
-            self._strike(engine, parts, fault)
+            self._strike(engine, states, fault)
         reason = str(fault) if fault is not None else f"{engine.child} was stopped"
-        for part in parts:
-            if part.engine is engine:  # not failed meanwhile together with its request
-                self._lose(engine, part, reason)
+        for state in states:
+            if state.engine is engine:  # it has not failed meanwhile together with its request
+                self._lose(engine, state, reason)
 
-    def _strike(self, engine: EnginePlace, parts: Sequence[SampleState], fault: Fault) -> None:
-        for request in {part.request.id: part.request for part in parts}.values():
+    def _strike(self, engine: EnginePlace, states: Sequence[SampleState], fault: Fault) -> None:
+        for request in {state.request.id: state.request for state in states}.values():
             request.strikes += 1
             request.fault = fault
             if request.suspect:
                 self._timers.add(request.quarantine_at, request)
-            for part in request.parts:
-                if request.suspect and part.place in (Place.NEW, Place.RETURNED):
-                    self.routing.leave(part)
-                    self.routing.wait(part, Place.SUSPECT)
+            for state in request.samples:
+                if request.suspect and state.place in (Place.NEW, Place.RETURNED):
+                    self.routing.leave(state)
+                    self.routing.wait(state, Place.SUSPECT)
         alone = engine.reserved
         if alone is not None and alone.place is Place.IN_FLIGHT:
             self._out.add(MadeProgress(engine.child, engine.incarnation))
@@ -451,42 +455,42 @@ class RequestScheduler:
             if not alone.sample.due(engine.info):
                 self._fail(request, failures.poison(request, fault))
 
-    def _lose(self, engine: EnginePlace, part: SampleState, reason: str) -> None:
-        """Take a sample away from its engine, and say what becomes of it."""
-        request, sample = part.request, part.sample
+    def _lose(self, engine: EnginePlace, state: SampleState, reason: str) -> None:
+        """Take a sample away from its engine, and finish, fail or requeue it."""
+        request, sample = state.request, state.sample
         self.counts.moved += 1
         restored = sample.finish_if_due(engine.info, engine.origin)
         if restored is not None:
             self.counts.finishes_restored += 1
             self._out.add(Deliver(request.id, restored))
-            self._finish(part)
+            self._finish(state)
             return
-        self.routing.leave(part)
+        self.routing.leave(state)
         if request.plan.continuation is Continuation.REFUSE and sample.delivered:
             self._fail(request, failures.unmovable(request))
         elif self._closed:
             self._fail(request, NoEngineError(request.id, self._closed_by))
-        elif part.tries >= request.max_attempts:
+        elif state.tries >= request.max_attempts:
             self._fail(request, failures.exhausted(request, reason))
-        elif part.backlog > self.limits.fast_at:
-            part.flowing, part.place = False, Place.PARKED
+        elif state.backlog > self.limits.fast_at:
+            state.flowing, state.place = False, Place.PARKED
         else:
-            part.flowing = True
-            self._wait_again(part)
+            state.flowing = True
+            self._wait_again(state)
 
-    def _wait_again(self, part: SampleState) -> None:
-        self.routing.wait(part, Place.SUSPECT if part.request.suspect else Place.RETURNED)
+    def _wait_again(self, state: SampleState) -> None:
+        self.routing.wait(state, Place.SUSPECT if state.request.suspect else Place.RETURNED)
 
     def _rest(self, engine: EnginePlace, now: float) -> None:
         if engine.rested(now):
             self._timers.add(self.routing.rest(engine, now))
 
-    def _abort(self, part: SampleState) -> None:
-        engine = part.engine
-        if engine is None or part.place is not Place.IN_FLIGHT:
+    def _abort(self, state: SampleState) -> None:
+        engine = state.engine
+        if engine is None or state.place is not Place.IN_FLIGHT:
             return
         if self.routing.engines.get(engine.child) is engine:
-            self._out.abort(engine.child, engine.incarnation, (part.sample.key, part.sample.attempt))
+            self._out.abort(engine.child, engine.incarnation, (state.sample.key, state.sample.attempt))
 
     def _fail(self, request: Request, error: RequestError) -> None:
         self._remove(request)
@@ -496,7 +500,7 @@ class RequestScheduler:
     def _remove(self, request: Request) -> None:
         request.open = False
         del self._requests[request.id]
-        for part in request.parts:
-            self._abort(part)
-            self.routing.leave(part)
-            del self._parts[part.sample.key]
+        for state in request.samples:
+            self._abort(state)
+            self.routing.leave(state)
+            del self._samples[state.sample.key]

@@ -1,4 +1,4 @@
-"""Where things are: the samples of requests, the engines, and who waits in which order."""
+"""State of requests, their samples, the engines and the queues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayvisor.faults import Fault
 __all__ = ["QUARANTINE_FROM", "EnginePlace", "Place", "Request", "SampleState", "Timers"]
 
 QUARANTINE_FROM = 2
-"""Strikes from which on a request runs alone: with one, most deaths have nothing to do with it."""
+"""Number of strikes with which a request runs alone: with one, most deaths have another cause."""
 
 
 _STRAY_PATIENCE = 1.0
@@ -24,7 +24,7 @@ _STRAYS_KEPT = 1024
 
 
 class Place(StrEnum):
-    """Where one sample of a request is."""
+    """Place of one sample of a request."""
 
     NEW = "waiting for an engine"
     RETURNED = "waiting for another engine"
@@ -37,7 +37,7 @@ class Place(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request: its samples, and what bounds it."""
+    """One request: its samples and its limits."""
 
     id: str
     plan: Plan
@@ -46,19 +46,19 @@ class Request:
     max_attempts: int
     splices: bool
     on_weights_changed: str = "splice"
-    parts: list[SampleState] = field(default_factory=list)
+    samples: list[SampleState] = field(default_factory=list)
     strikes: int = 0
     fault: Fault | None = None
     open: bool = True
 
     @property
     def deadline(self) -> float:
-        """When it fails."""
+        """Time at which it fails."""
         return self.submitted + self.budget
 
     @property
     def quarantine_at(self) -> float:
-        """When, as a suspect, it no longer waits for an engine that others can spare."""
+        """Time from which, as a suspect, it no longer waits for an engine that others can spare."""
         return self.submitted + self.budget / 2
 
     @property
@@ -69,28 +69,28 @@ class Request:
     @property
     def delivered(self) -> int:
         """Tokens delivered of all its samples."""
-        return sum(len(sample.sample.delivered) for sample in self.parts)
+        return sum(len(state.sample.delivered) for state in self.samples)
 
     @property
     def where(self) -> str:
-        """Where its samples are, in words."""
+        """Places of its samples, for messages."""
         return "; ".join(
-            dict.fromkeys(sample.place for sample in self.parts if sample.place is not Place.DONE)
+            dict.fromkeys(state.place for state in self.samples if state.place is not Place.DONE)
         )
 
     def usage(self) -> Usage:
-        """The prompt once, each token once."""
+        """Return its usage: the prompt and each token once."""
         prompt = next(
-            (sample.sample.prompt_token_ids for sample in self.parts if sample.sample.prompt_token_ids), ()
+            (state.sample.prompt_token_ids for state in self.samples if state.sample.prompt_token_ids), ()
         )
         return Usage(len(prompt), self.delivered)
 
     def completion(self) -> Completion:
-        """All of it, at its end."""
-        first = self.parts[0].sample
+        """Return the result of the finished request."""
+        first = self.samples[0].sample
         return Completion(
             self.id,
-            tuple(sample.sample.result(sample.tries) for sample in self.parts),
+            tuple(state.sample.result(state.tries) for state in self.samples),
             first.prompt_token_ids,
             first.prompt_logprobs,
             self.usage(),
@@ -99,7 +99,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class SampleState:
-    """One sample of a request, and where it is."""
+    """One sample of a request, and its place."""
 
     number: int
     """Order of submission."""
@@ -124,38 +124,38 @@ class EnginePlace:
     spare: bool = False
     open: bool = True
     held: bool = False
-    """Whether what it has in flight is held where it is."""
+    """Whether its samples in flight are held."""
     in_flight: dict[str, SampleState] = field(default_factory=dict)
     version: int = 0
-    """Of its weights."""
+    """Version of its weights."""
     versioned: bool = False
-    """Whether anybody has said which that is."""
+    """Whether the version is known from a hook."""
     reserved: SampleState | None = None
-    """The suspect that runs here alone, or will once the others here are done."""
+    """The suspect that runs here alone, or will once the other samples here are done."""
     useful: bool = False
     last_order: int = 0
     failures: int = 0
-    """Orders in a row that it lost or did not take."""
+    """Samples in a row that it lost or did not accept."""
     resting_until: float = float("-inf")
     strays: dict[tuple[str, int], float] = field(default_factory=dict)
-    """Attempts not wanted any more that it still sent something for, and when it was last told."""
+    """Unwanted attempts that it still sent items for, and when it was last told to abort them."""
 
     @property
     def serves(self) -> bool:
-        """Whether it may be given work at all."""
+        """Whether it gets work at all."""
         return self.open and not self.spare
 
     @property
     def origin(self) -> Origin:
-        """What its chunks say of where they come from."""
+        """The origin that its chunks carry."""
         return Origin(self.child, self.incarnation, self.version)
 
     def takes(self, now: float) -> bool:
-        """Whether it may be given an order like any other."""
+        """Whether it can be given another ordinary sample."""
         return self.serves and self.reserved is None and len(self.in_flight) < self.limit and self.rested(now)
 
     def must_be_told(self, attempt: tuple[str, int], now: float) -> bool:
-        """Whether to tell it (again) that an attempt it sent something for is not wanted any more."""
+        """Whether to tell it (again) to abort an attempt that it still sends items for."""
         if now - self.strays.get(attempt, float("-inf")) < _STRAY_PATIENCE:
             return False
         if len(self.strays) >= _STRAYS_KEPT:
@@ -169,29 +169,29 @@ class EnginePlace:
 
 
 Line = OrderedDict[str, SampleState]
-"""A waiting line: first come, first served, and leaving it from the middle costs nothing."""
+"""A FIFO queue from whose middle a sample can be removed in constant time."""
 
 
 class Timers:
-    """When to look again. Requests that have ended are dropped as they surface, or in bulk."""
+    """Deadlines and ends of rests, in order. Requests that have ended are dropped lazily, or in bulk."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request | None]] = []
         self._count = 0
 
     def add(self, at: float, request: Request | None = None) -> None:
-        """Look again at ``at``; void once ``request`` has ended."""
+        """Add a time; it is void once ``request`` has ended."""
         self._count += 1
         heappush(self._heap, (at, self._count, request))
 
     def trim(self, live: int) -> None:
-        """Drop what has ended, if there is much of it compared with the live requests."""
+        """Drop entries of ended requests if there are many compared with the live ones."""
         if len(self._heap) > 64 + 4 * live:
             self._heap = [entry for entry in self._heap if entry[2] is None or entry[2].open]
             heapify(self._heap)
 
     def due(self, now: float) -> list[Request]:
-        """Take out what is due; returns the requests among it."""
+        """Remove the entries that are due, and return their requests."""
         requests = []
         while self._heap and self._heap[0][0] <= now:
             request = heappop(self._heap)[2]
@@ -200,7 +200,7 @@ class Timers:
         return requests
 
     def next(self) -> float | None:
-        """When something is due next."""
+        """Return the next time that is due; None without one."""
         while self._heap and (request := self._heap[0][2]) is not None and not request.open:
             heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -1,4 +1,4 @@
-"""What a pool says of itself."""
+"""Figures of a pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EngineStats", "PoolStats", "stats_of"]
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """One engine of a pool, as its front sees it."""
+    """Figures of one engine of a pool."""
 
     child: str
     incarnation: int
@@ -24,12 +24,12 @@ class EngineStats:
     in_flight: int
     limit: int
     quarantine: str | None
-    """The request that has this engine to itself, or will have."""
+    """The request that runs alone on this engine, or will; None without one."""
 
 
 @dataclass(slots=True)
 class PoolStats(Counts):
-    """What a pool has done, and is doing now: a snapshot."""
+    """A snapshot of what a pool has done, and is doing now."""
 
     waiting: int = 0
     """New samples without an engine."""
@@ -44,8 +44,8 @@ class PoolStats(Counts):
 
 
 def stats_of(scheduler: RequestScheduler) -> PoolStats:
-    """Count it all."""
-    places = Counter(part.place for part in scheduler.parts)
+    """Return the figures of a scheduler."""
+    places = Counter(state.place for state in scheduler.samples)
     engines = tuple(
         EngineStats(
             engine.child,

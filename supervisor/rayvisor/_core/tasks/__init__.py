@@ -1,1 +1,1 @@
-"""Ray tasks under a policy: what is decided about them, apart from Ray."""
+"""Decisions about Ray tasks under a policy, without Ray."""

@@ -1,4 +1,4 @@
-"""The attempts of one thing: whether another one follows, and after which delay. Pure.
+"""Attempts: whether another one follows a failure, and after which delay. Pure.
 
 >>> backoff = Backoff(initial=6.0, maximum=8.0, jitter="none", first_delay_zero=False)
 >>> limits = Limits(max_attempts=3, backoff=backoff)
@@ -31,21 +31,21 @@ _LONGEST_ERROR = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What bounds the attempts of one thing; the first bound that is met counts.
+    """Limits of the attempts of one call; the first limit that is reached counts.
 
     Parameters
     ----------
     max_attempts
-        How many in all, the first one included; None: no such bound.
+        How many attempts in all, the first one included; None: no such limit.
     timeout
-        Seconds after the beginning in which an attempt may still begin; None: no such bound.
+        Seconds after the beginning in which an attempt may still begin; None: no such limit.
     backoff
-        The delays between them. Its own ``max_retries`` and ``timeout`` apply as well.
+        The delays between them. Its ``max_retries`` and ``timeout`` apply as well.
 
     Raises
     ------
     SpecError
-        A value cannot work, or nothing bounds the attempts.
+        A value cannot work, or nothing limits the attempts.
     """
 
     backoff: Backoff
@@ -64,18 +64,18 @@ class Limits:
             raise SpecError(
                 "max_attempts",
                 self.max_attempts,
-                "would go on for ever; give max_attempts or a timeout",
+                "would never end; give max_attempts or a timeout",
             )
 
     @property
     def most(self) -> int | None:
-        """How many attempts in all."""
+        """How many attempts in all; None: no limit."""
         retries = self.backoff.max_retries
         return _least(self.max_attempts, None if retries is None else retries + 1)
 
     @property
     def longest(self) -> float | None:
-        """Seconds after the beginning in which an attempt may begin."""
+        """Seconds after the beginning in which an attempt may begin; None: no limit."""
         return _least(self.timeout, self.backoff.timeout)
 
 
@@ -86,16 +86,16 @@ def _least(one: N | None, other: N | None) -> N | None:
 
 
 class Attempts:
-    """The attempts of one thing so far.
+    """The attempts of one call so far.
 
     Parameters
     ----------
     limits
-        What bounds them.
+        Limits of the attempts.
     random
-        Spreads the delays.
+        Source of the jitter.
     now
-        When the first one begins.
+        Time at which the first one begins.
     """
 
     def __init__(self, limits: Limits, random: Random, now: float) -> None:
@@ -108,11 +108,11 @@ class Attempts:
 
     @property
     def failures(self) -> int:
-        """How many have failed."""
+        """How many attempts have failed."""
         return len(self._errors)
 
     def failed(self, error: str, now: float) -> float | None:
-        """Take note that one has failed.
+        """Record a failed attempt.
 
         Returns
         -------
@@ -131,11 +131,11 @@ class Attempts:
         self._delays.append(wait)
         return wait
 
-    def note(self, who: str = "rayvisor.retry") -> str:
-        """Tell what was tried, for whoever reads the last error."""
+    def note(self, caller: str = "rayvisor.retry") -> str:
+        """Return a summary of the attempts, as a note for the last error."""
         count = self.failures
         lines = [
-            f"{who}: {count} {'attempt' if count == 1 else 'attempts'} in "
+            f"{caller}: {count} {'attempt' if count == 1 else 'attempts'} in "
             f"{self._now - self._began:.3g} s"
             + (f", delays {', '.join(f'{wait:.3g}' for wait in self._delays)} s" if self._delays else "")
         ]

@@ -1,6 +1,6 @@
-"""The life of a task: where it is in its chart, what its attempts were, whether another one follows. Pure.
+"""The lifecycle of a task: its state in the chart, its attempts, and whether another one follows. Pure.
 
-Time and chance come from outside; Ray is somebody else's.
+Time and randomness are passed in; nothing of Ray is used here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Outcome", "OutcomeKind", "TaskLifecycle"]
 _TABLE = compile_chart(TASK)
 _TAKEN = {"SUBMITTED_TO_WORKER", "RUNNING"}
 _OVER = {"FINISHED", "FAILED"}
-_OF_WORKER = {"", "TASK_EXECUTION_EXCEPTION"}
+_REPORTED_BY_WORKER = {"", "TASK_EXECUTION_EXCEPTION"}
 
 
 class OutcomeKind(StrEnum):
@@ -34,13 +34,13 @@ class OutcomeKind(StrEnum):
     SYSTEM = "system"
     """Its worker, its node or its result was lost."""
     REFUSED = "refused"
-    """Ray will not run it: another attempt would be refused as well."""
+    """Ray does not run it: another attempt would be refused as well."""
     CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a submission ended."""
+    """The end of a submission."""
 
     kind: OutcomeKind
     error: BaseException | None = None
@@ -49,25 +49,25 @@ class Outcome:
 
 
 class TaskLifecycle:
-    """One task.
+    """Lifecycle of one task.
 
     Parameters
     ----------
     policy
-        What it may cost.
+        Its policy.
     max_retries
-        The policy's, with its default filled in.
+        ``max_retries`` of the policy, with the default filled in.
     random
-        Spreads the delays.
+        Source of the jitter.
     now
-        When it was submitted.
+        Time at which it was submitted.
     """
 
     def __init__(self, policy: TaskPolicy, max_retries: int, random: Random, now: float) -> None:
         self._policy = policy
         self.state: Configuration = _TABLE.initial
         self.submission = 0
-        """Number of the latest one."""
+        """Number of the latest submission."""
         self._outcomes: dict[int, Outcome] = {}
         self._attempts: dict[tuple[int, int], TaskAttempt] = {}
         self._tries: Attempts | None = None
@@ -77,7 +77,7 @@ class TaskLifecycle:
 
     @property
     def attempts(self) -> tuple[TaskAttempt, ...]:
-        """What is known of the attempts so far."""
+        """The attempts that are known so far."""
         known = sorted(self._attempts.items())
         return tuple(replace(attempt, number=number) for number, (_, attempt) in enumerate(known, 1))
 
@@ -87,7 +87,7 @@ class TaskLifecycle:
         return self.state.leaf in {"SUCCEEDED", "FAILED", "CANCELLED"}
 
     def submitted(self) -> int:
-        """Take note of a submission; its number."""
+        """Record a submission, and return its number."""
         self._fire("retry")
         self.submission += 1
         key = (self.submission, 0)
@@ -95,31 +95,31 @@ class TaskLifecycle:
         return self.submission
 
     def cancel(self) -> None:
-        """Take note that its end was asked for."""
+        """Record that it was asked to end."""
         self._fire("cancel")
 
     def called_off(self) -> None:
-        """Take note that it was cancelled while nothing of it ran."""
+        """Record that it was cancelled while no submission of it ran."""
         self._fire("cancel")
         self._fire("cancelled")
 
     def given_up(self) -> None:
-        """Take note that it fails for no reason of its own: a dependency failed, Ray is gone."""
+        """Record that it failed for an outside reason: a dependency failed, or Ray has ended."""
         self._fire("failed")
 
     def observed(self, submission: int, rows: Iterable[TaskAttempt]) -> bool:
-        """Take what Ray says of a submission's attempts; whether it says that the last of them is over."""
+        """Record Ray's view of a submission's attempts; return whether the last one is over for Ray."""
         outcome = self._outcomes.get(submission)
         ended = over = False
         for row in sorted(rows, key=lambda row: row.number):
             key = (submission, row.number)
             known = self._attempts.get(key)
             if known is None and "CANCELLING" not in self.state.flags:
-                self._fire("fault")  # Ray has begun the next one
+                self._fire("fault")  # Ray has begun the next attempt
                 self._fire("retry")
             ended = row.state in _OVER
-            # The worker's own word, its pid above all, comes later than its owner's.
-            over = ended and (row.worker_pid != 0 or row.error_type not in _OF_WORKER)
+            # The worker's own report, with its pid, comes later than its owner's.
+            over = ended and (row.worker_pid != 0 or row.error_type not in _REPORTED_BY_WORKER)
             if ended or outcome is None:
                 self._attempts[key] = row
             if row.state in _TAKEN and submission == self.submission:
@@ -136,7 +136,7 @@ class TaskLifecycle:
         Returns
         -------
         float | None
-            Seconds until the next submission; None: it has ended.
+            Seconds until the next submission; None: the task has ended.
         """
         self._note(outcome)
         if outcome.kind is OutcomeKind.VALUE:
@@ -166,7 +166,7 @@ class TaskLifecycle:
         return None
 
     def _note(self, outcome: Outcome) -> None:
-        """Keep what was raised; Ray's word on the attempts comes later, if at all."""
+        """Record the exception; Ray's view of the attempts comes later, if at all."""
         self._outcomes[self.submission] = outcome
         key = max((key for key in self._attempts if key[0] == self.submission), default=(self.submission, 0))
         known = self._attempts.get(key) or TaskAttempt(number=0, state="PENDING")

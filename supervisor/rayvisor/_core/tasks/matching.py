@@ -1,4 +1,4 @@
-"""Is one of these errors in there? By type or by dotted name, anywhere in the chain of causes. Pure."""
+"""Search of errors by type or by dotted name, anywhere in the chain of causes. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MOST_LINKS = 64
 
 
 def matcher(errors: Sequence[Any]) -> Callable[[BaseException], bool]:
-    """Make a function that says whether one exception, without its causes, is of the named ones.
+    """Return a function that tells whether one exception, without its causes, is one of these errors.
 
     Raises
     ------
     SpecError
-        No error is named, or what is given is neither a type of exceptions nor a dotted name.
+        No error is given, or one is neither a type of exceptions nor a dotted name.
     """
     if not errors:
-        raise SpecError("errors", errors, "must name at least one error, by type or by dotted name")
+        raise SpecError("errors", errors, "must contain at least one error, as a type or a dotted name")
     types: list[type[BaseException]] = []
     names: list[str] = []
     for one in errors:
@@ -42,7 +42,7 @@ def matcher(errors: Sequence[Any]) -> Callable[[BaseException], bool]:
         kinds = type(error).__mro__
         if any(f"{kind.__module__}.{kind.__qualname__}" in wanted for kind in kinds):
             return True
-        # A name that its package re-exports is as good; whoever raised it has imported it.
+        # A name that its package re-exports counts as well; the code that raised it has imported it.
         return any(_imported(name) in kinds for name in names)
 
     return matches
@@ -54,7 +54,7 @@ def _imported(name: str) -> Any:
 
 
 def find(error: BaseException, matches: Callable[[BaseException], bool]) -> BaseException | None:
-    """Search an exception, its causes, what it was raised in the handling of, and the members of groups."""
+    """Search an exception, its causes, its contexts, and the members of groups."""
     for link in _chain(error):
         if matches(link):
             return link
@@ -73,6 +73,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         waiting.append(link.__cause__)
         if not link.__suppress_context__:
             waiting.append(link.__context__)
-        waiting.append(getattr(link, "cause", None))  # Ray keeps a task's error so
+        waiting.append(getattr(link, "cause", None))  # where Ray keeps a task's error
         if isinstance(link, BaseExceptionGroup):
             waiting.extend(link.exceptions)

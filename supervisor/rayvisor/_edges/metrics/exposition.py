@@ -245,7 +245,7 @@ def _pool(samples: _Samples, name: str, stats: PoolStats) -> None:
         ("requests_submitted_total", stats.submitted),
         ("requests_finished_total", stats.finished),
         ("requests_lost_total", stats.failed),
-        ("requests_abandoned_total", stats.left),
+        ("requests_abandoned_total", stats.abandoned),
         ("requests_moved_total", stats.moved),
         ("divergences_total", stats.divergences),
         ("tokens_total", stats.tokens),

@@ -31,11 +31,6 @@ class EnginePool:
     [`Supervisor.pool`][rayvisor.Supervisor.pool] gives it; it lasts as long as its supervisor, whatever
     becomes of the engines.
 
-    Attributes
-    ----------
-    name
-        Path of the pool: ``"llm"``.
-
     Examples
     --------
     Inside ``async with rv.Supervisor(spec) as sup``::
@@ -56,7 +51,7 @@ class EnginePool:
 
     @property
     def name(self) -> str:
-        """Path of the pool."""
+        """Path of the pool: ``"llm"``."""
         return self._runtime.name
 
     def generate(
