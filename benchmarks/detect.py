@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from benchmarks.peers import actor_death_seen, engine_death_seen
 from benchmarks.tree import PROMPTS, Tree, engine_arguments, pool_tree, stream_params
 
@@ -65,7 +65,7 @@ async def _once(tree: Tree, victim: str) -> float:
         killed = tree.kill(CHILD, victim)
         decided = await tree.decided(CHILD, killed)
     await tree.reached(CHILD, "ALIVE.SERVING", decided)
-    return taken(f"{victim} killed", (decided - killed) * 1000.0, "ms")
+    return announced(f"{victim} killed", (decided - killed) * 1000.0, "ms")
 
 
 @click.command("detect", help=__doc__)

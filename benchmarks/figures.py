@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Report", "Row", "Target", "taken"]
+__all__ = ["Report", "Row", "Target", "announced"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured thing, with every value that was taken of it."""
+    """One measurement with all its values."""
 
     what: str
     values: tuple[float, ...]
@@ -115,8 +115,8 @@ class Report:
             print(json.dumps(self.as_json()), flush=True)
 
 
-def taken(what: str, value: float, unit: str) -> float:
-    """Tell of one value as it is taken, on standard error: a whole run can last minutes. Gives it back."""
+def announced(what: str, value: float, unit: str) -> float:
+    """Print a value to standard error as soon as it is measured, since a run can last minutes; return it."""
     print(f"  {what}: {_short(value):g} {unit}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return value
 

@@ -17,7 +17,7 @@ import click
 import psutil
 
 import rayvisor as rv
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from rayvisor import records as r
 
 __all__ = ["main", "measure"]
@@ -79,7 +79,7 @@ async def measure(runs: int, seconds: float) -> Report:
     async with supervisor as sup:
         gcs = _gcs()
         for run in range(runs):
-            quiet.append(taken("longest lag", max(await _lags(sup, seconds)), "ms"))
+            quiet.append(announced("longest lag", max(await _lags(sup, seconds)), "ms"))
             async with anyio.create_task_group() as tasks:
                 gcs.send_signal(signal.SIGSTOP)
                 try:
@@ -87,7 +87,7 @@ async def measure(runs: int, seconds: float) -> Report:
                     longest = max(await _lags(sup, seconds))
                 finally:
                     gcs.send_signal(signal.SIGCONT)
-            stopped.append(taken("longest lag, GCS stopped", longest, "ms"))
+            stopped.append(announced("longest lag, GCS stopped", longest, "ms"))
     false_deaths = [x async for x in watch if isinstance(x, r.FaultSeen)]
     report.notes["false deaths"] = len(false_deaths)
     row = report.add("GCS stopped: longest lag of the loop", stopped, "ms")

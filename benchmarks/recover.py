@@ -11,7 +11,7 @@ from functools import partial
 import anyio
 import click
 
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from benchmarks.kills import kill_mid_stream
 from benchmarks.tree import engine_arguments, pool_tree
 
@@ -33,12 +33,12 @@ async def measure(engine: str, runs: int, move_runs: int, streams: int = 8, mode
             cold.append(tree.cold_start("llm/1"))
             for _ in range(runs):
                 kill = await kill_mid_stream(tree, "llm/1", streams)
-                alone.append(taken("first new token", kill.first, "s"))
+                alone.append(announced("first new token", kill.first, "s"))
     if move_runs:
         async with pool_tree(engine, arguments, size=2) as tree:
             for _ in range(move_runs):
                 kill = await kill_mid_stream(tree, "llm/1", streams)
-                moved.append(taken("first new token", kill.first * 1000.0, "ms"))
+                moved.append(announced("first new token", kill.first * 1000.0, "ms"))
                 last.append(kill.last * 1000.0)
                 await tree.reached("llm/1", "ALIVE.SERVING", kill.decided)
     started = report.add("cold start of the engine itself", cold, "s", peer=True)

@@ -11,7 +11,7 @@ from functools import partial
 import anyio
 import click
 
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from benchmarks.kills import kill_mid_stream
 from benchmarks.tree import engine_arguments, pool_tree
 
@@ -33,7 +33,7 @@ async def measure(engine: str, runs: int, streams: int = 8, model: str = "") -> 
             for _ in range(runs):
                 kill = await kill_mid_stream(tree, serves, number)
                 what = f"next token, {number} streams" if number > 1 else "next token, one stream"
-                next_tokens[number].append(taken(what, kill.first * 1000.0, "ms"))
+                next_tokens[number].append(announced(what, kill.first * 1000.0, "ms"))
                 decided.append((kill.decided - kill.killed) * 1000.0)
                 if number > 1:
                     last.append(kill.last * 1000.0)

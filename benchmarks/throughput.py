@@ -2,7 +2,7 @@
 
 The two peers share an engine of their own, in an actor: streams read where the engine is, without
 anything of rayvisor's or Ray's between (for vLLM that is ``AsyncLLM.generate``), and the same streams
-read by the driver, each as a Ray stream. Rounds of the three are taken in turn.
+read by the driver, each as a Ray stream. The three alternate, round by round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import click
 
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from benchmarks.tree import PROMPTS, Tree, engine_arguments, pool_tree, stream_params
 
 __all__ = ["main", "measure"]
@@ -43,7 +43,7 @@ async def measure(engine: str, runs: int, streams: int, tokens: int, model: str 
                     ("Ray", partial(_ray_streams, peer)),
                 ):
                     seconds = await run(prompts, params)
-                    rate = taken(name, streams * tokens / seconds, "tokens/s")
+                    rate = announced(name, streams * tokens / seconds, "tokens/s")
                     if number:
                         rates[name].append(rate)
         finally:

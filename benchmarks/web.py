@@ -21,7 +21,7 @@ import h11
 import psutil
 
 import rayvisor as rv
-from benchmarks.figures import Report, Target, taken
+from benchmarks.figures import Report, Target, announced
 from rayvisor import records as r
 from statecharts import formats, render, render_tree
 from statecharts.lifecycles import ENGINE
@@ -112,7 +112,7 @@ async def _opened(path: str, url: str) -> AsyncIterator[_Page]:
         await browser.close()
 
 
-async def _told(host: str, port: int, token: str, child: str) -> float:
+async def _streamed_at(host: str, port: int, token: str, child: str) -> float:
     """When the event stream has told of the decision about a child's fault."""
     async with await anyio.connect_tcp(host, port) as stream:
         http = h11.Connection(h11.CLIENT)
@@ -156,7 +156,7 @@ async def _faults(report: Report, runs: int, browser: str | None) -> None:
             times: dict[str, float] = {}
 
             async def stream(child: str = child, times: dict[str, float] = times) -> None:
-                times["told"] = await _told(page.host, page.port, token, child)
+                times["told"] = await _streamed_at(page.host, page.port, token, child)
 
             async def screen(child: str = child, times: dict[str, float] = times) -> None:
                 if opened is not None:
@@ -168,9 +168,9 @@ async def _faults(report: Report, runs: int, browser: str | None) -> None:
                 await anyio.sleep(0.35)  # both look by then; and no message is owed from before
                 gate.set()
             decided = await _decided(watch, child) + wall
-            told.append(taken("told", (times["told"] - decided) * 1000.0, "ms"))
+            told.append(announced("told", (times["told"] - decided) * 1000.0, "ms"))
             if "shown" in times:
-                shown.append(taken("shown", (times["shown"] - decided) * 1000.0, "ms"))
+                shown.append(announced("shown", (times["shown"] - decided) * 1000.0, "ms"))
     report.add("a fault: from the decision until the event stream tells", told, "ms")
     report.add("a fault: from the decision until the page has drawn it", shown, "ms")
     if shown:

@@ -1,6 +1,7 @@
-"""Statecharts as data: checked, compiled to a table, stepped purely, rendered.
+"""Statecharts as data: validated, compiled to a transition table, stepped without side effects, rendered.
 
-A chart says what can happen to a thing; a table says what one event makes of where it is:
+A chart describes the states of an object and the events that change them. A table computes the configuration
+that follows from a configuration and an event:
 
     >>> from statecharts.lifecycles import ACTOR
     >>> table = compile_chart(ACTOR)
@@ -13,7 +14,6 @@ A chart says what can happen to a thing; a table says what one event makes of wh
 
 from __future__ import annotations
 
-import statecharts.renderers.trees  # noqa: F401 - registers the renderers of trees
 from statecharts.chart import Branch, Chart, Choice, Leaf, State, Transition, from_each
 from statecharts.drawing import Arrow, Drawing, Pass
 from statecharts.errors import ChartError

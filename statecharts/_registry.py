@@ -1,6 +1,6 @@
-"""The renderers by the name of their format.
+"""Renderers by the name of their format.
 
-Renderers register themselves here and charts look them up, so neither imports the other.
+Renderers register here and charts look them up here, so neither imports the other.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["CHARTS", "NOTEBOOK", "TREES", "register"]
+__all__ = ["CHART_RENDERERS", "NOTEBOOK_VIEWS", "TREE_RENDERERS", "register"]
 
-CHARTS: dict[str, Callable[[Any], str]] = {}
+CHART_RENDERERS: dict[str, Callable[[Any], str]] = {}
 """Renderers of a ``Drawing``."""
-TREES: dict[str, Callable[[Any], str]] = {}
+TREE_RENDERERS: dict[str, Callable[[Any], str]] = {}
 """Renderers of a ``Tree``."""
-NOTEBOOK: dict[str, Callable[[Any], dict[str, str]]] = {}
-"""How a ``Chart`` shows itself in a notebook; drawings, which are made of charts, register it."""
+NOTEBOOK_VIEWS: dict[str, Callable[[Any], dict[str, str]]] = {}
+"""``"chart"``: makes the notebook view of a ``Chart``. Registered by ``Drawing``, which imports ``Chart``."""
 
 
 def register(renderers: dict[str, Callable[[Any], str]], name: str, renderer: Callable[[Any], str]) -> None:
-    """Add a renderer; raise ValueError when the name is empty or taken."""
+    """Add a renderer; raise ValueError if the name is empty or already registered."""
     if not name:
         raise ValueError("name='': a format needs a name")
     if name in renderers:
-        raise ValueError(f"name={name!r}: there is already a renderer of this name; choose another one")
+        raise ValueError(f"name={name!r}: a renderer of this name is already registered; choose another name")
     renderers[name] = renderer

@@ -1,8 +1,8 @@
-"""Charts as data: states, leaves, flags, choices and transitions, checked when they are made.
+"""Charts as data: states, leaves, flags, choices and transitions, validated when they are created.
 
-A chart has two levels. A *state* holds *leaves*, and a thing that follows the chart is always in
-exactly one leaf. Beside the leaf it carries a set of *flags*. A *choice* is a place that is left at
-once, for the leaf of the first of its flags that is set.
+A chart has two levels. A *state* contains *leaves*, and an object that follows the chart is always in
+exactly one leaf. Beside the leaf it carries a set of *flags*. A *choice* is a pseudo-state that is left
+immediately, for the leaf of the first of its flags that is set.
 
     >>> door = Chart(
     ...     name="door",
@@ -24,9 +24,9 @@ once, for the leaf of the first of its flags that is set.
     >>> door.leaf("LOCKED").name
     'LOCKED'
 
-Making a chart checks what can be said of it as it is written: that every name is known, used once,
-and that never two transitions are enabled at the same time. What needs a walk through it
-(unreachable leaves, dead ends) is checked by [`compile_chart`][statecharts.compile_chart].
+Creating a chart checks everything that its text alone shows: every name is known, every name is defined
+once, and no two transitions are ever enabled at the same time. Checks that have to walk through the chart
+(unreachable leaves, dead ends) are made by [`compile_chart`][statecharts.compile_chart].
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from statecharts._registry import NOTEBOOK
+from statecharts._registry import NOTEBOOK_VIEWS
 from statecharts.errors import ChartError
 
 __all__ = ["Branch", "Chart", "Choice", "Leaf", "State", "Transition", "from_each"]
@@ -45,16 +45,16 @@ __all__ = ["Branch", "Chart", "Choice", "Leaf", "State", "Transition", "from_eac
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A state with nothing inside it.
+    """A state without substates.
 
     Parameters
     ----------
     name
         Unique in the chart.
     doc
-        One line on what it means, for readers of the rendered chart.
+        Its meaning in one line, for readers of the rendered chart.
     final
-        Whether the thing may rest here for ever. A final leaf may still have transitions out of it.
+        Whether an object may stay here forever. A final leaf may still have transitions out of it.
     """
 
     name: str
@@ -69,12 +69,12 @@ class State:
     Parameters
     ----------
     name
-        Unique in the chart; it may equal the name of a leaf only where that leaf is its only one.
+        Unique in the chart; it may equal the name of a leaf only if that is its only leaf.
     leaves
-        What is inside. A state without an inside of its own has one leaf of its own name, see
+        Its substates. A state without substates has one leaf of the same name, see
         [`State.simple`][statecharts.State.simple].
     doc
-        One line on what it means.
+        Its meaning in one line.
     """
 
     name: str
@@ -83,7 +83,7 @@ class State:
 
     @classmethod
     def simple(cls, name: str, doc: str = "", *, final: bool = False) -> State:
-        """Make a state that is its own and only leaf."""
+        """Create a state that is its own and only leaf."""
         return cls(name, (Leaf(name, doc, final),), doc)
 
     @property
@@ -94,7 +94,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One way out of a choice: to ``target`` when ``flag`` is set and no branch before it was taken."""
+    """An exit of a choice, taken to ``target`` if ``flag`` is set and no earlier branch was taken."""
 
     flag: str
     target: str
@@ -102,7 +102,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A place that is left at once: by the first branch whose flag is set, else to ``otherwise``."""
+    """A pseudo-state, left immediately by the first branch whose flag is set, else to ``otherwise``."""
 
     name: str
     branches: tuple[Branch, ...]
@@ -110,29 +110,29 @@ class Choice:
     doc: str = ""
 
     def resolve(self, flags: frozenset[str]) -> str:
-        """Name the leaf that this choice leads to under ``flags``."""
+        """Return the name of the leaf that this choice leads to under ``flags``."""
         return next((branch.target for branch in self.branches if branch.flag in flags), self.otherwise)
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """What an event does in one leaf, or in every leaf of a state.
+    """The effect of an event in one leaf, or in every leaf of a state.
 
     Parameters
     ----------
     source
-        A leaf, or a state: then it holds in every leaf of it in which no transition of the leaf's own
-        is enabled for the event.
+        A leaf or a state. The transition of a state applies in each of its leaves in which no transition
+        of the leaf itself is enabled for the event.
     event
-        The event's name.
+        Name of the event.
     target
-        A leaf, a choice (resolved after the flags have changed), or None: stay, only flags change.
+        A leaf, a choice (resolved after the flags have changed), or None to stay and change flags only.
     when, unless
-        The guard: enabled if all flags of ``when`` and none of ``unless`` are set.
+        The guard. It passes if all flags of ``when`` and none of ``unless`` are set.
     sets, clears
-        The flags that it changes.
+        The flags to set and to clear.
     doc
-        One line on why.
+        The reason in one line.
     """
 
     source: str
@@ -145,11 +145,11 @@ class Transition:
     doc: str = ""
 
     def enabled(self, flags: frozenset[str]) -> bool:
-        """Whether the guard lets it through under ``flags``."""
+        """Return whether the guard passes under ``flags``."""
         return flags.issuperset(self.when) and flags.isdisjoint(self.unless)
 
     def apply(self, flags: frozenset[str]) -> frozenset[str]:
-        """Compute the flags after it."""
+        """Return the flags after the transition."""
         return flags.difference(self.clears).union(self.sets)
 
     def __str__(self) -> str:
@@ -167,35 +167,35 @@ def from_each(
     clears: tuple[str, ...] = (),
     doc: str = "",
 ) -> tuple[Transition, ...]:
-    """Make the same transition from each of ``sources``."""
+    """Create the same transition from each of ``sources``."""
     return tuple(Transition(source, event, target, when, unless, sets, clears, doc) for source in sources)
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A statechart, as data. In a notebook it shows itself.
+    """A statechart as data. A notebook displays it as a picture.
 
     Parameters
     ----------
     name
-        What error messages and renderings call it.
+        The name used in error messages and renderings.
     states
-        The upper level, in the order in which it is shown.
+        The upper level, in display order.
     initial
-        The leaf of a fresh thing. It starts with no flag set.
+        The leaf of a new object. It starts with no flag set.
     transitions
-        What each event does where. An event that no enabled transition names has no meaning there.
+        The effect of each event in each state. An event without an enabled transition is not accepted there.
     flags
         Names that may be set beside the leaf.
     choices
-        Places that transitions may aim at instead of a leaf.
+        Pseudo-states that transitions may lead to instead of a leaf.
     doc
-        One line on what follows this chart.
+        A description, in one line, of the objects that follow this chart.
 
     Raises
     ------
     ChartError
-        When a name is unknown or used twice, or two transitions could be enabled at once.
+        If a name is unknown or defined twice, or two transitions could be enabled at the same time.
     """
 
     name: str
@@ -215,7 +215,7 @@ class Chart:
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
-        """All leaves, state by state."""
+        """All leaves, in the order of their states."""
         return tuple(leaf for state in self.states for leaf in state.leaves)
 
     @property
@@ -224,7 +224,7 @@ class Chart:
         return tuple(dict.fromkeys(transition.event for transition in self.transitions))
 
     def leaf(self, name: str) -> Leaf:
-        """Find a leaf by its name."""
+        """Return a leaf by its name."""
         found = next((leaf for leaf in self.leaves if leaf.name == name), None)
         if found is None:
             known = ", ".join(leaf.name for leaf in self.leaves)
@@ -232,28 +232,28 @@ class Chart:
         return found
 
     def state_of(self, leaf: str) -> State:
-        """Find the state that a leaf is in."""
+        """Return the state that contains a leaf."""
         wanted = self.leaf(leaf)
         return next(state for state in self.states if wanted in state.leaves)
 
     def leaves_of(self, source: str) -> tuple[str, ...]:
-        """Name the leaves that a transition's source stands for."""
+        """Return the names of the leaves that a transition's source stands for."""
         for state in self.states:
             if state.name == source:
                 return tuple(leaf.name for leaf in state.leaves)
         return (self.leaf(source).name,)
 
     def is_leaf(self, name: str) -> bool:
-        """Whether ``name`` names a leaf."""
+        """Return whether ``name`` is the name of a leaf."""
         return any(leaf.name == name for leaf in self.leaves)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
-        return NOTEBOOK["chart"](self)
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return NOTEBOOK_VIEWS["chart"](self)
 
     def _repr_svg_(self) -> str:
         return self._repr_mimebundle_()["image/svg+xml"]
 
-    # Checks. Each names the part that is wrong as it is written in the chart.
+    # Checks. Each error shows the invalid part as it is written in the chart.
 
     def _check_names(self) -> None:
         if not self.name:
@@ -269,8 +269,8 @@ class Chart:
                     raise ChartError(
                         self.name,
                         f"{kind} {name!r}",
-                        f"is named {times} times",
-                        "give each a name of its own",
+                        f"is defined {times} times",
+                        "give each a different name",
                     )
         for state in self.states:
             if not state.leaves:
@@ -325,9 +325,9 @@ class Chart:
         raise ChartError(self.name, where, f"unknown {kind} {name!r}", remedy)
 
     def _check_deterministic(self) -> None:
-        # Two guards can both let through exactly if no flag is asked for by one and refused by the
-        # other. Whether the flags at hand ever come about is not asked: a chart that is right only
-        # because of what cannot happen elsewhere in it breaks at the next edit.
+        # Two guards can both pass exactly if no flag is required by one and excluded by the other. Whether
+        # such flags are reachable does not matter: a chart that is correct only because of restrictions
+        # elsewhere in it breaks with the next edit.
         for one, other in combinations(self.transitions, 2):
             if (one.source, one.event) != (other.source, other.event):
                 continue
@@ -337,7 +337,7 @@ class Chart:
             raise ChartError(
                 self.name,
                 f"state {one.source!r}, event {one.event!r}",
-                f"two transitions are enabled at once (flags: {flags}): to {one.target or 'stay'} "
+                f"two transitions are enabled at the same time (flags: {flags}): to {one.target or 'stay'} "
                 f"and to {other.target or 'stay'}",
                 "guard them with 'when' and 'unless' so that at most one is enabled",
             )

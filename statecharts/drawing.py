@@ -1,4 +1,4 @@
-"""What every renderer is given: a chart, and how much of it is lit.
+"""The input of every renderer: a chart, with the states to highlight.
 
 >>> from statecharts.lifecycles import ACTOR
 >>> drawing = Drawing(ACTOR, at="ALIVE.SERVING")
@@ -14,27 +14,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from statecharts._registry import CHARTS, NOTEBOOK
+from statecharts._registry import CHART_RENDERERS, NOTEBOOK_VIEWS
 from statecharts.chart import Chart, Choice, Transition
 
-__all__ = ["Arrow", "Drawing", "Pass", "change_in_words", "guard_in_words", "transition_in_words"]
+__all__ = ["Arrow", "Drawing", "Pass", "change_text", "guard_text", "transition_text"]
 
 
-def guard_in_words(transition: Transition) -> str:
-    """Say when a transition is enabled: ``"FAULTED and not STALE"``, or nothing."""
+_WHOLE_SECONDS_FROM = 10.0
+
+
+def guard_text(transition: Transition) -> str:
+    """Return the guard of a transition as text (``"FAULTED and not STALE"``), empty if it has none."""
     return " and ".join([*transition.when, *(f"not {flag}" for flag in transition.unless)])
 
 
-def change_in_words(transition: Transition) -> str:
-    """Say what a transition does to the flags: ``"set STALE, clear FAULTED"``, or nothing."""
+def change_text(transition: Transition) -> str:
+    """Return the flag changes of a transition as text (``"set STALE, clear FAULTED"``), or empty."""
     sets = [f"set {flag}" for flag in transition.sets]
     clears = [f"clear {flag}" for flag in transition.clears]
     return ", ".join(sets + clears)
 
 
-def transition_in_words(transition: Transition) -> str:
-    """Say all but where it leads: ``"pause [FAULTED] / set REQUESTED"``."""
-    return _label(transition.event, guard_in_words(transition), change_in_words(transition))
+def transition_text(transition: Transition) -> str:
+    """Return everything but the target as text: ``"pause [FAULTED] / set REQUESTED"``."""
+    return _label(transition.event, guard_text(transition), change_text(transition))
 
 
 def _label(events: str, guard: str, change: str) -> str:
@@ -45,20 +48,20 @@ def _label(events: str, guard: str, change: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """What a reader sees as one arrow: transitions that differ in nothing but their event.
+    """One arrow of a picture: transitions that differ in their event only.
 
     Parameters
     ----------
     source
         The leaf, state or choice that it leaves.
     target
-        The leaf or choice that it leads to; None: it stays, and only flags change.
+        The leaf or choice that it leads to; None if only flags change.
     events
-        The events that lead along it; none out of a choice.
+        The events that trigger it; empty for arrows out of a choice.
     guard, change
-        In words, see [`Transition`][statecharts.Transition]; empty where there is none.
+        As text, see [`Transition`][statecharts.Transition]; empty if there is none.
     doc
-        Why, for each event in its order, where the transition says so.
+        The reasons of its transitions, in the order of the events, where they have one.
     """
 
     source: str
@@ -68,11 +71,11 @@ class Arrow:
     change: str = ""
     doc: str = ""
     taken: str = ""
-    """How often it was taken, and after how long on average, in words; empty where that is not known."""
+    """How often it was taken, and after what average time, as text; empty if unknown."""
 
     @property
     def label(self) -> str:
-        """All but where it leads: ``"fault [not CANCELLING] / clear STALE (3 times, after 12 s)"``."""
+        """Everything but the target: ``"fault [not CANCELLING] / clear STALE (3 times, after 12 s)"``."""
         label = _label(", ".join(self.events), self.guard, self.change)
         return f"{label} ({self.taken})" if self.taken else label
 
@@ -82,20 +85,20 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A way that something took, and how often.
+    """A transition that an object took, with its count.
 
     Parameters
     ----------
     source
-        The leaf that it was in, alone or behind its state.
+        The leaf before it: ``"LEAF"`` or ``"STATE.LEAF"``.
     event
-        What happened.
+        The event.
     target
-        The leaf that it led to; the same one where only flags changed.
+        The leaf after it; equal to the source if only flags changed.
     times
-        How often.
+        How often it was taken.
     seconds
-        How long it had been in ``source`` before, all times together.
+        Total time, in seconds, spent in ``source`` before it, over all times.
     """
 
     source: str
@@ -107,28 +110,27 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A chart as renderers are given it: the chart, the live state, and the path that led there.
+    """The input of a renderer: a chart, the current state, and the path that led there.
 
-    In a notebook it shows itself.
+    A notebook displays it as a picture.
 
     Parameters
     ----------
     chart
         The chart.
     at
-        Where the thing is now: a leaf, alone or behind its state, or what a
-        [`Configuration`][statecharts.Configuration] prints (``"PAUSED.STALE {STALE}"``). None: nothing is
-        lit.
+        The current position: ``"LEAF"``, ``"STATE.LEAF"``, or the text of a
+        [`Configuration`][statecharts.Configuration] (``"PAUSED.STALE {STALE}"``). None highlights nothing.
     path
-        The leaves it was in before, in the same words.
+        The earlier leaves, in the same notation.
     passes
-        How often it took which way: pictures say so where the way is written. A way that the chart does not
-        have is left out.
+        The transitions taken so far, with their counts; pictures show the counts beside the arrows.
+        Transitions that the chart does not have are left out.
 
     Raises
     ------
     ChartError
-        When the chart has no such leaf.
+        If the chart has no such leaf.
 
     Examples
     --------
@@ -158,36 +160,36 @@ class Drawing:
             for leaf in state.leaves:
                 if {place, flagless} & {leaf.name, f"{state.name}.{leaf.name}"}:
                     return leaf.name
-        return self.chart.leaf(place).name  # raises, naming those that there are
+        return self.chart.leaf(place).name  # raises, listing the known leaves
 
     def lit(self, leaf: str) -> Literal["", "live", "passed"]:
-        """Whether a leaf is where the thing is, or was."""
+        """Return ``"live"`` for the current leaf, ``"passed"`` for an earlier one, else ``""``."""
         if leaf == self.at:
             return "live"
         return "passed" if leaf in self.path else ""
 
     def arrows(self, source: str) -> tuple[Arrow, ...]:
-        """What leads out of a leaf, a state or a choice: its own, not what the state around it has."""
+        """Return the arrows out of a leaf, a state or a choice, without those of the surrounding state."""
         choice = next((one for one in self.chart.choices if one.name == source), None)
         if choice is not None:
             return _ways_out(choice)
         return self._merged(one for one in self.chart.transitions if one.source == source)
 
     def tally(self, *transitions: Transition) -> tuple[int, float]:
-        """How often these were taken, and how many seconds the leaf before had lasted then, on average."""
+        """Return how often these were taken, and the average time, in seconds, spent in the leaf before."""
         passes = [one for way, one in self._took if way is not None and way in transitions]
         times = sum(one.times for one in passes)
         return times, sum(one.seconds for one in passes) / times if times else 0.0
 
     def taken(self, *transitions: Transition) -> str:
-        """Say the tally in words: ``"3 times, after 12 s"``, or nothing."""
+        """Return the tally as text (``"3 times, after 12 s"``), empty if there is none."""
         times, seconds = self.tally(*transitions)
         if not times:
             return ""
         return f"{'once' if times == 1 else f'{times} times'}, after {_span(seconds)}"
 
     def _way(self, one: Pass) -> Transition | None:
-        """The transition that was taken; flags are not known, so it is told by where it led."""
+        """Return the transition that was taken. The flags are unknown, so its target identifies it."""
         source, target = self._leaf_of(one.source), self._leaf_of(one.target)
         choices = {choice.name: choice for choice in self.chart.choices}
 
@@ -207,7 +209,7 @@ class Drawing:
     def _merged(self, transitions: Iterable[Transition]) -> tuple[Arrow, ...]:
         found: dict[tuple[str, str | None, str, str], list[Transition]] = {}
         for one in transitions:
-            key = (one.source, one.target, guard_in_words(one), change_in_words(one))
+            key = (one.source, one.target, guard_text(one), change_text(one))
             found.setdefault(key, []).append(one)
         return tuple(
             Arrow(
@@ -223,11 +225,9 @@ class Drawing:
         )
 
     def stays(self, leaf: str) -> tuple[Transition, ...]:
-        """What only changes flags in a leaf, that of the state around it included."""
-        # A transition of the leaf's own hides that of the state around it, unless a guard may let it by.
-        hidden = {
-            one.event for one in self.chart.transitions if one.source == leaf and not guard_in_words(one)
-        }
+        """Return the transitions that only change flags in a leaf, including those of the state around it."""
+        # A transition of the leaf hides that of the state around it, unless it has a guard that may fail.
+        hidden = {one.event for one in self.chart.transitions if one.source == leaf and not guard_text(one)}
         return tuple(
             one
             for one in self.chart.transitions
@@ -236,8 +236,8 @@ class Drawing:
             and (one.source == leaf or one.event not in hidden)
         )
 
-    def in_words(self) -> str:
-        """Say what the picture shows, for those who do not see it."""
+    def description(self) -> str:
+        """Return a text alternative of the picture, for screen readers."""
         inside = [
             state.name
             if state.is_simple
@@ -251,10 +251,10 @@ class Drawing:
             parts.append(f"It is in {self.at} now.")
         return " ".join(part for part in parts if part)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return {
-            "image/svg+xml": CHARTS["svg"](self),
-            "text/markdown": CHARTS["table"](self),
+            "image/svg+xml": CHART_RENDERERS["svg"](self),
+            "text/markdown": CHART_RENDERERS["table"](self),
             "text/plain": f"<Drawing of chart {self.chart.name!r}>",
         }
 
@@ -268,13 +268,13 @@ def _ways_out(choice: Choice) -> tuple[Arrow, ...]:
 
 
 def _span(seconds: float) -> str:
-    """A time in few letters."""
+    """Format a duration briefly."""
     if seconds < 1.0:
         return f"{seconds * 1000:.0f} ms"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"  # noqa: PLR2004 - tenths tell nothing then
+    return f"{seconds:.0f} s" if seconds >= _WHOLE_SECONDS_FROM else f"{seconds:.1f} s"
 
 
-NOTEBOOK["chart"] = lambda chart: Drawing(chart)._repr_mimebundle_()
+NOTEBOOK_VIEWS["chart"] = lambda chart: Drawing(chart)._repr_mimebundle_()

@@ -1,7 +1,7 @@
-"""A chart, or a tree, as part of a page: what the ways into Sphinx and into MkDocs have in common.
+"""Charts and trees as part of a page: the common part of the Sphinx and the MkDocs extension.
 
-[`figure`][statecharts.embedding.figure] makes a piece of HTML that stands by itself: the picture as SVG, with
-the colours of the page's own light or dark theme, wide pictures to be moved sideways on narrow screens.
+[`figure`][statecharts.embedding.figure] makes a self-contained piece of HTML: the picture as SVG, in the
+colours of the page's light or dark theme. Wide pictures scroll horizontally on narrow screens.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from statecharts.renderers._sheet import scheme
 from statecharts.renderers._text import xml
 from statecharts.tree import Tree, render_tree
 
-__all__ = ["Embedding", "figure", "find"]
+__all__ = ["Embedding", "figure", "find", "split_states"]
 
 _THEMES = ('[data-theme="{}"]', '[data-md-color-scheme="{}"]')
-"""Where themes say what the reader chose: Sphinx's (Furo, PyData, Book), and Material for MkDocs."""
+"""Attributes that hold the reader's choice: in Sphinx themes (Furo, PyData, Book), in Material for MkDocs."""
 _DARK = ("dark", "slate")
 _LIGHT = ("light", "default")
 
@@ -43,25 +43,25 @@ def _style() -> str:
 
 _STYLED = _style()
 _SMALLEST = 0.8
-"""Of its natural size; below that a picture is moved sideways in its frame."""
+"""Fraction of its natural size; below that a picture scrolls horizontally in its frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What is to be shown on a page, and how much of it is lit.
+    """A chart or tree to show on a page, with the states to highlight.
 
     Parameters
     ----------
     name
         ``"actor"``, ``"engine"``, ``"task"`` or ``"supervisor"`` for rayvisor's own charts, or
-        ``"module:NAME"`` for a [`Chart`][statecharts.Chart] or a [`Tree`][statecharts.Tree] of yours; the
+        ``"module:NAME"`` for your own [`Chart`][statecharts.Chart] or [`Tree`][statecharts.Tree]; the
         module is imported.
     state
-        The leaf it is in, which is lit (charts only).
+        The current leaf, highlighted (charts only).
     path
-        Where it was before, which is lit a little (charts only).
+        The earlier leaves, highlighted faintly (charts only).
     caption
-        Stands below the picture.
+        Text below the picture.
     """
 
     name: str
@@ -69,29 +69,29 @@ class Embedding:
     path: tuple[str, ...] = ()
     caption: str = ""
 
-    def text(self, format: str) -> str:  # noqa: A002 - the word that the command line uses, too
-        """Render it.
+    def text(self, format: str) -> str:  # noqa: A002 - public name, equal to the option of the command line
+        """Render the chart or tree.
 
         Parameters
         ----------
         format
-            One that charts (and trees, if it is one) can be rendered to.
+            A format that charts (or trees, if it is one) can be rendered to.
 
         Raises
         ------
         ChartError
-            When the name leads nowhere, or to something else, or there is no such state or format.
+            If the name cannot be found, does not name a chart or tree, or the state or format is unknown.
         """
         found = find(self.name)
         if isinstance(found, Chart):
             return render(found, format, at=self.state, path=self.path)
         if self.state is not None or self.path:
-            raise ChartError(self.name, "state, path", "a tree's nodes bring their states", "leave these out")
+            raise ChartError(self.name, "state, path", "apply to charts only", "leave these out")
         return render_tree(found, format)
 
 
 def find(name: str) -> Chart | Tree:
-    """Find a chart or a tree by its name on a page.
+    """Return a chart or a tree by the name that a page uses.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def find(name: str) -> Chart | Tree:
     Raises
     ------
     ChartError
-        When there is nothing of that name, or it is neither a chart nor a tree.
+        If the name cannot be found, or names neither a chart nor a tree.
 
     Examples
     --------
@@ -112,33 +112,34 @@ def find(name: str) -> Chart | Tree:
         return CHARTS[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ChartError(name, "name", "is no chart", f"use one of {', '.join(CHARTS)}, or 'module:NAME'")
+        raise ChartError(name, "name", "is not a chart", f"use one of {', '.join(CHARTS)}, or 'module:NAME'")
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:  # a module of the user's own can raise anything
+    except Exception as error:  # a user's module can raise anything
         remedy = "correct it, or put its folder on Python's path"
         raise ChartError(
             name, "name", f"cannot be imported: {type(error).__name__}: {error}", remedy
         ) from error
     if not isinstance(found, (Chart, Tree)):
-        raise ChartError(name, "name", f"is no Chart and no Tree, but {type(found).__name__}", "name another")
+        kind = type(found).__name__
+        raise ChartError(name, "name", f"is {kind}, neither a Chart nor a Tree", "name a chart or a tree")
     return found
 
 
 def figure(shown: Embedding, *, number: int = 1) -> str:
-    """Make the HTML of a picture on a page.
+    """Return the HTML of a picture on a page.
 
     Parameters
     ----------
     shown
-        What is shown.
+        The chart or tree.
     number
-        The how-manieth on its page it is: no two may have the same ids.
+        The position of the picture on its page, from 1. It makes the ids unique on the page.
 
     Raises
     ------
     ChartError
-        As [`Embedding.text`][statecharts.embedding.Embedding.text].
+        As for [`Embedding.text`][statecharts.embedding.Embedding.text].
 
     Examples
     --------
@@ -146,7 +147,7 @@ def figure(shown: Embedding, *, number: int = 1) -> str:
     >>> html.count("<svg"), "A task that is tried again</figcaption>" in html
     (1, True)
     """
-    svg = _apart(_scalable(shown.text("svg")))
+    svg = _with_own_classes(_scalable(shown.text("svg")))
     for part in ("title", "desc"):
         svg = re.sub(rf'(?<=[" ])([\w-]+)-{part}(?=[" ])', rf"\1-{number}-{part}", svg, count=2)
     label = xml(shown.caption or shown.name)
@@ -157,8 +158,8 @@ def figure(shown: Embedding, *, number: int = 1) -> str:
     )
 
 
-def _apart(svg: str) -> str:
-    """Give the picture's classes names that no page has: a theme's ``.card`` is not meant for it."""
+def _with_own_classes(svg: str) -> str:
+    """Prefix the picture's class names, so that no style of the page, such as ``.card``, applies to it."""
 
     def rename(found: re.Match[str]) -> str:
         names = [name if name == "statechart" else f"statechart-{name}" for name in found[2].split()]
@@ -170,12 +171,12 @@ def _apart(svg: str) -> str:
 
 
 def _scalable(svg: str) -> str:
-    """Let a picture shrink with its column, but not so far that its letters cannot be read."""
-    width = float(re.search(r' width="([\d.]+)"', svg)[1])  # type: ignore[index]  # pictures of ours have one
+    """Let a picture shrink with its column, but only as far as its text stays readable."""
+    width = float(re.search(r' width="([\d.]+)"', svg)[1])  # type: ignore[index]  # our pictures have a width
     size = f"width:100%;height:auto;min-width:{width * _SMALLEST:.0f}px;max-width:{width:.0f}px"
     return svg.replace(' width="', f' style="{size}" width="', 1)
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Read a list of states as one writes it on a page: separated by spaces or commas."""
+def split_states(text: str) -> tuple[str, ...]:
+    """Split a list of states that is separated by spaces or commas."""
     return tuple(text.replace(",", " ").split())

@@ -6,18 +6,18 @@ __all__ = ["ChartError"]
 
 
 class ChartError(ValueError):
-    """A chart, or a question put to one, does not hold.
+    """A chart is invalid, or a request about a chart cannot be answered.
 
     Parameters
     ----------
     chart
         Name of the chart.
     where
-        The state, event or other part that is wrong, as it is written in the chart.
+        The invalid state, event or other part, as it is written in the chart.
     problem
         What is wrong with it.
     remedy
-        What to do about it.
+        How to fix it.
     """
 
     def __init__(self, chart: str, where: str, problem: str, remedy: str) -> None:

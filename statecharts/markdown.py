@@ -1,7 +1,7 @@
-"""A fence for pages that Python-Markdown reads (MkDocs, Zensical, ...): a chart, or a tree, on a page.
+"""A fence that puts a chart or a tree on a page that Python-Markdown reads (MkDocs, Zensical, ...).
 
-It is a custom fence of the extension SuperFences (``pymdown-extensions``, which Material for MkDocs brings).
-In ``mkdocs.yml``::
+It is a custom fence of the extension SuperFences (of ``pymdown-extensions``, which Material for MkDocs
+includes). In ``mkdocs.yml``::
 
     markdown_extensions:
       - pymdownx.superfences:
@@ -10,24 +10,24 @@ In ``mkdocs.yml``::
               class: statechart
               format: !!python/name:statecharts.markdown.fence
 
-On a page, the name alone or with options below it::
+On a page, the name, optionally with options below it::
 
     ```statechart
     engine
     state: PAUSED.STALE
     path: STARTING SERVING
-    caption: An engine whose weights are old
+    caption: An engine whose weights are out of date
     ```
 
-The name is that of one of rayvisor's charts, or ``module:NAME`` for a chart or a tree of your own, whose
-folder is on Python's path (``PYTHONPATH``). What cannot be drawn ends the build with an error.
+The name is that of one of rayvisor's charts, or ``module:NAME`` for your own chart or tree, whose folder is
+on Python's path (``PYTHONPATH``). A chart that cannot be drawn stops the build with an error.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from statecharts.embedding import Embedding, figure, words
+from statecharts.embedding import Embedding, figure, split_states
 from statecharts.errors import ChartError
 
 __all__ = ["fence"]
@@ -37,27 +37,27 @@ _OPTIONS = ("state", "path", "caption")
 
 def fence(
     source: str,
-    language: str,  # noqa: ARG001 - SuperFences gives it, as the next two
-    class_name: str,  # noqa: ARG001
-    options: Any,  # noqa: ARG001
+    _language: str,
+    _class_name: str,
+    _options: Any,
     md: Any,
     **_: Any,
 ) -> str:
-    """Make the HTML of a fence; SuperFences calls it.
+    """Return the HTML of a fence; called by SuperFences.
 
     Parameters
     ----------
     source
-        What stands in the fence.
-    language, class_name, options
-        As SuperFences gives them; not used.
+        The content of the fence.
+    _language, _class_name, _options
+        Passed by SuperFences, by position; not used.
     md
-        The Markdown instance, on which the pictures of a page are counted.
+        The Markdown instance, which holds the number of pictures on the page.
 
     Raises
     ------
     SuperFencesException
-        When the fence cannot be read or drawn; it says why.
+        If the fence cannot be read or drawn; the message says why.
     """
     try:
         number = getattr(md, "statecharts_shown", 0) + 1
@@ -65,7 +65,7 @@ def fence(
     except ChartError as error:
         from pymdownx.superfences import SuperFencesException
 
-        # Any other error would make SuperFences show the fence as plain code, and say nothing.
+        # With any other error SuperFences would silently show the fence as plain code.
         raise SuperFencesException(f"statechart: {error}") from error
     md.statecharts_shown = number
     return html
@@ -78,6 +78,6 @@ def _read(source: str) -> Embedding:
         option, colon, value = line.partition(":")
         if not colon or option not in _OPTIONS or option in given:
             remedy = f"write one of {', '.join(_OPTIONS)}, a colon and a value, each once"
-            raise ChartError(name, repr(line), "cannot stand below the name", remedy)
+            raise ChartError(name, repr(line), "is not an option", remedy)
         given[option] = value.strip()
-    return Embedding(name, given.get("state"), words(given.get("path", "")), given.get("caption", ""))
+    return Embedding(name, given.get("state"), split_states(given.get("path", "")), given.get("caption", ""))

@@ -1,4 +1,4 @@
-"""The Sphinx directive ``statechart``: a chart, or a tree, on a page.
+"""The Sphinx directive ``statechart``, which puts a chart or a tree on a page.
 
 In ``conf.py``::
 
@@ -9,12 +9,13 @@ On a page, here in Markdown (MyST)::
     ```{statechart} engine
     :state: PAUSED.STALE
     :path: STARTING SERVING
-    :caption: An engine whose weights are old
+    :caption: An engine whose weights are out of date
     ```
 
-The argument is the name of one of rayvisor's charts, or ``module:NAME`` for a chart or a tree of your own,
-whose folder ``conf.py`` puts on ``sys.path``. HTML gets the picture; other builders get the chart as a table,
-the tree as DOT. The page is built anew when the module changes. What cannot be drawn is an error of its page.
+The argument is the name of one of rayvisor's charts, or ``module:NAME`` for your own chart or tree, whose
+folder ``conf.py`` puts on ``sys.path``. HTML builders get the picture; other builders get a chart as a table
+and a tree as DOT. The page is rebuilt when the module changes. A chart that cannot be drawn is reported as an
+error of the page.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from statecharts.chart import Chart
-from statecharts.embedding import Embedding, figure, find, words
+from statecharts.embedding import Embedding, figure, find, split_states
 from statecharts.errors import ChartError
 
 __all__ = ["StatechartDirective", "setup"]
@@ -46,11 +47,11 @@ class StatechartDirective(SphinxDirective):
     }
 
     def run(self) -> list[nodes.Node]:
-        """Make the picture, and what stands for it where there is no HTML."""
+        """Return the picture for HTML builders, and its text form for all others."""
         shown = Embedding(
             self.arguments[0],
             self.options.get("state"),
-            words(self.options.get("path", "")),
+            split_states(self.options.get("path", "")),
             self.options.get("caption", ""),
         )
         try:
@@ -66,6 +67,6 @@ class StatechartDirective(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive; Sphinx calls it."""
+    """Register the directive; called by Sphinx."""
     app.add_directive("statechart", StatechartDirective)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

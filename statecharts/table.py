@@ -1,4 +1,4 @@
-"""Compiled charts: every configuration that can come about, and what each event makes of it.
+"""Compiled charts: every reachable configuration, and the configuration that each event leads to.
 
 For example:
 
@@ -29,10 +29,10 @@ __all__ = ["Configuration", "Table", "compile_chart"]
 
 @final
 class Configuration:
-    """Where a thing is in its chart: a leaf, the state around it, and the flags that are set.
+    """The position of an object in its chart: a leaf, the state around it, and the flags that are set.
 
-    There is one object for each value, shared by everything that is there, so comparing and hashing
-    are by identity, and a child costs a reference. Copies and pickles come back as the same object.
+    There is one instance for each value, shared by all objects with that configuration. Comparison and
+    hashing are by identity, and a child costs one reference. Copying and unpickling return the same instance.
     """
 
     __slots__ = ("flags", "leaf", "state")
@@ -45,7 +45,7 @@ class Configuration:
     """The flags that are set."""
 
     def __new__(cls, state: str, leaf: str, flags: Iterable[str] = ()) -> Configuration:
-        """Find the one object for these values, or make it."""
+        """Return the one instance for these values; create it on first use."""
         key = (state, leaf, frozenset(flags))
         known = _CONFIGURATIONS.get(key)
         if known is not None:
@@ -53,15 +53,15 @@ class Configuration:
         made = super().__new__(cls)
         for name, value in zip(("state", "leaf", "flags"), key, strict=True):
             object.__setattr__(made, name, value)
-        # setdefault: two threads that make the same one at once end up with one object.
+        # setdefault: two threads that create the same configuration concurrently get one instance.
         return _CONFIGURATIONS.setdefault(key, made)
 
     def __setattr__(self, name: str, value: object) -> None:
-        msg = f"{self!r} is shared by all that are there: {name} cannot be set"
+        msg = f"{self!r} is shared by all objects in it; {name} cannot be set"
         raise AttributeError(msg)
 
     def __delattr__(self, name: str) -> None:
-        msg = f"{self!r} is shared by all that are there: {name} cannot be deleted"
+        msg = f"{self!r} is shared by all objects in it; {name} cannot be deleted"
         raise AttributeError(msg)
 
     def __reduce__(self) -> tuple[type[Configuration], tuple[str, str, tuple[str, ...]]]:
@@ -69,7 +69,7 @@ class Configuration:
 
     @property
     def path(self) -> str:
-        """State and leaf, ``"PAUSED.FAULTED"``; just the name where a state is its own leaf."""
+        """State and leaf (``"PAUSED.FAULTED"``); one name only if the state is its own leaf."""
         return self.leaf if self.leaf == self.state else f"{self.state}.{self.leaf}"
 
     def __str__(self) -> str:
@@ -79,13 +79,13 @@ class Configuration:
         return f"<Configuration {self}>"
 
 
-# As many entries as the charts of this process have configurations.
+# Holds as many entries as the charts of this process have configurations.
 _CONFIGURATIONS: Final[dict[tuple[str, str, frozenset[str]], Configuration]] = {}
 
 
 @final
 class Table:
-    """A chart, compiled: made by [`compile_chart`][statecharts.compile_chart]."""
+    """A compiled chart, made by [`compile_chart`][statecharts.compile_chart]."""
 
     __slots__ = ("_next", "chart", "configurations", "events", "initial")
 
@@ -99,27 +99,27 @@ class Table:
         self.chart: Final = chart
         """The chart it was made from."""
         self.initial: Final = initial
-        """Where a fresh thing is."""
+        """The configuration of a new object."""
         self.configurations: Final = configurations
-        """Every configuration that can come about; the initial one first."""
+        """Every reachable configuration; the initial one first."""
         self.events: Final = chart.events
-        """Every event that means something somewhere."""
+        """Every event that is accepted in some configuration."""
         self._next: Final = dict(rows)
 
     def step(self, configuration: Configuration, event: str) -> Configuration | None:
-        """Follow an event: one dict lookup.
+        """Return the configuration after an event. The cost is one dict lookup.
 
         Returns
         -------
         Configuration | None
-            Where it leads, which may be ``configuration`` itself; None if the event has no meaning
-            there.
+            The next configuration, which may be ``configuration`` itself; None if the event is not
+            accepted there.
         """
         return self._next.get((configuration, event))
 
     @property
     def rows(self) -> Mapping[tuple[Configuration, str], Configuration]:
-        """The whole table, to read: (configuration, event) to configuration."""
+        """The whole table, read-only: (configuration, event) to configuration."""
         return MappingProxyType(self._next)
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class Table:
 
 @lru_cache(maxsize=64)
 def compile_chart(chart: Chart) -> Table:
-    """Walk through a chart from its initial leaf and write down everything that can happen.
+    """Explore a chart from its initial leaf and tabulate every reachable step.
 
     Parameters
     ----------
@@ -141,15 +141,15 @@ def compile_chart(chart: Chart) -> Table:
     Raises
     ------
     ChartError
-        When a leaf cannot be reached, when a transition is never taken, or when a leaf that is not
-        final cannot be left under some flags that can come about.
+        If a leaf cannot be reached, if a transition is never taken, or if a leaf that is not final cannot
+        be left under some reachable set of flags.
     """
     own = _by_leaf_and_event(chart)
     states = {leaf.name: state.name for state in chart.states for leaf in state.leaves}
     choices = {choice.name: choice for choice in chart.choices}
     initial = Configuration(states[chart.initial], chart.initial)
     rows: dict[tuple[Configuration, str], Configuration] = {}
-    # A dict for a set that keeps its order: tables of equal charts are equal, row by row.
+    # A dict serves as an ordered set, so tables of equal charts are equal row by row.
     seen: dict[Configuration, None] = {initial: None}
     taken: set[Transition] = set()
     waiting = deque([initial])
@@ -175,7 +175,7 @@ def compile_chart(chart: Chart) -> Table:
 
 
 def _by_leaf_and_event(chart: Chart) -> dict[tuple[str, str], list[Transition]]:
-    """Candidates for each leaf and event: the leaf's own first, since inner beats outer."""
+    """Return the candidates for each leaf and event, those of the leaf before those of its state."""
     found: dict[tuple[str, str], list[Transition]] = {}
     inner_first = sorted(chart.transitions, key=lambda transition: not chart.is_leaf(transition.source))
     for transition in inner_first:
@@ -206,7 +206,7 @@ def _check_can_leave(
     rows: Mapping[tuple[Configuration, str], Configuration],
 ) -> None:
     leaving = {here for (here, _), there in rows.items() if there.leaf != here.leaf}
-    # A configuration may also be left after its flags have changed in place.
+    # A configuration can also be left after its flags have changed in place.
     while more := {here for (here, _), there in rows.items() if there in leaving} - leaving:
         leaving |= more
     for configuration in seen:

@@ -1,4 +1,4 @@
-"""Trees of things that watch over each other, as pictures: a node, what is said of it, its children.
+"""Supervision trees as data for pictures: each node has a name, a state, facts and children.
 
 >>> tree = Tree("tree", (("strategy", "one_for_one"),), (Tree("llm", state="ALIVE.SERVING"),))
 >>> print(render_tree(tree, "mermaid"))
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from statecharts._registry import TREES, register
+from statecharts._registry import TREE_RENDERERS, register
 from statecharts.errors import ChartError
 
 __all__ = ["Tree", "TreeRenderer", "register_tree_renderer", "render_tree", "tree_formats"]
@@ -23,18 +23,18 @@ __all__ = ["Tree", "TreeRenderer", "register_tree_renderer", "render_tree", "tre
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A node of a tree, with all below it. In a notebook it shows itself.
+    """A node of a tree with its whole subtree. A notebook displays it as a picture.
 
     Parameters
     ----------
     name
-        What it is called; names need not be unique.
+        The displayed name; names need not be unique.
     facts
-        What is said of it, in this order: name and value of each fact.
+        Name and value of each displayed fact, in display order.
     children
-        Below it, in their order.
+        The child nodes, in their order.
     state
-        The state that it is in, as ``"ALIVE.SERVING"``, where it runs: empty if not. Pictures have the
+        The current state, for example ``"ALIVE.SERVING"``; empty if it does not run. Pictures use the
         colours of the states of ``statecharts.lifecycles``.
 
     Examples
@@ -50,14 +50,14 @@ class Tree:
     state: str = ""
 
     def nodes(self) -> Iterator[Tree]:
-        """Walk through this node and all below it, each before its children."""
+        """Iterate over this node and all its descendants, each before its children."""
         waiting = [self]
         while waiting:
             node = waiting.pop()
             yield node
             waiting += reversed(node.children)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002 - the notebook's protocol
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         return {"image/svg+xml": self._repr_svg_(), "text/plain": f"<Tree {self.name!r}>"}
 
     def _repr_svg_(self) -> str:
@@ -65,12 +65,12 @@ class Tree:
 
 
 TreeRenderer = Callable[[Tree], str]
-"""Makes text of a tree: the same text for the same tree, ending with a newline."""
+"""Turns a tree into text: deterministic, ending with a newline."""
 
 
 def tree_formats() -> tuple[str, ...]:
-    """Name the formats there are for trees, in the order in which they were registered."""
-    return tuple(TREES)
+    """Return the names of the formats for trees, in the order of their registration."""
+    return tuple(TREE_RENDERERS)
 
 
 def register_tree_renderer(name: str, renderer: TreeRenderer) -> None:
@@ -79,38 +79,36 @@ def register_tree_renderer(name: str, renderer: TreeRenderer) -> None:
     Parameters
     ----------
     name
-        What [`render_tree`][statecharts.render_tree] calls it.
+        The name that [`render_tree`][statecharts.render_tree] takes.
     renderer
         Makes the text.
 
     Raises
     ------
     ValueError
-        When the name is empty or taken.
+        If the name is empty or already registered.
     """
-    register(TREES, name, renderer)
+    register(TREE_RENDERERS, name, renderer)
 
 
-def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - the word that the command line uses, too
+def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - public name, equal to the option of the command line
     """Render a tree.
 
     Parameters
     ----------
     tree
-        Its root.
+        The root node.
     format
         One of [`tree_formats`][statecharts.tree_formats]; ``"mermaid"``, ``"dot"``, ``"svg"``,
-        ``"scxml"``, ``"table"`` (Markdown) and ``"json"`` are always there.
+        ``"scxml"``, ``"table"`` (Markdown) and ``"json"`` are always available.
 
     Raises
     ------
     ChartError
-        When there is no such format; it names those that there are.
+        If the format does not exist; the message lists the known formats.
     """
-    renderer = TREES.get(format)
+    renderer = TREE_RENDERERS.get(format)
     if renderer is None:
         known = ", ".join(tree_formats())
-        raise ChartError(
-            tree.name, f"format {format!r}", "there is no renderer of trees for it", f"use one of {known}"
-        )
+        raise ChartError(tree.name, f"format {format!r}", "has no renderer for trees", f"use one of {known}")
     return renderer(tree)

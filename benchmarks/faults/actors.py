@@ -18,7 +18,7 @@ import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from benchmarks.tree import Tree
 from rayvisor.faults import FaultClass
 from rayvisor.specs import PlacementOptions
@@ -94,59 +94,59 @@ async def pid_of(tree: Tree, child: str = "worker") -> int:
     return int(await tree.supervisor[child].call("pid"))
 
 
-async def told(scene: Scene, method: str) -> None:
-    """It is told to end."""
-    async with scene.tree(rv.actor("worker", Worker)) as tree:
+async def quits(trial: Trial, method: str) -> None:
+    """Run a method that ends the actor."""
+    async with trial.tree(rv.actor("worker", Worker)) as tree:
         await pid_of(tree)
-        scene.inject()
+        trial.inject()
         with anyio.move_on_after(30):
             with contextlib.suppress(Exception):  # how a call on a dying actor fails is Ray's affair
                 await tree.supervisor["worker"].call(method)
-        await scene.back(tree, "worker")
-        scene.look("worker")
+        await trial.wait_recovered(tree, "worker")
+        trial.observe("worker")
 
 
-async def signalled(scene: Scene) -> None:
+async def signalled(trial: Trial) -> None:
     """It is killed."""
-    async with scene.tree(rv.actor("worker", Worker)) as tree:
+    async with trial.tree(rv.actor("worker", Worker)) as tree:
         pid = await pid_of(tree)
-        scene.inject()
+        trial.inject()
         os.kill(pid, signal.SIGKILL)
-        await scene.back(tree, "worker")
-        scene.look("worker")
+        await trial.wait_recovered(tree, "worker")
+        trial.observe("worker")
 
 
-async def never_made(scene: Scene, cls: type, **options: Any) -> None:
+async def never_made(trial: Trial, cls: type, **options: Any) -> None:
     """Its start fails, and always would."""
-    await scene.come_to_nothing(rv.actor("worker", cls, **options), intensity=0)
-    scene.look("worker")
+    await trial.run_failing_start(rv.actor("worker", cls, **options), intensity=0)
+    trial.observe("worker")
 
 
-async def fails_from_now_on(scene: Scene) -> None:
+async def fails_from_now_on(trial: Trial) -> None:
     """A configuration that has served fails to start: that may pass, so it is tried again."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "broken"
         spec = rv.actor("worker", Fails, args=(str(file),), backoff=rv.Backoff(initial=0.3, maximum=0.3))
-        async with scene.tree(spec, period=1000.0) as tree:
+        async with trial.tree(spec, period=1000.0) as tree:
             pid = await pid_of(tree)
             file.touch()
             os.kill(pid, signal.SIGKILL)
             watch = tree.until(rv.records.FaultSeen, lambda x: "card is missing" in str(x.fault.root))
-            scene.at = (await watch).at - 0.000_001
+            trial.at = (await watch).at - 0.000_001
             file.unlink()
-            await scene.back(tree, "worker")
-            scene.look("worker")
+            await trial.wait_recovered(tree, "worker")
+            trial.observe("worker")
 
 
-async def always_fails(scene: Scene) -> None:
+async def always_fails(trial: Trial) -> None:
     """It has never served."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "broken"
         file.touch()
-        await never_made(scene, Fails, args=(str(file),))
+        await never_made(trial, Fails, args=(str(file),))
 
 
-async def unplugged_at_bring_up(scene: Scene) -> None:
+async def unplugged_at_bring_up(trial: Trial) -> None:
     """Ray's connection to it breaks while it comes up: it is asked anew, and made exactly once."""
     with TemporaryDirectory() as folder:
         made, asked = Path(folder) / "made", Path(folder) / "asked"
@@ -154,32 +154,32 @@ async def unplugged_at_bring_up(scene: Scene) -> None:
         async def unplug() -> None:
             while not asked.exists():  # noqa: ASYNC110 - another process's doing
                 await anyio.sleep(0.02)
-            scene.inject()
+            trial.inject()
             cut(int(made.read_text()))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(unplug)
-            async with scene.tree(rv.actor("worker", Timid, args=(folder,), probe="prove")) as tree:
-                await scene.back(tree, "worker")
-                scene.look("worker")
+            async with trial.tree(rv.actor("worker", Timid, args=(folder,), probe="prove")) as tree:
+                await trial.wait_recovered(tree, "worker")
+                trial.observe("worker")
         times = len(made.read_text().splitlines())
         if times != 1:
-            scene.found.problem = f"it was made {times} times"
+            trial.observed.problem = f"it was made {times} times"
 
 
-async def unplugged(scene: Scene) -> None:
+async def unplugged(trial: Trial) -> None:
     """Ray's connection to it breaks in the midst of a call: it is suspect, and not dead."""
-    async with scene.tree(rv.actor("worker", Worker)) as tree:
+    async with trial.tree(rv.actor("worker", Worker)) as tree:
         pid = await pid_of(tree)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_ignored, tree.supervisor["worker"].call("nap", 1.0))
             await anyio.sleep(0.3)
-            scene.inject()
+            trial.inject()
             cut(pid)
-        await scene.back(tree, "worker")
-        scene.look("worker")
+        await trial.wait_recovered(tree, "worker")
+        trial.observe("worker")
         if await pid_of(tree) != pid:
-            scene.found.problem = "it was made again"
+            trial.observed.problem = "it was made again"
 
 
 async def _ignored(call: Awaitable[object]) -> None:
@@ -197,35 +197,39 @@ def cut(pid: int) -> None:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-async def without_its_group(scene: Scene) -> None:
+async def without_its_group(trial: Trial) -> None:
     """Its placement group is removed under it."""
     import ray
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup
 
     placement = PlacementOptions(bundles=({"CPU": 1.0},))
-    async with scene.tree(rv.actor("worker", Worker, num_cpus=1, placement=placement)) as tree:
+    async with trial.tree(rv.actor("worker", Worker, num_cpus=1, placement=placement)) as tree:
         await pid_of(tree)
         table = ray.util.placement_group_table()
         (key,) = [key for key, group in table.items() if group["state"] == "CREATED"]
         group = PlacementGroup(PlacementGroupID(bytes.fromhex(key)))
-        scene.inject()
+        trial.inject()
         await anyio.to_thread.run_sync(ray.util.remove_placement_group, group)
-        await scene.back(tree, "worker")
-        scene.look("worker")
+        await trial.wait_recovered(tree, "worker")
+        trial.observe("worker")
 
 
 def actor_row(
-    name: str, fault_class: FaultClass | None, root: str, rung: str, play: Callable[[Scene], Awaitable[None]]
+    name: str,
+    fault_class: FaultClass | None,
+    root: str,
+    response: str,
+    run: Callable[[Trial], Awaitable[None]],
 ) -> Row:
     """A row in which an actor is meant."""
-    return Row(name, fault_class, root, rung, play)
+    return Row(name, fault_class, root, response, run)
 
 
 ACTOR_ROWS: tuple[Row, ...] = (
     actor_row("kill actor", FATAL, "SYSTEM_ERROR|ProcessKilled", "restart", signalled),
-    actor_row("os._exit in an actor", FATAL, "SYSTEM_ERROR|exit", "restart", lambda s: told(s, "leave")),
-    actor_row("exit_actor", None, "", "restart", lambda s: told(s, "resign")),
+    actor_row("os._exit in an actor", FATAL, "SYSTEM_ERROR|exit", "restart", lambda s: quits(s, "leave")),
+    actor_row("exit_actor", None, "", "restart", lambda s: quits(s, "resign")),
     actor_row("failing __init__, never served", PERMANENT, "^LookupError: the card", "give up", always_fails),
     actor_row("failing __init__, has served", FATAL, "^LookupError: the card", "restart", fails_from_now_on),
     actor_row(

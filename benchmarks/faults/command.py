@@ -1,4 +1,4 @@
-"""``python -m benchmarks faults``: play the rows, print the table."""
+"""``python -m benchmarks faults``: run the rows, print the table."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from benchmarks.faults.actors import ACTOR_ROWS
 from benchmarks.faults.engines import ENGINE_ROWS
 from benchmarks.faults.nodes import NODE_ROWS, start_cluster
 from benchmarks.faults.rows import Row
-from benchmarks.faults.scene import Found, Scene, left_over, new_mark, there
 from benchmarks.faults.servers import SERVER_ROWS
+from benchmarks.faults.trial import Observed, Trial, existing, left_over, new_mark
 
-__all__ = ["ROWS", "main", "play"]
+__all__ = ["ROWS", "main", "run"]
 
 ROWS: tuple[Row, ...] = (*ENGINE_ROWS, *SERVER_ROWS, *ACTOR_ROWS, *NODE_ROWS)
 ROW_SECONDS = 600.0
 
 
-async def play(row: Row, engine: str, mark: str, *, local: bool = False) -> Found:
+async def run(row: Row, engine: str, mark: str, *, local: bool = False) -> Observed:
     """Play one row; what came of it."""
-    scene = Scene(engine, local=local)
+    trial = Trial(engine, local=local)
     began = time.monotonic()
-    before = there(mark)
+    before = existing(mark)
     try:
         with anyio.fail_after(ROW_SECONDS):
-            await row.play(scene)
+            await row.run(trial)
     except Exception as error:  # noqa: BLE001 - a row that breaks is a row that is off
-        scene.found.problem = scene.found.problem or f"{type(error).__name__}: {error}"
+        trial.observed.problem = trial.observed.problem or f"{type(error).__name__}: {error}"
         traceback.print_exception(error, file=sys.stderr)
-    scene.found.left = await left_over(mark, before)
-    scene.found.seconds = time.monotonic() - began
-    return scene.found
+    trial.observed.left = await left_over(mark, before)
+    trial.observed.seconds = time.monotonic() - began
+    return trial.observed
 
 
-def _line(row: Row, found: Found, off: str) -> str:
+def _line(row: Row, found: Observed, off: str) -> str:
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.0f}"
 
     classes = f"{row.fault_class or '-'!s:12}{found.fault_class or '-'!s:12}"
-    head = f"{'OFF' if off else 'ok':4}{row.name:36}{classes}{found.rung:16}"
+    head = f"{'OFF' if off else 'ok':4}{row.name:36}{classes}{found.response:16}"
     times = f"{ms(found.detect_ms):>10}{ms(found.recover_ms):>11}"
     line = f"{head}{times}{found.lost:>5}{len(found.left):>5}  {found.root[:100]}"
     return f"{line}\n{'':{len(line) - len(found.root[:100])}}expected /{row.root}/" if row.root else line
@@ -56,7 +56,7 @@ def _line(row: Row, found: Found, off: str) -> str:
 @click.option("--engine", type=click.Choice(["sim", "vllm"]), default="sim", show_default=True)
 @click.option("--only", default="", help="Only rows whose name this pattern matches.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Play each so often.")
-@click.option("--list", "listing", is_flag=True, help="Say what the rows are, and play nothing.")
+@click.option("--list", "listing", is_flag=True, help="Say what the rows are, and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON in the last line.")
 def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -> None:
     """Play the rows and print them."""
@@ -66,7 +66,7 @@ def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -
         raise click.BadParameter(f"no row is called like {only!r}", param_hint="--only")
     if listing:
         for row in rows:
-            click.echo(f"{row.name:36}{row.fault_class or '-'!s:12}{row.rung:16}{row.root}")
+            click.echo(f"{row.name:36}{row.fault_class or '-'!s:12}{row.response:16}{row.root}")
         return
     mark = new_mark()
     stop_ray = start_cluster()
@@ -76,8 +76,8 @@ def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -
     table: list[dict[str, Any]] = []
     try:
         for row in (row for row in rows for _ in range(repeat)):
-            found = anyio.run(play, row, engine, mark)
-            off = row.off(found)
+            found = anyio.run(run, row, engine, mark)
+            off = row.deviations(found)
             click.echo(_line(row, found, off))
             if off:
                 click.echo(f"      {off}")
@@ -91,15 +91,15 @@ def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -
     sys.exit(1 if wrong else 0)
 
 
-def _as_json(row: Row, found: Found, off: str) -> dict[str, Any]:
+def _as_json(row: Row, found: Observed, off: str) -> dict[str, Any]:
     return {
         "fault": row.name,
         "expected_class": row.fault_class,
         "found_class": found.fault_class,
         "expected_root": row.root,
         "found_root": found.root,
-        "expected_rung": row.rung,
-        "rung": found.rung,
+        "expected_response": row.response,
+        "response": found.response,
         "detect_ms": found.detect_ms,
         "recover_ms": found.recover_ms,
         "lost": found.lost,

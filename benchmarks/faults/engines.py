@@ -15,7 +15,7 @@ import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from benchmarks.tree import PROMPTS, engine_arguments
 from rayvisor import records as r
 from rayvisor.faults import FaultClass
@@ -44,131 +44,131 @@ def stopped(who: str) -> str:
     return rf"^ProcessStopped: {who} \(pid \d+\) is stopped \(SIGSTOP\)"
 
 
-async def mid_stream(scene: Scene, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
+async def mid_stream(trial: Trial, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
     """A signal to a process while requests are in flight."""
-    async with scene.tree(scene.pool(**options)) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.signal(tree, victim, number)
+    async with trial.tree(trial.pool(**options)) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.signal(tree, victim, number)
         await requests.finish()
-        await scene.back(tree)
-        scene.look()
+        await trial.wait_recovered(tree)
+        trial.observe()
 
 
-async def mid_step(scene: Scene, fault: Fault, **options: Any) -> None:
+async def mid_step(trial: Trial, fault: Fault, **options: Any) -> None:
     """A step of the model's that raises, or never returns, while requests are in flight."""
     arguments = {"fault_tolerance": False, **options.pop("engine_args", {})}
-    async with scene.tree(scene.pool(engine_args=arguments, **options)) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.inject()
+    async with trial.tree(trial.pool(engine_args=arguments, **options)) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.inject()
         await fault(tree.supervisor, "llm/1")
         await requests.finish()
-        await scene.back(tree)
-        scene.look()
+        await trial.wait_recovered(tree)
+        trial.observe()
 
 
-async def raises(scene: Scene) -> None:
+async def raises(trial: Trial) -> None:
     """One prompt raises in the model's step."""
     arguments = {"raise_on_prompt": "boom", "fault_tolerance": False}
-    async with scene.tree(scene.pool(engine_args=arguments)) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.inject()
-        poison = tree.pool.generate("boom", {**scene.params, "max_tokens": 1}, max_attempts=1)
+    async with trial.tree(trial.pool(engine_args=arguments)) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.inject()
+        poison = tree.pool.generate("boom", {**trial.params, "max_tokens": 1}, max_attempts=1)
         with anyio.move_on_after(60):
             with contextlib.suppress(rv.RequestError):
                 await poison.result()
         await requests.finish()
-        await scene.back(tree)
-        scene.look()
+        await trial.wait_recovered(tree)
+        trial.observe()
 
 
-async def one_of_two_ranks(scene: Scene, **of_the_first: Any) -> None:
+async def one_of_two_ranks(trial: Trial, **of_the_first: Any) -> None:
     """One of two ranks that live and recover together reports a fault."""
     group = rv.engine_group(
         "llm",
-        engine=scene.engine,
-        engine_args=engine_arguments(scene.engine),
+        engine=trial.engine,
+        engine_args=engine_arguments(trial.engine),
         ranks=2,
         rank_args=[of_the_first, {}],
         recovery_timeout=2.0,
         num_cpus=0.5,
     )
-    async with scene.tree(rehearse(group)) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.inject()
+    async with trial.tree(rehearse(group)) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.inject()
         await fail_next_step(tree.supervisor, "llm/1")
         await requests.finish()
-        await scene.back(tree, "llm/1")
-        await scene.back(tree, "llm/2")
-        scene.look("llm/1")
+        await trial.wait_recovered(tree, "llm/1")
+        await trial.wait_recovered(tree, "llm/2")
+        trial.observe("llm/1")
 
 
-async def poison(scene: Scene) -> None:
+async def poison(trial: Trial) -> None:
     """One prompt kills the engine each time, among seven innocents."""
     arguments = {"crash_on_prompt": "poison", "fault_tolerance": False}
-    async with scene.tree(scene.pool(engine_args=arguments, intensity=10)) as tree:
+    async with trial.tree(trial.pool(engine_args=arguments, intensity=10)) as tree:
         innocents = 7
-        expected = await scene.expected(tree, innocents)
-        requests = await scene.requests(tree, innocents, expected=expected)
-        scene.inject()
+        expected = await trial.expected(tree, innocents)
+        requests = await trial.requests(tree, innocents, expected=expected)
+        trial.inject()
         try:
-            await tree.pool.generate("a drop of poison", scene.params).result()
-            scene.found.problem = "the poison finished"
+            await tree.pool.generate("a drop of poison", trial.params).result()
+            trial.observed.problem = "the poison finished"
         except rv.PoisonRequestError:
             pass
         await requests.finish()
         await wait_for_state(tree.supervisor, "llm/1", "ALIVE.SERVING", timeout=120)
-        await scene.back(tree)
-        scene.look()
+        await trial.wait_recovered(tree)
+        trial.observe()
 
 
-async def during_start(scene: Scene) -> None:
+async def during_start(trial: Trial) -> None:
     """The core is killed while the first incarnation comes up."""
 
     async def kill() -> None:
-        tree = await scene.first_tree()
+        tree = await trial.first_tree()
         await tree.until(r.StartProgressed, lambda x: x.child == "llm/1")
-        await kill_starting(scene, tree)
+        await kill_starting(trial, tree)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kill)
-        async with scene.tree(scene.pool(engine_args=slow(scene))) as tree:
-            scene.look()
-            expected = await scene.expected(tree, REQUESTS)
-            requests = await scene.requests(tree, REQUESTS, expected=expected)
+        async with trial.tree(trial.pool(engine_args=slow(trial))) as tree:
+            trial.observe()
+            expected = await trial.expected(tree, REQUESTS)
+            requests = await trial.requests(tree, REQUESTS, expected=expected)
             await requests.finish()
-            await scene.back(tree)
+            await trial.wait_recovered(tree)
 
 
-async def during_recovery(scene: Scene) -> None:
+async def during_recovery(trial: Trial) -> None:
     """The core is killed, and again while the next incarnation comes up."""
-    async with scene.tree(scene.pool(engine_args=slow(scene))) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.signal(tree, "EngineCore")
-        at = scene.at
+    async with trial.tree(trial.pool(engine_args=slow(trial))) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.signal(tree, "EngineCore")
+        at = trial.at
         await tree.until(r.StateChanged, lambda x: x.child == "llm/1" and x.event == "start", at or 0.0)
-        await kill_starting(scene, tree)
-        scene.at = at
+        await kill_starting(trial, tree)
+        trial.at = at
         await requests.finish()
-        await scene.back(tree)
-        scene.look()
+        await trial.wait_recovered(tree)
+        trial.observe()
         faults = [x.fault for x in tree.records if isinstance(x, r.FaultSeen) and x.fault.child == "llm/1"]
         if [fault.incarnation for fault in faults] != [1, 2]:
-            scene.found.problem = "not one fault of each incarnation: " + "; ".join(
+            trial.observed.problem = "not one fault of each incarnation: " + "; ".join(
                 f"{fault.incarnation}: {fault.root}" for fault in faults
             )
 
 
-def slow(scene: Scene) -> dict[str, Any]:
+def slow(trial: Trial) -> dict[str, Any]:
     """Arguments of an engine whose start leaves time to hit it."""
-    return {"compile_seconds": 0.5, "start_delay": 1.0} if scene.engine == "sim" else {}
+    return {"compile_seconds": 0.5, "start_delay": 1.0} if trial.engine == "sim" else {}
 
 
-async def kill_starting(scene: Scene, tree: Any) -> None:
+async def kill_starting(trial: Trial, tree: Any) -> None:
     """Kill the EngineCore that the starting incarnation has brought up, in the midst of its work."""
     host = next(p.pid for role, p in tree.supervisor.processes("llm/1") if role == "host")
     seen: dict[int, float] = {}
@@ -181,100 +181,100 @@ async def kill_starting(scene: Scene, tree: Any) -> None:
                         named
                         and time.monotonic() - seen.setdefault(each.pid, time.monotonic()) > YOUNG_SECONDS
                     ):
-                        scene.inject()
+                        trial.inject()
                         os.kill(each.pid, signal.SIGKILL)
                         return
             await anyio.sleep(0.005)
 
 
-async def while_paused(scene: Scene) -> None:
+async def while_paused(trial: Trial) -> None:
     """The core is killed while the engine is paused; the pause outlives it."""
-    async with scene.tree(scene.pool()) as tree:
-        expected = await scene.expected(tree, REQUESTS)
+    async with trial.tree(trial.pool()) as tree:
+        expected = await trial.expected(tree, REQUESTS)
         await tree.supervisor.pause("llm/1")
-        scene.signal(tree, "EngineCore")
-        await scene.back(tree, leaf="PAUSED.REQUESTED")
+        trial.signal(tree, "EngineCore")
+        await trial.wait_recovered(tree, leaf="PAUSED.REQUESTED")
         await tree.supervisor.resume("llm/1")
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
         await requests.finish()
-        scene.look()
+        trial.observe()
 
 
-async def while_stopping(scene: Scene) -> None:
+async def while_stopping(trial: Trial) -> None:
     """The core is killed while the tree ends: nothing is restarted, nothing is left."""
-    async with scene.tree(scene.pool()) as tree:
-        await scene.expected(tree, 1)
+    async with trial.tree(trial.pool()) as tree:
+        await trial.expected(tree, 1)
         await tree.supervisor.stop()
         try:
-            scene.signal(tree, "EngineCore")
+            trial.signal(tree, "EngineCore")
         except (StopIteration, ProcessLookupError):
-            scene.inject()  # it had gone already
-    scene.found.rung = "nothing"
+            trial.inject()  # it had gone already
+    trial.observed.response = "nothing"
 
 
-async def two_at_once(scene: Scene) -> None:
+async def two_at_once(trial: Trial) -> None:
     """Both engines of a pool are killed at once."""
-    async with scene.tree(scene.pool(size=2)) as tree:
-        expected = await scene.expected(tree, REQUESTS)
-        requests = await scene.requests(tree, REQUESTS, expected=expected)
-        scene.signal(tree, "EngineCore", child="llm/2")
-        scene.signal(tree, "EngineCore", child="llm/1")
+    async with trial.tree(trial.pool(size=2)) as tree:
+        expected = await trial.expected(tree, REQUESTS)
+        requests = await trial.requests(tree, REQUESTS, expected=expected)
+        trial.signal(tree, "EngineCore", child="llm/2")
+        trial.signal(tree, "EngineCore", child="llm/1")
         await requests.finish()
-        await scene.back(tree, "llm/1")
-        await scene.back(tree, "llm/2")
-        scene.look("llm/1")
+        await trial.wait_recovered(tree, "llm/1")
+        await trial.wait_recovered(tree, "llm/2")
+        trial.observe("llm/1")
 
 
-async def gives_up(scene: Scene, **arguments: Any) -> None:
+async def gives_up(trial: Trial, **arguments: Any) -> None:
     """The engine never comes up."""
-    await scene.come_to_nothing(scene.pool(engine_args=arguments), intensity=0)
-    scene.look("llm/1")
+    await trial.run_failing_start(trial.pool(engine_args=arguments), intensity=0)
+    trial.observe("llm/1")
 
 
-async def crash_loop(scene: Scene) -> None:
+async def crash_loop(trial: Trial) -> None:
     """It comes up and is killed, again and again: the pool gives up and says why."""
-    pool = scene.pool(intensity=2, crash_loop_limit=None, restart=rv.Restart.TEMPORARY)
-    async with scene.tree(pool) as tree:
+    pool = trial.pool(intensity=2, crash_loop_limit=None, restart=rv.Restart.TEMPORARY)
+    async with trial.tree(pool) as tree:
         for incarnation in (1, 2, 3):
             await wait_for_state(tree.supervisor, "llm/1", "SERVING", incarnation=incarnation, timeout=120)
             if incarnation == 1:
-                scene.signal(tree, "EngineCore")
+                trial.signal(tree, "EngineCore")
             else:
-                at = scene.at
-                scene.signal(tree, "EngineCore")
-                scene.at = at
+                at = trial.at
+                trial.signal(tree, "EngineCore")
+                trial.at = at
         decision = await tree.until(r.DecisionMade, lambda x: x.decision == "give_up")
         if "3 restarts within" not in decision.why:
-            scene.found.problem = decision.why
-        scene.look("llm/1")
-        scene.found.rung = "give up"
+            trial.observed.problem = decision.why
+        trial.observe("llm/1")
+        trial.observed.response = "give up"
 
 
-async def is_fine(scene: Scene, count: int = REQUESTS, **arguments: Any) -> None:
+async def is_fine(trial: Trial, count: int = REQUESTS, **arguments: Any) -> None:
     """Slow, or much, but fine: nothing is found and nothing is done."""
-    pool = scene.pool(engine_args=arguments, **STALL)
-    async with scene.tree(pool) as tree:
-        scene.inject()
+    pool = trial.pool(engine_args=arguments, **STALL)
+    async with trial.tree(pool) as tree:
+        trial.inject()
         async with anyio.create_task_group() as tasks:
             for number in range(count):
                 prompt = PROMPTS[number % len(PROMPTS)]
-                tasks.start_soon(tree.pool.generate(prompt, scene.params).result)
-        scene.look()
+                tasks.start_soon(tree.pool.generate(prompt, trial.params).result)
+        trial.observe()
 
 
 def engine_row(
-    name: str, fault_class: FaultClass | None, root: str, rung: str, play: Callable[..., Awaitable[None]],
+    name: str, fault_class: FaultClass | None, root: str, response: str, run: Callable[..., Awaitable[None]],
     *args: Any, only: str = "", **options: Any,
 ) -> Row:  # fmt: skip
     """A row in which an engine is meant."""
-    host = play in {during_start, during_recovery} or "host" in args
-    return Row(name, fault_class, root, rung, _bind(play, args, options), host=host, only=only)
+    host = run in {during_start, during_recovery} or "host" in args
+    return Row(name, fault_class, root, response, _bind(run, args, options), host=host, only=only)
 
 
 def _bind(
-    play: Callable[..., Awaitable[None]], args: tuple[Any, ...], options: dict[str, Any]
-) -> Callable[[Scene], Awaitable[None]]:
-    return lambda scene: partial(play, scene, *args, **options)()
+    run: Callable[..., Awaitable[None]], args: tuple[Any, ...], options: dict[str, Any]
+) -> Callable[[Trial], Awaitable[None]]:
+    return lambda trial: partial(run, trial, *args, **options)()
 
 
 ENGINE_ROWS: tuple[Row, ...] = (

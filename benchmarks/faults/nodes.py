@@ -14,7 +14,7 @@ import psutil
 
 import rayvisor as rv
 from benchmarks.faults.rows import Row
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from rayvisor.faults import FaultClass
 
 __all__ = ["NODE_ROWS", "start_cluster"]
@@ -63,7 +63,7 @@ def start_cluster() -> Callable[[], None]:
     return stop
 
 
-async def node_goes(scene: Scene, *, gracefully: bool, notice: Callable[[str], None] | None = None) -> None:
+async def node_goes(trial: Trial, *, gracefully: bool, notice: Callable[[str], None] | None = None) -> None:
     """The node of an actor goes, with or without a notice to Ray."""
     # Ray's own tools for this must be called on the main thread, and block it.
     cluster = Nodes.cluster
@@ -72,38 +72,38 @@ async def node_goes(scene: Scene, *, gracefully: bool, notice: Callable[[str], N
     }
     try:
         child = rv.actor("worker", HostActor, num_cpus=0, resources={"spot": 1}, start_timeout=60.0)
-        async with scene.tree(child, period=1e4) as tree:
+        async with trial.tree(child, period=1e4) as tree:
             before = await tree.supervisor["worker"].call("node")
             if notice is not None:
                 notice(before)
-            scene.inject()
+            trial.inject()
             cluster.remove_node(nodes.pop(before), allow_graceful=gracefully)
-            await scene.back(tree, "worker")
+            await trial.wait_recovered(tree, "worker")
             after = await tree.supervisor["worker"].call("node")
-            scene.look("worker")
-            scene.found.rung = "move" if after != before else "restart"
+            trial.observe("worker")
+            trial.observed.response = "move" if after != before else "restart"
     finally:
         for node in nodes.values():
             cluster.remove_node(node, allow_graceful=True)
 
 
-async def killed(scene: Scene) -> None:
+async def killed(trial: Trial) -> None:
     """Without a word."""
-    await node_goes(scene, gracefully=False)
+    await node_goes(trial, gracefully=False)
 
 
-async def removed(scene: Scene) -> None:
+async def removed(trial: Trial) -> None:
     """In order."""
-    await node_goes(scene, gracefully=True)
+    await node_goes(trial, gracefully=True)
 
 
-async def preempted(scene: Scene) -> None:
+async def preempted(trial: Trial) -> None:
     """Taken away by who lent it, who said so before."""
-    await node_goes(scene, gracefully=False, notice=say_preempted)
+    await node_goes(trial, gracefully=False, notice=announce_preemption)
 
 
-def say_preempted(node: str) -> None:
-    """Tell Ray, by its command line, that a node will be taken away, and wait until its time is up."""
+def announce_preemption(node: str) -> None:
+    """Announce with Ray's command line that a node will be preempted; wait until the notice period ends."""
     asked = f"drain-node --address {Nodes.cluster.address} --node-id {node} --deadline-remaining-seconds 1"
     why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
     subprocess.run(
@@ -122,7 +122,7 @@ class Glutton(HostActor):
         time.sleep(60.0)
 
 
-async def out_of_memory(scene: Scene) -> None:
+async def out_of_memory(trial: Trial) -> None:
     """Ray's memory monitor ends an actor."""
     cluster = Nodes.cluster
     memory = psutil.virtual_memory()
@@ -131,13 +131,13 @@ async def out_of_memory(scene: Scene) -> None:
     node = cluster.add_node(num_cpus=1, resources={"cramped": 1}, env_vars=env)
     try:
         child = rv.actor("worker", Glutton, num_cpus=0, resources={"cramped": 1}, start_timeout=60.0)
-        async with scene.tree(child, period=1e4) as tree:
+        async with trial.tree(child, period=1e4) as tree:
             await tree.supervisor["worker"].call("node")
-            scene.inject()
+            trial.inject()
             with contextlib.suppress(rv.RayvisorError):
                 await tree.supervisor["worker"].call("eat", 2 * ROOM_BYTES)
-            await scene.back(tree, "worker")
-            scene.look("worker")
+            await trial.wait_recovered(tree, "worker")
+            trial.observe("worker")
     finally:
         cluster.remove_node(node, allow_graceful=True)
 

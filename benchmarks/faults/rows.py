@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.faults.scene import Found, Rung
+from benchmarks.faults.trial import Observed, Response
 from rayvisor.faults import FaultClass
 
 if TYPE_CHECKING:
-    from benchmarks.faults.scene import Scene
+    from benchmarks.faults.trial import Trial
 
 __all__ = ["Row"]
 
@@ -25,14 +25,14 @@ class Row:
     """None: there is nothing to find, all is fine."""
     root: str
     """Pattern of the root cause, type and message."""
-    rung: Rung
-    play: Callable[[Scene], Awaitable[None]]
+    response: Response
+    run: Callable[[Trial], Awaitable[None]]
     host: bool = True
     """Whether its engine must have a host process of its own; else it can be played without Ray."""
     only: str = ""
     """It can be played with this engine only: ``sim`` or ``vllm``; empty: with both, or without any."""
 
-    def off(self, found: Found) -> str:
+    def deviations(self, found: Observed) -> str:
         """What is not as it should be; empty if all is."""
         wrong = []
         if found.problem:
@@ -41,8 +41,8 @@ class Row:
             wrong.append(f"class {found.fault_class} instead of {self.fault_class}")
         if self.fault_class is not None and not re.search(self.root, found.root):
             wrong.append(f"root cause {found.root!r}")
-        if found.rung != self.rung:
-            wrong.append(f"{found.rung!r} instead of {self.rung!r}")
+        if found.response != self.response:
+            wrong.append(f"{found.response!r} instead of {self.response!r}")
         if found.lost:
             wrong.append(f"{found.lost} requests lost")
         if found.left:

@@ -11,7 +11,7 @@ from typing import Any
 import rayvisor as rv
 from benchmarks.faults.engines import killed, stopped
 from benchmarks.faults.rows import Row
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.trial import Trial
 from benchmarks.tree import engine_arguments
 from rayvisor.faults import FaultClass
 
@@ -23,50 +23,50 @@ STALL: dict[str, Any] = {"stall_after": 1.5, "probe_interval": 0.4}
 NO_MODEL = "^OSError|^ValueError|^ValidationError"
 
 
-def server(scene: Scene, **options: Any) -> rv.ChildSpec:
+def server(trial: Trial, **options: Any) -> rv.ChildSpec:
     """A server ``web``."""
-    given = {**engine_arguments(scene.engine)}
-    if scene.engine == "vllm":
+    given = {**engine_arguments(trial.engine)}
+    if trial.engine == "vllm":
         del given["disable_log_stats"]  # it counts, so that a hang is seen
         given["kv_cache_memory_bytes"] = 1 << 28
     model = options.pop("model", given.pop("model", "sim"))
-    if scene.local:
+    if trial.local:
         options.setdefault("num_cpus", None)
     else:
         options.setdefault("num_cpus", 0.5)
     return rv.server(
-        "web", model=model, engine=scene.engine, engine_args=given, start_timeout=120.0, **options
+        "web", model=model, engine=trial.engine, engine_args=given, start_timeout=120.0, **options
     )
 
 
-async def signalled(scene: Scene, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
+async def signalled(trial: Trial, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
     """A signal to a process of a server that serves."""
-    async with scene.tree(server(scene, **options)) as tree:
+    async with trial.tree(server(trial, **options)) as tree:
         await tree.supervisor["web"].serving()
-        scene.signal(tree, victim, number, "web")
-        await scene.back(tree, "web")
-        scene.look("web")
+        trial.signal(tree, victim, number, "web")
+        await trial.wait_recovered(tree, "web")
+        trial.observe("web")
 
 
-async def wrong_model(scene: Scene) -> None:
+async def wrong_model(trial: Trial) -> None:
     """There is no model in the folder."""
     with TemporaryDirectory() as folder:
-        await scene.come_to_nothing(server(scene, model=folder))
-    scene.look("web")
+        await trial.run_failing_start(server(trial, model=folder))
+    trial.observe("web")
 
 
-async def port_taken(scene: Scene) -> None:
+async def port_taken(trial: Trial) -> None:
     """Somebody else listens at its port."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        await scene.come_to_nothing(server(scene, port=other.getsockname()[1]))
-    scene.look("web")
+        await trial.run_failing_start(server(trial, port=other.getsockname()[1]))
+    trial.observe("web")
 
 
 def server_row(
-    name: str, fault_class: FaultClass, root: str, rung: str, play: Callable[[Scene], Awaitable[None]]
+    name: str, fault_class: FaultClass, root: str, response: str, run: Callable[[Trial], Awaitable[None]]
 ) -> Row:
     """A row in which a server is meant: its host may be any process."""
-    return Row(name, fault_class, root, rung, play, host=False)
+    return Row(name, fault_class, root, response, run, host=False)
 
 
 SERVER_ROWS: tuple[Row, ...] = (

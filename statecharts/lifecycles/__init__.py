@@ -1,4 +1,4 @@
-"""The charts of what rayvisor supervises."""
+"""The charts of the children, tasks and supervisors of rayvisor."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ __all__ = ["ACTOR", "CHARTS", "ENGINE", "SUPERVISOR", "TASK"]
 CHARTS: Final[Mapping[str, Chart]] = MappingProxyType(
     {chart.name: chart for chart in (ACTOR, ENGINE, TASK, SUPERVISOR)}
 )
-"""All of them by name."""
+"""All charts by name."""

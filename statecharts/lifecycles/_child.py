@@ -1,4 +1,4 @@
-"""What the charts of engines and actors share: the states, and how they start, stop and restart."""
+"""The common part of the charts of engines and actors: the states, and how they start, stop and restart."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["ALIVE", "DEAD", "RESTARTING", "child_transitions"]
 ALIVE: Final = State(
     "ALIVE",
     (
-        Leaf("SERVING", "gets work"),
-        Leaf("SUSPECT", "missed probes, or could not be reached: no new work, not yet condemned"),
-        Leaf("STANDBY", "up, warm, not routed to"),
+        Leaf("SERVING", "receives work"),
+        Leaf("SUSPECT", "missed probes or was unreachable: no new work until the outcome is clear"),
+        Leaf("STANDBY", "up and warm, receives no requests"),
     ),
-    "up, and nothing holds it",
+    "up, not paused",
 )
 
 RESTARTING: Final = State(
     "RESTARTING",
     (
-        Leaf("STOPPING", "the old incarnation is being ended, with its whole process tree"),
-        Leaf("BACKOFF", "down, waiting out the delay"),
-        Leaf("STARTING", "a new incarnation is coming up, with a deadline"),
+        Leaf("STOPPING", "the old incarnation is being stopped, with its whole process tree"),
+        Leaf("BACKOFF", "down, waiting for the restart delay to pass"),
+        Leaf("STARTING", "a new incarnation is starting, with a timeout"),
     ),
     "between two incarnations, or before the first",
 )
@@ -31,47 +31,51 @@ RESTARTING: Final = State(
 DEAD: Final = State(
     "DEAD",
     (
-        Leaf("COMPLETED", "ended normally, not to be restarted", final=True),
-        Leaf("STOPPED", "ended because it was asked to", final=True),
-        Leaf("FAILED", "a fault that no restart can cure", final=True),
-        Leaf("EXHAUSTED", "its supervisor gave up", final=True),
+        Leaf("COMPLETED", "exited normally, not restarted", final=True),
+        Leaf("STOPPED", "stopped on request", final=True),
+        Leaf("FAILED", "a fault that no restart can fix", final=True),
+        Leaf("EXHAUSTED", "its restarts are used up", final=True),
     ),
-    "down for good, unless it is started again",
+    "down until it is started by hand",
 )
 
 _RUNS = ("ALIVE", "PAUSED", "STARTING")
-"""Everything with an incarnation that may still come to serve."""
+"""States with an incarnation that serves or may still come to serve."""
 
 
-def child_transitions(*, forgotten: tuple[str, ...], in_place: tuple[str, ...]) -> tuple[Transition, ...]:
-    """Make the transitions of anything that a supervisor starts and stops.
+def child_transitions(
+    *, incarnation_flags: tuple[str, ...], in_place: tuple[str, ...]
+) -> tuple[Transition, ...]:
+    """Create the transitions that all children have.
 
     Parameters
     ----------
-    forgotten
-        Flags that belong to an incarnation and go with it.
+    incarnation_flags
+        Flags that belong to an incarnation and are cleared when it ends.
     in_place
-        Leaves of PAUSED that asking for a pause does not leave.
+        Leaves of PAUSED that a pause request does not leave.
     """
-    # A suspect that is promoted, resumed or put on standby stays one: only `clear` lets it serve.
+    # A suspect child that is promoted, resumed or put on standby stays suspect: only `clear` lets it serve.
     keeps = (*in_place, "RESTARTING")
     keeps_suspect = ("SUSPECT", *keeps)
     through = ("ALIVE", "PAUSED")
     return (
         *from_each(("DEAD", "BACKOFF", "STOPPING"), "start", "STARTING", doc="a new incarnation"),
-        Transition("STARTING", "started", "READY", doc="it is up"),
-        *from_each(_RUNS, "fault", "STOPPING", clears=forgotten, doc="crash, failed start or deadline"),
-        *from_each(_RUNS, "exit", "STOPPING", clears=forgotten, doc="it ended normally"),
-        *from_each(_RUNS, "stop", "STOPPING", clears=forgotten, doc="it was asked to"),
-        Transition("BACKOFF", "stop", "STOPPED", doc="nothing is left to end"),
-        Transition("STOPPING", "stop", None, doc="it is being ended already"),
-        Transition("STOPPING", "backoff", "BACKOFF", doc="proven gone, a delay is due"),
-        Transition("STOPPING", "completed", "COMPLETED", doc="proven gone"),
-        Transition("STOPPING", "stopped", "STOPPED", doc="proven gone"),
-        *from_each(("STOPPING", "BACKOFF"), "failed", "FAILED", doc="no restart can cure it"),
+        Transition("STARTING", "started", "READY", doc="the start succeeded"),
+        *from_each(
+            _RUNS, "fault", "STOPPING", clears=incarnation_flags, doc="crash, failed start or timeout"
+        ),
+        *from_each(_RUNS, "exit", "STOPPING", clears=incarnation_flags, doc="normal exit"),
+        *from_each(_RUNS, "stop", "STOPPING", clears=incarnation_flags, doc="stop requested"),
+        Transition("BACKOFF", "stop", "STOPPED", doc="nothing is running"),
+        Transition("STOPPING", "stop", None, doc="already stopping"),
+        Transition("STOPPING", "backoff", "BACKOFF", doc="confirmed gone, waits for the restart delay"),
+        Transition("STOPPING", "completed", "COMPLETED", doc="confirmed gone"),
+        Transition("STOPPING", "stopped", "STOPPED", doc="confirmed gone"),
+        *from_each(("STOPPING", "BACKOFF"), "failed", "FAILED", doc="no restart can fix it"),
         *from_each(("STOPPING", "BACKOFF"), "exhausted", "EXHAUSTED", doc="too many restarts"),
-        *from_each(("SERVING", "STANDBY"), "suspect", "SUSPECT", doc="missed probes, or unreachable"),
-        Transition("SUSPECT", "clear", "READY", doc="it answers again"),
+        *from_each(("SERVING", "STANDBY"), "suspect", "SUSPECT", doc="missed probes or unreachable"),
+        Transition("SUSPECT", "clear", "READY", doc="it responds again"),
         *from_each(through, "pause", "READY", sets=("REQUESTED",)),
         *from_each(keeps, "pause", None, sets=("REQUESTED",)),
         *from_each(through, "resume", "READY", clears=("REQUESTED",)),

@@ -1,4 +1,4 @@
-"""The chart of an actor: up, paused by request, between two incarnations, or dead."""
+"""The chart of an actor: alive, paused on request, between two incarnations, or dead."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ACTOR: Final = Chart(
         ALIVE,
         State(
             "PAUSED",
-            (Leaf("REQUESTED", "an operator, or the program, paused it"),),
-            "up, and gets no work until its hold is gone",
+            (Leaf("REQUESTED", "paused by an operator or the program"),),
+            "up, receives no work until its hold is cleared",
         ),
         RESTARTING,
         DEAD,
@@ -29,8 +29,8 @@ ACTOR: Final = Chart(
             "READY",
             (Branch("REQUESTED", "REQUESTED"), Branch("STANDBY", "STANDBY")),
             otherwise="SERVING",
-            doc="the first hold in this order shows; without any it serves",
+            doc="the first hold in this order determines the leaf; without a hold it serves",
         ),
     ),
-    transitions=child_transitions(forgotten=(), in_place=()),
+    transitions=child_transitions(incarnation_flags=(), in_place=()),
 )

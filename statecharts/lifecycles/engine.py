@@ -1,8 +1,7 @@
-"""The chart of an engine: a child whose process may be sick without being dead.
+"""The chart of an engine: a child whose process may be unhealthy without being dead.
 
-Beside what an [actor][statecharts.lifecycles.actor] goes through, an engine can report a fault and
-wait for an instruction (FAULTED), recover in place (RETRYING), and be up with weights that are not
-the wanted ones (STALE).
+Beside the states of an [actor][statecharts.lifecycles.actor], an engine can report a fault and wait for an
+instruction (FAULTED), recover in place (RETRYING), and be up with out-of-date weights (STALE).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from statecharts.lifecycles._child import ALIVE, DEAD, RESTARTING, child_transit
 __all__ = ["ENGINE"]
 
 _UP = ("ALIVE", "REQUESTED", "FAULTED", "STALE")
-"""Every leaf that is up, but for RETRYING: while an engine recovers only its flags change."""
+"""Every state that is up, except RETRYING: while an engine recovers, only its flags change."""
 
 ENGINE: Final = Chart(
     name="engine",
@@ -25,12 +24,12 @@ ENGINE: Final = Chart(
         State(
             "PAUSED",
             (
-                Leaf("REQUESTED", "an operator, or the program, paused it"),
-                Leaf("FAULTED", "reports a fault and waits for an instruction, with a deadline"),
+                Leaf("REQUESTED", "paused by an operator or the program"),
+                Leaf("FAULTED", "reported a fault and waits for an instruction, with a timeout"),
                 Leaf("RETRYING", "recovers in place by its own means; nothing restarts"),
-                Leaf("STALE", "up, but its weights are not the wanted ones"),
+                Leaf("STALE", "up, but its weights are out of date"),
             ),
-            "up, and gets no work until its holds are gone",
+            "up, receives no work until its holds are cleared",
         ),
         RESTARTING,
         DEAD,
@@ -47,18 +46,18 @@ ENGINE: Final = Chart(
                 Branch("STANDBY", "STANDBY"),
             ),
             otherwise="SERVING",
-            doc="the first hold in this order shows; without any it serves",
+            doc="the first hold in this order determines the leaf; without a hold it serves",
         ),
     ),
     transitions=(
-        *child_transitions(forgotten=("FAULTED", "STALE"), in_place=("RETRYING",)),
+        *child_transitions(incarnation_flags=("FAULTED", "STALE"), in_place=("RETRYING",)),
         *from_each(_UP, "unhealthy", "READY", sets=("FAULTED",), doc="the engine reports a fault"),
-        Transition("FAULTED", "retry", "RETRYING", doc="told to recover in place"),
+        Transition("FAULTED", "retry", "RETRYING", doc="instructed to recover in place"),
         Transition("RETRYING", "recovered", "READY", clears=("FAULTED",), doc="recovered in place"),
-        *from_each(("ALIVE", "PAUSED"), "stale", "READY", sets=("STALE",), doc="the wanted version moved"),
+        *from_each(("ALIVE", "PAUSED"), "stale", "READY", sets=("STALE",), doc="its weights are out of date"),
         *from_each(("RETRYING", "RESTARTING"), "stale", None, sets=("STALE",)),
         *from_each(
-            ("ALIVE", "PAUSED"), "synced", "READY", clears=("STALE",), doc="the user's hook opened the gate"
+            ("ALIVE", "PAUSED"), "synced", "READY", clears=("STALE",), doc="the user's gate hook succeeded"
         ),
         *from_each(("SUSPECT", "RETRYING", "RESTARTING"), "synced", None, clears=("STALE",)),
     ),

@@ -1,4 +1,4 @@
-"""Charts as text: a registry of renderers, by the name of their format.
+"""Charts and trees as text: the renderers, by the name of their format.
 
 >>> from statecharts.lifecycles import TASK
 >>> print(render(TASK, "mermaid").splitlines()[0])
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from statecharts._registry import CHARTS, register
+from statecharts._registry import CHART_RENDERERS, register
 from statecharts.chart import Chart
 from statecharts.drawing import Drawing, Pass
 from statecharts.errors import ChartError
@@ -19,16 +19,25 @@ from statecharts.renderers.neutral import render_json
 from statecharts.renderers.scxml import render_scxml
 from statecharts.renderers.svg import render_svg
 from statecharts.renderers.table import render_table
+from statecharts.renderers.trees import (
+    render_tree_dot,
+    render_tree_json,
+    render_tree_mermaid,
+    render_tree_scxml,
+    render_tree_svg,
+    render_tree_table,
+)
+from statecharts.tree import register_tree_renderer
 
 __all__ = ["Renderer", "formats", "register_renderer", "render", "render_drawing"]
 
 Renderer = Callable[[Drawing], str]
-"""Makes text of a drawing (``drawing.chart`` is the chart): always the same, ending with a newline."""
+"""Turns a drawing (``drawing.chart`` is the chart) into text: deterministic, ending with a newline."""
 
 
 def formats() -> tuple[str, ...]:
-    """Name the formats there are, in the order in which they were registered."""
-    return tuple(CHARTS)
+    """Return the names of the formats, in the order of their registration."""
+    return tuple(CHART_RENDERERS)
 
 
 def register_renderer(name: str, renderer: Renderer) -> None:
@@ -37,21 +46,21 @@ def register_renderer(name: str, renderer: Renderer) -> None:
     Parameters
     ----------
     name
-        What [`render`][statecharts.render] and ``rayvisor chart --format`` call it.
+        The name that [`render`][statecharts.render] and ``rayvisor chart --format`` take.
     renderer
         Makes the text of a [`Drawing`][statecharts.Drawing].
 
     Raises
     ------
     ValueError
-        When the name is empty or taken.
+        If the name is empty or already registered.
     """
-    register(CHARTS, name, renderer)
+    register(CHART_RENDERERS, name, renderer)
 
 
 def render(
     chart: Chart,
-    format: str,  # noqa: A002 - the word that the command line uses, too
+    format: str,  # noqa: A002 - public name, equal to the option of the command line
     *,
     at: str | None = None,
     path: Sequence[str] = (),
@@ -65,18 +74,18 @@ def render(
         The chart.
     format
         One of [`formats`][statecharts.formats]; ``"mermaid"``, ``"dot"``, ``"svg"``, ``"scxml"``,
-        ``"table"`` (Markdown) and ``"json"`` are always there.
+        ``"table"`` (Markdown) and ``"json"`` are always available.
     at
-        Where the thing is now, which is lit: a leaf, or ``"STATE.LEAF"``.
+        The current position, highlighted: a leaf, or ``"STATE.LEAF"``.
     path
-        Where it was before, which is lit a little.
+        The earlier leaves, highlighted faintly.
     passes
-        How often it took which way, which is said beside it.
+        The transitions taken so far; their counts are shown beside the arrows.
 
     Raises
     ------
     ChartError
-        When there is no such format, or no such leaf; it names those that there are.
+        If the format or a leaf does not exist; the message lists the known ones.
 
     Examples
     --------
@@ -87,14 +96,12 @@ def render(
     return render_drawing(Drawing(chart, at, tuple(path), tuple(passes)), format)
 
 
-def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as above
-    """Render a drawing; as [`render`][statecharts.render], where chart and state are together already."""
-    renderer = CHARTS.get(format)
+def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as in render()
+    """Render a drawing, which holds chart and state; otherwise like [`render`][statecharts.render]."""
+    renderer = CHART_RENDERERS.get(format)
     if renderer is None:
         known = ", ".join(formats())
-        raise ChartError(
-            drawing.chart.name, f"format {format!r}", "there is no renderer for it", f"use one of {known}"
-        )
+        raise ChartError(drawing.chart.name, f"format {format!r}", "has no renderer", f"use one of {known}")
     return renderer(drawing)
 
 
@@ -107,3 +114,13 @@ for _name, _renderer in (
     ("json", render_json),
 ):
     register_renderer(_name, _renderer)
+
+for _name, _tree_renderer in (
+    ("mermaid", render_tree_mermaid),
+    ("dot", render_tree_dot),
+    ("svg", render_tree_svg),
+    ("scxml", render_tree_scxml),
+    ("table", render_tree_table),
+    ("json", render_tree_json),
+):
+    register_tree_renderer(_name, _tree_renderer)

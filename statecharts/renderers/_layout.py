@@ -1,10 +1,10 @@
-"""Where everything of a chart goes in a picture.
+"""The layout of a chart in a picture.
 
-Two columns of boxes, with a corridor between them. A box has a line for its name, then its meaning, then a
-line for each way out. From such a line a wire runs straight into the corridor, to the lane of its target;
-the lane leads to the line with the target's name. Every line of text has a row of its own, lines of the
-right column stand half a row lower than those of the left, each target has its own lane where lanes would
-meet: so no two texts and no two wires can ever lie on each other, whatever the chart. They only cross.
+There are two columns of boxes with a corridor between them. A box has a line with its name, then its meaning,
+then a line for each arrow out of it. From such a line a wire runs straight into the corridor, to the lane of
+its target; the lane leads to the line with the target's name. Every line of text has its own row, lines of
+the right column are half a row lower than those of the left, and each target has its own lane wherever lanes
+would meet. Therefore no two texts and no two wires ever overlap, whatever the chart; wires only cross.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from statecharts.renderers._text import columns, wrapped
 __all__ = ["Box", "Lane", "Layout", "Line", "lay_out"]
 
 LIMIT = 44
-"""Columns of text in a box before it breaks."""
+"""Columns of text in a box before a line breaks."""
 _PAD = 12
 _MARGIN = 40
 _LANE = 13
 _LEAST_ROWS_TO_SPLIT = 12
-_SIGNS = "\u25cf begins, \u25ce may rest here, \u21ba only flags change"
+_LEGEND = "\u25cf initial, \u25ce final, \u21ba only flags change"
 
 
 @dataclass(slots=True)
 class Line:
-    """A line of text in a box; with a target, a wire begins there."""
+    """A line of text in a box; a wire begins there if it has a target."""
 
     words: list[tuple[str, str]]
     style: str = ""
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(slots=True)
 class Box:
-    """A state, a leaf or a choice, and what is inside."""
+    """A state, a leaf or a choice, with the boxes inside it."""
 
     name: str
     kind: str
@@ -55,23 +55,23 @@ class Box:
     height: float = 0.0
 
     def all(self) -> Iterator[Box]:
-        """Walk through this box and those inside."""
+        """Iterate over this box and those inside it."""
         yield self
         for box in self.inside:
             yield from box.all()
 
     def edge(self, *, right: bool) -> float:
-        """Where its side is that faces the corridor, if it stands in the right column or not."""
+        """Return the x of the edge that faces the corridor; ``right`` if it is in the right column."""
         return self.x if right else self.x + self.width
 
     @property
     def rows(self) -> int:
-        """How many rows it takes, the gap below it included."""
+        """The number of rows that it takes, including the gap below it."""
         return len(self.lines) + 1 + sum(box.rows for box in self.inside) + bool(self.inside)
 
     @property
     def columns(self) -> int:
-        """How many columns its longest line takes."""
+        """The number of columns of its longest line."""
         own = (columns(" ".join(word for word, _ in line.words)) for line in self.lines)
         return max(*own, *(box.columns + 4 for box in self.inside), 16)
 
@@ -82,25 +82,25 @@ class Lane:
 
     target: Box
     right: bool
-    """Whether the target stands in the right column."""
+    """Whether the target is in the right column."""
     color: int
     sources: list[tuple[Box, bool, Line]] = field(default_factory=list)
-    """The boxes and lines where its wires begin, and whether those are in the right column."""
+    """The boxes and lines where its wires begin, and whether these are in the right column."""
     x: float = 0.0
 
     @property
     def entry(self) -> tuple[float, float]:
-        """Where the arrow meets the target."""
+        """The point at which the arrow meets the target."""
         return self.target.edge(right=self.right), self.target.lines[0].y
 
     @property
     def starts(self) -> list[tuple[float, float]]:
-        """Where its wires begin."""
+        """The points at which its wires begin."""
         return [(box.edge(right=right), line.y) for box, right, line in self.sources]
 
     @property
     def span(self) -> tuple[float, float]:
-        """From where to where it runs."""
+        """Its top and its bottom."""
         ys = [line.y for *_, line in self.sources] + [self.target.lines[0].y]
         return min(ys), max(ys)
 
@@ -118,7 +118,7 @@ class Layout:
 
 
 def lay_out(drawing: Drawing) -> Layout:
-    """Give everything its place."""
+    """Compute the positions of all boxes, lines and lanes."""
     left, right = _columns(drawing)
     left_width, right_width = _width(left), _width(right)
     head = list(_head(drawing, max(int((left_width + right_width + 120) / LETTER), 40)))
@@ -148,12 +148,12 @@ def _head(drawing: Drawing, limit: int) -> Iterator[Line]:
     for text in texts:
         for words in wrapped([(text, "")], limit):
             yield Line(words, "soft")
-    for words in wrapped([(_SIGNS, "")], limit):
+    for words in wrapped([(_LEGEND, "")], limit):
         yield Line(words, "soft")
 
 
 def _columns(drawing: Drawing) -> tuple[list[Box], list[Box]]:
-    """Share the boxes between the columns: in their order, as equal in height as they get."""
+    """Distribute the boxes over the columns: in their order, with heights as equal as possible."""
     chart = drawing.chart
     colors = _colors(drawing)
     boxes = []
@@ -184,7 +184,7 @@ def _columns(drawing: Drawing) -> tuple[list[Box], list[Box]]:
 
 
 def _colors(drawing: Drawing) -> dict[str, int]:
-    """The colour of a target is that of the state it is in; choices have the one after."""
+    """Return the colour of each target: that of its state; choices have the next one."""
     found = {leaf.name: index for index, state in enumerate(drawing.chart.states) for leaf in state.leaves}
     return found | {choice.name: len(drawing.chart.states) for choice in drawing.chart.choices}
 
@@ -226,12 +226,12 @@ def _stack(column: list[Box], x: float, top: float, width: float) -> None:
 
 
 def _place(box: Box, x: float, y: float, width: float) -> float:
-    """Put a box with its first line at ``y``; returns where the next one's first line goes."""
+    """Place a box with its first line at ``y``; return the ``y`` of the next box's first line."""
     box.x, box.y, box.width = x, y - LINE * 0.9, width
     for line in box.lines:
         line.y = y
         y += LINE
-    y += LINE  # the gap, in which box ends and next box begins
+    y += LINE  # the gap in which this box ends and the next one begins
     for inner in box.inside:
         y = _place(inner, x + _PAD, y, width - 2 * _PAD)
     last = y - 2 * LINE
@@ -260,13 +260,13 @@ def _lanes(drawing: Drawing, left: list[Box], right: list[Box]) -> list[Lane]:
 
 
 def _give_lanes(lanes: list[Lane]) -> int:
-    """Number the lanes; two may share a number where they are well apart. Returns how many there are."""
+    """Number the lanes; return how many numbers there are. Two lanes that are far apart may share one."""
 
     def length(lane: Lane) -> float:
         top, bottom = lane.span
         return bottom - top
 
-    # Short ones close to the column that they lead to.
+    # Short lanes are close to the column that they lead to.
     order = sorted((lane for lane in lanes if not lane.right), key=length)
     order += sorted((lane for lane in lanes if lane.right), key=length, reverse=True)
     tracks: list[list[Lane]] = []

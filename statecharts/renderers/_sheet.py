@@ -1,4 +1,4 @@
-"""What pictures share: their frame with title, description and style, and their measures."""
+"""The common parts of all pictures: the frame with title, description and style, and the measures."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from statecharts.renderers._text import columns, xml
 __all__ = ["COLORS", "LETTER", "LIGHT", "LINE", "number", "scheme", "sheet", "text_line", "text_width"]
 
 LINE = 18
-"""Pixels from one line of text to the next; everything stands on this grid."""
+"""Pixels from one line of text to the next; everything is aligned to this grid."""
 LETTER = 7.25
-"""Pixels a column of text takes, at most, in the fonts named below at 12 pixels."""
+"""Maximum width, in pixels, of a column of text in the fonts named below at 12 pixels."""
 COLORS = 6
-"""How many colours there are for arrows."""
+"""Number of colours for arrows."""
 
 LIGHT: Final = ("#0b7a3b", "#a15c00", "#0a5fc2", "#b3261e", "#7a3db8", "#00757a")
-"""They can be read on white, and seen on black."""
+"""Readable on white, visible on black."""
 _DARK = ("#5fd38d", "#f0b45a", "#7ab4ff", "#ff8f86", "#cf9cff", "#5fd0d6")
 
 _LIGHT_PAGE = """--ink:#1f2328;--soft:#57606a;--line:#8c959f;--card:#ffffff;--frame:#f6f8fa;--page:#ffffff;
@@ -48,7 +48,7 @@ fill:var(--ink);white-space:pre}
 
 
 def scheme(*, dark: bool) -> str:
-    """Give the colours of a picture on a light or a dark page, as properties of CSS."""
+    """Return the colours of a picture on a light or a dark page, as CSS properties."""
     page, colors = (_DARK_PAGE, _DARK) if dark else (_LIGHT_PAGE, LIGHT)
     return page + ";".join(f"--c{index}:{color}" for index, color in enumerate(colors))
 
@@ -65,14 +65,14 @@ _STYLED = _style()
 
 
 def number(value: float) -> str:
-    """Write a coordinate: as short as it goes."""
+    """Format a coordinate as briefly as possible."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def text_line(
     x: float, y: float, words: Iterable[tuple[str, str]], *, anchor: str = "start", style: str = ""
 ) -> str:
-    """Write a line of text whose words have styles of their own."""
+    """Return a line of text whose words have individual styles."""
     runs: list[tuple[str, str]] = []
     for word, kind in words:
         if runs and runs[-1][1] == kind:
@@ -94,7 +94,7 @@ def _spaced(text: str) -> str:
 def sheet(
     kind: str, name: str, description: str, size: tuple[float, float], body: Iterable[str]
 ) -> Iterator[str]:
-    """Put a frame around a picture: it says what it is, also to those who do not see it."""
+    """Put a frame around a picture, with a title and a description for screen readers."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
     width, height = (number(length) for length in size)
     yield (
@@ -110,5 +110,5 @@ def sheet(
 
 
 def text_width(text: str) -> float:
-    """Say how many pixels a text takes, at most."""
+    """Return the maximum width of a text in pixels."""
     return columns(text) * LETTER

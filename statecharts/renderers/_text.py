@@ -1,4 +1,4 @@
-"""Text in pictures: how wide it is, where it breaks, how it is written so that it stays text."""
+"""Text in pictures: its width, its line breaks, and how it is escaped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def xml(text: str) -> str:
-    """Write a text for XML; what XML cannot hold at all becomes a replacement sign, all space a blank."""
+    """Escape a text for XML; characters that XML forbids are replaced, and whitespace becomes one blank."""
     return escape(" ".join(_NOT_XML.sub("\ufffd", text).split()))
 
 
 def quoted(text: str) -> str:
-    """Write a text as a string of DOT, without an escape of DOT's own."""
+    """Escape a text for a string in DOT, so that nothing in it acts as an escape sequence."""
     plain = " ".join(text.replace("\0", "\ufffd").split())
     return plain.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def columns(text: str) -> int:
-    """Count the columns that a text fills in letters of one width."""
+    """Return the number of columns that a text fills in a monospaced font."""
     if text.isascii():
         return len(text)
     return sum(
@@ -34,7 +34,7 @@ def columns(text: str) -> int:
 
 
 def wrapped(words: Iterable[tuple[str, str]], limit: int) -> list[list[tuple[str, str]]]:
-    """Break words, each with its style, into lines of at most ``limit`` columns; long words are cut."""
+    """Break styled words into lines of at most ``limit`` columns; words that are too long are split."""
     lines: list[list[tuple[str, str]]] = [[]]
     used = 0
     for text, style in words:
@@ -49,7 +49,7 @@ def wrapped(words: Iterable[tuple[str, str]], limit: int) -> list[list[tuple[str
 
 
 def _pieces(text: str, limit: int) -> Iterable[str]:
-    # An arrow stays on the line of what it points at.
+    # An arrow stays on one line with its target.
     for word in re.findall(r"(?:\u2192 )?[^ ]+", text):
         rest = word
         while columns(rest) > limit:
@@ -63,14 +63,14 @@ def _pieces(text: str, limit: int) -> Iterable[str]:
 
 
 def unique_names(wanted: Sequence[tuple[str, str]], signs: str = "A-Za-z0-9_") -> dict[str, str]:
-    """Make an identifier of each wanted word, all different, by the key that it belongs to.
+    """Make a unique identifier of each word; return the identifiers by key.
 
     Parameters
     ----------
     wanted
-        Key and word, in their order; the later of two that come out the same is numbered.
+        Key and word, in their order; the later of two equal identifiers is numbered.
     signs
-        What may stand in an identifier, as inside the brackets of a regular expression.
+        The characters of an identifier, as inside the brackets of a regular expression.
     """
     chosen: dict[str, str] = {}
     taken: set[str] = set()

@@ -1,7 +1,7 @@
 """Graphviz: a chart as a digraph, states as clusters.
 
-What leaves a whole state leaves its point, a small dot in the cluster's frame, so that no arrow has to be
-cut off at a cluster. What only changes flags stands in the leaf's own box.
+A transition of a whole state leaves a small dot in the cluster's frame, so that no arrow has to be cut off
+at a cluster. Transitions that only change flags are listed in the box of the leaf.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from statecharts.chart import Leaf, State, Transition
-from statecharts.drawing import Arrow, Drawing, transition_in_words
+from statecharts.drawing import Arrow, Drawing, transition_text
 from statecharts.renderers._text import quoted, wrapped
 
 __all__ = ["render_dot"]
@@ -60,12 +60,12 @@ def _sources(state: State) -> Iterator[str]:
 
 
 def _node(drawing: Drawing, name: str) -> str:
-    """The identifier of a place; a state may be named as its only leaf, and anything "begin"."""
+    """Return the identifier of a state, leaf or choice; a state may have the name of its only leaf."""
     return f'"{"" if drawing.chart.is_leaf(name) else "~"}_{_exactly(name)}"'
 
 
 def _exactly(text: str) -> str:
-    """Write a name so that two that differ in their spaces only stay apart."""
+    """Escape a name so that names that differ in their whitespace only remain different."""
     return quoted("".join(f"%{ord(sign):x};" if sign.isspace() or sign == "%" else sign for sign in text))
 
 
@@ -96,7 +96,7 @@ def _leaf(drawing: Drawing, leaf: Leaf) -> str:
 
 def _stay(drawing: Drawing, one: Transition) -> str:
     taken = drawing.taken(one)
-    return f"{transition_in_words(one)} ({taken})" if taken else transition_in_words(one)
+    return f"{transition_text(one)} ({taken})" if taken else transition_text(one)
 
 
 def _label(arrows: list[Arrow]) -> str:

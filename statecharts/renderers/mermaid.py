@@ -1,7 +1,6 @@
 """Mermaid state diagrams (``stateDiagram-v2``).
 
-A transition that only changes flags stays where it is, which Mermaid has no arrow for: these stand in
-a note beside their leaf.
+Mermaid has no arrow for transitions that only change flags, so these are listed in a note beside their leaf.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ import re
 from collections.abc import Iterator
 
 from statecharts.chart import Leaf, State, Transition
-from statecharts.drawing import Drawing, change_in_words, guard_in_words
+from statecharts.drawing import Drawing, change_text, guard_text
 from statecharts.renderers._text import unique_names
 
 __all__ = ["escape_for_mermaid", "render_mermaid"]
 
 _PLAIN = frozenset(" _-.,()[]/=!+'")
-"""What beside letters and digits means nothing to Mermaid in a label."""
+"""Characters, beside letters and digits, that have no special meaning in a label."""
 
 _LIT = {
     "live": "fill:#ffd866,stroke:#b26a00,stroke-width:3px,color:#1f2328",
     "passed": "fill:#fff4d1,stroke:#b26a00,stroke-width:2px,color:#1f2328",
 }
-"""How leaves look that are lit, on light pages and on dark ones."""
+"""The style of highlighted leaves, for light and dark pages."""
 
 
 def render_mermaid(drawing: Drawing) -> str:
@@ -80,14 +79,14 @@ def _leaf(drawing: Drawing, leaf: Leaf, identifiers: dict[str, str], indent: str
     if stays:
         yield f"{indent}note right of {identifiers[leaf.name]}"
         for transition in stays:
-            # Mermaid ends a note at these two words, wherever they stand.
+            # Mermaid ends a note at these two words, even in the middle of a line.
             label = re.sub(r"(?i)(end) (note)", r"\1#32;\2", _label(drawing, transition))
             yield f"{indent}    {label}"
         yield f"{indent}end note"
 
 
 def _label(drawing: Drawing, transition: Transition) -> str:
-    guard, change = guard_in_words(transition), change_in_words(transition)
+    guard, change = guard_text(transition), change_text(transition)
     label = escape_for_mermaid(transition.event)
     if guard:
         label += f" [{escape_for_mermaid(guard)}]"
@@ -100,10 +99,10 @@ def _label(drawing: Drawing, transition: Transition) -> str:
 
 
 def _identifiers(drawing: Drawing) -> dict[str, str]:
-    """Choose a word for each place: Mermaid takes no other signs in the names that arrows use.
+    """Choose an identifier for each state, leaf and choice.
 
-    ``ALIVE.SERVING`` becomes ``ALIVE_SERVING``. The upper level and the choices keep their names, with
-    an underscore behind, so that no word of Mermaid's own (``end``, ``note``, ``state``) is used.
+    ``ALIVE.SERVING`` becomes ``ALIVE_SERVING``. States and choices keep their names with a trailing
+    underscore, so that no keyword of Mermaid (``end``, ``note``, ``state``) is used.
     """
     wanted: dict[str, str] = {}
     for state in drawing.chart.states:
@@ -117,7 +116,7 @@ def _identifiers(drawing: Drawing) -> dict[str, str]:
 
 
 def escape_for_mermaid(text: str) -> str:
-    """Write what could mean something to Mermaid as a numbered entity; every kind of space as one."""
-    # A backslash before an n is a new line to Mermaid, as an entity, too: a word joiner parts them.
+    """Escape characters with a meaning in Mermaid as numeric entities; collapse whitespace."""
+    # Mermaid reads a backslash and an n as a new line, even as entities. A word joiner separates them.
     spaced = " ".join(text.split()).replace("\\n", "\\\u2060n")
     return "".join(sign if sign.isalnum() or sign in _PLAIN else f"#{ord(sign)};" for sign in spaced)

@@ -1,4 +1,4 @@
-"""JSON: the chart itself, part by part, for programs that draw it their own way."""
+"""JSON: the chart part by part, for programs that draw it themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["render_json"]
 def render_json(drawing: Drawing) -> str:
     """Render a chart as JSON.
 
-    The keys are those of the classes in ``statecharts``; ``live`` is null where nothing is lit.
+    The keys are those of the classes in ``statecharts``; ``live`` is null if nothing is highlighted.
     """
     return json.dumps(_model(drawing), indent=2, ensure_ascii=False) + "\n"
 

@@ -1,13 +1,14 @@
-"""SCXML 1.0 (https://www.w3.org/TR/scxml/), meaning for meaning.
+"""SCXML 1.0 (https://www.w3.org/TR/scxml/) with the same semantics.
 
 Flags are boolean variables of the ECMAScript datamodel; guards are ``cond``, changes are ``assign``. A choice
-is a state that is left at once by transitions without an event. A transition that stays has no target. Inner
-states win over outer ones in both. So an SCXML interpreter takes the same steps as the compiled table.
+is a state that is left immediately by transitions without an event. A transition that stays has no target.
+Inner states take precedence over outer ones in both. Therefore an SCXML interpreter takes the same steps as
+the compiled table.
 
-What SCXML has no word for stands in attributes of the namespace ``urn:statecharts:1``: ``name`` (the name as
-it is written in the chart, where it cannot be an identifier), ``doc``, ``final`` (SCXML's own ``final``
-cannot be left again, so it is used only where nothing leads out), ``live`` and ``passed`` for lit states,
-``taken`` and ``after`` for how often a way was taken, and after how many seconds on average.
+Attributes of the namespace ``urn:statecharts:1`` hold what SCXML cannot express: ``name`` (the name in the
+chart, if it is not a valid identifier), ``doc``, ``final`` (SCXML's own ``final`` cannot be left again, so it
+is used only for leaves without a transition), ``live`` and ``passed`` for highlighted states, ``taken`` and
+``after`` for how often a transition was taken, and after how many seconds on average.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from statecharts.chart import Choice, Leaf, State, Transition
 from statecharts.drawing import Drawing
 from statecharts.renderers._text import unique_names, xml
 
-__all__ = ["NAMESPACE", "render_scxml", "xml_word"]
+__all__ = ["NAMESPACE", "render_scxml", "xml_identifier"]
 
 NAMESPACE = "urn:statecharts:1"
-"""Of the attributes that are not SCXML's own."""
+"""Namespace of the attributes that are not part of SCXML."""
 
 
 def render_scxml(drawing: Drawing) -> str:
@@ -30,7 +31,7 @@ def render_scxml(drawing: Drawing) -> str:
 
 
 class _Document:
-    """One document: the identifiers that it uses, and its lines."""
+    """One document: its identifiers and its lines."""
 
     def __init__(self, drawing: Drawing) -> None:
         chart = drawing.chart
@@ -38,17 +39,17 @@ class _Document:
         self._chart = chart
         places = [state.name for state in chart.states if not state.is_simple]
         places += [leaf.name for leaf in chart.leaves] + [choice.name for choice in chart.choices]
-        self._places = unique_names([(name, xml_word(name)) for name in places])
+        self._places = unique_names([(name, xml_identifier(name)) for name in places])
         self._flags = unique_names([(name, f"flag_{name}") for name in chart.flags])
         self._events = unique_names([(name, name) for name in chart.events], "A-Za-z0-9_-")
 
     def lines(self) -> Iterator[str]:
-        """All of it."""
+        """Yield all lines."""
         chart = self._chart
         yield '<?xml version="1.0" encoding="UTF-8"?>'
         yield '<scxml xmlns="http://www.w3.org/2005/07/scxml"'
         yield f'       xmlns:chart="{NAMESPACE}"'
-        name = xml_word(chart.name)
+        name = xml_identifier(chart.name)
         yield f'       version="1.0" datamodel="ecmascript" name="{name}"'
         yield f'       initial="{self._places[chart.initial]}"{self._own(chart.name, name, chart.doc)}>'
         if chart.flags:
@@ -79,18 +80,18 @@ class _Document:
         inside = list(self._transitions(leaf.name, f"{indent}  "))
         name = self._places[leaf.name]
         lit = self._drawing.lit(leaf.name)
-        word = "final" if leaf.final and not inside and not outer else "state"
+        element = "final" if leaf.final and not inside and not outer else "state"
         attributes = f'id="{name}"{self._own(leaf.name, name, leaf.doc)}'
         if leaf.final:
             attributes += ' chart:final="true"'
         if lit:
             attributes += f' chart:{lit}="true"'
         if not inside:
-            yield f"{indent}<{word} {attributes}/>"
+            yield f"{indent}<{element} {attributes}/>"
             return
-        yield f"{indent}<{word} {attributes}>"
+        yield f"{indent}<{element} {attributes}>"
         yield from inside
-        yield f"{indent}</{word}>"
+        yield f"{indent}</{element}>"
 
     def _choice(self, choice: Choice) -> Iterator[str]:
         name = self._places[choice.name]
@@ -132,7 +133,7 @@ class _Document:
         return named + (f' chart:doc="{xml(doc)}"' if doc else "")
 
 
-def xml_word(name: str) -> str:
-    """An identifier of XML: it begins with a letter."""
+def xml_identifier(name: str) -> str:
+    """Return a valid XML identifier, which begins with a letter or an underscore."""
     word = next(iter(unique_names([("", name)]).values()))
     return word if word[:1].isalpha() else f"_{word}"

@@ -1,7 +1,7 @@
-"""SVG, laid out here: a chart as two columns of boxes with wires between them.
+"""SVG without any tool: a chart as two columns of boxes with wires between them.
 
-The picture is readable as it is: text is text, colours follow the reader's preference for light or dark, and
-every way out also names its target. Where things stand is said in ``_layout``.
+Text is text, colours follow the reader's preference for light or dark, and every arrow also names its target.
+``_layout`` computes the positions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["render_svg"]
 
 _PAD = 12
 _BASELINE = 4
-"""Pixels from the middle of a line of text down to its letters' feet."""
+"""Pixels from the middle of a line of text down to its baseline."""
 
 
 def render_svg(drawing: Drawing) -> str:
     """Render a chart as an SVG picture."""
     layout = lay_out(drawing)
     size = (layout.width, layout.height)
-    parts = sheet("Statechart", drawing.chart.name, drawing.in_words(), size, _body(drawing, layout))
+    parts = sheet("Statechart", drawing.chart.name, drawing.description(), size, _body(drawing, layout))
     return "\n".join(parts) + "\n"
 
 
@@ -71,7 +71,7 @@ def _rectangle(box: Box, look: str, inset: float) -> str:
 
 
 def _lane(lane: Lane) -> Iterator[str]:
-    """All wires to a target: one from each line that leads there, then together to its name."""
+    """Draw all wires to a target: one from each line that leads there, joined on the way to its name."""
     x, (end, entry) = number(lane.x), lane.entry
     top, bottom = lane.span
     tip = end + (-1 if lane.right else 1)
@@ -90,7 +90,7 @@ def _lane(lane: Lane) -> Iterator[str]:
 
 
 def _begin(box: Box, layout: Layout, *, right: bool) -> Iterator[str]:
-    """The dot at the picture's edge, with an arrow to the leaf of a fresh thing."""
+    """Draw the dot at the edge of the picture, with an arrow to the initial leaf."""
     y = box.lines[0].y
     inner, outer = (
         (box.x + box.width, layout.right[0].x + layout.right[0].width + 24) if right else (box.x, 16.0)

@@ -1,4 +1,4 @@
-"""Markdown tables: the states with their meaning, the choices, and the transitions in words."""
+"""Markdown tables of the states with their meaning, the choices, and the transitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from statecharts.chart import Transition
-from statecharts.drawing import Drawing, change_in_words, guard_in_words
+from statecharts.drawing import Drawing, change_text, guard_text
 
 __all__ = ["render_table", "table_lines"]
 
@@ -59,16 +59,16 @@ def _row(transition: Transition) -> tuple[str, ...]:
     return (
         transition.source,
         transition.event,
-        guard_in_words(transition),
+        guard_text(transition),
         "(stays)" if transition.target is None else transition.target,
-        change_in_words(transition),
+        change_text(transition),
         transition.doc,
     )
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Write a Markdown table."""
-    # Padded, so that it reads as a table in a terminal as well.
+    """Yield the lines of a Markdown table."""
+    # Padded, so that it is readable in a terminal as well.
     cells = [[_escape(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     for number, row in enumerate(cells):
@@ -79,7 +79,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[
 
 
 def _escape(text: str) -> str:
-    """Keep Markdown from reading anything into a text; every kind of space as one."""
-    # An underscore inside a word is only an underscore, so names stay readable.
+    """Escape a text for Markdown; collapse whitespace."""
+    # An underscore inside a word needs no escape, so names stay readable.
     escaped = re.sub(r"[\\`*|#~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

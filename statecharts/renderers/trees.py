@@ -1,6 +1,6 @@
-"""Trees in the formats of charts: as pictures from left to right, children in their order.
+"""Trees in the formats of charts: drawn from left to right, children in their order.
 
-A node that says in which state it is has that state's colour, the one that it has in pictures of charts.
+A node with a state has the colour that this state has in pictures of charts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ from typing import Any, Final
 from statecharts.renderers._sheet import LIGHT, LINE, number, sheet, text_line, text_width
 from statecharts.renderers._text import quoted, unique_names, wrapped, xml
 from statecharts.renderers.mermaid import escape_for_mermaid
-from statecharts.renderers.scxml import NAMESPACE, xml_word
+from statecharts.renderers.scxml import NAMESPACE, xml_identifier
 from statecharts.renderers.table import table_lines
-from statecharts.tree import Tree, register_tree_renderer
+from statecharts.tree import Tree
 
-__all__: list[str] = []
+__all__ = [
+    "render_tree_dot",
+    "render_tree_json",
+    "render_tree_mermaid",
+    "render_tree_scxml",
+    "render_tree_svg",
+    "render_tree_table",
+]
 
 _COLUMNS = 40
 _PAD = 12
@@ -30,15 +37,15 @@ _COLORS: Final[Mapping[str, int]] = MappingProxyType(
     | dict.fromkeys(("RESTARTING", "RETRYING", "STARTING", "STOPPING"), 2)
     | dict.fromkeys(("DEAD", "DOWN", "FAILED", "CANCELLED"), 3)
 )
-"""The colours of the states of ``statecharts.lifecycles``; a state of others has none."""
+"""The colours of the states of ``statecharts.lifecycles``; other states have none."""
 
 
 def _lines(node: Tree) -> list[str]:
-    """What stands in a node's box, its name first."""
+    """Return the lines of a node's box, its name first."""
     return [
         node.name,
         *([node.state] if node.state else []),
-        *(f"{name}: {said}" for name, said in node.facts),
+        *(f"{name}: {value}" for name, value in node.facts),
     ]
 
 
@@ -47,7 +54,7 @@ def _color(node: Tree) -> int | None:
 
 
 def _edges(tree: Tree) -> Iterator[tuple[int, int]]:
-    """The numbers of each parent and child: nodes are numbered as ``nodes()`` names them."""
+    """Yield the numbers of each parent and child; nodes are numbered in the order of ``nodes()``."""
     count = 0
     waiting: list[tuple[int, Tree]] = [(-1, tree)]
     while waiting:
@@ -58,7 +65,8 @@ def _edges(tree: Tree) -> Iterator[tuple[int, int]]:
         count += 1
 
 
-def _mermaid(tree: Tree) -> str:
+def render_tree_mermaid(tree: Tree) -> str:
+    """Render a tree as a Mermaid flowchart."""
     lines = ["flowchart LR"]
     for index, node in enumerate(tree.nodes()):
         text = "<br/>".join(escape_for_mermaid(line) for line in _lines(node))
@@ -71,7 +79,8 @@ def _mermaid(tree: Tree) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _dot(tree: Tree) -> str:
+def render_tree_dot(tree: Tree) -> str:
+    """Render a tree for Graphviz."""
     lines = [f'digraph "{quoted(tree.name)}" {{', "    graph [rankdir=LR];"]
     lines.append('    node [shape=box, style=rounded, fontname="Helvetica", fontsize=11];')
     for index, node in enumerate(tree.nodes()):
@@ -83,46 +92,48 @@ def _dot(tree: Tree) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _scxml(tree: Tree) -> str:
-    """A state for each node; one with others below it has them in parallel."""
-    names = unique_names([(str(index), xml_word(node.name)) for index, node in enumerate(tree.nodes())])
+def render_tree_scxml(tree: Tree) -> str:
+    """Render a tree as SCXML: a state for each node, a parallel state for each node with children."""
+    names = unique_names([(str(index), xml_identifier(node.name)) for index, node in enumerate(tree.nodes())])
     numbers = iter(names.values())
 
     def written(node: Tree, indent: str) -> Iterator[str]:
-        word = "parallel" if node.children else "state"
-        facts = "; ".join(f"{name}: {said}" for name, said in node.facts)
+        element = "parallel" if node.children else "state"
+        facts = "; ".join(f"{name}: {value}" for name, value in node.facts)
         attributes = f' id="{next(numbers)}" chart:name="{xml(node.name)}"'
         attributes += f' chart:live="{xml(node.state)}"' if node.state else ""
         attributes += f' chart:doc="{xml(facts)}"' if facts else ""
         if not node.children:
-            yield f"{indent}<{word}{attributes}/>"
+            yield f"{indent}<{element}{attributes}/>"
             return
-        yield f"{indent}<{word}{attributes}>"
+        yield f"{indent}<{element}{attributes}>"
         for child in node.children:
             yield from written(child, f"{indent}  ")
-        yield f"{indent}</{word}>"
+        yield f"{indent}</{element}>"
 
     head = f'<scxml xmlns="http://www.w3.org/2005/07/scxml" xmlns:chart="{NAMESPACE}" version="1.0"'
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', head]
-    lines.append(f'       datamodel="null" name="{xml_word(tree.name)}" initial="{names["0"]}">')
+    lines.append(f'       datamodel="null" name="{xml_identifier(tree.name)}" initial="{names["0"]}">')
     return "\n".join([*lines, *written(tree, "  "), "</scxml>"]) + "\n"
 
 
-def _table(tree: Tree) -> str:
-    """A row for each node in start order, a column for each fact that any of them has."""
+def render_tree_table(tree: Tree) -> str:
+    """Render a tree as a Markdown table: a row for each node in start order, a column for each fact."""
     facts = list(dict.fromkeys(name for node in tree.nodes() for name, _ in node.facts))
     depths = {0: 0}
     for above, below in _edges(tree):
         depths[below] = depths[above] + 1
     rows = []
     for index, node in enumerate(tree.nodes()):
-        said = dict(node.facts)
+        values = dict(node.facts)
         name = f"{chr(0x2192) * depths[index]} {node.name}".strip()
-        rows.append((name, node.state, *(said.get(fact, "") for fact in facts)))
+        rows.append((name, node.state, *(values.get(fact, "") for fact in facts)))
     return "\n".join(table_lines(("Name", "State", *facts), rows)) + "\n"
 
 
-def _json(tree: Tree) -> str:
+def render_tree_json(tree: Tree) -> str:
+    """Render a tree as JSON."""
+
     def model(node: Tree) -> dict[str, Any]:
         return {
             "name": node.name,
@@ -136,7 +147,7 @@ def _json(tree: Tree) -> str:
 
 @dataclass(slots=True)
 class _Box:
-    """A node with its place in the picture; ``y`` is the top."""
+    """A node with its position in the picture; ``y`` is the top edge."""
 
     node: Tree
     lines: list[list[tuple[str, str]]]
@@ -158,7 +169,8 @@ class _Box:
             yield from box.all()
 
 
-def _svg(tree: Tree) -> str:
+def render_tree_svg(tree: Tree) -> str:
+    """Render a tree as an SVG picture."""
     root = _box(tree, 0)
     bottom = _stack(root, _GAP)
     boxes = list(root.all())
@@ -194,7 +206,7 @@ def _state_style(node: Tree) -> str:
 
 
 def _stack(box: _Box, top: float) -> float:
-    """Put a box beside the middle of what is below it; returns where the next one may begin."""
+    """Centre a box beside its subtree; return the top of the next box."""
     bottom = top
     for child in box.below:
         bottom = _stack(child, bottom)
@@ -204,7 +216,7 @@ def _stack(box: _Box, top: float) -> float:
     middle = (box.below[0].middle + box.below[-1].middle) / 2
     box.y = middle - box.height / 2
     if box.y < top:
-        # Taller than all that is below it: those move down beside its middle.
+        # The box is taller than its subtree, so the subtree moves down to its middle.
         shift = top - box.y
         for each in box.all():
             each.y += shift
@@ -235,14 +247,3 @@ def _body(boxes: list[_Box], xs: list[float], widths: list[float]) -> Iterator[s
         for index, words in enumerate(box.lines):
             yield text_line(x + _PAD, box.y + (index + 1.05) * LINE, words)
         yield "</g>"
-
-
-for _name, _renderer in (
-    ("mermaid", _mermaid),
-    ("dot", _dot),
-    ("svg", _svg),
-    ("scxml", _scxml),
-    ("table", _table),
-    ("json", _json),
-):
-    register_tree_renderer(_name, _renderer)

@@ -42,7 +42,7 @@ from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.charts import drawing_of
 from rayvisor._edges.live.history import History
 from rayvisor._edges.metrics.counters import Counters
-from rayvisor._edges.metrics.exposition import Readings, exposition
+from rayvisor._edges.metrics.exposition import TreeMetrics, exposition
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
 from rayvisor._log import get_logger
@@ -390,7 +390,7 @@ class Supervisor:
         )
         publisher = self._publisher
         return exposition(
-            Readings(
+            TreeMetrics(
                 root,
                 {node.path: self._named(node.path) for node in walk(root)},
                 self._counters,

@@ -25,9 +25,9 @@ from rich.console import Console
 
 import rayvisor as rv
 from rayvisor.cli import main
-from rayvisor.cli._watch.known import Known, Told
 from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
+from rayvisor.cli._watch.tree_state import TreeState, Update
 
 COMMAND = [sys.executable, "-c", "from rayvisor.cli import main; main()", "status", "--watch"]
 NOW = 1_000_000.0
@@ -60,31 +60,31 @@ def fault(**more: Any) -> dict[str, Any]:
     }
 
 
-def tree(*children: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Told:
+def tree(*children: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Update:
     root = node("", "RUNNING", kind="supervisor", incarnation=0, restarts=[1, 3, 900.0])
     nodes = [root, *children]
     order = [each["path"] for each in nodes]
     run = {"over": False}
-    return Told(
+    return Update(
         "state", {"now": NOW, "full": True, "run": run, "order": order, "nodes": nodes, "faults": faults}
     )
 
 
-def change(*nodes: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Told:
-    return Told("state", {"now": NOW, "full": False, "nodes": nodes, "faults": faults})
+def change(*nodes: dict[str, Any], faults: tuple[dict[str, Any], ...] = ()) -> Update:
+    return Update("state", {"now": NOW, "full": False, "nodes": nodes, "faults": faults})
 
 
 POOL = {"waiting": 2, "in_flight": 3, "finished": 7, "failed": 1, "replayed": 4, "tokens": 900, "rate": 81.5}
 
 
-def known(*told: Told, path: str = "") -> Known:
-    made = Known(path, lambda: NOW)
+def known(*told: Update, path: str = "") -> TreeState:
+    made = TreeState(path, lambda: NOW)
     for each in told:
         made.take(each)
     return made
 
 
-def drawn(of: Known, width: int = 120, height: int = 30, **options: Any) -> list[str]:
+def drawn(of: TreeState, width: int = 120, height: int = 30, **options: Any) -> list[str]:
     text = io.StringIO()
     Console(file=text, width=width, height=height, color_system=None).print(
         picture(of, width, height, **options)
@@ -125,13 +125,13 @@ def test_the_picture_fits_and_shows_first_who_is_not_well(width: int, height: in
 
 def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
     of = known(tree(node("a")))
-    of.take(Told("lost", why="nobody listens there any more"))
+    of.take(Update("lost", why="nobody listens there any more"))
     assert "cannot be seen since" in drawn(of)[0]
     assert "nobody listens there any more" in drawn(of)[0]
-    of.take(Told("there"))
+    of.take(Update("there"))
     assert "RUNNING  up 1 min 1 s  live" in drawn(of)[0]
-    of.take(Told("over"))
-    of.take(Told("lost", why="no tree runs here"))
+    of.take(Update("over"))
+    of.take(Update("lost", why="no tree runs here"))
     assert "the tree has ended" in drawn(of)[0]
     assert any("SERVING" in line for line in drawn(of))
     of.take(tree(node("b")))
@@ -141,12 +141,12 @@ def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
 
 def test_of_a_tree_that_is_not_seen_the_times_stand_still() -> None:
     clock = [NOW]
-    of = Known("", lambda: clock[0])
+    of = TreeState("", lambda: clock[0])
     of.take(tree(node("a")))
-    of.take(Told("lost", why="no answer within 12 s"))
+    of.take(Update("lost", why="no answer within 12 s"))
     clock[0] += 60.0
     assert any("1 min 1 s" in line for line in drawn(of))
-    of.take(Told("there"))
+    of.take(Update("there"))
     assert any("2 min 1 s" in line for line in drawn(of))
 
 
@@ -165,7 +165,7 @@ def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
     of = known()
     lines = Lines(of)
 
-    def news(told: Told) -> list[str]:
+    def news(told: Update) -> list[str]:
         of.take(told)
         return [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in lines.news()]
 
@@ -182,8 +182,8 @@ def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
     assert news(change(faults=(fault(child="a", recovered=2.0),))) == [
         "a #1           well again after 2.0 s"
     ]
-    assert "has ended" in news(Told("over"))[0]
-    assert news(Told("lost", why="no tree runs here")) == []
+    assert "has ended" in news(Update("over"))[0]
+    assert news(Update("lost", why="no tree runs here")) == []
     assert [line.split()[0] for line in news(tree(node("b")))] == ["tree", "NAME", "tree", "b"]
 
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from rayvisor.demo.outcome import Outcome, Reading, Verdict, judge
+from rayvisor.demo.outcome import Comparison, Outcome, ReceivedStream, compare
 
 
-def read(tokens: list[int], text: str, *, finished: bool = True) -> Reading:
-    return Reading("greedy", "", tokens=tokens, text=text, finish_reason="length" if finished else None)
+def read(tokens: list[int], text: str, *, finished: bool = True) -> ReceivedStream:
+    return ReceivedStream(
+        "greedy", "", tokens=tokens, text=text, finish_reason="length" if finished else None
+    )
 
 
 @pytest.mark.parametrize(
-    ("reading", "verdict"),
+    ("stream", "comparison"),
     [
-        (read([1, 2, 3], "abc"), Verdict(lost=False, duplicated=False, mismatched=False)),
-        (read([1, 2], "ab"), Verdict(lost=True, duplicated=False, mismatched=False)),
-        (read([1, 2, 3], "abc", finished=False), Verdict(lost=True, duplicated=False, mismatched=False)),
-        (read([1, 2, 2, 3], "abbc"), Verdict(lost=False, duplicated=True, mismatched=True, at=2)),
-        (read([1, 9, 3], "axc"), Verdict(lost=False, duplicated=False, mismatched=True, at=1)),
-        (read([1, 2, 3], "abX"), Verdict(lost=False, duplicated=False, mismatched=True)),
+        (read([1, 2, 3], "abc"), Comparison(lost=False, duplicated=False, mismatched=False)),
+        (read([1, 2], "ab"), Comparison(lost=True, duplicated=False, mismatched=False)),
+        (read([1, 2, 3], "abc", finished=False), Comparison(lost=True, duplicated=False, mismatched=False)),
+        (read([1, 2, 2, 3], "abbc"), Comparison(lost=False, duplicated=True, mismatched=True, at=2)),
+        (read([1, 9, 3], "axc"), Comparison(lost=False, duplicated=False, mismatched=True, at=1)),
+        (read([1, 2, 3], "abX"), Comparison(lost=False, duplicated=False, mismatched=True)),
     ],
 )
-def test_a_stream_is_compared_token_by_token_and_by_its_text(reading: Reading, verdict: Verdict) -> None:
-    assert judge(reading, [1, 2, 3], "abc") == verdict
-    assert verdict.good == (str(verdict) == "the same as without a fault")
+def test_a_stream_is_compared_token_by_token_and_by_its_text(
+    stream: ReceivedStream, comparison: Comparison
+) -> None:
+    assert compare(stream, [1, 2, 3], "abc") == comparison
+    assert comparison.good == (str(comparison) == "the same as without a fault")
 
 
 def outcome(**changes: object) -> Outcome:

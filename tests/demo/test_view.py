@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 
 from rayvisor import records as r
-from rayvisor.demo.outcome import Reading
+from rayvisor.demo.outcome import ReceivedStream
 from rayvisor.demo.view import LiveView
 
 
@@ -25,7 +25,7 @@ def test_the_view_says_state_uptime_countdown_and_restarts_in_the_window() -> No
         return r.StateChanged(at=now, child="llm/1", incarnation=2, event=event, before=before, after=after)
 
     try:
-        view.readings([Reading("greedy", "Once")])
+        view.streams([ReceivedStream("greedy", "Once")])
         view.record(moved("RESTARTING.STARTING", "started", "ALIVE.SERVING"))
         assert "incarnation 2  ALIVE.SERVING  up " in head()
         assert "0 tokens/s" in head()

@@ -17,8 +17,8 @@ import rayvisor as rv
 from rayvisor._edges.control.client import find
 from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.live.history import History
-from rayvisor._edges.sockets import answers, default_folder, living
-from tests.edges.control.talking import get, idle, tree
+from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
+from tests.edges.control.http_client import get, idle, tree
 from tests.waiting import until, until_now
 
 SPEC = rv.SupervisorSpec(children=[rv.coroutine("idler", idle)])
@@ -65,7 +65,7 @@ async def test_whoever_sees_the_socket_is_answered(folder: Path) -> None:
 
     def look(path: Path) -> None:
         until_now(path.exists, interval=0.0)
-        answered.append(answers(path))
+        answered.append(is_listening(path))
 
     for turn in range(20):
         path = folder / f"{turn}.sock"
@@ -103,7 +103,7 @@ async def test_a_folder_that_others_can_enter_is_refused_before_anything_is_star
 async def test_a_socket_that_a_dead_process_left_is_replaced(folder: Path) -> None:
     path = folder / "tree.sock"
     stale(path)
-    assert not answers(path)
+    assert not is_listening(path)
     async with rv.Supervisor(SPEC, control=path, handle_signals=False):
         assert (await get(path, "/status"))[0] == 200
 
@@ -173,7 +173,7 @@ async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> N
     for thread in threads:
         thread.start()
     await until(lambda: len(got) == 6)
-    assert answers(path)
+    assert is_listening(path)
     over.set()
     for thread in threads:
         await anyio.to_thread.run_sync(thread.join)
@@ -189,7 +189,7 @@ async def test_trees_are_found_by_themselves(own_folder: Path) -> None:
         assert await anyio.to_thread.run_sync(lambda: find().path) == one.control
         async with rv.Supervisor(SPEC, control=True, handle_signals=False) as two:
             assert one.control != two.control
-            assert living() == [one.control, two.control]
+            assert live_sockets() == [one.control, two.control]
             with pytest.raises(rv.ControlSocketError) as several:
                 await anyio.to_thread.run_sync(find)
             message = str(several.value)
@@ -222,6 +222,6 @@ async def test_a_killed_process_leaves_a_socket_that_the_next_one_replaces(folde
     )
     assert done.returncode == -9
     assert path.exists()
-    assert not answers(path)
+    assert not is_listening(path)
     async with rv.Supervisor(SPEC, control=path, handle_signals=False):
         assert (await get(path, "/status"))[0] == 200

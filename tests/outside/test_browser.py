@@ -18,7 +18,7 @@ import pytest_asyncio
 from playwright.async_api import async_playwright, expect
 
 import rayvisor as rv
-from tests.edges.web.reading import Browser, idle, tree
+from tests.edges.web.browser import Browser, idle, tree
 from tools.web_tests import ROOT, chromium
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

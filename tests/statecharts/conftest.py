@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from statecharts._registry import CHARTS, TREES
+from statecharts._registry import CHART_RENDERERS, TREE_RENDERERS
 
 
 @pytest.fixture
 def own_registry() -> Iterator[None]:
-    before = dict(CHARTS), dict(TREES)
+    before = dict(CHART_RENDERERS), dict(TREE_RENDERERS)
     yield
-    for registry, renderers in zip((CHARTS, TREES), before, strict=True):
+    for registry, renderers in zip((CHART_RENDERERS, TREE_RENDERERS), before, strict=True):
         registry.clear()
         registry.update(renderers)

@@ -1,4 +1,4 @@
-"""Charts that are hard to draw, and the reader of what is drawn."""
+"""Charts that are hard to draw, and a parser for the drawings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ODD = Chart(
 
 
 def large(states: int = 5, leaves: int = 6) -> Chart:
-    """A chart of many leaves, each with several ways out, some of them long to say."""
+    """Return a chart of many leaves, each with several arrows, some with long labels."""
     names = [[f"S{state}L{leaf}" for leaf in range(leaves)] for state in range(states)]
     flat = [name for row in names for name in row]
     transitions = [
@@ -55,5 +55,5 @@ def large(states: int = 5, leaves: int = 6) -> Chart:
 
 
 def parsed(text: str) -> ET.Element:
-    """Read XML, or raise."""
+    """Parse XML, or raise."""
     return ET.fromstring(text)  # noqa: S314 - what the renderers have just written

@@ -90,8 +90,8 @@ def test_a_wrong_part_is_named_with_its_remedy(change: dict[str, Any], words: tu
             Transition("LOCKED", "kick", "AJAR", sets=("BOLT",), clears=("BOLT",)),
             ("'BOLT'", "sets", "clears"),
         ),
-        (Transition("CLOSED", "push", "WIDE"), ("'CLOSED'", "'push'", "at once", "AJAR", "WIDE")),
-        (Transition("AJAR", "push", "CLOSED", when=("BOLT",)), ("'AJAR'", "'push'", "at once")),
+        (Transition("CLOSED", "push", "WIDE"), ("'CLOSED'", "'push'", "at the same time", "AJAR", "WIDE")),
+        (Transition("AJAR", "push", "CLOSED", when=("BOLT",)), ("'AJAR'", "'push'", "at the same time")),
     ],
 )
 def test_a_wrong_transition_is_named_with_its_remedy(transition: Transition, words: tuple[str, ...]) -> None:

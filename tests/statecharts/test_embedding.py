@@ -1,4 +1,4 @@
-"""A chart on a page: a piece of HTML that stands by itself, whatever the page has around it."""
+"""A chart on a page is a self-contained piece of HTML."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_theme_of_the_page_wins_over_the_system() -> None:
         (Embedding("no_such_module:DOOR"), "No module named 'no_such_module'"),
         (Embedding("../doors:DOOR"), "cannot be imported: TypeError"),
         (Embedding("statecharts.lifecycles:DOOR"), "has no attribute 'DOOR'"),
-        (Embedding("statecharts.lifecycles:CHARTS"), "is no Chart and no Tree"),
+        (Embedding("statecharts.lifecycles:CHARTS"), "neither a Chart nor a Tree"),
         (Embedding("task", state="ASLEEP"), "ASLEEP"),
     ],
 )

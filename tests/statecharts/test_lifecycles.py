@@ -1,4 +1,4 @@
-"""The charts say what the design says of them."""
+"""The charts follow the design."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOLDS = ("FAULTED", "STALE", "REQUESTED", "STANDBY")
 
 
 def after(chart: Chart, events: str) -> str:
-    """Where a fresh thing is after these events, each of which must mean something."""
+    """Return the configuration of a new object after these events, all of which must be accepted."""
     table = compile_chart(chart)
     here = table.initial
     for event in events.split():

@@ -1,4 +1,4 @@
-"""The SCXML documents mean what the charts mean: a reader of our own steps through them, beside the table."""
+"""The SCXML documents have the charts' semantics: a small interpreter takes the same steps as the table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALLOWED = {
     "transition": {"event", "cond", "target"},
     "assign": {"location", "expr"},
 }
-"""What the W3C's schema allows of what is used here, beside attributes of other namespaces."""
+"""The elements and attributes of the W3C's schema that are used here."""
 INSIDE = {
     "scxml": {"datamodel", "state", "final"},
     "state": {"transition", "state", "final"},
@@ -36,7 +36,7 @@ INSIDE = {
 
 
 class Reader:
-    """As much of an SCXML interpreter as atomic states in one region need: read from the W3C's algorithm."""
+    """An SCXML interpreter for atomic states in one region, written after the W3C's algorithm."""
 
     def __init__(self, text: str) -> None:
         self.root = parsed(text)
@@ -71,7 +71,7 @@ class Reader:
         return None
 
     def settle(self, at: str, flags: frozenset[str], event: str | None) -> Place:
-        """Eventless transitions are taken until there is none left."""
+        """Take eventless transitions until none is enabled."""
         if event is None:
             return at, flags
         while (further := self.step(at, flags, None)) is not None:

@@ -35,7 +35,7 @@ Point = tuple[str, frozenset[str]]
 
 
 def read(chart: Chart, here: Point, event: str) -> tuple[Point, Transition] | None:
-    """The meaning of a chart, read off it word by word: what a table has to agree with."""
+    """A reference interpreter of charts, which every table has to agree with."""
     leaf, flags = here
     around = next(state.name for state in chart.states if leaf in {one.name for one in state.leaves})
     for source in (leaf, around):
@@ -89,7 +89,7 @@ def some_transitions(draw: st.DrawFn) -> Transition:
 
 @st.composite
 def charts(draw: st.DrawFn) -> Chart:
-    """Charts that hold: every leaf can be reached, and nothing contradicts itself."""
+    """Valid charts: every leaf is reachable, and no two transitions conflict."""
     chosen = [Transition("A1", f"to {leaf}", leaf) for leaf in LEAVES[1:]]
     for one in draw(st.lists(some_transitions(), max_size=12)):
         if not any(both_enabled(one, other) for other in chosen):
@@ -118,7 +118,7 @@ def test_a_chart_is_refused_exactly_when_two_transitions_can_be_enabled_at_once(
     one: Transition, other: Transition
 ) -> None:
     if both_enabled(one, other):
-        with pytest.raises(ChartError, match="at once"):
+        with pytest.raises(ChartError, match="at the same time"):
             Chart("any", STATES, "A1", (one, other), FLAGS, CHOICES)
     else:
         Chart("any", STATES, "A1", (one, other), FLAGS, CHOICES)

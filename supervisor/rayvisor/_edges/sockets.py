@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rayvisor.errors import ControlSocketError
 
-__all__ = ["answers", "claim", "default_folder", "free_path", "living"]
+__all__ = ["claim", "default_folder", "free_path", "is_listening", "live_sockets"]
 
 FOLDER_VARIABLE = "RAYVISOR_CONTROL_DIR"
 LONGEST_PATH = 107
@@ -52,25 +52,25 @@ def free_path() -> Path:
     while True:
         number = next(_NUMBERS)
         path = folder / (f"{os.getpid()}.sock" if number == 1 else f"{os.getpid()}-{number}.sock")
-        if not answers(path):
+        if not is_listening(path):
             return path
 
 
-def living(folder: Path | None = None) -> list[Path]:
+def live_sockets(folder: Path | None = None) -> list[Path]:
     """The sockets in a folder that somebody answers, by pid."""
     folder = default_folder() if folder is None else folder
     try:
         found = [path for path in folder.iterdir() if path.suffix == ".sock"]
     except OSError:
         return []
-    return sorted((path for path in found if answers(path)), key=_order)
+    return sorted((path for path in found if is_listening(path)), key=_order)
 
 
 def _order(path: Path) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
-def answers(path: Path) -> bool:
+def is_listening(path: Path) -> bool:
     """Whether a process listens there; one that is stopped, or busy, counts as well."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with probe:
@@ -150,7 +150,7 @@ def _clear(path: Path) -> None:
         return
     if not stat.S_ISSOCK(about.st_mode):
         raise ControlSocketError(str(path), "is there already and is no socket; remove it, or name another")
-    if answers(path):
+    if is_listening(path):
         raise ControlSocketError(
             str(path), "a living tree answers there; stop that one, or name another socket"
         )

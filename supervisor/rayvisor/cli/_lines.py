@@ -18,11 +18,11 @@ def record_line(form: Mapping[str, Any]) -> str:
     """One record: the time of day, who it is about, and what happened."""
     moment = float(form["time"])
     clock = f"{live_text.clock(moment)}.{int(moment % 1 * 1000):03d}"
-    who = _who(form)
-    return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _anything)(form)}"
+    who = _subject(form)
+    return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _generic)(form)}"
 
 
-def _who(form: Mapping[str, Any]) -> str:
+def _subject(form: Mapping[str, Any]) -> str:
     about = form.get("fault") or form
     if "incarnation" in about:
         return f"{about['child']} #{about['incarnation']}"
@@ -59,7 +59,7 @@ def _missed(form: Mapping[str, Any]) -> str:
     return click.style(f"{form['count']} records were missed here: the reader was too slow", fg="yellow")
 
 
-def _anything(form: Mapping[str, Any]) -> str:
+def _generic(form: Mapping[str, Any]) -> str:
     rest = (
         f"{name}={value}" for name, value in form.items() if name not in _KNOWN and value not in ("", None)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-__all__ = ["errors_in_a_line", "socket_option"]
+__all__ = ["one_line_errors", "socket_option"]
 
 socket_option = click.option(
     "--socket",
@@ -22,7 +22,7 @@ socket_option = click.option(
 
 
 @contextmanager
-def errors_in_a_line() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Make what goes wrong one line and exit status 1."""
     from rayvisor._edges.control.client import ControlRefusedError
     from rayvisor.errors import ControlSocketError, UnknownChildError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rayvisor.cli._socket import errors_in_a_line, socket_option
+from rayvisor.cli._socket import one_line_errors, socket_option
 from statecharts import ChartError, Tree, formats, render, render_drawing, render_tree, tree_formats
 from statecharts.lifecycles import CHARTS
 
@@ -60,7 +60,7 @@ def chart(
             raise click.UsageError(
                 "--of PATH renders a child's chart: leave out NAME, --state, --tree and --live"
             )
-        click.echo(_of(socket_path, child.strip("/"), format_name), nl=False)
+        click.echo(_child_chart(socket_path, child.strip("/"), format_name), nl=False)
         return
     if live:
         if name is not None or state is not None or tree_file is not None:
@@ -81,25 +81,25 @@ def chart(
         raise click.BadParameter(str(error), ctx=context, param_hint="--state") from None
 
 
-def _of(socket_path: Path | None, path: str, format_name: str) -> str:
+def _child_chart(socket_path: Path | None, path: str, format_name: str) -> str:
     from rayvisor._edges.control.client import find
     from rayvisor._edges.live.charts import drawing_from
 
-    with errors_in_a_line():
-        told = find(socket_path).get("/v1/chart", path=path)
-    return render_drawing(drawing_from(told), format_name)
+    with one_line_errors():
+        answer = find(socket_path).get("/v1/chart", path=path)
+    return render_drawing(drawing_from(answer), format_name)
 
 
 def _live(socket_path: Path | None, format_name: str) -> str:
     from rayvisor._edges.control.client import find
     from rayvisor._edges.http.json_forms import node_from
 
-    with errors_in_a_line():
-        told = find(socket_path).get("/v1/status")
-    return _drawn(node_from(told["tree"]).tree(), format_name)
+    with one_line_errors():
+        answer = find(socket_path).get("/v1/status")
+    return _rendered(node_from(answer["tree"]).tree(), format_name)
 
 
-def _drawn(tree: Tree, format_name: str) -> str:
+def _rendered(tree: Tree, format_name: str) -> str:
     try:
         return render_tree(tree, format_name)
     except ChartError as error:
@@ -112,6 +112,6 @@ def _tree(file: Path, format_name: str) -> str:
     from rayvisor.errors import SpecError
 
     try:
-        return _drawn(tree_of(load_tree(file).spec, file.stem), format_name)
+        return _rendered(tree_of(load_tree(file).spec, file.stem), format_name)
     except SpecError as error:
         raise click.UsageError(str(error)) from None

@@ -12,7 +12,7 @@ import click
 
 from rayvisor._edges.control.client import ControlClient, find
 from rayvisor.cli._lines import record_line, tree_lines
-from rayvisor.cli._socket import errors_in_a_line, socket_option
+from rayvisor.cli._socket import one_line_errors, socket_option
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
 
@@ -31,7 +31,7 @@ def _client(command: F) -> F:
     @socket_option
     @functools.wraps(command)
     def run(socket_path: Path | None, **options: Any) -> Any:
-        with errors_in_a_line():
+        with one_line_errors():
             return command(find(socket_path), **options)
 
     return run  # type: ignore[return-value]
@@ -52,7 +52,7 @@ def status(*, socket_path: Path | None, path: str, watch: bool, metrics: bool, a
     """
     if metrics and (watch or as_json or path):
         raise click.UsageError("--metrics prints the whole tree once: leave out PATH, --watch and --json")
-    with errors_in_a_line():
+    with one_line_errors():
         if metrics:
             click.echo(find(socket_path).get("/v1/metrics"), nl=False)
         elif watch:
@@ -65,13 +65,13 @@ def status(*, socket_path: Path | None, path: str, watch: bool, metrics: bool, a
 
 
 def _status(client: ControlClient, path: str, *, as_json: bool) -> None:
-    told = client.get("/v1/status", path=path.strip("/"))
+    answer = client.get("/v1/status", path=path.strip("/"))
     if as_json:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(answer))
         return
-    for line in tree_lines(told["tree"]):
+    for line in tree_lines(answer["tree"]):
         click.echo(line)
-    for each in told["instructions"]:
+    for each in answer["instructions"]:
         error = f": {each['error']}" if each["error"] else ""
         click.echo(f"instruction {each['request_id']}: {each['instruction']} {each['state']}{error}")
 
@@ -102,10 +102,10 @@ def events(client: ControlClient, *, as_json: bool) -> None:
 def pause(client: ControlClient, *, path: str, mode: str, timeout: float, as_json: bool) -> None:
     """Give PATH, or the whole tree, no new work until it is resumed. No request is lost."""
     body = {"path": path, "mode": mode, "timeout": timeout}
-    told = client.post("/v1/pause", body, timeout + SLACK_SECONDS)
-    left = told["in_flight"]
+    answer = client.post("/v1/pause", body, timeout + SLACK_SECONDS)
+    left = answer["in_flight"]
     after = f" after {timeout:g} s" if left and mode == "wait" else ""
-    _say(told, f"paused {_name(path)} ({mode}): {left or 'nothing'} in flight{after}", as_json=as_json)
+    _say(answer, f"paused {_name(path)} ({mode}): {left or 'nothing'} in flight{after}", as_json=as_json)
 
 
 @click.command()
@@ -132,14 +132,14 @@ def restart(client: ControlClient, *, path: str, as_json: bool) -> None:
 @_json
 def stop(client: ControlClient, *, path: str, as_json: bool) -> None:
     """End PATH, or the whole tree, in order. Waits until it is down."""
-    told = client.post("/v1/stop", {"path": path})
+    answer = client.post("/v1/stop", {"path": path})
     if not path.strip("/") and not client.wait_until_gone(STOP_SECONDS):
         raise click.ClickException(f"the tree has not ended within {STOP_SECONDS:g} s")
-    _say(told, f"stopped {_name(path)}", as_json=as_json)
+    _say(answer, f"stopped {_name(path)}", as_json=as_json)
 
 
-def _say(told: Any, text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(told) if as_json else text)
+def _say(answer: Any, text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(answer) if as_json else text)
 
 
 def _name(path: str) -> str:

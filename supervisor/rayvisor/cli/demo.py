@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rayvisor.cli._web import web_option
 from rayvisor.demo.outcome import Outcome
-from rayvisor.demo.plan import FAULTS
+from rayvisor.demo.scenario import FAULTS
 from rayvisor.demo.view import Lines, LiveView, summary
 
 __all__ = ["demo"]
@@ -70,7 +70,7 @@ def demo(
     label = "real Ray and a SIMULATED engine" if simulated else "real Ray and the real vLLM engine"
     console = Console(stderr=as_json)
     live = console.is_terminal and not as_json and not os.environ.get("CI")
-    audience = LiveView(console, label) if live else Lines(lambda line: _write(console, line), label)
+    view = LiveView(console, label) if live else Lines(lambda line: _write(console, line), label)
     try:
         outcome = anyio.run(
             lambda: run_demo(
@@ -78,13 +78,13 @@ def demo(
                 fault=fault,
                 requests=requests,
                 seed=chosen,
-                audience=audience,
+                view=view,
                 model=model,
                 web=web,
             )
         )
     finally:
-        audience.close()
+        view.close()
     console.print(summary(outcome))
     for line in _control(outcome):
         console.print(line)
@@ -97,14 +97,14 @@ def _list(*, as_json: bool) -> None:
     """Print the faults that can be injected, with what has to be found."""
     known = {name: each for name, each in FAULTS.items() if each is not None}
     for name, each in known.items():
-        click.echo(f"{name:<13} {each.fault_class:<6} {each.root_in_words}  [{each.describe}]")
+        click.echo(f"{name:<13} {each.fault_class:<6} {each.root_pattern}  [{each.describe}]")
     click.echo(f"{'none':<13} {'-':<6} no fault at all")
     if as_json:
         rows = [
             {
                 "fault": name,
                 "class": each.fault_class,
-                "root_cause": each.root_in_words,
+                "root_cause": each.root_pattern,
                 "does": each.describe,
             }
             for name, each in known.items()

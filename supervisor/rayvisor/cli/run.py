@@ -1,4 +1,4 @@
-"""``rayvisor run``: runs a tree that a TOML file describes, until it ends or is told to."""
+"""``rayvisor run``: runs a tree that a TOML file describes, until it ends or is update to."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
     try:
         tree = load_tree(spec)
-        _lend_path(spec)
+        _extend_pythonpath(spec)
         options = {"control": True, **tree.options}
         if socket_path is not None:
             options["control"] = socket_path
@@ -72,7 +72,7 @@ def run(
         sys.exit(1)
 
 
-def _lend_path(spec: Path) -> None:
+def _extend_pythonpath(spec: Path) -> None:
     """Have the workers of a Ray that is started here find what stands beside the file, too."""
     paths = [str(spec.absolute().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -87,7 +87,7 @@ async def _run(
     from rayvisor.supervisor import Supervisor
 
     supervisor = Supervisor(tree.spec, **options)
-    telling = asyncio.create_task(_tell(supervisor.watch(), as_json=as_json), name="lines")
+    printing = asyncio.create_task(_print_records(supervisor.watch(), as_json=as_json), name="lines")
     try:
         if web is not None:
             page = await supervisor.serve_web(web)
@@ -104,13 +104,13 @@ async def _run(
     except SystemExit:
         return  # SIGTERM: it has ended in order, as with Ctrl-C
     except (ControlSocketError, PublishError):
-        telling.cancel()  # nothing has begun, so nothing will end it
+        printing.cancel()  # nothing has begun, so nothing will end it
         raise
     finally:
-        await asyncio.wait({telling}, timeout=LAST_LINES_SECONDS)
+        await asyncio.wait({printing}, timeout=LAST_LINES_SECONDS)
 
 
-async def _tell(watch: RecordStream, *, as_json: bool) -> None:
+async def _print_records(watch: RecordStream, *, as_json: bool) -> None:
     from rayvisor._edges.http.json_forms import record_form
 
     wall = time.time() - time.monotonic()

@@ -12,7 +12,7 @@ import time
 __all__ = ["Endless"]
 
 
-def _sleep_for_ever(*_: object) -> None:
+def _sleep_forever(*_: object) -> None:
     while True:
         time.sleep(60.0)
 
@@ -21,4 +21,4 @@ class Endless:
     """Adds nothing to the worker: it is the import that counts."""
 
 
-signal.signal(signal.SIGUSR1, _sleep_for_ever)
+signal.signal(signal.SIGUSR1, _sleep_forever)

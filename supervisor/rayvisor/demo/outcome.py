@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Outcome", "Reading", "Verdict", "judge"]
+__all__ = ["Comparison", "Outcome", "ReceivedStream", "compare"]
 
 
 @dataclass(slots=True)
-class Reading:
+class ReceivedStream:
     """What the reader of one request got, chunk by chunk."""
 
     kind: str
@@ -23,11 +23,11 @@ class Reading:
     finish_reason: str | None = None
     seed: int | None = None
     error: str = ""
-    verdict: Verdict | None = None
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Comparison:
     """How one request compares with the same request without a fault."""
 
     lost: bool
@@ -49,21 +49,22 @@ class Verdict:
         return ", ".join(wrong) + (f" (token {self.at} differs)" if self.at is not None else "")
 
 
-def judge(reading: Reading, tokens: Sequence[int], text: str) -> Verdict:
+def compare(stream: ReceivedStream, tokens: Sequence[int], text: str) -> Comparison:
     """Compare what was read with the tokens and the text of a run without a fault.
 
     Lost: it did not finish, or tokens are missing. Duplicated: there are too many. Mismatched: some are
     others, or the text is not theirs.
 
-    >>> judge(Reading("greedy", "", tokens=[1, 2, 2], text="abb", finish_reason="stop"), [1, 2], "ab")
-    Verdict(lost=False, duplicated=True, mismatched=False, at=None)
+    >>> stream = ReceivedStream("greedy", "", tokens=[1, 2, 2], text="abb", finish_reason="stop")
+    >>> compare(stream, [1, 2], "ab")
+    Comparison(lost=False, duplicated=True, mismatched=False, at=None)
     """
-    lost = reading.finish_reason is None or len(reading.tokens) < len(tokens)
-    duplicated = len(reading.tokens) > len(tokens)
-    common = min(len(reading.tokens), len(tokens))
-    at = next((n for n in range(common) if reading.tokens[n] != tokens[n]), None)
+    lost = stream.finish_reason is None or len(stream.tokens) < len(tokens)
+    duplicated = len(stream.tokens) > len(tokens)
+    common = min(len(stream.tokens), len(tokens))
+    at = next((n for n in range(common) if stream.tokens[n] != tokens[n]), None)
     whole = not lost and not duplicated
-    return Verdict(lost, duplicated, at is not None or (whole and reading.text != text), at)
+    return Comparison(lost, duplicated, at is not None or (whole and stream.text != text), at)
 
 
 @dataclass(slots=True, kw_only=True)

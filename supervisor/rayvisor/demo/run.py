@@ -12,8 +12,8 @@ import anyio
 import psutil
 
 from rayvisor import records as r
-from rayvisor.demo.outcome import Outcome, Reading, judge
-from rayvisor.demo.plan import DemoRequest, Injection, hangs, injection, make_requests
+from rayvisor.demo.outcome import Outcome, ReceivedStream, compare
+from rayvisor.demo.scenario import DemoRequest, Injection, hangs, injection, make_requests
 from rayvisor.errors import RayvisorError
 from rayvisor.specs import StallLimits, SupervisorSpec, engine_pool
 from rayvisor.specs.limits import PATIENT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import ProcessId
     from rayvisor._runtime.pool.pool import EnginePool
 
-__all__ = ["Audience", "run_demo"]
+__all__ = ["DemoView", "run_demo"]
 
 SETTLE_SECONDS = 10.0
 """How long the last processes may take to disappear after the tree has ended."""
@@ -33,7 +33,7 @@ OPEN_SECONDS = 30.0
 """How long the demo waits for somebody to open its live page."""
 
 
-class Audience(Protocol):
+class DemoView(Protocol):
     """Who is shown what happens: a live view, or lines."""
 
     def stage(self, text: str) -> None:
@@ -45,7 +45,7 @@ class Audience(Protocol):
     def injected(self, what: str, after: int, of: int) -> None:
         """The fault has been injected, after so many of so many tokens."""
 
-    def readings(self, readings: list[Reading]) -> None:
+    def streams(self, streams: list[ReceivedStream]) -> None:
         """These are the streams that will be read; they grow."""
 
     def recovered(self, seconds: float) -> None:
@@ -55,7 +55,7 @@ class Audience(Protocol):
         """It is over."""
 
 
-IMPATIENT = StallLimits(stall_after=5.0, probe_interval=0.5)
+SHORT_STALL_LIMITS = StallLimits(stall_after=5.0, probe_interval=0.5)
 """How soon an engine has stalled where the demo has it hang: nobody wants to watch that for half a minute."""
 
 _CACHE_BYTES = 1 << 28
@@ -86,7 +86,7 @@ async def run_demo(
     fault: str,
     requests: int,
     seed: int,
-    audience: Audience,
+    view: DemoView,
     model: str = "",
     web: int | None = None,
 ) -> Outcome:
@@ -97,12 +97,12 @@ async def run_demo(
     engine
         ``"vllm"`` or ``"sim"``.
     fault
-        A name of ``rayvisor.demo.plan.FAULTS``.
+        A name of ``rayvisor.demo.scenario.FAULTS``.
     requests
         How many streams.
     seed
         Chooses prompts and sampling seeds.
-    audience
+    view
         Who is shown what happens.
     model
         Folder of the model, for vLLM.
@@ -111,7 +111,7 @@ async def run_demo(
         after half a minute.
     """
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
-    limits = IMPATIENT if hangs(fault) else PATIENT
+    limits = SHORT_STALL_LIMITS if hangs(fault) else PATIENT
     spec = SupervisorSpec(
         children=[
             engine_pool(
@@ -125,25 +125,25 @@ async def run_demo(
             )
         ]
     )
-    audience.stage("starting Ray")
+    view.stage("starting Ray")
     supervisor = Supervisor(spec, seed=seed, ray_options={"num_cpus": 2})
-    demo = _Demo(supervisor, outcome, audience, injection(fault))
+    demo = _Demo(supervisor, outcome, view, injection(fault))
     try:
         async with anyio.create_task_group() as watching:
             watching.start_soon(demo.watch, supervisor.watch())
             page = None if web is None else await supervisor.serve_web(web)
             async with supervisor:
                 if page is not None:
-                    audience.stage(f"open {page.url} (the streams begin then, or in {OPEN_SECONDS:g} s)")
+                    view.stage(f"open {page.url} (the streams begin then, or in {OPEN_SECONDS:g} s)")
                     with anyio.move_on_after(OPEN_SECONDS):
                         await page.visited()
                 await demo.run(make_requests(requests, seed))
-                audience.stage("stopping")
+                view.stage("stopping")
     except* RayvisorError as errors:
         outcome.error = "; ".join(str(error) for error in errors.exceptions)
     outcome.heavy_imports = [name for name in ("vllm", "torch", "transformers") if name in sys.modules]
     outcome.processes_left = await _left(demo.seen)
-    audience.outcome(outcome)
+    view.outcome(outcome)
     return outcome
 
 
@@ -151,52 +151,52 @@ class _Demo:
     """One run, inside its supervisor."""
 
     def __init__(
-        self, supervisor: Supervisor, outcome: Outcome, audience: Audience, injection: Injection | None
+        self, supervisor: Supervisor, outcome: Outcome, view: DemoView, injection: Injection | None
     ) -> None:
         self.injection = injection
         self.supervisor = supervisor
         self.outcome = outcome
-        self.audience = audience
+        self.view = view
         self.seen: set[ProcessId] = set()
-        self.readings: list[Reading] = []
+        self.streams: list[ReceivedStream] = []
         self.injected_at: float | None = None
         self.wanted = 0
 
     async def run(self, requests: list[DemoRequest]) -> None:
         self._note_processes()
         self.outcome.cold_start_s = self._cold_start()
-        self.readings = [Reading(request.kind, request.prompt) for request in requests]
+        self.streams = [ReceivedStream(request.kind, request.prompt) for request in requests]
         self.wanted = sum(request.params["max_tokens"] for request in requests)
-        self.audience.readings(self.readings)
-        self.audience.stage(f"streaming {len(requests)} requests")
+        self.view.streams(self.streams)
+        self.view.stage(f"streaming {len(requests)} requests")
         async with anyio.create_task_group() as streams:
-            for request, reading in zip(requests, self.readings, strict=True):
-                streams.start_soon(self._read, request, reading)
+            for request, stream in zip(requests, self.streams, strict=True):
+                streams.start_soon(self._read, request, stream)
         self._note_processes()
         await self._compare(requests)
 
-    async def _read(self, request: DemoRequest, reading: Reading) -> None:
+    async def _read(self, request: DemoRequest, stream: ReceivedStream) -> None:
         try:
             async with self.pool.generate(request.prompt, request.params) as generation:
                 async for chunk in generation:
-                    if reading.incarnation and chunk.incarnation != reading.incarnation:
-                        reading.seams.append(len(reading.text))
-                    if chunk.incarnation != reading.incarnation and reading.incarnation:
+                    if stream.incarnation and chunk.incarnation != stream.incarnation:
+                        stream.seams.append(len(stream.text))
+                    if chunk.incarnation != stream.incarnation and stream.incarnation:
                         self._recovered()
-                    reading.incarnation = chunk.incarnation
-                    reading.tokens += chunk.token_ids
-                    reading.text += chunk.text
+                    stream.incarnation = chunk.incarnation
+                    stream.tokens += chunk.token_ids
+                    stream.text += chunk.text
                     self.outcome.tokens += len(chunk.token_ids)
                     if self.injection is not None and self.injected_at is None and self._in_the_middle():
                         self._inject(self.injection)
                 result = await generation.result()
-            reading.finish_reason = result.finish_reason
-            reading.seed = result.samples[0].seed
+            stream.finish_reason = result.finish_reason
+            stream.seed = result.samples[0].seed
         except RayvisorError as error:
-            reading.error = str(error)
+            stream.error = str(error)
 
     def _in_the_middle(self) -> bool:
-        return self.outcome.tokens * 4 >= self.wanted and all(reading.tokens for reading in self.readings)
+        return self.outcome.tokens * 4 >= self.wanted and all(stream.tokens for stream in self.streams)
 
     def _inject(self, fault: Injection) -> None:
         target = next(
@@ -206,7 +206,7 @@ class _Demo:
         )
         self.injected_at = time.monotonic()
         os.kill(target.pid, fault.signal)
-        self.audience.injected(
+        self.view.injected(
             f"{fault.describe} ({target.name}, pid {target.pid})", self.outcome.tokens, self.wanted
         )
 
@@ -214,7 +214,7 @@ class _Demo:
         if self.outcome.recover_ms is None and self.injected_at is not None:
             seconds = time.monotonic() - self.injected_at
             self.outcome.recover_ms = round(seconds * 1000, 1)
-            self.audience.recovered(seconds)
+            self.view.recovered(seconds)
 
     @property
     def pool(self) -> EnginePool:
@@ -225,7 +225,7 @@ class _Demo:
     async def watch(self, records: AsyncIterator[r.Record]) -> None:
         """Pass on what happens, and take the figures from it."""
         async for record in records:
-            self.audience.record(record)
+            self.view.record(record)
             if isinstance(record, r.FaultSeen) and not self.outcome.root_cause:
                 self.outcome.root_cause = str(record.fault.root)
                 self.outcome.fault_class = str(record.fault.fault_class)
@@ -241,28 +241,26 @@ class _Demo:
         """Run the same prompts without a fault, all at once and one at a time, and compare."""
         sizes = dict.fromkeys((len(requests), 1))
         for size in sizes:
-            self.audience.stage(
-                f"control: the same {len(requests)} prompts without a fault, {size} at a time"
-            )
+            self.view.stage(f"control: the same {len(requests)} prompts without a fault, {size} at a time")
             same = 0
             for first in range(0, len(requests), size):
                 batch = range(first, min(first + size, len(requests)))
-                params = [self._control_params(requests[n], self.readings[n]) for n in batch]
+                params = [self._control_params(requests[n], self.streams[n]) for n in batch]
                 results = await self.pool.generate_many([requests[n].prompt for n in batch], params)
                 for n, result in zip(batch, results, strict=True):
-                    verdict = judge(self.readings[n], result.token_ids, result.text)
-                    same += verdict.good
+                    comparison = compare(self.streams[n], result.token_ids, result.text)
+                    same += comparison.good
                     if size == len(requests):
-                        self.readings[n].verdict = verdict
-                        self.outcome.completed += self.readings[n].finish_reason is not None
-                        self.outcome.lost += verdict.lost
-                        self.outcome.duplicated += verdict.duplicated
-                        self.outcome.mismatched += verdict.mismatched
+                        self.streams[n].comparison = comparison
+                        self.outcome.completed += self.streams[n].finish_reason is not None
+                        self.outcome.lost += comparison.lost
+                        self.outcome.duplicated += comparison.duplicated
+                        self.outcome.mismatched += comparison.mismatched
             self.outcome.control[str(size)] = same
 
     @staticmethod
-    def _control_params(request: DemoRequest, reading: Reading) -> Mapping[str, Any]:
-        return request.params if reading.seed is None else {**request.params, "seed": reading.seed}
+    def _control_params(request: DemoRequest, stream: ReceivedStream) -> Mapping[str, Any]:
+        return request.params if stream.seed is None else {**request.params, "seed": stream.seed}
 
     def _cold_start(self) -> float | None:
         info = self.supervisor.engine_info("llm/1")

@@ -20,7 +20,7 @@ from rayvisor._edges.live import text as live_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rayvisor.demo.outcome import Outcome, Reading
+    from rayvisor.demo.outcome import Outcome, ReceivedStream
 
 __all__ = ["Lines", "LiveView", "summary"]
 
@@ -44,7 +44,7 @@ class Lines:
         self._write = write
         self._began = time.monotonic()
         self._told: dict[str, float] = {}
-        self._readings: list[Reading] = []
+        self._readings: list[ReceivedStream] = []
         self._label = label
         self.line("demo", f"rayvisor demo on {label}")
 
@@ -85,18 +85,18 @@ class Lines:
         """Write which fault was injected, and when."""
         self.line("FAULT", f"{what}, after {after} of {of} tokens")
 
-    def readings(self, readings: list[Reading]) -> None:
+    def streams(self, streams: list[ReceivedStream]) -> None:
         """Keep the streams, for the end."""
-        self._readings = readings
+        self._readings = streams
 
     def recovered(self, seconds: float) -> None:
         """Write how long the streams stood still."""
         self.line("recovered", f"first new token {seconds:.2f} s after the fault")
 
     def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the table at the end has it
-        """Write each stream around its seam, with its verdict."""
-        for number, reading in enumerate(self._readings):
-            self.line("stream", f"{number} ({reading.kind}): {_seamed(reading)}: {reading.verdict}")
+        """Write each stream around its seam, with its comparison."""
+        for number, stream in enumerate(self._readings):
+            self.line("stream", f"{number} ({stream.kind}): {_around_seam(stream)}: {stream.comparison}")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -106,7 +106,7 @@ class LiveView(Lines):
     """The same facts on a terminal: the child's state, what was decided, and the streams as they grow."""
 
     def __init__(self, console: Console, label: str) -> None:
-        self._kept: list[Text] = []
+        self._log: list[Text] = []
         self._state = "RESTARTING.STARTING"
         self._incarnation = 1
         self._phase = ""
@@ -116,19 +116,19 @@ class LiveView(Lines):
         self._rate = _Rate()
         self._stage = ""
         self._live: Live | None = None
-        super().__init__(self._keep, label)
+        super().__init__(self._append, label)
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=_REFRESHES, transient=False
         )
         self._live.start()
 
-    def _keep(self, line: str) -> None:
+    def _append(self, line: str) -> None:
         topic = line.partition("] ")[2].partition(" ")[0]
         style = {"FAULT": "bold red", "fault": "red", "decided": "yellow", "recovered": "bold green"}.get(
             topic, ""
         )
-        self._kept.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
-        del self._kept[:-_KEPT_LINES]
+        self._log.append(Text(line, style=style, overflow="ellipsis", no_wrap=True))
+        del self._log[:-_KEPT_LINES]
 
     def stage(self, text: str) -> None:
         """Show what begins."""
@@ -164,7 +164,7 @@ class LiveView(Lines):
     def _facts(self) -> str:
         """Uptime, countdown, restarts in the window, and tokens a second."""
         now = time.monotonic()
-        rate = self._rate.of(sum(len(reading.tokens) for reading in self._readings), now)
+        rate = self._rate.of(sum(len(stream.tokens) for stream in self._readings), now)
         facts = (
             f"up {now - self._up:.0f} s" if self._up is not None else "",
             f"starts again in {max(0.0, self._due - now):.1f} s" if self._due is not None else "",
@@ -185,8 +185,8 @@ class LiveView(Lines):
         streams = Table.grid(padding=(0, 1), expand=True)
         streams.add_column(width=10, no_wrap=True)
         streams.add_column(ratio=1)
-        for reading in self._readings[:8]:
-            streams.add_row(Text(reading.kind, style="dim"), _coloured(reading))
+        for stream in self._readings[:8]:
+            streams.add_row(Text(stream.kind, style="dim"), _coloured(stream))
         parts: list[RenderableType] = [
             Panel(head, title=f"rayvisor demo on {self._label}", subtitle=self._stage, title_align="left"),
         ]
@@ -195,7 +195,7 @@ class LiveView(Lines):
             title = "streams (green: after the fault)" + (f", and {more} more" if more > 0 else "")
             parts.append(Panel(streams, title=title, title_align="left"))
         parts.append(
-            Panel(Group(*self._kept), title="what happened, and what was decided", title_align="left")
+            Panel(Group(*self._log), title="what happened, and what was decided", title_align="left")
         )
         return Group(*parts)
 
@@ -214,26 +214,26 @@ class _Rate:
         return self._value
 
 
-def _coloured(reading: Reading, width: int = 200) -> Text:
+def _coloured(stream: ReceivedStream, width: int = 200) -> Text:
     """The end of a stream, each incarnation's part in its own colour."""
     text = Text(overflow="fold")
-    text.append(reading.prompt, style="dim")
-    cuts = [0, *reading.seams, len(reading.text)]
+    text.append(stream.prompt, style="dim")
+    cuts = [0, *stream.seams, len(stream.text)]
     for number, (start, end) in enumerate(pairwise(cuts)):
         if number:
             text.append("│", style="bold red")
-        text.append(reading.text[start:end], style="green" if number else "")
+        text.append(stream.text[start:end], style="green" if number else "")
     plain = len(text)
     return text[max(0, plain - width) :] if plain > width else text
 
 
-def _seamed(reading: Reading, around: int = 40) -> str:
-    if reading.error:
-        return reading.error
-    if not reading.seams:
-        return repr(reading.text[:around])
-    seam = reading.seams[0]
-    return f"...{reading.text[max(0, seam - around) : seam]!r} | {reading.text[seam : seam + around]!r}..."
+def _around_seam(stream: ReceivedStream, around: int = 40) -> str:
+    if stream.error:
+        return stream.error
+    if not stream.seams:
+        return repr(stream.text[:around])
+    seam = stream.seams[0]
+    return f"...{stream.text[max(0, seam - around) : seam]!r} | {stream.text[seam : seam + around]!r}..."
 
 
 def summary(outcome: Outcome) -> Table:

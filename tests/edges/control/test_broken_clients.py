@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import rayvisor as rv
 from rayvisor._edges.http import server
-from tests.edges.control.talking import exchange, get, idle, pool, states, tree
+from tests.edges.control.http_client import exchange, get, idle, pool, states, tree
 from tests.waiting import until
 
 GARBAGE = [
@@ -81,7 +81,7 @@ async def test_one_that_breaks_off_does_not_call_off_what_it_asked_for(tmp_path:
 
 async def test_more_connections_than_there_may_be_are_closed_and_the_tree_goes_on(tmp_path: Path) -> None:
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (sup, path):
-        idlers = [await anyio.connect_unix(path) for _ in range(server.CONNECTIONS)]
+        idlers = [await anyio.connect_unix(path) for _ in range(server.CONNECTIONS_MAX)]
         over = await anyio.connect_unix(path)
         with anyio.fail_after(60.0), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await over.receive()
@@ -102,7 +102,7 @@ async def test_more_connections_than_there_may_be_are_closed_and_the_tree_goes_o
 async def test_more_streams_than_there_may_be_are_refused(tmp_path: Path) -> None:
     async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
         readers: list[anyio.abc.SocketStream] = []
-        for _ in range(server.STREAMS):
+        for _ in range(server.STREAMS_MAX):
             stream = await anyio.connect_unix(path)
             await stream.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" in await stream.receive()

@@ -13,7 +13,7 @@ import pytest
 import rayvisor as rv
 from rayvisor._backends.process.tree import alive
 from rayvisor._core.supervision import messages as m
-from tests.edges.control.talking import GREEDY, PROMPT, get, pool, post, states, tree
+from tests.edges.control.http_client import GREEDY, PROMPT, get, pool, post, states, tree
 from tests.waiting import until
 
 SLOW = {"tokens_per_second": 30.0}  # so slow that a stall of a second changes nothing

@@ -11,7 +11,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor._core.supervision import messages as m
-from tests.edges.control.talking import exchange, get, idle, pool, post, states, tree
+from tests.edges.control.http_client import exchange, get, idle, pool, post, states, tree
 from tests.waiting import until
 
 

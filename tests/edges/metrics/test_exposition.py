@@ -17,7 +17,7 @@ from rayvisor._edges.metrics.exposition import FAMILIES
 from rayvisor.cli import main
 from rayvisor.faults import Fault, FaultClass
 from rayvisor.records import FaultSeen
-from tests.edges.web.reading import Browser, idle
+from tests.edges.web.browser import Browser, idle
 from tests.failing import Failing
 from tests.waiting import until
 
@@ -31,7 +31,7 @@ def read(text: str) -> Values:
     for family in text_string_to_metric_families(text):
         # The parser knows counters by their names without what they end with.
         known = kinds.get(family.name) or kinds[f"{family.name}_total"]
-        assert (family.type, family.documentation) == (known.kind, known.tells)
+        assert (family.type, family.documentation) == (known.kind, known.help)
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
             assert set(sample.labels) - {"le"} == set(known.labels)

@@ -8,17 +8,17 @@ from importlib.resources import files
 import pytest
 
 import rayvisor as rv
-from rayvisor._edges.web.auth import Gate
-from tests.edges.web.reading import idle, tree
+from rayvisor._edges.web.auth import Authenticator
+from tests.edges.web.browser import idle, tree
 
 OURS = {"host": "127.0.0.1:8080", "origin": "http://127.0.0.1:8080", "x-rayvisor-token": "s3cret"}
 
 
-def refused(gate: Gate, headers: dict[str, str], *, acts: bool = True) -> str:
+def refused(authenticator: Authenticator, headers: dict[str, str], *, acts: bool = True) -> str:
     from rayvisor._edges.http.routes import RefusalError
 
     try:
-        gate.admit(headers, acts=acts)
+        authenticator.authenticate(headers, acts=acts)
     except RefusalError as refusal:
         return str(refusal.answer.body["error"]["type"])
     return ""
@@ -56,9 +56,9 @@ def refused(gate: Gate, headers: dict[str, str], *, acts: bool = True) -> str:
 )
 def test_who_may_read_and_who_may_act(change: dict[str, str | None], reads: str, acts: str) -> None:
     headers = {name: value for name, value in {**OURS, **change}.items() if value is not None}
-    gate = Gate("s3cret", "node7")
-    assert refused(gate, headers, acts=False) == reads
-    assert refused(gate, headers, acts=True) == acts
+    authenticator = Authenticator("s3cret", "node7")
+    assert refused(authenticator, headers, acts=False) == reads
+    assert refused(authenticator, headers, acts=True) == acts
 
 
 async def test_nothing_of_the_tree_goes_out_and_nothing_is_done_without_the_token() -> None:

@@ -14,7 +14,7 @@ import pytest
 import rayvisor as rv
 from rayvisor._edges.http import server
 from rayvisor._edges.live import live
-from tests.edges.web.reading import Browser, Reader, idle, tree
+from tests.edges.web.browser import Browser, Reader, idle, tree
 
 
 async def test_a_fault_is_shown_with_its_root_cause_the_decision_and_the_time_to_recover() -> None:
@@ -86,8 +86,8 @@ async def test_who_was_away_gets_what_differs_and_a_stranger_gets_everything() -
 
 
 async def test_a_tree_to_which_nothing_happens_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(live, "PACE_SECONDS", 0.01)
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(live, "MESSAGE_INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr(live, "SILENCE_SECONDS", 0.3)
     async with tree(rv.coroutine("a", idle)) as (_, browser), browser.reading() as reader:
         await reader.until(lambda r: r.silences >= 2)
@@ -107,7 +107,7 @@ async def test_buttons_pause_resume_and_restart() -> None:
 
 
 async def test_the_start_is_seen_and_the_end_is_told() -> None:
-    gate = anyio.Event()
+    authenticator = anyio.Event()
     spec = rv.SupervisorSpec(children=[rv.coroutine("a", idle)])
     sup = rv.Supervisor(spec, local=True, handle_signals=False)
     page = await sup.serve_web()
@@ -119,13 +119,13 @@ async def test_the_start_is_seen_and_the_end_is_told() -> None:
             readers.append(reader)
             await reader.until(lambda r: r.messages)
             assert reader.order == []
-            gate.set()
+            authenticator.set()
             await reader.until(lambda r: r.over)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
         with anyio.fail_after(60.0):
-            await gate.wait()
+            await authenticator.wait()
             await page.visited()
         async with sup:
             await anyio.lowlevel.checkpoint()
@@ -138,8 +138,8 @@ async def test_the_start_is_seen_and_the_end_is_told() -> None:
 
 async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayvisor._edges.web.server.WRITE_SECONDS", 0.3)
-    monkeypatch.setattr(live, "PACE_SECONDS", 0.001)
-    monkeypatch.setattr(live, "LOOK_SECONDS", 0.002)
+    monkeypatch.setattr(live, "MESSAGE_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.002)
     wide = [rv.coroutine(f"{'wide' * 200}-{number}", idle) for number in range(60)]
     async with tree(*wide) as (sup, browser):
         async with browser.reading():  # it never reads
@@ -154,7 +154,7 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest
 
 async def test_more_streams_than_there_are_places_are_refused() -> None:
     async with tree(rv.coroutine("a", idle)) as (_, browser), AsyncExitStack() as readers:
-        for _ in range(server.STREAMS):
+        for _ in range(server.STREAMS_MAX):
             reader = await readers.enter_async_context(browser.reading())
             await reader.until(lambda r: r.messages)
         status, _, content = await browser.ask("/events")
@@ -174,7 +174,7 @@ async def test_two_hundred_children_cost_little_and_only_what_changed_is_sent() 
         await reader.until(lambda r: r.nodes["child-19"]["incarnation"] == 2)
         taken, busy = time.monotonic() - began, time.process_time() - busy
         after = reader.messages[before:]
-        assert len(after) <= taken / live.PACE_SECONDS + 2
+        assert len(after) <= taken / live.MESSAGE_INTERVAL_SECONDS + 2
         assert sum(len(message["nodes"]) for message in after) <= 60
         assert busy < 0.5 * taken + 0.5
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from rayvisor._edges.sockets import answers, default_folder, living
+from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
 from rayvisor.errors import ControlSocketError, RayvisorError
 
 __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
@@ -123,7 +123,7 @@ class ControlClient:
         last
             Id of the last message that is known; empty: everything is told anew.
         silence
-            Seconds without a word after which the tree counts as not answering.
+            Seconds without a word after which the tree counts as not handler.
         """
         connection = _UnixConnection(self.path, silence)
         try:
@@ -147,7 +147,7 @@ class ControlClient:
     def wait_until_gone(self, seconds: float) -> bool:
         """Wait until nobody answers there any more."""
         late = time.monotonic() + seconds
-        while answers(self.path):
+        while is_listening(self.path):
             if time.monotonic() >= late:
                 return False
             time.sleep(0.05)
@@ -210,7 +210,7 @@ def find(socket: Path | None = None) -> ControlClient:
     if socket is not None:
         return ControlClient(socket)
     folder = default_folder()
-    found = living(folder)
+    found = live_sockets(folder)
     if len(found) == 1:
         return ControlClient(found[0])
     if not found:

@@ -11,8 +11,8 @@ import anyio.to_thread
 import h11
 
 from rayvisor._edges.controls import Controls
-from rayvisor._edges.http.routes import Answer, Routes, Spawn
-from rayvisor._edges.http.server import Answering, HttpServer
+from rayvisor._edges.http.routes import Answer, Routes, StartTask
+from rayvisor._edges.http.server import Handler, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.sockets import claim, free_path
 from rayvisor._log import get_logger
@@ -49,11 +49,11 @@ class ControlServer(HttpServer):
         self._own: tuple[int, int] | None = None
         self._live: Live | None = None
 
-    def answering(self, spawn: Spawn) -> Answering:
+    def handler(self, start_task: StartTask) -> Handler:
         """Answer by the table of routes; who may open the socket may do all of it."""
         live = self._live or Live(self._controls, self._history)
-        spawn(live.follow)
-        routes = Routes(self._controls, spawn, live.events)
+        start_task(live.follow)
+        routes = Routes(self._controls, start_task, live.events)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             return await routes.answer(

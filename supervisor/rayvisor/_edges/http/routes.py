@@ -48,17 +48,17 @@ from rayvisor.errors import (
 if TYPE_CHECKING:
     from rayvisor.records import Record
 
-__all__ = ["Answer", "RefusalError", "Routes", "Spawn"]
+__all__ = ["Answer", "RefusalError", "Routes", "StartTask"]
 
 log = get_logger("rayvisor.control")
 
 INSTRUCTIONS_KEPT = 32
-INSTRUCTIONS_AT_WORK = 16
+INSTRUCTIONS_RUNNING_MAX = 16
 LIVE_SECONDS = 10.0
 """How long a reader of ``/live`` may take for a message; then it is dropped, and may come again."""
 
 
-Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 """Starts a task that somebody else owns."""
 
 
@@ -88,7 +88,7 @@ class RefusalError(Exception):
 
 
 @dataclass(slots=True)
-class _Instruction:
+class _InstructionStatus:
     """One that was accepted."""
 
     request_id: str
@@ -106,7 +106,7 @@ class Routes:
     ----------
     controls
         The supervisor.
-    spawn
+    start_task
         Starts a task that the server owns.
     live
         Server-sent events from after the one with the id that it is given. Without it there is no ``/live``.
@@ -115,12 +115,12 @@ class Routes:
     def __init__(
         self,
         controls: Controls,
-        spawn: Spawn,
+        start_task: StartTask,
         live: Callable[[str], AsyncIterator[bytes]] | None = None,
     ) -> None:
         self._controls = controls
-        self._spawn = spawn
-        self._instructions: deque[_Instruction] = deque(maxlen=INSTRUCTIONS_KEPT)
+        self._start_task = start_task
+        self._instructions: deque[_InstructionStatus] = deque(maxlen=INSTRUCTIONS_KEPT)
         self._verbs: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {
             "pause": self._pause,
             "resume": self._resume,
@@ -133,7 +133,7 @@ class Routes:
             "/metrics": ("GET", self._metrics),
             "/events": ("GET", self._events),
             **({} if live is None else {"/live": ("GET", partial(self._live, live))}),
-            **{f"/{verb}": ("POST", partial(self._at_once, verb)) for verb in self._verbs},
+            **{f"/{verb}": ("POST", partial(self._call_verb, verb)) for verb in self._verbs},
             "/apply": ("POST", self._apply),
             "/fault_tolerance/status": ("GET", self._engines),
             "/fault_tolerance/apply": ("POST", self._apply),
@@ -168,7 +168,9 @@ class Routes:
     async def _status(self, given: Mapping[str, Any]) -> Answer:
         path = _only(given, path="")["path"]
         tree = tree_form(self._controls.status(path))
-        return Answer(200, {"tree": tree, "instructions": [self._told(each) for each in self._instructions]})
+        return Answer(
+            200, {"tree": tree, "instructions": [_instruction_form(each) for each in self._instructions]}
+        )
 
     async def _chart(self, given: Mapping[str, Any]) -> Answer:
         path = _only(given, path="")["path"]
@@ -191,19 +193,9 @@ class Routes:
         last = str(_only(given, last="")["last"])
         return Answer(200, lines=live(last), kind="text/event-stream", timeout=LIVE_SECONDS)
 
-    @staticmethod
-    def _told(each: _Instruction) -> dict[str, Any]:
-        return {
-            "request_id": each.request_id,
-            "instruction": each.instruction,
-            "params": plain(each.params),
-            "state": each.state,
-            "error": each.error,
-        }
-
     # --- doing --------------------------------------------------------------------------------
 
-    async def _at_once(self, verb: str, given: Mapping[str, Any]) -> Answer:
+    async def _call_verb(self, verb: str, given: Mapping[str, Any]) -> Answer:
         return Answer(200, await self._verbs[verb](given))
 
     async def _pause(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,23 +233,27 @@ class Routes:
                 raise RefusalError(
                     400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(known)}"
                 )
-        if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_AT_WORK:
+        if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_RUNNING_MAX:
             raise RefusalError(
-                503, "Busy", f"{INSTRUCTIONS_AT_WORK} instructions are being carried out already"
+                503, "Busy", f"{INSTRUCTIONS_RUNNING_MAX} instructions are being carried out already"
             )
-        one = _Instruction(str(wanted["request_id"] or uuid4()), name, params)
+        one = _InstructionStatus(str(wanted["request_id"] or uuid4()), name, params)
         self._instructions.append(one)
-        self._spawn(partial(self._carry_out, one))
+        self._start_task(partial(self._carry_out, one))
         message = "Request accepted; poll /fault_tolerance/status for updates."
         return Answer(202, {"message": message, "request_id": one.request_id})
 
-    async def _carry_out(self, one: _Instruction) -> None:
+    async def _carry_out(self, one: _InstructionStatus) -> None:
         try:
             verb = self._verbs.get(one.instruction)
-            await (self._instruct(one) if verb is None else verb(one.params))
+            await (self._set_recovery_instruction(one) if verb is None else verb(one.params))
         except Exception as error:  # noqa: BLE001 - it is told, in the status and in the log
             one.state = "failed"
-            one.error = str(error) if isinstance(error, _NotDoneError) else f"{type(error).__name__}: {error}"
+            one.error = (
+                str(error)
+                if isinstance(error, _InstructionFailedError)
+                else f"{type(error).__name__}: {error}"
+            )
         else:
             one.state = "done"
         log.info(
@@ -268,7 +264,7 @@ class Routes:
             error=one.error,
         )
 
-    async def _instruct(self, one: _Instruction) -> None:
+    async def _set_recovery_instruction(self, one: _InstructionStatus) -> None:
         """Pass an instruction on to the engines; those that refuse it, or fail, are named."""
         rest = {name: value for name, value in one.params.items() if name != "path"}
         path = _only({"path": one.params.get("path", "")}, path="")["path"]
@@ -277,11 +273,21 @@ class Routes:
         )
         failed = [f"{path}: {said['reason']}" for path, said in answers.items() if not said["success"]]
         if failed:
-            raise _NotDoneError("; ".join(failed))
+            raise _InstructionFailedError("; ".join(failed))
 
 
-class _NotDoneError(Exception):
+class _InstructionFailedError(Exception):
     """Not every engine has carried an instruction out."""
+
+
+def _instruction_form(each: _InstructionStatus) -> dict[str, Any]:
+    return {
+        "request_id": each.request_id,
+        "instruction": each.instruction,
+        "params": plain(each.params),
+        "state": each.state,
+        "error": each.error,
+    }
 
 
 async def _lines(watch: AsyncIterator[Record]) -> AsyncIterator[bytes]:

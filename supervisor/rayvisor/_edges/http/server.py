@@ -16,18 +16,18 @@ import anyio
 import anyio.abc
 import h11
 
-from rayvisor._edges.http.routes import Answer, RefusalError, Spawn
+from rayvisor._edges.http.routes import Answer, RefusalError, StartTask
 from rayvisor._log import get_logger
 
-__all__ = ["Answering", "HttpServer"]
+__all__ = ["Handler", "HttpServer"]
 
 log = get_logger("rayvisor.control")
 
-Answering = Callable[[h11.Request, bytes], Awaitable[Answer]]
+Handler = Callable[[h11.Request, bytes], Awaitable[Answer]]
 """Answers a request with its body; it raises `RefusalError` at most."""
 
-CONNECTIONS = 32
-STREAMS = 8
+CONNECTIONS_MAX = 32
+STREAMS_MAX = 8
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
 READ_SECONDS = 10.0
@@ -63,8 +63,8 @@ class HttpServer(ABC):
         """Bind: fill ``_listeners``."""
 
     @abstractmethod
-    def answering(self, spawn: Spawn) -> Answering:
-        """Return what answers requests; ``spawn`` starts a task that the server owns."""
+    def handler(self, start_task: StartTask) -> Handler:
+        """Return what answers requests; ``start_task`` starts a task that the server owns."""
 
     async def start(self) -> None:
         """Bind, and begin to answer; raises as ``open``."""
@@ -89,9 +89,9 @@ class HttpServer(ABC):
             raise RuntimeError("open() comes first")
         try:
             async with anyio.create_task_group() as tasks:
-                answering = self.answering(tasks.start_soon)
+                handler = self.handler(tasks.start_soon)
                 for listener in listeners:
-                    tasks.start_soon(self._accept, listener, answering, tasks)
+                    tasks.start_soon(self._accept, listener, handler, tasks)
                 await self._closing.wait()
                 if self._open:
                     with anyio.move_on_after(CLOSE_SECONDS):
@@ -104,7 +104,7 @@ class HttpServer(ABC):
                     await listener.aclose()
 
     async def _accept(
-        self, listener: anyio.abc.SocketListener, answering: Answering, tasks: anyio.abc.TaskGroup
+        self, listener: anyio.abc.SocketListener, handler: Handler, tasks: anyio.abc.TaskGroup
     ) -> None:
         while not self._closing.is_set():
             try:
@@ -114,18 +114,18 @@ class HttpServer(ABC):
                 log.warning("control.accept.failed", why=str(error))
                 await anyio.sleep(REST_SECONDS)
                 continue
-            if self._open >= CONNECTIONS:
+            if self._open >= CONNECTIONS_MAX:
                 log.warning("control.full", connections=self._open)
                 await stream.aclose()
                 continue
             self._open += 1
             self._idle = anyio.Event()
-            tasks.start_soon(self._attend, stream, answering)
+            tasks.start_soon(self._serve_connection, stream, handler)
 
-    async def _attend(self, stream: anyio.abc.SocketStream, answering: Answering) -> None:
+    async def _serve_connection(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
         try:
             async with stream:
-                await self._exchange(stream, answering)
+                await self._exchange(stream, handler)
         except TimeoutError:
             log.warning("control.client.slow", seconds=WRITE_SECONDS)
         except _GONE as error:
@@ -137,13 +137,13 @@ class HttpServer(ABC):
             if not self._open:
                 self._idle.set()
 
-    async def _exchange(self, stream: anyio.abc.SocketStream, answering: Answering) -> None:
+    async def _exchange(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
         """One request, one answer."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
             with anyio.fail_after(READ_SECONDS):
                 request, body = await _read(http, stream)
-            answer = await answering(request, body)
+            answer = await handler(request, body)
         except TimeoutError:
             answer = RefusalError(
                 408, "TooSlow", f"the request was not there within {READ_SECONDS:g} s"
@@ -153,8 +153,8 @@ class HttpServer(ABC):
         except RefusalError as refusal:
             answer = refusal.answer
         if answer.lines is not None:
-            if self._streams >= STREAMS:
-                answer = RefusalError(503, "Busy", f"{STREAMS} streams are open already").answer
+            if self._streams >= STREAMS_MAX:
+                answer = RefusalError(503, "Busy", f"{STREAMS_MAX} streams are open already").answer
             else:
                 await self._stream(http, stream, answer)
                 return
@@ -165,7 +165,7 @@ class HttpServer(ABC):
             await _send(http, stream, h11.Data(payload))
             await _send(http, stream, h11.EndOfMessage())
         if http.their_state is not h11.DONE:
-            await _hear_out(stream)
+            await _discard_rest(stream)
 
     async def _stream(self, http: h11.Connection, stream: anyio.abc.SocketStream, answer: Answer) -> None:
         """Send lines as they come; a reader that stops reading loses the oldest ones, and is told so."""
@@ -177,7 +177,7 @@ class HttpServer(ABC):
             headers = [*_headers(answer), ("Transfer-Encoding", "chunked")]
             await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_until_gone, stream, tasks.cancel_scope)
+                tasks.start_soon(_cancel_when_closed, stream, tasks.cancel_scope)
                 with contextlib.suppress(*_GONE, TimeoutError):
                     async for line in lines:
                         with anyio.fail_after(answer.timeout):
@@ -212,7 +212,7 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
             raise anyio.EndOfStream  # it said nothing
 
 
-async def _hear_out(stream: anyio.abc.SocketStream) -> None:
+async def _discard_rest(stream: anyio.abc.SocketStream) -> None:
     """Throw away the rest of a request that was refused: to close on it would take the answer back."""
     with anyio.move_on_after(LINGER_SECONDS), contextlib.suppress(*_GONE):
         await stream.send_eof()
@@ -230,7 +230,7 @@ async def _send(
         await stream.send(data)
 
 
-async def _until_gone(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+async def _cancel_when_closed(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
     """Wait until the reader of a stream has gone, and end the stream: an idle one would not notice."""
     with contextlib.suppress(*_GONE):
         while await stream.receive():

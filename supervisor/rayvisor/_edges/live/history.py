@@ -20,7 +20,7 @@ STEPS_KEPT = 10
 LONGEST_TEXT = 2000
 CHILDREN_KEPT = 1000
 """Of so many children the ways are kept without a look at which of them are still there."""
-_LOOKS_ON = frozenset({"in_place", "observe"})
+_NO_RESTART_DECISIONS = frozenset({"in_place", "observe"})
 
 
 class History:
@@ -37,7 +37,7 @@ class History:
     def __init__(self, wall: float, present: Callable[[], Collection[str]]) -> None:
         self.wall = wall
         self._present = present
-        self._look_at = CHILDREN_KEPT
+        self._tidy_above = CHILDREN_KEPT
         self._open: Counter[str] = Counter()
         self._numbers = 0
         self._delays: dict[str, float] = {}
@@ -73,19 +73,19 @@ class History:
             for way, (times, seconds) in self._passes.get(child, {}).items()
         ]
 
-    def _tidy(self) -> None:
+    def _discard_removed(self) -> None:
         """Forget the ways of children that are there no more, now and then."""
-        if len(self._passes) <= self._look_at:
+        if len(self._passes) <= self._tidy_above:
             return
         children = self._present()
-        self._look_at = max(CHILDREN_KEPT, 2 * len(children))
+        self._tidy_above = max(CHILDREN_KEPT, 2 * len(children))
         for known in (self.steps, self._delays, self._waits, self._passes, self._since, self._open):
             for child in [each for each in known if each not in children]:
                 del known[child]
 
     def _changed(self, record: r.StateChanged) -> None:
         self._passed(record)
-        self._tidy()
+        self._discard_removed()
         if record.before == record.after:
             return
         child, leaf = record.child, record.after.rpartition(".")[2]
@@ -135,7 +135,7 @@ class History:
         self._delays[record.child] = record.delay
         for number, fault in enumerate(reversed(self.faults), 1):
             if fault["child"] == record.child and fault["incarnation"] == record.incarnation:
-                if fault["decision"] is None or fault["decision"]["what"] in _LOOKS_ON:
+                if fault["decision"] is None or fault["decision"]["what"] in _NO_RESTART_DECISIONS:
                     decision = {
                         "what": record.decision,
                         "why": record.why,

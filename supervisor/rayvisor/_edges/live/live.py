@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from rayvisor._edges.live.history import History
     from rayvisor.status import Node
 
-__all__ = ["Board", "Live"]
+__all__ = ["Live", "VersionedState"]
 
-PACE_SECONDS = 0.2
+MESSAGE_INTERVAL_SECONDS = 0.2
 """The shortest time between two messages: five a second."""
 GATHER_SECONDS = 0.02
 """What happens within this time of the first thing is told with it: a fault with its decision."""
-LOOK_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
 """How often figures that no record announces are looked at, while somebody reads."""
 SILENCE_SECONDS = 5.0
 """How long a reader hears nothing at most; the page takes three times that for a broken connection."""
@@ -39,7 +39,7 @@ JITTER_SECONDS = 0.5
 RATE_SECONDS = 1.0
 
 
-class Board:
+class VersionedState:
     """The state that readers see, with the version at which each part of it last changed."""
 
     def __init__(self) -> None:
@@ -115,13 +115,13 @@ class Live:
         self._watch = controls.watch()
         self._history = history
         self._wall = history.wall
-        self._board = Board()
+        self._state = VersionedState()
         self._name = secrets.token_hex(4)
         self._rates: dict[str, tuple[float, int, float]] = {}
         self._dirty = anyio.Event()
         self._ticked = anyio.Event()
         self._wanted = anyio.Event()
-        self._looked = 0.0
+        self._refreshed_at = 0.0
         self._over = False
         self.readers = 0
         """How many read at present."""
@@ -143,17 +143,17 @@ class Live:
             if not self.readers:
                 self._wanted = anyio.Event()
                 await self._wanted.wait()
-            with anyio.move_on_after(LOOK_SECONDS):
+            with anyio.move_on_after(REFRESH_SECONDS):
                 await self._dirty.wait()
-                if not self._board.last():
-                    self._look()  # a tree may end before anything of it was seen
+                if not self._state.last():
+                    self._refresh()  # a tree may end before anything of it was seen
                 await anyio.sleep(GATHER_SECONDS)
             self._dirty = anyio.Event()
             self._tick()
-            await anyio.sleep(PACE_SECONDS)
+            await anyio.sleep(MESSAGE_INTERVAL_SECONDS)
 
     def _tick(self) -> None:
-        self._look()
+        self._refresh()
         self._ticked.set()
         self._ticked = anyio.Event()
 
@@ -171,13 +171,13 @@ class Live:
         self._wanted.set()
         try:
             yield b"retry: 1000\n\n"
-            if time.monotonic() - self._looked >= PACE_SECONDS:
-                self._look()
+            if time.monotonic() - self._refreshed_at >= MESSAGE_INTERVAL_SECONDS:
+                self._refresh()
             said = time.monotonic()
             while True:
-                if self._board.version > version or not version:
-                    told = self._board.since(version)
-                    version = self._board.version
+                if self._state.version > version or not version:
+                    told = self._state.since(version)
+                    version = self._state.version
                     yield self._message(version, told)
                     said = time.monotonic()
                     continue
@@ -198,7 +198,7 @@ class Live:
         if name != self._name or not number.isdecimal():
             return 0
         version = int(number[:18])
-        return version if version <= self._board.version else 0
+        return version if version <= self._state.version else 0
 
     def _message(self, version: int, told: dict[str, Any]) -> bytes:
         body = json.dumps({"now": round(time.monotonic() + self._wall, 3), **told}, separators=(",", ":"))
@@ -206,8 +206,8 @@ class Live:
 
     # --- looking ------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        self._looked = now = time.monotonic()
+    def _refresh(self) -> None:
+        self._refreshed_at = now = time.monotonic()
         run: dict[str, Any] = {"over": self._over}
         try:
             root = None if self._over else self._controls.status()
@@ -215,13 +215,13 @@ class Live:
             root = None
         if root is None:
             # What is known stays on the board: the last state is what a reader wants to see then.
-            self._board.put(self._board.last(), self._history.faults, run)
+            self._state.put(self._state.last(), self._history.faults, run)
             return
         nodes = [self._form(node, now) for node in walk(root)]
-        self._board.put(nodes, self._history.faults, run)
+        self._state.put(nodes, self._history.faults, run)
 
     def _form(self, node: Node, now: float) -> dict[str, Any]:
-        known = self._board.node(node.path) or {}
+        known = self._state.node(node.path) or {}
         form: dict[str, Any] = {
             "path": node.path,
             "kind": node.kind,

@@ -58,7 +58,7 @@ class Counters:
     def __init__(self, named: Callable[[str], str], present: Callable[[], Collection[str]]) -> None:
         self._named = named
         self._present = present
-        self._look_at = NAMES_KEPT
+        self._tidy_above = NAMES_KEPT
         self._unwell: dict[str, tuple[float, str]] = {}
         """Since when, and the class of the last fault; empty once it has been the cause of a restart."""
         self.faults: Counter[tuple[str, str]] = Counter()
@@ -91,8 +91,8 @@ class Counters:
         self._unwell[fault.child] = since, str(fault.fault_class)
         if len(self._unwell) > UNWELL_KEPT:
             del self._unwell[next(iter(self._unwell))]
-        if len(self.faults) > self._look_at:
-            self._tidy()
+        if len(self.faults) > self._tidy_above:
+            self._discard_removed()
 
     def _changed(self, record: r.StateChanged) -> None:
         child = record.child
@@ -101,8 +101,8 @@ class Counters:
             self.restarts[self._named(child), why or OTHER] += 1
             if why:
                 self._unwell[child] = since, ""
-            if len(self.restarts) > self._look_at:
-                self._tidy()
+            if len(self.restarts) > self._tidy_above:
+                self._discard_removed()
         well = is_well(record.after)
         if child in self._unwell and (well or record.after.startswith("DEAD")):
             since, _ = self._unwell.pop(child)
@@ -110,7 +110,7 @@ class Counters:
                 above = self._named(child).rpartition("/")[0]
                 self.recoveries.setdefault(above, Recoveries()).add(max(0.0, record.at - since))
 
-    def _tidy(self) -> None:
+    def _discard_removed(self) -> None:
         """Forget what was counted by names that no child has any more."""
         names = {self._named(child) for child in self._present()}
         for counted in (self.faults, self.restarts, self.decisions):
@@ -118,4 +118,4 @@ class Counters:
                 del counted[key]
         for above in [name for name in self.recoveries if name and name not in names]:
             del self.recoveries[above]
-        self._look_at = max(NAMES_KEPT, 2 * len(self.faults), 2 * len(self.restarts))
+        self._tidy_above = max(NAMES_KEPT, 2 * len(self.faults), 2 * len(self.restarts))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayvisor._edges.metrics.counters import Counters
     from rayvisor.status import Node
 
-__all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "Readings", "exposition"]
+__all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "TreeMetrics", "exposition"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _CLASSES = ("TRANSIENT", "RECOVERABLE", "FATAL", "PERMANENT")
@@ -32,7 +32,7 @@ class Family(NamedTuple):
     name: str
     kind: Literal["gauge", "counter", "histogram", "summary"]
     labels: tuple[str, ...]
-    tells: str
+    help: str
 
 
 FAMILIES = (
@@ -132,7 +132,7 @@ FAMILIES = (
 """All metrics that there are, in the order in which they are written."""
 
 
-class Readings(NamedTuple):
+class TreeMetrics(NamedTuple):
     """What is read off a tree."""
 
     root: Node
@@ -151,29 +151,29 @@ class Readings(NamedTuple):
     overflows: int | None
 
 
-def exposition(readings: Readings) -> str:
+def exposition(metrics: TreeMetrics) -> str:
     """Write all of it."""
-    sheet = _Sheet()
-    sheet.add("rayvisor_build_info", 1, readings.version)
-    sheet.add("rayvisor_start_time_seconds", round(readings.began, 3))
+    samples = _Samples()
+    samples.add("rayvisor_build_info", 1, metrics.version)
+    samples.add("rayvisor_start_time_seconds", round(metrics.began, 3))
     names: dict[str, None] = {}
-    for node in _walk(readings.root):
+    for node in _walk(metrics.root):
         if node.path:
-            names[readings.named[node.path]] = None
-            _child(sheet, node, readings)
+            names[metrics.named[node.path]] = None
+            _child(samples, node, metrics)
         if node.restarts is not None:
-            _supervisor(sheet, node, readings)
-    _tallied(sheet, readings.counters, names)
-    for path, stats in readings.pools.items():
-        _pool(sheet, readings.named.get(path, path), stats)
-    for record, times in sorted(readings.counters.records.items()):
-        sheet.add("rayvisor_records_total", times, record)
-    sheet.add("rayvisor_records_dropped_total", readings.dropped)
-    if readings.overflows is not None:
-        sheet.add("rayvisor_publish_overflows_total", readings.overflows)
-    sheet.add("rayvisor_loop_lag_seconds_sum", readings.lag[0])
-    sheet.add("rayvisor_loop_lag_seconds_count", readings.lag[1])
-    return "".join(sheet.lines())
+            _supervisor(samples, node, metrics)
+    _counted(samples, metrics.counters, names)
+    for path, stats in metrics.pools.items():
+        _pool(samples, metrics.named.get(path, path), stats)
+    for record, times in sorted(metrics.counters.records.items()):
+        samples.add("rayvisor_records_total", times, record)
+    samples.add("rayvisor_records_dropped_total", metrics.dropped)
+    if metrics.overflows is not None:
+        samples.add("rayvisor_publish_overflows_total", metrics.overflows)
+    samples.add("rayvisor_loop_lag_seconds_sum", metrics.lag[0])
+    samples.add("rayvisor_loop_lag_seconds_count", metrics.lag[1])
+    return "".join(samples.lines())
 
 
 def _walk(node: Node) -> Iterator[Node]:
@@ -182,49 +182,49 @@ def _walk(node: Node) -> Iterator[Node]:
         yield from _walk(child)
 
 
-def _child(sheet: _Sheet, node: Node, readings: Readings) -> None:
-    name = readings.named[node.path]
+def _child(samples: _Samples, node: Node, metrics: TreeMetrics) -> None:
+    name = metrics.named[node.path]
     for state in CHARTS[chart_of(node)].states:
-        sheet.add("rayvisor_child_state", state.name == node.state, name, state.name)
-    sheet.add("rayvisor_child_leaf", 1, name, node.leaf or node.state)
+        samples.add("rayvisor_child_state", state.name == node.state, name, state.name)
+    samples.add("rayvisor_child_leaf", 1, name, node.leaf or node.state)
     if name != node.path:  # one of many
         return
-    sheet.add("rayvisor_child_incarnation", node.incarnation, name)
+    samples.add("rayvisor_child_incarnation", node.incarnation, name)
     if node.uptime is not None:
-        sheet.add("rayvisor_child_start_time_seconds", round(readings.now - node.uptime, 3), name)
+        samples.add("rayvisor_child_start_time_seconds", round(metrics.now - node.uptime, 3), name)
     if node.kind in _ENGINES and node.requests is not None:
-        sheet.add("rayvisor_engine_requests_running", node.requests.in_flight, name)
+        samples.add("rayvisor_engine_requests_running", node.requests.in_flight, name)
 
 
-def _supervisor(sheet: _Sheet, node: Node, readings: Readings) -> None:
-    name = readings.named.get(node.path, node.path)
+def _supervisor(samples: _Samples, node: Node, metrics: TreeMetrics) -> None:
+    name = metrics.named.get(node.path, node.path)
     restarts = node.restarts
     if name == node.path and restarts is not None:
-        sheet.add("rayvisor_supervisor_restarts_in_window", restarts.used, name or "/")
-        sheet.add("rayvisor_supervisor_intensity", restarts.intensity, name or "/")
-        sheet.add("rayvisor_supervisor_period_seconds", restarts.period, name or "/")
-    recoveries = readings.counters.recoveries.get(name) or Recoveries()
-    if not sheet.has("rayvisor_recovery_seconds_count", name or "/"):
+        samples.add("rayvisor_supervisor_restarts_in_window", restarts.used, name or "/")
+        samples.add("rayvisor_supervisor_intensity", restarts.intensity, name or "/")
+        samples.add("rayvisor_supervisor_period_seconds", restarts.period, name or "/")
+    recoveries = metrics.counters.recoveries.get(name) or Recoveries()
+    if not samples.has("rayvisor_recovery_seconds_count", name or "/"):
         for bound, times in zip(BOUNDS, recoveries.within, strict=True):
-            sheet.add("rayvisor_recovery_seconds_bucket", times, name or "/", f"{bound:g}")
-        sheet.add("rayvisor_recovery_seconds_bucket", recoveries.times, name or "/", "+Inf")
-        sheet.add("rayvisor_recovery_seconds_sum", recoveries.seconds, name or "/")
-        sheet.add("rayvisor_recovery_seconds_count", recoveries.times, name or "/")
+            samples.add("rayvisor_recovery_seconds_bucket", times, name or "/", f"{bound:g}")
+        samples.add("rayvisor_recovery_seconds_bucket", recoveries.times, name or "/", "+Inf")
+        samples.add("rayvisor_recovery_seconds_sum", recoveries.seconds, name or "/")
+        samples.add("rayvisor_recovery_seconds_count", recoveries.times, name or "/")
 
 
-def _tallied(sheet: _Sheet, counters: Counters, names: Mapping[str, None]) -> None:
+def _counted(samples: _Samples, counters: Counters, names: Mapping[str, None]) -> None:
     """What children were counted to have done; what has not happened yet is 0: its first time is to show."""
     for name in names:
         for kind in _CLASSES:
-            sheet.add("rayvisor_child_faults_total", counters.faults[name, kind], name, kind)
+            samples.add("rayvisor_child_faults_total", counters.faults[name, kind], name, kind)
         for cause in (*_CLASSES, OTHER):
-            sheet.add("rayvisor_child_restarts_total", counters.restarts[name, cause], name, cause)
+            samples.add("rayvisor_child_restarts_total", counters.restarts[name, cause], name, cause)
     for (name, decision), times in sorted(counters.decisions.items()):
         if name in names:
-            sheet.add("rayvisor_child_decisions_total", times, name, decision)
+            samples.add("rayvisor_child_decisions_total", times, name, decision)
 
 
-def _pool(sheet: _Sheet, name: str, stats: PoolStats) -> None:
+def _pool(samples: _Samples, name: str, stats: PoolStats) -> None:
     waiting = stats.waiting + stats.returning + stats.suspects + stats.parked
     for metric, value in (
         ("requests_waiting", waiting),
@@ -237,10 +237,10 @@ def _pool(sheet: _Sheet, name: str, stats: PoolStats) -> None:
         ("divergences_total", stats.divergences),
         ("tokens_total", stats.tokens),
     ):
-        sheet.add(f"rayvisor_pool_{metric}", value, name)
+        samples.add(f"rayvisor_pool_{metric}", value, name)
 
 
-class _Sheet:
+class _Samples:
     """Values by metric and labels; those of one name are added up."""
 
     def __init__(self) -> None:
@@ -259,7 +259,7 @@ class _Sheet:
                 (suffix, labels) for suffix, labels in _parts(family) if family.name + suffix in self._values
             ]
             if parts:
-                yield f"# HELP {family.name} {family.tells}\n# TYPE {family.name} {family.kind}\n"
+                yield f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}\n"
             for suffix, labels in parts:
                 for given, value in self._values[family.name + suffix].items():
                     told = ",".join(

@@ -36,7 +36,7 @@ HIGH_WATER = 1000
 """Messages that wait for one subscriber."""
 LINGER_MILLISECONDS = 1000
 """How long the end waits for the last messages to be on their way."""
-SAY_SECONDS = 10.0
+WARN_INTERVAL_SECONDS = 10.0
 """Drops are logged at most so often."""
 LONGEST_REQUEST = 1024
 """Bytes of what a subscriber may send: the name of a topic."""
@@ -68,7 +68,7 @@ class Publisher:
         self._messages = Messages(uuid4().hex[:12])
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._said_at = 0.0
+        self._warned_at = 0.0
         self._file: tuple[Path, tuple[int, int]] | None = None
         self.overflows = 0
         self.address: str | None = None
@@ -139,12 +139,12 @@ class Publisher:
             self.overflows += 1
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             socket.send_multipart(parts, zmq.NOBLOCK)
-            self._say_full(parts[0])
+            self._warn_overflow(parts[0])
 
-    def _say_full(self, topic: bytes) -> None:
+    def _warn_overflow(self, topic: bytes) -> None:
         now = time.monotonic()
-        if self.overflows == 1 or now - self._said_at >= SAY_SECONDS:
-            self._said_at = now
+        if self.overflows == 1 or now - self._warned_at >= WARN_INTERVAL_SECONDS:
+            self._warned_at = now
             log.warning(
                 "publish.overflow",
                 times=self.overflows,

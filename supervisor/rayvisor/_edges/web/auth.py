@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from rayvisor._edges.http.routes import RefusalError
 
-__all__ = ["TOKEN_HEADER", "Gate", "fields"]
+__all__ = ["TOKEN_HEADER", "Authenticator", "headers_by_name"]
 
 TOKEN_HEADER = "x-rayvisor-token"  # noqa: S105 - the name of a header
 _OWN_SITE = frozenset({"same-origin", "none"})
 
 
-class Gate:
+class Authenticator:
     """Lets requests in, or refuses them.
 
     Parameters
@@ -36,7 +36,7 @@ class Gate:
         self._token = token.encode()
         self._host = host.lower()
 
-    def look(self, headers: Mapping[str, str]) -> None:
+    def check_host(self, headers: Mapping[str, str]) -> None:
         """Let in a reader of the empty page, which has no data in it.
 
         Raises
@@ -50,7 +50,7 @@ class Gate:
                 421, "ForeignHost", f"Host: {host[:200]}: this page goes by its address or localhost"
             )
 
-    def admit(self, headers: Mapping[str, str], *, acts: bool) -> None:
+    def authenticate(self, headers: Mapping[str, str], *, acts: bool) -> None:
         """Let in who reads the tree, or acts on it.
 
         Parameters
@@ -65,7 +65,7 @@ class Gate:
         RefusalError
             What is missing, or wrong.
         """
-        self.look(headers)
+        self.check_host(headers)
         origin = headers.get("origin")
         if origin is None:
             foreign = acts
@@ -95,7 +95,7 @@ class Gate:
         return True
 
 
-def fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Headers by their names in small letters; of one that is there twice the values are joined."""
     found: dict[str, str] = {}
     for name, value in headers:

@@ -20,10 +20,10 @@ import anyio.abc
 import h11
 
 from rayvisor._edges.controls import Controls
-from rayvisor._edges.http.routes import Answer, RefusalError, Routes, Spawn
-from rayvisor._edges.http.server import WRITE_SECONDS, Answering, HttpServer
+from rayvisor._edges.http.routes import Answer, RefusalError, Routes, StartTask
+from rayvisor._edges.http.server import WRITE_SECONDS, Handler, HttpServer
 from rayvisor._edges.live.live import Live
-from rayvisor._edges.web.auth import Gate, fields
+from rayvisor._edges.web.auth import Authenticator, headers_by_name
 from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError, SpecError
 from statecharts import render
@@ -150,14 +150,14 @@ class WebPage(HttpServer):
             log.warning("web.open_to_others", host=self.host, port=self.port)
         log.info("web.open", host=self.host, port=self.port)
 
-    def answering(self, spawn: Spawn) -> Answering:
-        """Answer what the gate lets in."""
-        spawn(self._live.follow)
-        gate, routes = Gate(self.token, self.host), Routes(self._controls, spawn)
+    def handler(self, start_task: StartTask) -> Handler:
+        """Answer what the authenticator lets in."""
+        start_task(self._live.follow)
+        authenticator, routes = Authenticator(self.token, self.host), Routes(self._controls, start_task)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             try:
-                told = await self._answer(gate, routes, request, body)
+                told = await self._answer(authenticator, routes, request, body)
             except RefusalError as refusal:
                 told = refusal.answer
             return Answer(
@@ -172,21 +172,23 @@ class WebPage(HttpServer):
 
         return answer
 
-    async def _answer(self, gate: Gate, routes: Routes, request: h11.Request, body: bytes) -> Answer:
-        headers = fields(request.headers)
+    async def _answer(
+        self, authenticator: Authenticator, routes: Routes, request: h11.Request, body: bytes
+    ) -> Answer:
+        headers = headers_by_name(request.headers)
         method = request.method.decode("ascii")
         target = request.target.decode("ascii", "replace")
         path = urlsplit(target).path.removeprefix("/v1")
         if path in _VERBS:
-            gate.admit(headers, acts=True)
+            authenticator.authenticate(headers, acts=True)
             return await routes.answer(method, target, body)
         if method != "GET":
-            gate.look(headers)
+            authenticator.check_host(headers)
             raise RefusalError(405, "WrongMethod", f"{path[:200]} takes GET, not {method[:20]}", Allow="GET")
         if path == "/events":
-            gate.admit(headers, acts=False)
+            authenticator.authenticate(headers, acts=False)
             return self._read_by(headers)
-        gate.look(headers)
+        authenticator.check_host(headers)
         if path == "/metrics" and self._metrics:
             return await routes.answer(method, path, b"")
         return _file(path)

@@ -2,7 +2,7 @@
 
 ``following``
     reads a tree's ``/live``, and goes on reading when the tree comes back.
-``known``
+``tree``
     what has been read: nodes, faults, and whether the tree is there. Pure.
 ``words``
     the same in words, for both views. Pure.

@@ -7,7 +7,7 @@ from typing import Any
 
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
-from rayvisor.cli._watch.known import Known
+from rayvisor.cli._watch.tree_state import TreeState
 
 __all__ = ["Lines"]
 
@@ -16,16 +16,16 @@ _HEADS = ("NAME", "KIND", "STATE", "#", "UP", "RESTARTS", "REQUESTS")
 
 
 class Lines:
-    """Says what is new in what is known.
+    """Says what is new in what is tree.
 
     Parameters
     ----------
-    known
+    tree
         Of the tree.
     """
 
-    def __init__(self, known: Known) -> None:
-        self._known = known
+    def __init__(self, tree: TreeState) -> None:
+        self._known = tree
         self._link = ""
         self._steps: dict[str, float] = {}
         self._faults: dict[int, tuple[Any, str]] = {}
@@ -35,29 +35,29 @@ class Lines:
 
     def news(self) -> Iterator[str]:
         """What has happened since the last call."""
-        known = self._known
-        if known.link != self._link:
+        tree = self._known
+        if tree.link != self._link:
             yield from self._linked()
-        if known.link != "live" or known.is_empty:
+        if tree.link != "live" or tree.is_empty:
             return
-        if known.begun > self._begun:
-            self._begun = known.begun
+        if tree.begun > self._begun:
+            self._begun = tree.begun
             self._faults = {}
             # Whoever reads the table may be slow: what has happened when it is written is news.
-            nodes = known.nodes
+            nodes = tree.nodes
             self._steps = {node["path"]: node["steps"][-1][3] for node in nodes if node["steps"]}
             yield from self._table(nodes)
-        events = [*self._moves(), *self._told_faults()]
+        events = [*self._step_lines(), *self._fault_lines()]
         yield from (line for _, line in sorted(events, key=lambda event: event[0]))
         yield from self._new_figures()
 
     def _linked(self) -> Iterator[str]:
-        known, before, self._link = self._known, self._link, self._known.link
-        if known.link == "over":
+        tree, before, self._link = self._known, self._link, self._known.link
+        if tree.link == "over":
             yield self._line("tree", "the tree has ended; waiting for it to come back (Ctrl-C ends this)")
-        elif known.link == "lost":
-            yield self._line("tree", f"cannot be seen: {known.why}; trying again (Ctrl-C ends this)")
-        elif known.link == "live" and before in {"over", "lost"}:
+        elif tree.link == "lost":
+            yield self._line("tree", f"cannot be seen: {tree.why}; trying again (Ctrl-C ends this)")
+        elif tree.link == "live" and before in {"over", "lost"}:
             yield self._line("tree", "is there again" if self._begun else "is there")
 
     def _table(self, nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -67,7 +67,7 @@ class Lines:
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
-    def _moves(self) -> Iterator[tuple[float, str]]:
+    def _step_lines(self) -> Iterator[tuple[float, str]]:
         for node in self._known.nodes:
             path = node["path"]
             for place, event, incarnation, at in node["steps"]:
@@ -80,7 +80,7 @@ class Lines:
                     )
                     yield at, self._line(f"{path} #{incarnation}", f"{place} ({event}{wait})", at)
 
-    def _told_faults(self) -> Iterator[tuple[float, str]]:
+    def _fault_lines(self) -> Iterator[tuple[float, str]]:
         for fault in self._known.faults:
             said, became = self._faults.get(fault["id"], (None, ""))
             who, at = f"{fault['child']} #{fault['incarnation']}", fault["at"]
@@ -97,11 +97,11 @@ class Lines:
 
     def _new_figures(self) -> Iterator[str]:
         """Figures change all the time: they are said every few seconds."""
-        known = self._known
-        sums = known.figures()
-        if sums is None or sums == self._figures or known.now - self._figures_at < FIGURE_SECONDS:
+        tree = self._known
+        sums = tree.figures()
+        if sums is None or sums == self._figures or tree.now - self._figures_at < FIGURE_SECONDS:
             return
-        self._figures, self._figures_at = sums, known.now
+        self._figures, self._figures_at = sums, tree.now
         yield self._line(
             "requests", ", ".join(f"{value} {name}" for name, value, _ in live_text.figures(sums))
         )

@@ -18,10 +18,10 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from rayvisor.cli._watch.following import follow
-from rayvisor.cli._watch.known import Known, Told
+from rayvisor.cli._watch.follow import follow
 from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
+from rayvisor.cli._watch.tree_state import TreeState, Update
 from rayvisor.errors import RayvisorError, UnknownChildError
 
 if TYPE_CHECKING:
@@ -70,43 +70,43 @@ def _terminated() -> Iterator[None]:
 
 
 def _json(socket: Path | None) -> None:
-    for told in follow(socket, Event()):
-        form = {"event": told.kind, **told.data, **({"why": told.why} if told.why else {})}
+    for update in follow(socket, Event()):
+        form = {"event": update.kind, **update.data, **({"why": update.why} if update.why else {})}
         click.echo(json.dumps(form))
 
 
 def _lines(socket: Path | None, path: str) -> None:
-    known = Known(path)
-    lines = Lines(known)
+    tree = TreeState(path)
+    lines = Lines(tree)
     seen = False
-    for told in follow(socket, Event()):
-        known.take(told)
-        seen = seen or _is_there(known)
+    for update in follow(socket, Event()):
+        tree.take(update)
+        seen = seen or _is_there(tree)
         for line in lines.news():
             click.echo(line)
 
 
-def _is_there(known: Known) -> bool:
+def _is_there(tree: TreeState) -> bool:
     """Whether the tree has been seen; what is asked for has to be in it then."""
-    if known.has_lost_path():
-        raise UnknownChildError(known.path, tuple(known.children))
-    return not known.is_empty
+    if tree.has_lost_path():
+        raise UnknownChildError(tree.path, tuple(tree.children))
+    return not tree.is_empty
 
 
 def _screen(socket: Path | None, path: str) -> None:
-    console, known = Console(highlight=False), Known(path)
+    console, tree = Console(highlight=False), TreeState(path)
     ended = Event()
-    arrived: Queue[Told | RayvisorError] = Queue(KEPT)  # who does not take them is told anew
+    arrived: Queue[Update | RayvisorError] = Queue(KEPT)  # who does not take them is update anew
 
     def read() -> None:
         try:
-            for told in follow(socket, ended):
-                arrived.put(told)
+            for update in follow(socket, ended):
+                arrived.put(update)
         except RayvisorError as error:
             arrived.put(error)
 
-    def drawn(*, last: bool = False) -> RenderableType:
-        return picture(known, console.width, console.height, last=last)
+    def current(*, last: bool = False) -> RenderableType:
+        return picture(tree, console.width, console.height, last=last)
 
     # A thread of its own waits on the socket: countdowns go on while the tree says nothing.
     Thread(target=read, name="follow", daemon=True).start()
@@ -114,19 +114,19 @@ def _screen(socket: Path | None, path: str) -> None:
     try:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
-                for told in _taken(arrived):
-                    if isinstance(told, RayvisorError):
-                        raise told
-                    known.take(told)
-                    seen = seen or _is_there(known)
-                live.update(drawn(), refresh=True)
+                for update in _received(arrived):
+                    if isinstance(update, RayvisorError):
+                        raise update
+                    tree.take(update)
+                    seen = seen or _is_there(tree)
+                live.update(current(), refresh=True)
     finally:
         ended.set()
         if seen:
-            console.print(drawn(last=True))
+            console.print(current(last=True))
 
 
-def _taken(arrived: Queue[Told | RayvisorError]) -> Iterator[Told | RayvisorError]:
+def _received(arrived: Queue[Update | RayvisorError]) -> Iterator[Update | RayvisorError]:
     """What has arrived, after a frame's time at most."""
     with suppress(Empty):
         yield arrived.get(timeout=FRAME_SECONDS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from rayvisor.cli._watch.known import Known
+    from rayvisor.cli._watch.tree_state import TreeState
 
 __all__ = ["picture", "tree_table"]
 
@@ -35,59 +35,59 @@ _HEADS = 2
 """Rows that the table takes beside its children, and that the terminal keeps for its cursor."""
 
 
-def picture(known: Known, width: int, height: int, *, last: bool = False) -> RenderableType:
+def picture(tree: TreeState, width: int, height: int, *, last: bool = False) -> RenderableType:
     """All of it, for a terminal of this size; the last one stays there when nobody follows any more."""
-    parts: list[RenderableType] = [_head(known, last=last)]
-    sums = known.figures()
+    parts: list[RenderableType] = [_head(tree, last=last)]
+    sums = tree.figures()
     if sums is not None:
         parts.append(_figures(sums))
-    if known.has_lost_path():
-        there = ", ".join(known.children[:8])
-        parts.append(Text(f"{known.path} is not in the tree now; there are: {there}", style="yellow"))
-    faults = known.faults[::-1][:FAULTS_SHOWN]
-    above = 2 + (sums is not None) + known.has_lost_path()
+    if tree.has_lost_path():
+        there = ", ".join(tree.children[:8])
+        parts.append(Text(f"{tree.path} is not in the tree now; there are: {there}", style="yellow"))
+    faults = tree.faults[::-1][:FAULTS_SHOWN]
+    above = 2 + (sums is not None) + tree.has_lost_path()
     below = 2 + 2 * len(faults) if faults else 0
     rows = max(LEAST_ROWS, height - above - _HEADS - below)
-    if not known.is_empty:
-        parts += [Text(""), tree_table(known, rows, wide=width >= NARROW)]
+    if not tree.is_empty:
+        parts += [Text(""), tree_table(tree, rows, wide=width >= NARROW)]
     if faults:
-        more = len(known.faults) - len(faults)
+        more = len(tree.faults) - len(faults)
         parts += [
             Text(""),
             Text(
-                "Faults" + (f" (the last {len(faults)} of {len(known.faults)})" if more else ""), style="bold"
+                "Faults" + (f" (the last {len(faults)} of {len(tree.faults)})" if more else ""), style="bold"
             ),
         ]
         parts += [line for fault in faults for line in _fault(fault)]
     return Group(*parts)
 
 
-def _head(known: Known, *, last: bool) -> Text:
-    root = known.root
+def _head(tree: TreeState, *, last: bool) -> Text:
+    root = tree.root
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("rayvisor  ", style="bold")
     if root is not None:
-        place = "ENDED" if known.link == "over" else live_text.state(root)
+        place = "ENDED" if tree.link == "over" else live_text.state(root)
         text.append(
-            place, style=f"bold {'' if known.link == 'over' else live_text.state_colour(place)}".strip()
+            place, style=f"bold {'' if tree.link == 'over' else live_text.state_colour(place)}".strip()
         )
-        if root["since"] is not None and known.link == "live":
-            text.append(f"  up {age(max(0.0, known.now - root['since']))}")
+        if root["since"] is not None and tree.link == "live":
+            text.append(f"  up {age(max(0.0, tree.now - root['since']))}")
         text.append("  ")
     link, style = {
         "connecting": ("connecting", ""),
         "live": ("live", "green"),
         "over": (
-            f"the tree has ended, {live_text.clock(known.since)}; waiting for it to come back",
+            f"the tree has ended, {live_text.clock(tree.since)}; waiting for it to come back",
             "yellow",
         ),
         "lost": (
-            f"cannot be seen since {live_text.clock(known.since)}: {known.why}; trying again",
+            f"cannot be seen since {live_text.clock(tree.since)}: {tree.why}; trying again",
             "bold red",
         ),
-    }[known.link]
+    }[tree.link]
     if last:
-        text.append(f"as it was at {live_text.clock(known.now)}")
+        text.append(f"as it was at {live_text.clock(tree.now)}")
     else:
         text.append(link, style=style)
         text.append("  (Ctrl-C ends this, not the tree)", style="dim")
@@ -103,7 +103,7 @@ def _figures(sums: Mapping[str, float]) -> Text:
     return text
 
 
-def tree_table(known: Known, rows: int, *, wide: bool = True) -> RenderableType:
+def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableType:
     """The tree, a row each; of more children than there are rows those that need a look are shown."""
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
     table.add_column("CHILD", no_wrap=True, overflow="ellipsis", min_width=_NAME)
@@ -111,12 +111,12 @@ def tree_table(known: Known, rows: int, *, wide: bool = True) -> RenderableType:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     if wide:
         table.add_column("REQUESTS", no_wrap=True, overflow="ellipsis")
-    nodes = known.nodes
-    shown = _chosen(known, nodes, rows)
+    nodes = tree.nodes
+    shown = _chosen(tree, nodes, rows)
     hidden = [node for node in nodes if node["path"] not in shown]
     for node in nodes:
         if node["path"] in shown:
-            table.add_row(*_cells(node, known, wide=wide))
+            table.add_row(*_cells(node, tree, wide=wide))
     if not hidden:
         return table
     ill = sum(live_text.state(node) not in _WELL for node in hidden)
@@ -124,24 +124,24 @@ def tree_table(known: Known, rows: int, *, wide: bool = True) -> RenderableType:
     return Group(table, Text(f"and {len(hidden)} more, {rest}", style="dim"))
 
 
-def _chosen(known: Known, nodes: list[Mapping[str, Any]], rows: int) -> set[str]:
+def _chosen(tree: TreeState, nodes: list[Mapping[str, Any]], rows: int) -> set[str]:
     if len(nodes) <= rows:
         return {node["path"] for node in nodes}
 
     def urgency(node: Mapping[str, Any]) -> tuple[bool, bool]:
-        fresh = bool(node["steps"]) and known.now - node["steps"][-1][3] < FRESH_SECONDS
+        fresh = bool(node["steps"]) and tree.now - node["steps"][-1][3] < FRESH_SECONDS
         return live_text.state(node) in _WELL, not fresh
 
     chosen: set[str] = set()
     for node in sorted(nodes, key=urgency):  # of equals the first in the tree
-        needed = {node["path"], *known.above(node["path"])} & {each["path"] for each in nodes}
+        needed = {node["path"], *tree.above(node["path"])} & {each["path"] for each in nodes}
         if len(chosen | needed) < rows:
             chosen |= needed
     return chosen
 
 
-def _cells(node: Mapping[str, Any], known: Known, *, wide: bool) -> Iterable[Text]:
-    path, now = node["path"], known.now
+def _cells(node: Mapping[str, Any], tree: TreeState, *, wide: bool) -> Iterable[Text]:
+    path, now = node["path"], tree.now
     depth = path.count("/") + 1 if path else 0
     name = Text("  " * depth + (path.rpartition("/")[2] or "tree"), style="bold")
     place = live_text.state(node)

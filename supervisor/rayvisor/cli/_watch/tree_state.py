@@ -1,4 +1,4 @@
-"""What is known of a tree: the last state of each part, and whether the tree is there. Pure."""
+"""What is tree of a tree: the last state of each part, and whether the tree is there. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Known", "Told"]
+__all__ = ["TreeState", "Update"]
 
 FAULTS_KEPT = 100
 FIGURES = ("rate", "in_flight", "waiting", "replayed", "finished", "failed")
@@ -16,7 +16,7 @@ Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Update:
     """Something that one who follows a tree learns.
 
     Parameters
@@ -35,8 +35,8 @@ class Told:
     why: str = ""
 
 
-class Known:
-    """The tree as it was told last.
+class TreeState:
+    """The tree as it was update last.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Known:
         self.since = clock()
         """When the link became what it is."""
         self.begun = 0
-        """How often everything was told anew: what was known before is of another tree, or too old."""
+        """How often everything was update anew: what was tree before is of another tree, or too old."""
 
     @property
     def now(self) -> float:
@@ -90,7 +90,7 @@ class Known:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been told of yet."""
+        """Whether nothing has been update of yet."""
         return not self._order
 
     def has_lost_path(self) -> bool:
@@ -106,17 +106,17 @@ class Known:
             return None
         return {name: sum(pool.get(name) or 0 for pool in pools) for name in FIGURES}
 
-    def take(self, told: Told) -> None:
+    def take(self, update: Update) -> None:
         """Learn something."""
-        if told.kind == "state":
-            self._state(told.data)
+        if update.kind == "state":
+            self._state(update.data)
             self._become("live")
-        elif told.kind == "there":
+        elif update.kind == "there":
             self._become("live" if self._order else self.link)
         else:
-            self.why = told.why
+            self.why = update.why
             # A tree that has said that it ends is over, also when nobody answers then.
-            self._become("over" if self.link == "over" else told.kind)
+            self._become("over" if self.link == "over" else update.kind)
 
     def _become(self, link: str) -> None:
         if link != self.link:

@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import Event
 
 from rayvisor._edges.control.client import ControlClient, ControlRefusedError, find
-from rayvisor._edges.sockets import default_folder, living
-from rayvisor.cli._watch.known import Told
+from rayvisor._edges.sockets import default_folder, live_sockets
+from rayvisor.cli._watch.tree_state import Update
 from rayvisor.errors import ControlSocketError
 
 __all__ = ["follow"]
@@ -19,7 +19,7 @@ AGAIN_SECONDS = 0.5
 _BUSY = 503
 
 
-def follow(socket: Path | None, ended: Event) -> Iterator[Told]:
+def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
     """What a tree tells, for ever: it may end, and come back.
 
     Parameters
@@ -46,18 +46,18 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Told]:
                 for message in client.live(last, SILENCE_SECONDS):
                     if message.kind == "state":
                         last, lost, over, followed = message.id, "", False, client.path
-                        yield Told("state", message.data)
+                        yield Update("state", message.data)
                     elif message.kind == "over" and not over:
                         over = True
-                        yield Told("over")
+                        yield Update("over")
                     elif lost and not over:
                         lost = ""
-                        yield Told("there")
+                        yield Update("there")
                 why = "the connection was closed"
         except (ControlSocketError, ControlRefusedError) as error:
             why = _why(error)
         if why != lost and not over:
-            yield Told("lost", why=why)
+            yield Update("lost", why=why)
         lost = why
         ended.wait(AGAIN_SECONDS)
 
@@ -73,7 +73,7 @@ def _why(error: ControlSocketError | ControlRefusedError) -> str:
 
 def _found(followed: Path | None) -> ControlClient | None:
     """The tree that is followed already, else the only one that runs; None where none does."""
-    there = living(default_folder())
+    there = live_sockets(default_folder())
     if followed in there:
         return ControlClient(followed)
     return find() if len(there) > 1 else ControlClient(there[0]) if there else None

@@ -35,7 +35,7 @@ class Injection:
         return fault.fault_class is self.fault_class and re.match(self.root, str(fault.root)) is not None
 
     @property
-    def root_in_words(self) -> str:
+    def root_pattern(self) -> str:
         """The root cause as people read it, with ``N`` for what is not known before."""
         return re.sub(r"\\[dS][+*]", "N", self.root).replace("\\", "").partition("|")[0]
 

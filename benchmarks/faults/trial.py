@@ -1,4 +1,4 @@
-"""A scene: a tree on real Ray in which one fault is injected, and what is seen of it."""
+"""A trial: a tree on real Ray in which one fault is injected, and what is seen of it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from rayvisor import records as r
 from rayvisor.faults import FaultClass
 from rayvisor.testing import rehearse
 
-__all__ = ["MARK", "ROOM_SECONDS", "Found", "Scene", "left_over", "new_mark", "there"]
+__all__ = ["MARK", "WAIT_SECONDS", "Observed", "Trial", "existing", "left_over", "new_mark"]
 
-Rung = str
+Response = str
 """What was done about it: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
 ``give up``, ``wait`` or ``nothing``."""
 
 MARK = "RAYVISOR_FAULT_MATRIX"
 """Every process started here carries it in its environment."""
-ROOM_SECONDS = 300.0
+WAIT_SECONDS = 300.0
 """Longer than anything waited for here takes, on a busy machine too."""
 GONE_SECONDS = 15.0
 
 
-class Scene:
+class Trial:
     """Where one row is played.
 
     Parameters
@@ -48,7 +48,7 @@ class Scene:
         self.engine = engine
         self.local = local
         self.tokens = tokens
-        self.found = Found()
+        self.observed = Observed()
         self.at: float | None = None
         self._epochs: dict[str, int | None] = {}
         self._trees: list[Tree] = []
@@ -71,13 +71,13 @@ class Scene:
     async def tree(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
         """Run a tree; a tree that gives up is looked at as well."""
         try:
-            async with self._listened(*children, **flags) as tree, tree.supervisor:
+            async with self._watched(*children, **flags) as tree, tree.supervisor:
                 yield tree
         except* rv.StartFailedError as failed:
-            self.found.problem = f"it did not come up: {failed.exceptions[0]}"
+            self.observed.problem = f"it did not come up: {failed.exceptions[0]}"
 
     @asynccontextmanager
-    async def _listened(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
+    async def _watched(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
         """A tree that is not started yet; that it gives up, or does not come up, is an answer."""
         flags.setdefault("intensity", 5)
         flags.setdefault("period", 60.0)
@@ -90,23 +90,23 @@ class Scene:
                 listening.start_soon(tree.listen, supervisor.watch())
                 yield tree
         except* rv.SupervisorGaveUpError:
-            self.found.rung = "give up"
+            self.observed.response = "give up"
 
     async def first_tree(self) -> Tree:
         """Wait until there is one: it may not be up yet."""
-        with anyio.fail_after(ROOM_SECONDS):
+        with anyio.fail_after(WAIT_SECONDS):
             while not self._trees:  # noqa: ASYNC110 - another task's doing
                 await anyio.sleep(0.005)
         return self._trees[0]
 
-    async def come_to_nothing(self, *children: rv.ChildSpec, **flags: Any) -> None:
+    async def run_failing_start(self, *children: rv.ChildSpec, **flags: Any) -> None:
         """Run a tree that cannot come up."""
         self.inject()
         try:
-            async with self._listened(*children, **flags) as tree, tree.supervisor:
-                self.found.problem = "it came up"
+            async with self._watched(*children, **flags) as tree, tree.supervisor:
+                self.observed.problem = "it came up"
         except* rv.StartFailedError:
-            self.found.rung = "give up"
+            self.observed.response = "give up"
 
     # --- playing --------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Scene:
         """Greedy, and exactly so many tokens."""
         return {"temperature": 0.0, "max_tokens": self.tokens, "ignore_eos": True}
 
-    async def back(self, tree: Tree, child: str = "llm/1", leaf: str = "ALIVE.SERVING") -> None:
+    async def wait_recovered(self, tree: Tree, child: str = "llm/1", leaf: str = "ALIVE.SERVING") -> None:
         """Wait until a child serves again after the fault."""
         since = self.at or 0.0
 
@@ -160,8 +160,8 @@ class Scene:
             return record.child == child and record.after == leaf
 
         record = await tree.until(r.StateChanged, came_up, since)
-        if self.found.recover_ms is None:
-            self.found.recover_ms = (record.at - since) * 1000.0
+        if self.observed.recover_ms is None:
+            self.observed.recover_ms = (record.at - since) * 1000.0
 
     async def ended(self, tree: Tree) -> None:
         """Wait until the tree has ended by itself."""
@@ -169,21 +169,21 @@ class Scene:
 
     # --- looking --------------------------------------------------------------------------------
 
-    def look(self, child: str | None = None) -> None:
-        """Note what was found out about the fault, and which rung answered it."""
+    def observe(self, child: str | None = None) -> None:
+        """Note what was found out about the fault, and which response answered it."""
         records = [x for tree in self._trees for x in tree.records]
         since = self.at or 0.0
         faults = [x for x in records if isinstance(x, r.FaultSeen) and x.at >= since - 0.001]
         faults = [x for x in faults if child in {None, x.fault.child}]
         if faults:
             fault = faults[0].fault
-            self.found.fault_class, self.found.root = fault.fault_class, str(fault.root)
+            self.observed.fault_class, self.observed.root = fault.fault_class, str(fault.root)
             if self.at is not None:
-                self.found.detect_ms = (faults[0].at - self.at) * 1000.0
-        if self.found.rung == "nothing":
-            self.found.rung = self._rung(records, since, child)
+                self.observed.detect_ms = (faults[0].at - self.at) * 1000.0
+        if self.observed.response == "nothing":
+            self.observed.response = self._response(records, since, child)
 
-    def _rung(self, records: Sequence[r.Record], since: float, child: str | None) -> str:
+    def _response(self, records: Sequence[r.Record], since: float, child: str | None) -> str:
         moves = [
             x for x in records if isinstance(x, r.StateChanged) and x.at >= since and child in {None, x.child}
         ]
@@ -208,8 +208,8 @@ class Scene:
 class Requests:
     """Requests in flight, compared with what they bring without a fault."""
 
-    def __init__(self, scene: Scene, tree: Tree, count: int, expected: Sequence[str]) -> None:
-        self._scene = scene
+    def __init__(self, trial: Trial, tree: Tree, count: int, expected: Sequence[str]) -> None:
+        self._scene = trial
         self._tree = tree
         self._expected = expected
         self._texts = [""] * count
@@ -224,7 +224,7 @@ class Requests:
         import asyncio
 
         self._tasks = [asyncio.create_task(self._one(number)) for number in range(len(self._texts))]
-        with anyio.fail_after(ROOM_SECONDS):
+        with anyio.fail_after(WAIT_SECONDS):
             while self._begun < len(self._texts):
                 await self._news.wait()
 
@@ -236,13 +236,13 @@ class Requests:
                     self._texts[number] += chunk.text
                     if first:
                         first = False
-                        self._tell(begun=1)
+                        self._count(begun=1)
         except rv.RequestError as error:
             self._errors.append(f"{type(error).__name__}: {error}")
         finally:
-            self._tell(begun=int(first), over=1)
+            self._count(begun=int(first), over=1)
 
-    def _tell(self, *, begun: int = 0, over: int = 0) -> None:
+    def _count(self, *, begun: int = 0, over: int = 0) -> None:
         self._begun += begun
         self._over += over
         self._news.set()
@@ -250,13 +250,13 @@ class Requests:
 
     async def finish(self) -> None:
         """Wait for all of them, and count those that are not what they should be."""
-        with anyio.fail_after(ROOM_SECONDS):
+        with anyio.fail_after(WAIT_SECONDS):
             while self._over < len(self._texts):
                 await self._news.wait()
         wrong = sum(text != want for text, want in zip(self._texts, self._expected, strict=True))
-        self._scene.found.lost += wrong
+        self._scene.observed.lost += wrong
         if self._errors:
-            self._scene.found.problem = self._errors[0]
+            self._scene.observed.problem = self._errors[0]
 
 
 def _nodes(supervisor: rv.Supervisor) -> list[Any]:
@@ -293,7 +293,7 @@ def new_mark() -> str:
     return mark
 
 
-def there(mark: str) -> dict[str, str]:
+def existing(mark: str) -> dict[str, str]:
     """Processes with the mark, actors and placement groups: before a row, those are others'."""
     # A process may change its title.
     processes = {str(pid): f"{line} (pid {pid})" for pid, line in _processes(mark)}
@@ -305,7 +305,7 @@ async def left_over(mark: str, before: Collection[str]) -> list[str]:
     found: list[str] = []
     with anyio.move_on_after(GONE_SECONDS):
         while True:
-            found = [line for key, line in there(mark).items() if key not in before]
+            found = [line for key, line in existing(mark).items() if key not in before]
             if not found:
                 break
             await anyio.sleep(0.2)
@@ -342,12 +342,12 @@ def _on_ray() -> list[str]:
 
 
 @dataclass(slots=True)
-class Found:
+class Observed:
     """What came of an injected fault."""
 
     fault_class: FaultClass | None = None
     root: str = ""
-    rung: Rung = "nothing"
+    response: Response = "nothing"
     detect_ms: float | None = None
     recover_ms: float | None = None
     lost: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayvisor.demo.plan import FAULTS, injection
+from rayvisor.demo.scenario import FAULTS, injection
 from rayvisor.faults import Cause, Fault, FaultClass
 
 FOUND = {
