@@ -124,7 +124,7 @@ def test_a_signal_ends_the_tree_in_order_and_the_exit_status_is_0(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with running(tmp_path, STEADY) as command:
-        command.saw("up; talk to it with")
+        command.saw("running; to inspect it")
         command.process.send_signal(number)
         status, errors = command.end()
         assert (status, errors) == (0, "")
@@ -134,8 +134,8 @@ def test_a_signal_ends_the_tree_in_order_and_the_exit_status_is_0(
 
 def test_a_stop_over_the_socket_ends_it_with_0_and_is_published(tmp_path: Path) -> None:
     with running(tmp_path, STEADY, "--publish", "tcp://127.0.0.1:0") as command:
-        command.saw("publishes events at tcp://127.0.0.1:")
-        command.saw("up; talk to it with")
+        command.saw("publishing events at tcp://127.0.0.1:")
+        command.saw("running; to inspect it")
         ControlClient(command.socket).post("/stop", {})
         assert command.end() == (0, "")
 
@@ -167,7 +167,7 @@ def test_a_tree_with_nothing_left_to_do_exits_0(tmp_path: Path) -> None:
 def test_an_actor_of_a_module_beside_the_file_is_found_by_rays_workers(tmp_path: Path) -> None:
     text = '[[children]]\nkind = "actor"\nid = "router"\nclass = "work:Router"\n'
     with running(tmp_path, f"[run]\nray_options = {{ num_cpus = 1 }}\n{text}") as command:
-        command.saw("up; talk to it with")
+        command.saw("running; to inspect it")
         command.process.send_signal(signal.SIGINT)
         assert command.end()[0] == 0
 
@@ -183,7 +183,7 @@ def test_events_can_be_had_as_json_lines(tmp_path: Path) -> None:
 
 def test_a_socket_that_is_taken_is_one_line_and_exit_status_1(tmp_path: Path) -> None:
     with running(tmp_path, STEADY) as command:
-        command.saw("up; talk to it with")
+        command.saw("running; to inspect it")
         result = CliRunner().invoke(
             main, ["run", str(tmp_path / "tree.toml"), "--socket", str(command.socket)]
         )
@@ -239,7 +239,7 @@ def test_a_missing_file_exits_2() -> None:
 
 def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
     with running(tmp_path, (ROOT / "examples" / "tree.toml").read_text(encoding="utf-8")) as command:
-        command.saw("up; talk to it with")
+        command.saw("running; to inspect it")
         tree = ControlClient(command.socket).get("/status")["tree"]
         assert [child["path"] for child in tree["children"]] == ["llm", "side"]
         pids = [pid for engine in tree["children"][0]["children"] for _, pid, _ in engine["processes"]]

@@ -126,7 +126,7 @@ def test_the_picture_fits_and_shows_first_who_is_not_well(width: int, height: in
 def test_a_tree_that_goes_away_or_comes_back_is_said() -> None:
     of = known(tree(node("a")))
     of.take(Update("lost", why="nobody listens there any more"))
-    assert "cannot be seen since" in drawn(of)[0]
+    assert "no connection since" in drawn(of)[0]
     assert "nobody listens there any more" in drawn(of)[0]
     of.take(Update("there"))
     assert "RUNNING  up 1 min 1 s  live" in drawn(of)[0]
@@ -187,6 +187,18 @@ def test_lines_say_each_thing_once_and_a_new_tree_afresh() -> None:
     assert [line.split()[0] for line in news(tree(node("b")))] == ["tree", "NAME", "tree", "b"]
 
 
+def test_steps_within_one_millisecond_are_all_said() -> None:
+    up = ["ALIVE.SERVING", "started", 1, NOW - 9.0]
+    stopped = ["DEAD.STOPPED", "stopped", 1, NOW]
+    again = [["RESTARTING.STARTING", "start", 2, NOW], ["ALIVE.SERVING", "started", 2, NOW]]
+    of = known(tree(node("a", steps=[up])))
+    lines = Lines(of)
+    assert len(list(lines.news())) == 3
+    for steps, new in (([up, stopped], [stopped]), ([up, stopped, *again], again), ([stopped, *again], [])):
+        of.take(change(node("a", steps=steps)))
+        assert [line.split()[-2:] for line in lines.news()] == [[step[0], f"({step[1]})"] for step in new]
+
+
 def test_of_a_path_only_what_is_below_it_is_shown() -> None:
     of = known(
         tree(node("llm"), node("llm/1"), node("llm2"), faults=(fault(), fault(id=2, child="llm2"))),
@@ -196,7 +208,7 @@ def test_of_a_path_only_what_is_below_it_is_shown() -> None:
     assert [each["id"] for each in of.faults] == [1]
     assert not of.has_lost_path()
     of.take(tree(node("x")))
-    assert "llm is not in the tree now; there are: x" in "\n".join(drawn(of))
+    assert "llm is not in the tree now; its children are: x" in "\n".join(drawn(of))
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The command line: ``rayvisor``.
+"""The command line ``rayvisor``.
 
-A command's module is imported when the command is run, so that ``rayvisor chart`` does not pay for
-Ray, and ``rayvisor --help`` for nothing.
+A command's module is imported when the command is run, so that ``rayvisor chart`` does not import Ray and
+``rayvisor --help`` imports nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["LazyCommand", "LazyGroup", "main"]
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """Where a command is, and what the group's help says of it.
+    """The location of a command, and its line in the group's help.
 
     Parameters
     ----------
     target
         ``"module:attribute"``.
     help
-        One line. It stands here, since asking the command for its own would import it.
+        One line. It is repeated here because reading it from the command would import the command.
     """
 
     target: str
@@ -48,16 +48,16 @@ class LazyGroup(click.Group):
         self._lazy = dict(lazy)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name all commands, without importing any."""
+        """Return the names of all commands without importing any."""
         return sorted({*super().list_commands(ctx), *self._lazy})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command; this imports it."""
+        """Import and return a command."""
         lazy = self._lazy.get(cmd_name)
         return lazy.load() if lazy else super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands into the group's help, without importing any."""
+        """Write the list of commands into the group's help without importing any."""
         rows = []
         for name in self.list_commands(ctx):
             lazy = self._lazy.get(name)
@@ -74,15 +74,15 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     lazy={
-        "demo": LazyCommand("rayvisor.cli.demo:demo", "Kill an engine in the middle of several streams."),
+        "demo": LazyCommand("rayvisor.cli.demo:demo", "Kill an engine mid-stream and lose no request."),
         "chart": LazyCommand("rayvisor.cli.chart:chart", "Render a lifecycle as a diagram or a table."),
         "run": LazyCommand("rayvisor.cli.run:run", "Run the tree that a TOML file describes."),
         "status": LazyCommand("rayvisor.cli.control:status", "Show a running tree."),
-        "events": LazyCommand("rayvisor.cli.control:events", "Show what happens in a running tree."),
-        "pause": LazyCommand("rayvisor.cli.control:pause", "Give children no new work for a while."),
-        "resume": LazyCommand("rayvisor.cli.control:resume", "Take a pause back."),
-        "restart": LazyCommand("rayvisor.cli.control:restart", "End children and start them anew."),
-        "stop": LazyCommand("rayvisor.cli.control:stop", "End a child, or a whole tree."),
+        "events": LazyCommand("rayvisor.cli.control:events", "Print the events of a running tree."),
+        "pause": LazyCommand("rayvisor.cli.control:pause", "Stop giving new work to children."),
+        "resume": LazyCommand("rayvisor.cli.control:resume", "End a pause."),
+        "restart": LazyCommand("rayvisor.cli.control:restart", "Stop children and start them again."),
+        "stop": LazyCommand("rayvisor.cli.control:stop", "Stop a child or a whole tree."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )

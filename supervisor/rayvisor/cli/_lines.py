@@ -1,4 +1,4 @@
-"""Records and trees as lines of text, from their JSON forms."""
+"""Formats the JSON forms of records and trees as lines of text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _HEADS = ("NAME", "KIND", "STATE", "#", "HOST", "UP", "RESTARTS", "REQUESTS")
 
 
 def record_line(form: Mapping[str, Any]) -> str:
-    """One record: the time of day, who it is about, and what happened."""
+    """Return a record as a line: the time of day, the subject, and the event."""
     moment = float(form["time"])
     clock = f"{live_text.clock(moment)}.{int(moment % 1 * 1000):03d}"
-    who = _subject(form)
-    return f"{clock}  {who:<14} {_TEXTS.get(form['record'], _generic)(form)}"
+    return f"{clock}  {_subject(form):<14} {_TEXTS.get(form['record'], _generic)(form)}"
 
 
 def _subject(form: Mapping[str, Any]) -> str:
@@ -56,7 +55,9 @@ def _moved(form: Mapping[str, Any]) -> str:
 
 
 def _missed(form: Mapping[str, Any]) -> str:
-    return click.style(f"{form['count']} records were missed here: the reader was too slow", fg="yellow")
+    return click.style(
+        f"{form['count']} records were dropped here because the reader was too slow", fg="yellow"
+    )
 
 
 def _generic(form: Mapping[str, Any]) -> str:
@@ -78,7 +79,7 @@ _TEXTS = {
 
 
 def tree_lines(tree: Mapping[str, Any]) -> Iterator[str]:
-    """A tree: a line for each child, and more for where a server is, and for its last fault."""
+    """Yield a line for each child of a tree, and further lines for a server's URL and the last fault."""
     rows = [(_HEADS, "", {}), *_rows(tree, "", root=True)]
     widths = [max(len(cells[column]) for cells, _, _ in rows) for column in range(len(_HEADS))]
     for cells, indent, node in rows:

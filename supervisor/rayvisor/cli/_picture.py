@@ -1,4 +1,4 @@
-"""A spec as the tree that ``statecharts`` draws."""
+"""Converts a spec into a tree that ``statecharts`` draws."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["tree_of"]
 
 
 def tree_of(spec: SupervisorSpec, name: str) -> Tree:
-    """Make the tree of a supervisor: its flags as facts, its children in start order.
+    """Return the tree of a supervisor, with its flags as facts and its children in start order.
 
     Parameters
     ----------
     spec
         The supervisor.
     name
-        What its node is called: a spec does not name itself.
+        Name of the root node, since a spec has no name.
     """
     return Tree(name, _flags(spec), tuple(_child(child, child.id) for child in spec.children))
 

@@ -1,4 +1,4 @@
-"""What the commands that talk to a running tree share: the option ``--socket PATH``, and how they fail."""
+"""Common to all clients of a running tree: the option ``--socket PATH`` and the error output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ socket_option = click.option(
     "socket_path",
     type=click.Path(path_type=Path),
     envvar="RAYVISOR_SOCKET",
-    help="Control socket of the tree; not needed where one tree runs.",
+    help="Control socket of the tree; not needed if only one tree runs.",
 )
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Make what goes wrong one line and exit status 1."""
+    """Report known errors as one line, with exit status 1."""
     from rayvisor._edges.control.client import ControlRefusedError
     from rayvisor.errors import ControlSocketError, UnknownChildError
 
@@ -32,5 +32,5 @@ def one_line_errors() -> Iterator[None]:
     except (ControlSocketError, ControlRefusedError, UnknownChildError) as error:
         raise click.ClickException(str(error)) from error
     except BrokenPipeError:
-        # The reader has gone, and nobody else is to notice: not Python's own flush at the end either.
+        # The reader is gone, and nothing is to be reported, not even by Python's flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

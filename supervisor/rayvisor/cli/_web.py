@@ -16,20 +16,20 @@ web_option = click.option(
     flag_value=0,
     default=None,
     metavar="[PORT]",
-    help="Serve the live page on this machine, at PORT or a free one, and print its URL.",
+    help="Serve the live page on this machine, on PORT or a free port, and print its URL.",
 )
 
 
 class WebCommand(click.Command):
-    """A command with ``--web [PORT]`` and a file: ``--web tree.toml`` names the file, not the port."""
+    """A command with ``--web [PORT]`` and a file; in ``--web tree.toml`` the file is not the port."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give ``--web`` a value of its own where what follows it is the file."""
+        """Give ``--web`` an explicit value if the file follows it."""
         given = list(args)
-        for at, word in enumerate(args[:-1]):
+        for at, argument in enumerate(args[:-1]):
             after = args[at + 1]
-            if word == "--":
+            if argument == "--":
                 break
-            if word == "--web" and (after.endswith(".toml") or Path(after).is_file()):
+            if argument == "--web" and (after.endswith(".toml") or Path(after).is_file()):
                 given[at] = "--web=0"
         return super().parse_args(ctx, given)

@@ -1,4 +1,4 @@
-"""``rayvisor chart``: renders a lifecycle, or the tree of a file, to standard output."""
+"""``rayvisor chart``: renders a lifecycle or a supervision tree to standard output."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["chart"]
     type=click.Choice(formats()),
     default="mermaid",
     show_default=True,
-    help="What to write.",
+    help="The output format.",
 )
-@click.option("--state", metavar="STATE", help="Light the leaf that something is in: STALE, or PAUSED.STALE.")
+@click.option("--state", metavar="STATE", help="Highlight this leaf, for example STALE or PAUSED.STALE.")
 @click.option(
     "--tree",
     "tree_file",
@@ -32,9 +32,12 @@ __all__ = ["chart"]
     help=f"Render the supervision tree of this file instead ({', '.join(tree_formats())}).",
 )
 @click.option(
-    "--of", "child", metavar="PATH", help="Render the chart of a child of the tree that runs, as it is now."
+    "--of",
+    "child",
+    metavar="PATH",
+    help="Render the chart of a child of a running tree, in its current state.",
 )
-@click.option("--live", is_flag=True, help="Render the tree that runs, each child with its state.")
+@click.option("--live", is_flag=True, help="Render a running tree, each child with its state.")
 @socket_option
 @click.pass_context
 def chart(
@@ -48,12 +51,12 @@ def chart(
     live: bool,
     socket_path: Path | None,
 ) -> None:
-    """Render a lifecycle: its states, and what each event leads to.
+    """Render a lifecycle: its states, and the transition for each event.
 
-    With --tree: the supervisors and children of a file that `rayvisor run` takes, with their strategies,
-    intensities and restart types. With --live: those of a running tree, with their states.
-    With --of: the chart of one of its children, with its state, the way it took, and how often and after how
-    long it took which.
+    With --tree, render the supervisors and children of a file for `rayvisor run`, with their strategies,
+    intensities and restart types. With --live, render those of a running tree, with their states. With --of,
+    render the chart of one child of a running tree, with its state, its last transitions, and how often and
+    after what time each was taken.
     """
     if child is not None:
         if name is not None or state is not None or tree_file is not None or live:
@@ -64,7 +67,7 @@ def chart(
         return
     if live:
         if name is not None or state is not None or tree_file is not None:
-            raise click.UsageError("--live renders the tree that runs: leave out NAME, --state and --tree")
+            raise click.UsageError("--live renders a running tree: leave out NAME, --state and --tree")
         click.echo(_live(socket_path, format_name), nl=False)
         return
     if tree_file is not None:

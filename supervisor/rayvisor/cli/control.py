@@ -26,7 +26,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 def _client(command: F) -> F:
-    """Give a command the tree it talks to."""
+    """Pass the client of the selected tree to a command."""
 
     @socket_option
     @functools.wraps(command)
@@ -40,15 +40,15 @@ def _client(command: F) -> F:
 @click.command()
 @_path
 @socket_option
-@click.option("--watch", is_flag=True, help="Go on showing what happens, until Ctrl-C.")
-@click.option("--metrics", is_flag=True, help="Print the tree in numbers, as Prometheus reads them.")
+@click.option("--watch", is_flag=True, help="Keep showing changes until Ctrl-C.")
+@click.option("--metrics", is_flag=True, help="Print metrics in the Prometheus text format.")
 @_json
 def status(*, socket_path: Path | None, path: str, watch: bool, metrics: bool, as_json: bool) -> None:
-    """Show the tree, or what is below PATH.
+    """Show the tree, or the part of it below PATH.
 
-    With --watch: as it changes, with its faults and what was decided, also when it ends and comes back. On
-    a terminal as a picture, else a line for each thing that happens; with --json what the tree tells.
-    With --metrics: all of it as Prometheus' text, for a textfile collector for example.
+    With --watch, keep showing it with its faults and decisions, even when it ends and returns: as a picture
+    on a terminal, otherwise one line for each event; with --json, the messages of the tree. With --metrics,
+    print the metrics of the whole tree in the Prometheus text format, for example for a textfile collector.
     """
     if metrics and (watch or as_json or path):
         raise click.UsageError("--metrics prints the whole tree once: leave out PATH, --watch and --json")
@@ -56,7 +56,7 @@ def status(*, socket_path: Path | None, path: str, watch: bool, metrics: bool, a
         if metrics:
             click.echo(find(socket_path).get("/v1/metrics"), nl=False)
         elif watch:
-            # Imported here: no other command needs it.
+            # Imported here, since no other command needs it.
             from rayvisor.cli._watch.loop import watch as show
 
             show(socket_path, path.strip("/"), as_json=as_json)
@@ -80,7 +80,7 @@ def _status(client: ControlClient, path: str, *, as_json: bool) -> None:
 @_client
 @_json
 def events(client: ControlClient, *, as_json: bool) -> None:
-    """Show what happens from now on, a line each, until the tree has ended."""
+    """Print each event from now on as a line, until the tree has ended."""
     for form in client.events():
         click.echo(json.dumps(form) if as_json else record_line(form))
 
@@ -92,15 +92,19 @@ def events(client: ControlClient, *, as_json: bool) -> None:
     type=click.Choice(["wait", "keep", "abort"]),
     default="wait",
     show_default=True,
-    help="Requests in flight finish first (wait), are held where they are (keep), or move (abort).",
+    help="Requests in flight finish first (wait), stay in their engine (keep), or move to another (abort).",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0.0), default=60.0, show_default=True, help="Seconds that wait waits."
+    "--timeout",
+    type=click.FloatRange(0.0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait in mode wait.",
 )
 @_client
 @_json
 def pause(client: ControlClient, *, path: str, mode: str, timeout: float, as_json: bool) -> None:
-    """Give PATH, or the whole tree, no new work until it is resumed. No request is lost."""
+    """Stop giving new work to PATH, or the whole tree, until it is resumed. No request is lost."""
     body = {"path": path, "mode": mode, "timeout": timeout}
     answer = client.post("/v1/pause", body, timeout + SLACK_SECONDS)
     left = answer["in_flight"]
@@ -113,7 +117,7 @@ def pause(client: ControlClient, *, path: str, mode: str, timeout: float, as_jso
 @_client
 @_json
 def resume(client: ControlClient, *, path: str, as_json: bool) -> None:
-    """Take a pause back."""
+    """End the pause of PATH, or of the whole tree."""
     _say(client.post("/v1/resume", {"path": path}), f"resumed {_name(path)}", as_json=as_json)
 
 
@@ -122,7 +126,7 @@ def resume(client: ControlClient, *, path: str, as_json: bool) -> None:
 @_client
 @_json
 def restart(client: ControlClient, *, path: str, as_json: bool) -> None:
-    """End PATH (default: all children, in order), and start it anew. Waits until it is up."""
+    """Stop PATH (by default all children, in order) and start it again; return when it is up."""
     _say(client.post("/v1/restart", {"path": path}), f"restarted {_name(path)}", as_json=as_json)
 
 
@@ -131,10 +135,10 @@ def restart(client: ControlClient, *, path: str, as_json: bool) -> None:
 @_client
 @_json
 def stop(client: ControlClient, *, path: str, as_json: bool) -> None:
-    """End PATH, or the whole tree, in order. Waits until it is down."""
+    """Stop PATH, or the whole tree, in order; return when it is down."""
     answer = client.post("/v1/stop", {"path": path})
     if not path.strip("/") and not client.wait_until_gone(STOP_SECONDS):
-        raise click.ClickException(f"the tree has not ended within {STOP_SECONDS:g} s")
+        raise click.ClickException(f"the tree did not end within {STOP_SECONDS:g} s")
     _say(answer, f"stopped {_name(path)}", as_json=as_json)
 
 

@@ -26,22 +26,22 @@ __all__ = ["demo"]
     type=click.Choice([*FAULTS, "list"]),
     default="kill-core",
     show_default=True,
-    help="What to inject; list says what each of them is.",
+    help="The fault to inject; list describes them all.",
 )
 @click.option(
-    "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="How many streams."
+    "--requests", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of streams."
 )
-@click.option("--seed", type=click.IntRange(0), help="Chooses prompts and sampling; default: a random one.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of prompts and sampling.  [default: random]")
 @click.option(
     "--engine",
     type=click.Choice(["vllm", "sim"]),
     default="vllm",
     show_default=True,
-    help="Which engine; sim is a simulated one, up in a second.",
+    help="The engine; sim is a simulated one that starts within a second.",
 )
 @web_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-@click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
+@click.option("--verbose", is_flag=True, help="Show the supervisor's log as well.")
 def demo(
     *,
     fault: str,
@@ -52,15 +52,15 @@ def demo(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Kill or hang an engine in the middle of several streams, and watch nothing get lost.
+    """Kill or hang an engine in the middle of several streams without losing anything.
 
-    Exit status 0 only if no token was lost, doubled or changed, no process is left, and the fault was found
-    for what it is: its class and its root cause.
+    The exit status is 0 only if no token was lost, duplicated or changed, no process is left over, and the
+    fault was reported with the right class and root cause.
     """
     if fault == "list":
         _list(as_json=as_json)
         return
-    # Imported here: `rayvisor demo --help` needs none of it.
+    # Imported here, since `rayvisor demo --help` does not need it.
     from rayvisor.demo.run import run_demo
 
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
@@ -94,11 +94,11 @@ def demo(
 
 
 def _list(*, as_json: bool) -> None:
-    """Print the faults that can be injected, with what has to be found."""
+    """Print the faults that can be injected, with the class and root cause that must be found."""
     known = {name: each for name, each in FAULTS.items() if each is not None}
     for name, each in known.items():
         click.echo(f"{name:<13} {each.fault_class:<6} {each.root_pattern}  [{each.describe}]")
-    click.echo(f"{'none':<13} {'-':<6} no fault at all")
+    click.echo(f"{'none':<13} {'-':<6} no fault")
     if as_json:
         rows = [
             {

@@ -1,4 +1,4 @@
-"""``rayvisor run``: runs a tree that a TOML file describes, until it ends or is update to."""
+"""``rayvisor run``: runs the tree that a TOML file describes until it ends or is stopped."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,14 @@ LAST_LINES_SECONDS = 5.0
 
 @click.command(cls=WebCommand)
 @click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC.toml")
-@click.option("--socket", "socket_path", help="Path of the control socket; default: one the commands find.")
-@click.option("--publish", metavar="ADDR", help="Publish events there: tcp://127.0.0.1:5570, ipc://PATH.")
-@click.option("--local", is_flag=True, help="Without Ray: engines run below this process.")
+@click.option(
+    "--socket", "socket_path", help="Path of the control socket; by default one that the commands find."
+)
+@click.option("--publish", metavar="ADDR", help="Publish events at tcp://127.0.0.1:5570 or ipc://PATH.")
+@click.option("--local", is_flag=True, help="Run engines as children of this process, without Ray.")
 @web_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event.")
-@click.option("--verbose", is_flag=True, help="Show the supervisor's log, too.")
+@click.option("--verbose", is_flag=True, help="Show the supervisor's log as well.")
 def run(
     *,
     spec: Path,
@@ -47,8 +50,8 @@ def run(
 ) -> None:
     """Run the tree that SPEC.toml describes, with its control socket open.
 
-    Ctrl-C ends it in order, a second one at once. Exit status: 0 when it ended because it was asked to, or
-    had nothing left to do; 1 when it gave up, or could not be started; 2 when the file is wrong.
+    Ctrl-C stops it in order, a second Ctrl-C immediately. Exit status: 0 if it was stopped or finished
+    normally, 1 if it gave up or could not be started, 2 if the file is invalid.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, stream=sys.stderr)
     try:
@@ -61,9 +64,9 @@ def run(
             options["publish"] = publish
         if local:
             options["local"] = True
-        anyio.run(_run, tree, options, as_json, web)
+        anyio.run(partial(_run, tree, options, as_json=as_json, web=web))
     except KeyboardInterrupt:
-        sys.exit(0)  # Ctrl-C: the tree has ended in order
+        sys.exit(0)  # Ctrl-C: the tree has stopped in order
     except SpecError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
@@ -73,7 +76,7 @@ def run(
 
 
 def _extend_pythonpath(spec: Path) -> None:
-    """Have the workers of a Ray that is started here find what stands beside the file, too."""
+    """Let the workers of a Ray that is started here import modules from the folder of the file."""
     paths = [str(spec.absolute().parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
@@ -81,7 +84,8 @@ def _extend_pythonpath(spec: Path) -> None:
 async def _run(
     tree: TreeFile,
     options: dict[str, Any],
-    as_json: bool,  # noqa: FBT001 - anyio.run takes no keywords
+    *,
+    as_json: bool,
     web: int | None,
 ) -> None:
     from rayvisor.supervisor import Supervisor
@@ -91,20 +95,20 @@ async def _run(
     try:
         if web is not None:
             page = await supervisor.serve_web(web)
-            # Standard output is for the events' objects alone where they are asked for.
+            # With --json, standard output holds the events only.
             click.echo(f"live page: {page.url}", err=as_json)
         async with supervisor:
             if supervisor.control is not None and not as_json:
-                click.echo(f"up; talk to it with: rayvisor status --socket {supervisor.control}")
+                click.echo(f"running; to inspect it: rayvisor status --socket {supervisor.control}")
                 if supervisor.publish_address is not None:
-                    click.echo(f"publishes events at {supervisor.publish_address}")
+                    click.echo(f"publishing events at {supervisor.publish_address}")
             await anyio.sleep_forever()
     except SupervisorStoppedError:
-        return  # it was stopped while it came up
+        return  # it was stopped while it started
     except SystemExit:
-        return  # SIGTERM: it has ended in order, as with Ctrl-C
+        return  # SIGTERM: it has stopped in order, as with Ctrl-C
     except (ControlSocketError, PublishError):
-        printing.cancel()  # nothing has begun, so nothing will end it
+        printing.cancel()  # the tree has not started, so its record stream would never end
         raise
     finally:
         await asyncio.wait({printing}, timeout=LAST_LINES_SECONDS)

@@ -1,13 +1,13 @@
-"""``rayvisor status --watch``: what the live page shows, in a terminal, as lines, or as JSON.
+"""``rayvisor status --watch``: the content of the live page in a terminal, as lines, or as JSON.
 
-``following``
-    reads a tree's ``/live``, and goes on reading when the tree comes back.
-``tree``
-    what has been read: nodes, faults, and whether the tree is there. Pure.
-``words``
-    the same in words, for both views. Pure.
+``follow``
+    reads ``/live`` of a tree, and reconnects when the tree returns.
+``tree_state``
+    the last known nodes and faults, and the state of the connection. Pure.
 ``screen``
     the picture on a terminal.
 ``lines``
-    a line for each thing that happens.
+    one line for each event.
+``loop``
+    the command.
 """

@@ -1,4 +1,4 @@
-"""Follows a tree through its control socket, and waits for it where it is not, or no longer, there."""
+"""Follows a tree through its control socket; reconnects when the tree is gone or does not run yet."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rayvisor.errors import ControlSocketError
 __all__ = ["follow"]
 
 SILENCE_SECONDS = 12.0
-"""A tree says something every five seconds; after this long without a word it does not answer."""
-AGAIN_SECONDS = 0.5
+"""Timeout of the connection; a tree sends a message at least every 5 s."""
+RECONNECT_SECONDS = 0.5
 _BUSY = 503
 
 
 def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
-    """What a tree tells, for ever: it may end, and come back.
+    """Yield the updates of a tree forever; the tree may end and return.
 
     Parameters
     ----------
     socket
-        Of the tree; None: that of the only one that runs, whichever that is at the time.
+        Control socket of the tree; None for the only running tree, whichever that is at the time.
     ended
-        Set when nobody listens any more.
+        Set when the consumer has stopped.
 
     Raises
     ------
     ControlSocketError
-        Several trees run, and none was named.
+        If several trees run and none was named.
     ControlRefusedError
-        The tree there cannot be looked at.
+        If the tree refuses to be followed.
     """
     last, lost, over, followed = "", "", False, socket
     while not ended.is_set():
@@ -59,11 +59,11 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
         if why != lost and not over:
             yield Update("lost", why=why)
         lost = why
-        ended.wait(AGAIN_SECONDS)
+        ended.wait(RECONNECT_SECONDS)
 
 
 def _why(error: ControlSocketError | ControlRefusedError) -> str:
-    """Why the tree cannot be seen for now; a refusal that will not pass is raised."""
+    """Return why the tree cannot be followed at the moment; raise a permanent refusal."""
     if isinstance(error, ControlSocketError):
         return error.reason
     if error.status != _BUSY:
@@ -72,8 +72,8 @@ def _why(error: ControlSocketError | ControlRefusedError) -> str:
 
 
 def _found(followed: Path | None) -> ControlClient | None:
-    """The tree that is followed already, else the only one that runs; None where none does."""
-    there = live_sockets(default_folder())
-    if followed in there:
+    """Return the tree followed so far, otherwise the only running one; None if none runs."""
+    sockets = live_sockets(default_folder())
+    if followed in sockets:
         return ControlClient(followed)
-    return find() if len(there) > 1 else ControlClient(there[0]) if there else None
+    return find() if len(sockets) > 1 else ControlClient(sockets[0]) if sockets else None

@@ -1,4 +1,4 @@
-"""A line for each thing that happens in a tree, for pipes, files and logs."""
+"""The events of a tree, one line each, for pipes, files and logs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ FIGURE_SECONDS = 5.0
 _HEADS = ("NAME", "KIND", "STATE", "#", "UP", "RESTARTS", "REQUESTS")
 
 
+Step = Sequence[Any]
+"""Place, event, incarnation and time of a transition."""
+
+
 class Lines:
-    """Says what is new in what is tree.
+    """Turns the changes of a tree into lines.
 
     Parameters
     ----------
     tree
-        Of the tree.
+        The state of the tree; it is updated between two calls of ``news``.
     """
 
     def __init__(self, tree: TreeState) -> None:
-        self._known = tree
+        self._tree = tree
         self._link = ""
-        self._steps: dict[str, float] = {}
+        self._steps: dict[str, Sequence[Step]] = {}
         self._faults: dict[int, tuple[Any, str]] = {}
         self._figures: dict[str, float] | None = None
         self._figures_at = 0.0
         self._begun = 0
 
     def news(self) -> Iterator[str]:
-        """What has happened since the last call."""
-        tree = self._known
+        """Yield a line for each change since the last call."""
+        tree = self._tree
         if tree.link != self._link:
             yield from self._linked()
         if tree.link != "live" or tree.is_empty:
@@ -43,61 +47,60 @@ class Lines:
         if tree.begun > self._begun:
             self._begun = tree.begun
             self._faults = {}
-            # Whoever reads the table may be slow: what has happened when it is written is news.
+            # The reader of the table may be slow: changes that happen while it is written are news.
             nodes = tree.nodes
-            self._steps = {node["path"]: node["steps"][-1][3] for node in nodes if node["steps"]}
+            self._steps = {node["path"]: node["steps"] for node in nodes}
             yield from self._table(nodes)
         events = [*self._step_lines(), *self._fault_lines()]
         yield from (line for _, line in sorted(events, key=lambda event: event[0]))
         yield from self._new_figures()
 
     def _linked(self) -> Iterator[str]:
-        tree, before, self._link = self._known, self._link, self._known.link
+        tree, before, self._link = self._tree, self._link, self._tree.link
         if tree.link == "over":
-            yield self._line("tree", "the tree has ended; waiting for it to come back (Ctrl-C ends this)")
+            yield self._line("tree", "the tree has ended; waiting for it to return (Ctrl-C to quit)")
         elif tree.link == "lost":
-            yield self._line("tree", f"cannot be seen: {tree.why}; trying again (Ctrl-C ends this)")
+            yield self._line("tree", f"no connection: {tree.why}; reconnecting (Ctrl-C to quit)")
         elif tree.link == "live" and before in {"over", "lost"}:
-            yield self._line("tree", "is there again" if self._begun else "is there")
+            yield self._line("tree", "connected again" if self._begun else "connected")
 
     def _table(self, nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """All there is, once: later lines say what changes."""
-        rows = [_HEADS, *(_cells(node, self._known.now) for node in nodes)]
+        """Yield the whole tree as a table; later lines show changes only."""
+        rows = [_HEADS, *(_cells(node, self._tree.now) for node in nodes)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
     def _step_lines(self) -> Iterator[tuple[float, str]]:
-        for node in self._known.nodes:
-            path = node["path"]
-            for place, event, incarnation, at in node["steps"]:
-                if at > self._steps.get(path, 0.0):
-                    self._steps[path] = at
-                    wait = (
-                        f", starts again {live_text.until(node, at)}"
-                        if node["due"] and place.endswith("BACKOFF")
-                        else ""
-                    )
-                    yield at, self._line(f"{path} #{incarnation}", f"{place} ({event}{wait})", at)
+        for node in self._tree.nodes:
+            path, steps = node["path"], node["steps"]
+            for place, event, incarnation, at in _new_steps(self._steps.get(path, ()), steps):
+                wait = (
+                    f", starts again {live_text.until(node, at)}"
+                    if node["due"] and place.endswith("BACKOFF")
+                    else ""
+                )
+                yield at, self._line(f"{path} #{incarnation}", f"{place} ({event}{wait})", at)
+            self._steps[path] = steps
 
     def _fault_lines(self) -> Iterator[tuple[float, str]]:
-        for fault in self._known.faults:
-            said, became = self._faults.get(fault["id"], (None, ""))
-            who, at = f"{fault['child']} #{fault['incarnation']}", fault["at"]
+        for fault in self._tree.faults:
+            decision, outcome = self._faults.get(fault["id"], (None, ""))
+            subject, at = f"{fault['child']} #{fault['incarnation']}", fault["at"]
             if fault["id"] not in self._faults:
-                yield at, self._line(who, f"FAULT {_cause(fault)}", at)
-            if fault["decision"] != said:
-                yield at, self._line(who, live_text.decision(fault), at)
-            if live_text.outcome(fault) not in {"", became}:
+                yield at, self._line(subject, f"FAULT {_cause(fault)}", at)
+            if fault["decision"] != decision:
+                yield at, self._line(subject, live_text.decision(fault), at)
+            if live_text.outcome(fault) not in {"", outcome}:
                 later = at + (fault["recovered"] or 0.0)
-                yield later, self._line(who, live_text.outcome(fault), later)
+                yield later, self._line(subject, live_text.outcome(fault), later)
             self._faults[fault["id"]] = (fault["decision"], live_text.outcome(fault))
         for number in list(self._faults)[:-200]:
             del self._faults[number]
 
     def _new_figures(self) -> Iterator[str]:
-        """Figures change all the time: they are said every few seconds."""
-        tree = self._known
+        """Yield the request figures. They change constantly, so they are shown every few seconds only."""
+        tree = self._tree
         sums = tree.figures()
         if sums is None or sums == self._figures or tree.now - self._figures_at < FIGURE_SECONDS:
             return
@@ -106,8 +109,18 @@ class Lines:
             "requests", ", ".join(f"{value} {name}" for name, value, _ in live_text.figures(sums))
         )
 
-    def _line(self, who: str, text: str, at: float | None = None) -> str:
-        return f"{live_text.clock(self._known.now if at is None else at)}  {who:<14} {text}"
+    def _line(self, subject: str, text: str, at: float | None = None) -> str:
+        return f"{live_text.clock(self._tree.now if at is None else at)}  {subject:<14} {text}"
+
+
+def _new_steps(known: Sequence[Step], steps: Sequence[Step]) -> Sequence[Step]:
+    """Return the steps after the known ones. Times do not tell: several steps may share one millisecond."""
+    size = len(steps)
+    for count in range(size):
+        kept = steps[: size - count]
+        if list(known[-len(kept) :]) == list(kept):
+            return steps[size - count :]
+    return steps
 
 
 def _cause(fault: Mapping[str, Any]) -> str:

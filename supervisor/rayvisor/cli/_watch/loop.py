@@ -1,4 +1,4 @@
-"""``status --watch``: follows, and shows, until Ctrl-C."""
+"""``status --watch``: follows a tree and shows it until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 __all__ = ["watch"]
 
 FRAME_SECONDS = 0.25
-KEPT = 32
+QUEUED_UPDATES_MAX = 32
 
 
 def watch(socket: Path | None, path: str, *, as_json: bool) -> None:
-    """Show a tree until Ctrl-C, on a terminal as a picture, else as lines.
+    """Show a tree until Ctrl-C: as a picture on a terminal, otherwise as lines.
 
     Raises
     ------
     ControlSocketError
-        Several trees run, and none was named.
+        If several trees run and none was named.
     UnknownChildError
-        There is no child at ``path`` when the tree is seen first.
+        If there is no child at ``path`` when the tree is first seen.
     """
     with _terminated():
         try:
@@ -52,12 +52,12 @@ def watch(socket: Path | None, path: str, *, as_json: bool) -> None:
             else:
                 _lines(socket, path)
         except KeyboardInterrupt:
-            return  # that is how one ends it
+            return  # the normal way to end it
 
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Have SIGTERM leave as Ctrl-C does, so that the terminal is as it was."""
+    """Exit on SIGTERM as on Ctrl-C, so that the terminal is restored."""
 
     def leave(*_: object) -> NoReturn:
         raise SystemExit(128 + signal.SIGTERM)
@@ -87,7 +87,7 @@ def _lines(socket: Path | None, path: str) -> None:
 
 
 def _is_there(tree: TreeState) -> bool:
-    """Whether the tree has been seen; what is asked for has to be in it then."""
+    """Return whether the tree has been seen; raise if it lacks the requested path."""
     if tree.has_lost_path():
         raise UnknownChildError(tree.path, tuple(tree.children))
     return not tree.is_empty
@@ -96,7 +96,7 @@ def _is_there(tree: TreeState) -> bool:
 def _screen(socket: Path | None, path: str) -> None:
     console, tree = Console(highlight=False), TreeState(path)
     ended = Event()
-    arrived: Queue[Update | RayvisorError] = Queue(KEPT)  # who does not take them is update anew
+    arrived: Queue[Update | RayvisorError] = Queue(QUEUED_UPDATES_MAX)
 
     def read() -> None:
         try:
@@ -108,7 +108,7 @@ def _screen(socket: Path | None, path: str) -> None:
     def current(*, last: bool = False) -> RenderableType:
         return picture(tree, console.width, console.height, last=last)
 
-    # A thread of its own waits on the socket: countdowns go on while the tree says nothing.
+    # A separate thread waits on the socket, so that countdowns continue while the tree sends nothing.
     Thread(target=read, name="follow", daemon=True).start()
     seen = False
     try:
@@ -127,9 +127,9 @@ def _screen(socket: Path | None, path: str) -> None:
 
 
 def _received(arrived: Queue[Update | RayvisorError]) -> Iterator[Update | RayvisorError]:
-    """What has arrived, after a frame's time at most."""
+    """Yield the updates that have arrived, after waiting at most one frame."""
     with suppress(Empty):
         yield arrived.get(timeout=FRAME_SECONDS)
-        time.sleep(FRAME_SECONDS / 2)  # a burst is one frame
+        time.sleep(FRAME_SECONDS / 2)  # a burst of updates is drawn as one frame
         while True:
             yield arrived.get_nowait()

@@ -1,4 +1,4 @@
-"""The picture of a tree on a terminal: figures, the tree, the last faults. It always fits."""
+"""The picture of a tree on a terminal: figures, the tree, the last faults. It always fits the terminal."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ __all__ = ["picture", "tree_table"]
 
 FAULTS_SHOWN = 4
 FRESH_SECONDS = 30.0
-"""For so long after a step a child is shown before those to which nothing happened."""
+"""For this long after a transition, a child is shown before unchanged ones."""
 LEAST_ROWS = 4
 NARROW = 90
-"""Columns below which a terminal gets no kinds and no requests of children."""
+"""Terminals with fewer columns show no kinds and no requests of children."""
 _NAME = 10
-"""Columns that a child's name always gets."""
+"""Minimum columns of a child's name."""
 _WELL = frozenset({"ALIVE.SERVING", "ALIVE.STANDBY", "RUNNING"})
-_MUCH = 0.6
+_NEAR_LIMIT = 0.6
+"""Share of the intensity from which on used restarts are highlighted."""
 _HEADS = 2
-"""Rows that the table takes beside its children, and that the terminal keeps for its cursor."""
+"""Rows that the table takes beside its children, including the row of the terminal's cursor."""
 
 
 def picture(tree: TreeState, width: int, height: int, *, last: bool = False) -> RenderableType:
-    """All of it, for a terminal of this size; the last one stays there when nobody follows any more."""
+    """Return the picture for a terminal of this size; ``last`` for the one that stays after the command."""
     parts: list[RenderableType] = [_head(tree, last=last)]
     sums = tree.figures()
     if sums is not None:
         parts.append(_figures(sums))
     if tree.has_lost_path():
         there = ", ".join(tree.children[:8])
-        parts.append(Text(f"{tree.path} is not in the tree now; there are: {there}", style="yellow"))
+        parts.append(Text(f"{tree.path} is not in the tree now; its children are: {there}", style="yellow"))
     faults = tree.faults[::-1][:FAULTS_SHOWN]
     above = 2 + (sums is not None) + tree.has_lost_path()
     below = 2 + 2 * len(faults) if faults else 0
@@ -78,11 +79,11 @@ def _head(tree: TreeState, *, last: bool) -> Text:
         "connecting": ("connecting", ""),
         "live": ("live", "green"),
         "over": (
-            f"the tree has ended, {live_text.clock(tree.since)}; waiting for it to come back",
+            f"the tree has ended, {live_text.clock(tree.since)}; waiting for it to return",
             "yellow",
         ),
         "lost": (
-            f"cannot be seen since {live_text.clock(tree.since)}: {tree.why}; trying again",
+            f"no connection since {live_text.clock(tree.since)}: {tree.why}; reconnecting",
             "bold red",
         ),
     }[tree.link]
@@ -90,7 +91,7 @@ def _head(tree: TreeState, *, last: bool) -> Text:
         text.append(f"as it was at {live_text.clock(tree.now)}")
     else:
         text.append(link, style=style)
-        text.append("  (Ctrl-C ends this, not the tree)", style="dim")
+        text.append("  (Ctrl-C quits this view, not the tree)", style="dim")
     return text
 
 
@@ -104,7 +105,7 @@ def _figures(sums: Mapping[str, float]) -> Text:
 
 
 def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableType:
-    """The tree, a row each; of more children than there are rows those that need a look are shown."""
+    """Return the tree with a row for each child; if rows are short, unhealthy and changed children first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
     table.add_column("CHILD", no_wrap=True, overflow="ellipsis", min_width=_NAME)
     for name in (*(("KIND",) if wide else ()), "STATE", "#", "UP", "RESTARTS"):
@@ -119,8 +120,8 @@ def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableTy
             table.add_row(*_cells(node, tree, wide=wide))
     if not hidden:
         return table
-    ill = sum(live_text.state(node) not in _WELL for node in hidden)
-    rest = f"{ill} of them not serving" if ill else "all of them serving"
+    unhealthy = sum(live_text.state(node) not in _WELL for node in hidden)
+    rest = f"{unhealthy} of them not serving" if unhealthy else "all of them serving"
     return Group(table, Text(f"and {len(hidden)} more, {rest}", style="dim"))
 
 
@@ -133,7 +134,7 @@ def _chosen(tree: TreeState, nodes: list[Mapping[str, Any]], rows: int) -> set[s
         return live_text.state(node) in _WELL, not fresh
 
     chosen: set[str] = set()
-    for node in sorted(nodes, key=urgency):  # of equals the first in the tree
+    for node in sorted(nodes, key=urgency):  # stable: equally urgent children stay in tree order
         needed = {node["path"], *tree.above(node["path"])} & {each["path"] for each in nodes}
         if len(chosen | needed) < rows:
             chosen |= needed
@@ -145,7 +146,7 @@ def _cells(node: Mapping[str, Any], tree: TreeState, *, wide: bool) -> Iterable[
     depth = path.count("/") + 1 if path else 0
     name = Text("  " * depth + (path.rpartition("/")[2] or "tree"), style="bold")
     place = live_text.state(node)
-    # As on the live page: in a narrow place the leaf says enough.
+    # As on the live page, a narrow terminal shows the leaf only.
     state = Text(place if wide else place.partition(".")[2] or place, style=live_text.state_colour(place))
     if node["due"] is not None:
         state.append(f" {live_text.until(node, now)}", style="bold cyan")
@@ -165,7 +166,7 @@ def _restarts(window: list[float] | None, *, wide: bool) -> Text:
     if not window:
         return Text("")
     used, intensity, period = window
-    style = "red" if used >= intensity > 0 else "yellow" if used >= _MUCH * intensity > 0 else ""
+    style = "red" if used >= intensity > 0 else "yellow" if used >= _NEAR_LIMIT * intensity > 0 else ""
     within = f" in {age(period).removesuffix(' 0 s').removesuffix(' 0 min')}" if wide else ""
     return Text(f"{used} of {intensity}{within}", style=style)
 
@@ -177,8 +178,8 @@ def _fault(fault: Mapping[str, Any]) -> Iterable[Text]:
     first.append(fault["root"])
     yield first
     second = Text(" " * 10, no_wrap=True, overflow="ellipsis")
-    became = live_text.outcome(fault)
-    if became:
-        second.append(f"{became}  ", style="green" if fault["recovered"] is not None else "red")
+    outcome = live_text.outcome(fault)
+    if outcome:
+        second.append(f"{outcome}  ", style="green" if fault["recovered"] is not None else "red")
     second.append(live_text.decision(fault), style="dim")
     yield second

@@ -1,4 +1,4 @@
-"""What is tree of a tree: the last state of each part, and whether the tree is there. Pure."""
+"""The last known state of a tree, and of the connection to it. Pure."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Node = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Something that one who follows a tree learns.
+    """A message to a follower of a tree.
 
     Parameters
     ----------
     kind
-        ``state``: what has changed; ``over``: the tree has ended; ``lost``: nobody answers; ``there``: it
-        answers again, and nothing has changed.
+        ``state``: something has changed; ``over``: the tree has ended; ``lost``: the connection is lost;
+        ``there``: the tree answers again, and nothing has changed.
     data
-        Of the message.
+        Content of the message.
     why
-        Of ``lost``.
+        Reason of ``lost``.
     """
 
     kind: str
@@ -36,14 +36,14 @@ class Update:
 
 
 class TreeState:
-    """The tree as it was update last.
+    """The state of a tree after the last update.
 
     Parameters
     ----------
     path
-        Only this child, and what is below it, is looked at; empty: all.
+        Restricts the view to this child and its descendants; empty for the whole tree.
     clock
-        Seconds since the epoch.
+        Returns the seconds since the epoch.
     """
 
     def __init__(self, path: str = "", clock: Callable[[], float] = time.time) -> None:
@@ -56,49 +56,49 @@ class TreeState:
         self.link = "connecting"
         """``connecting``, ``live``, ``lost`` or ``over``."""
         self.why = ""
-        """Why it is lost."""
+        """Why the connection is lost."""
         self.since = clock()
-        """When the link became what it is."""
+        """Time of the last change of ``link``."""
         self.begun = 0
-        """How often everything was update anew: what was tree before is of another tree, or too old."""
+        """Number of complete states received; each replaces the one before."""
 
     @property
     def now(self) -> float:
-        """The time on the tree's own clock; while it is not seen, that at which it was seen last."""
-        stands = self.link in {"lost", "over"}
-        return (self.since if stands else self._clock()) + self._ahead
+        """The time on the tree's clock; without a connection, the time at which the tree was last seen."""
+        disconnected = self.link in {"lost", "over"}
+        return (self.since if disconnected else self._clock()) + self._ahead
 
     @property
     def root(self) -> Node | None:
-        """The whole tree's node."""
+        """The root node."""
         return self._nodes.get("")
 
     @property
     def nodes(self) -> list[Node]:
-        """What is looked at, in start order; a whole tree's root first."""
+        """The nodes in view, in start order, the root first."""
         return [self._nodes[path] for path in self._order if self._is_below(path)]
 
     @property
     def children(self) -> list[str]:
-        """The paths that there are."""
+        """The paths of all children."""
         return [path for path in self._order if path]
 
     @property
     def faults(self) -> list[Node]:
-        """Those of what is looked at, oldest first."""
+        """The faults in view, oldest first."""
         return [fault for fault in self._faults.values() if self._is_below(fault["child"])]
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been update of yet."""
+        """Whether no state has been received yet."""
         return not self._order
 
     def has_lost_path(self) -> bool:
-        """Whether what is to be looked at is not in the tree."""
+        """Return whether the requested path is not in the tree."""
         return bool(self.path) and bool(self._order) and self.path not in self._nodes
 
     def figures(self) -> dict[str, float] | None:
-        """Requests of all pools together; None where there is no pool."""
+        """Return the request figures summed over all pools; None if there is no pool."""
         pools = [
             node["requests"] for node in self.nodes if node["kind"] == "engine_pool" and "requests" in node
         ]
@@ -107,7 +107,7 @@ class TreeState:
         return {name: sum(pool.get(name) or 0 for pool in pools) for name in FIGURES}
 
     def take(self, update: Update) -> None:
-        """Learn something."""
+        """Apply an update."""
         if update.kind == "state":
             self._state(update.data)
             self._become("live")
@@ -115,7 +115,7 @@ class TreeState:
             self._become("live" if self._order else self.link)
         else:
             self.why = update.why
-            # A tree that has said that it ends is over, also when nobody answers then.
+            # A tree that has announced its end stays over when the connection is lost afterwards.
             self._become("over" if self.link == "over" else update.kind)
 
     def _become(self, link: str) -> None:
@@ -139,7 +139,7 @@ class TreeState:
         return not self.path or path == self.path or path.startswith(f"{self.path}/")
 
     def above(self, path: str) -> Iterator[str]:
-        """The paths of those who watch over a child, the nearest first."""
+        """Yield the paths of the supervisors above a child, the nearest first."""
         while path:
             path = path.rpartition("/")[0]
             yield path
