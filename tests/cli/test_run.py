@@ -188,7 +188,7 @@ def test_a_socket_that_is_taken_is_one_line_and_exit_status_1(tmp_path: Path) ->
             main, ["run", str(tmp_path / "tree.toml"), "--socket", str(command.socket)]
         )
         assert result.exit_code == 1
-        assert "a living tree answers there" in result.output
+        assert "a running tree listens there" in result.output
         command.process.send_signal(signal.SIGINT)
         assert command.end()[0] == 0
 

@@ -95,7 +95,7 @@ async def test_a_folder_that_others_can_enter_is_refused_before_anything_is_star
         await anyio.sleep_forever()
 
     spec = rv.SupervisorSpec(children=[rv.coroutine("worker", work)])
-    with pytest.raises(rv.ControlSocketError, match=r"others can enter its folder .* mode 0700"):
+    with pytest.raises(rv.ControlSocketError, match=r"other users can enter its folder .* mode 0700"):
         await rv.Supervisor(spec, control=open_folder / "a.sock").__aenter__()
     assert not started
 
@@ -110,7 +110,7 @@ async def test_a_socket_that_a_dead_process_left_is_replaced(folder: Path) -> No
 
 async def test_a_living_tree_keeps_its_socket(tmp_path: Path) -> None:
     async with tree(tmp_path) as (_, path):
-        with pytest.raises(rv.ControlSocketError, match="a living tree answers there"):
+        with pytest.raises(rv.ControlSocketError, match="a running tree listens there"):
             await rv.Supervisor(SPEC, control=path, handle_signals=False).__aenter__()
         assert (await get(path, "/status"))[0] == 200
 
@@ -118,7 +118,7 @@ async def test_a_living_tree_keeps_its_socket(tmp_path: Path) -> None:
 async def test_what_is_no_socket_is_left_alone(folder: Path) -> None:
     path = folder / "notes.txt"
     path.write_text("mine")
-    with pytest.raises(rv.ControlSocketError, match="is no socket"):
+    with pytest.raises(rv.ControlSocketError, match="is not a socket"):
         await rv.Supervisor(SPEC, control=path).__aenter__()
     assert path.read_text() == "mine"
 
@@ -182,7 +182,7 @@ async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> N
 
 async def test_trees_are_found_by_themselves(own_folder: Path) -> None:
     assert default_folder() == own_folder
-    with pytest.raises(rv.ControlSocketError, match="no tree runs here"):
+    with pytest.raises(rv.ControlSocketError, match="no tree runs"):
         find()
     stale(own_folder / "1.sock")
     async with rv.Supervisor(SPEC, control=True, handle_signals=False) as one:

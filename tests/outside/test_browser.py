@@ -98,16 +98,18 @@ async def test_a_fault_is_shown_with_cause_decision_and_recovery_and_the_chart_m
         await expect(page.locator("#chart g[data-leaf=SERVING] rect.card")).not_to_have_class("card live")
         fault = page.locator("#faults li").first
         await expect(fault).to_contain_text(f"EngineCore (pid {victim.pid}) was ended by SIGKILL")
-        await expect(fault).to_contain_text("decided: restart at once (one_for_one; 1 of 5 restarts used)")
-        await expect(fault).to_contain_text("well again after")
+        await expect(fault).to_contain_text(
+            "decided: restart immediately (one_for_one; 1 of 5 restarts used)"
+        )
+        await expect(fault).to_contain_text("recovered after")
         await expect(page.locator("#chart g[data-leaf=SERVING] rect.card")).to_have_class("card live")
         await expect(page.locator("#chart g[data-leaf=STARTING] rect.card")).to_have_class("card passed")
         await expect(row(page, "llm")).to_contain_text("1 of 5")
-        await page.get_by_text("Every way it took, counted").click()
+        await page.get_by_text("All transitions, with counts").click()
         await expect(
             page.locator("#counts li").filter(has_text="SERVING to STOPPING (fault)")
         ).to_contain_text("once")
-        await page.get_by_text("Every way it took, counted").click()
+        await page.get_by_text("All transitions, with counts").click()
         await expect(row(page, "1").locator("td").nth(2)).to_have_text("2")
         await expect(page.locator("#figures dd[data-key=failed]")).to_have_text("0")
         await picture(page, "fault")
@@ -162,7 +164,7 @@ async def test_without_the_runs_token_nothing_is_shown_and_nothing_is_done(brows
             "open the URL as it was printed" if not token else "Refused"
         )
         await page.get_by_role("button", name="Pause all").click()
-        await expect(page.locator("#answer")).to_contain_text("must be what stands behind #")
+        await expect(page.locator("#answer")).to_contain_text("must be the part after #")
         assert sup.status("secret-name").state == "ALIVE"
         assert "secret-name" not in await page.content()
 
@@ -225,7 +227,7 @@ async def test_what_was_missed_is_made_up_for_after_the_connection_broke(browser
         async with page_at(browser, f"http://127.0.0.1:{cable.port}/#{reader.token}") as page:
             await expect(page.locator("#link")).to_have_text("live")
             cable.cut()
-            await expect(page.locator("#link")).to_have_text("connection lost, trying again")
+            await expect(page.locator("#link")).to_have_text("connection lost, reconnecting")
             await sup.restart("a")
             await sup.start_child(rv.coroutine("c", idle))
             await sup.terminate_child("b")
@@ -273,7 +275,7 @@ NAMES = {
     "table": ("Children in start order; arrow keys move, Enter selects",),
     "columnheader": ("Child", "State", "Restarts"),
     "group": ("The whole tree", "This child"),
-    "list": ("The way it took",),
+    "list": ("Last transitions",),
 }
 
 

@@ -1,11 +1,13 @@
-"""Talking to a running tree: HTTP and JSON on a Unix socket that only its user can open.
+"""Interfaces to a running tree. They decide nothing and call the supervisor's public methods only.
 
-``sockets``
-    where sockets are, which of them are alive, and how one is opened.
-``server``, ``http``, ``routes``
-    what is answered. Nothing is decided here: routes call the supervisor's public verbs.
-``forms``
-    pure functions: a tree, records and vLLM's status as JSON.
-``client``
-    what the commands use.
+``controls``, ``sockets``
+    the methods of a supervisor that interfaces may call; finding and claiming Unix sockets.
+``http``
+    an HTTP server, the routes, and the JSON forms of trees and records.
+``control``
+    the control socket, which only its user can open, and its client for the commands.
+``live``, ``metrics``
+    recent history and current state for the live page and ``status --watch``; Prometheus metrics.
+``web``, ``publish``
+    the live page on a TCP port; records on a ZeroMQ socket.
 """

@@ -1,4 +1,4 @@
-"""What an interface to a running tree may do: the public methods of a supervisor."""
+"""The operations of an interface to a running tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Controls"]
 
 
 class Controls(Protocol):
-    """What is controlled: the public verbs of a supervisor."""
+    """The public methods of a supervisor that interfaces call."""
 
     def status(self, path: str = "") -> Node: ...
 

@@ -1,7 +1,8 @@
-"""Where control sockets are, which are alive, and how one is opened.
+"""Finds and claims control sockets.
 
-Who may open the socket may end the tree, so it is made with mode 0600 in a folder that nobody else can
-enter. A socket file that its process has left behind is replaced; one that is answered is never touched.
+Every process that can open the socket can stop the tree, so it is created with mode 0600 in a folder that
+other users cannot enter. A socket file left behind by a dead process is replaced; one with a listening
+process is never touched.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["claim", "default_folder", "free_path", "is_listening", "live_sockets
 
 FOLDER_VARIABLE = "RAYVISOR_CONTROL_DIR"
 LONGEST_PATH = 107
-"""Bytes that the kernel takes as the name of a Unix socket."""
+"""Maximum length, in bytes, of the path of a Unix socket."""
 CLAIM_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 
@@ -32,7 +33,7 @@ _NUMBERS = count(1)
 
 
 def default_folder() -> Path:
-    """Folder of the sockets of this user's trees.
+    """Return the folder of the sockets of this user's trees.
 
     ``$RAYVISOR_CONTROL_DIR``, or ``rayvisor`` in ``$XDG_RUNTIME_DIR``, or ``rayvisor-UID/control`` in the
     temporary folder.
@@ -47,7 +48,7 @@ def default_folder() -> Path:
 
 
 def free_path() -> Path:
-    """A path for the socket of one more tree of this process, named after its pid."""
+    """Return a path for the socket of one more tree of this process, named after its pid."""
     folder = default_folder()
     while True:
         number = next(_NUMBERS)
@@ -57,7 +58,7 @@ def free_path() -> Path:
 
 
 def live_sockets(folder: Path | None = None) -> list[Path]:
-    """The sockets in a folder that somebody answers, by pid."""
+    """Return the sockets in a folder that have a listening process, sorted by pid."""
     folder = default_folder() if folder is None else folder
     try:
         found = [path for path in folder.iterdir() if path.suffix == ".sock"]
@@ -71,7 +72,7 @@ def _order(path: Path) -> tuple[list[int], str]:
 
 
 def is_listening(path: Path) -> bool:
-    """Whether a process listens there; one that is stopped, or busy, counts as well."""
+    """Return whether a process listens at a path, including one that is stopped or busy."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with probe:
         probe.settimeout(PROBE_SECONDS)
@@ -80,7 +81,7 @@ def is_listening(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
         except (TimeoutError, BlockingIOError):
-            return True  # its queue is full: somebody is there, and slow
+            return True  # its queue is full: the process exists and is slow
         except OSError:
             return False
     return True
@@ -88,16 +89,16 @@ def is_listening(path: Path) -> bool:
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Make sure that a socket can be bound at ``path``, and keep others from doing so meanwhile.
+    """Make sure that a socket can be bound at ``path``, and keep other processes from doing so meanwhile.
 
     Raises
     ------
     ControlSocketError
-        A living process has the socket; something else is in its place; or others could enter the folder.
+        If a living process has the socket, another file is at its path, or others could enter the folder.
     """
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise ControlSocketError(
-            str(path), f"is longer than the {LONGEST_PATH} bytes that a socket's path may have"
+            str(path), f"is longer than the {LONGEST_PATH} bytes allowed for the path of a socket"
         )
     folder = path.parent
     try:
@@ -111,32 +112,33 @@ def claim(path: Path) -> Iterator[None]:
         _clear(path)
         yield
     finally:
-        os.close(descriptor)  # gives the lock back
+        os.close(descriptor)  # releases the lock
 
 
 def _check_folder(path: Path, about: os.stat_result) -> None:
     if about.st_uid != os.geteuid():
         raise ControlSocketError(
-            str(path), f"its folder {path.parent} belongs to another user (uid {about.st_uid}); name another"
+            str(path),
+            f"its folder {path.parent} belongs to another user (uid {about.st_uid}); use another folder",
         )
     if stat.S_IMODE(about.st_mode) & 0o077:
         raise ControlSocketError(
             str(path),
-            f"others can enter its folder {path.parent} (mode {stat.S_IMODE(about.st_mode):04o}), "
-            "and nobody else may open the socket; use a folder with mode 0700",
+            f"other users can enter its folder {path.parent} (mode {stat.S_IMODE(about.st_mode):04o}) "
+            "and could open the socket; use a folder with mode 0700",
         )
 
 
 def _lock(path: Path, descriptor: int) -> None:
-    """Keep the folder to ourselves while we look, remove and bind: a matter of milliseconds."""
-    late = time.monotonic() + CLAIM_SECONDS
+    """Lock the folder for the milliseconds of checking, removing and binding."""
+    deadline = time.monotonic() + CLAIM_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if time.monotonic() >= late:
+            if time.monotonic() >= deadline:
                 raise ControlSocketError(
-                    str(path), f"its folder is locked by another process for {CLAIM_SECONDS:g} s"
+                    str(path), f"its folder has been locked by another process for {CLAIM_SECONDS:g} s"
                 ) from None
             time.sleep(0.01)
         else:
@@ -149,9 +151,7 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(about.st_mode):
-        raise ControlSocketError(str(path), "is there already and is no socket; remove it, or name another")
+        raise ControlSocketError(str(path), "exists and is not a socket; remove it or use another path")
     if is_listening(path):
-        raise ControlSocketError(
-            str(path), "a living tree answers there; stop that one, or name another socket"
-        )
+        raise ControlSocketError(str(path), "a running tree listens there; stop it or use another socket")
     path.unlink(missing_ok=True)

@@ -142,7 +142,7 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
 
 def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "NAMES_KEPT", 10)
-    monkeypatch.setattr(counters, "UNWELL_KEPT", 10)
+    monkeypatch.setattr(counters, "UNHEALTHY_KEPT", 10)
     counted = counters.Counters(str, lambda: {"stays", "above"})
     for number in range(100):
         for child in ("stays", f"above/{number}"):
@@ -151,5 +151,5 @@ def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.
             )
             counted.take(FaultSeen(at=1.0, fault=fault))
             assert len(counted.faults) <= 12
-            assert len(counted._unwell) <= 10
+            assert len(counted._unhealthy) <= 10
     assert counted.faults["stays", "FATAL"] == 100

@@ -167,7 +167,7 @@ async def test_who_does_not_read_misses_messages_alone_and_nobody_waits_for_it(f
     "where", ["", "5570", "tcp://", "tcp://:5", "tcp://a:99999", "ipc://@a", "udp://a:1", 5, []]
 )
 def test_what_is_no_address_is_refused_when_the_supervisor_is_made(where: Any) -> None:
-    with pytest.raises(rv.SpecError, match=r"publish=.*must be True, or an address"):
+    with pytest.raises(rv.SpecError, match=r"publish=.*must be True or an address"):
         rv.Supervisor(rv.SupervisorSpec(), publish=where)
 
 
@@ -185,8 +185,8 @@ async def test_an_address_that_cannot_be_had_is_said_before_anything_starts(fold
     await second.start()
     refused = {
         first.address: "Address already in use",
-        second.address: "a living tree answers there",
-        f"ipc://{folder}/file": "is there already and is no socket",
+        second.address: "a running tree listens there",
+        f"ipc://{folder}/file": "exists and is not a socket",
         "tcp://192.0.2.1:5570": "cannot be bound",
     }
     for address, why in refused.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from contextlib import AsyncExitStack
+from importlib.resources import files
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +17,7 @@ import rayvisor as rv
 from rayvisor._edges.http import server
 from rayvisor._edges.live import live
 from tests.edges.web.browser import Browser, Reader, idle, tree
+from tests.waiting import until
 
 
 async def test_a_fault_is_shown_with_its_root_cause_the_decision_and_the_time_to_recover() -> None:
@@ -33,6 +36,8 @@ async def test_a_fault_is_shown_with_its_root_cause_the_decision_and_the_time_to
         (fault,) = reader.faults.values()
         assert (fault["child"], fault["incarnation"], fault["class"]) == ("llm/1", 1, "FATAL")
         assert fault["root"] == f"ProcessKilled: EngineCore (pid {victim.pid}) was ended by SIGKILL"
+        script = files("rayvisor._edges.web").joinpath("page.js").read_text()
+        assert set(re.findall(r"\bfault\.(\w+)", script)) <= fault.keys()
         assert fault["decision"]["what"] == "restart"
         assert (fault["decision"]["restarts"], fault["decision"]["intensity"]) == (1, 5)
         engine, requests = reader.nodes["llm/1"], reader.nodes["llm"]["requests"]
@@ -144,8 +149,7 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest
     async with tree(*wide) as (sup, browser):
         async with browser.reading():  # it never reads
             with anyio.fail_after(60.0):
-                while sup._pages[0].readers == 0:  # noqa: ASYNC110 - over a socket
-                    await anyio.sleep(0.01)
+                await until(lambda: sup._pages[0].readers)
                 while sup._pages[0].readers:
                     await sup.restart()
         async with browser.reading() as reader:
@@ -159,7 +163,7 @@ async def test_more_streams_than_there_are_places_are_refused() -> None:
             await reader.until(lambda r: r.messages)
         status, _, content = await browser.ask("/events")
         assert status == 503
-        assert b"streams are open already" in content
+        assert b"streams are already open" in content
 
 
 async def test_two_hundred_children_cost_little_and_only_what_changed_is_sent() -> None:

@@ -1,4 +1,4 @@
-"""The other end of the control socket: what the commands use. It blocks."""
+"""The blocking client of the control socket, used by the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 900.0
-"""How long an answer may take unless the call says otherwise: a restart waits for its engine."""
+"""Default timeout of an answer; a restart waits for its engine."""
 
 
 class ControlRefusedError(RayvisorError):
@@ -30,9 +30,9 @@ class ControlRefusedError(RayvisorError):
     status
         HTTP status.
     kind
-        Name of the error there.
+        Type of the error.
     message
-        Its message.
+        Message of the error.
     """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
@@ -44,7 +44,7 @@ class ControlRefusedError(RayvisorError):
 
 @dataclass(frozen=True, slots=True)
 class LiveMessage:
-    """One message of ``/live``: ``state``, with what has changed, ``over``, or ``there``: a sign of life."""
+    """One message of ``/live``: ``state`` with changes, ``over`` at the end, or the heartbeat ``there``."""
 
     id: str
     kind: str
@@ -54,13 +54,13 @@ class LiveMessage:
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path, seconds: float | None) -> None:
+    def __init__(self, path: Path, answer_timeout: float | None) -> None:
         super().__init__("localhost")
         self._path = path
-        self._seconds = seconds
+        self._answer_timeout = answer_timeout
 
     def connect(self) -> None:
-        """Connect; from then on only the answer is waited for."""
+        """Connect, and set the timeout for the answer."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(CONNECT_SECONDS)
         try:
@@ -68,41 +68,41 @@ class _UnixConnection(http.client.HTTPConnection):
         except BaseException:
             connection.close()
             raise
-        connection.settimeout(self._seconds)
+        connection.settimeout(self._answer_timeout)
         self.sock = connection
 
 
 class ControlClient:
-    """Talks to one tree.
+    """A client of one tree.
 
     Parameters
     ----------
     path
-        Of its socket.
+        Path of the tree's socket.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def get(self, route: str, seconds: float = 30.0, **query: str) -> Any:
-        """Ask for something.
+    def get(self, route: str, timeout: float = 30.0, **query: str) -> Any:
+        """Send a query and return the answer.
 
         Raises
         ------
         ControlSocketError
-            Nobody answers there, or not in time.
+            If there is no answer within ``timeout`` seconds.
         ControlRefusedError
-            The answer is an error.
+            If the answer is an error.
         """
         target = f"{route}?{urlencode(query)}" if query else route
-        return self._exchange("GET", target, None, seconds)
+        return self._exchange("GET", target, None, timeout)
 
-    def post(self, route: str, body: dict[str, Any], seconds: float = ANSWER_SECONDS) -> Any:
-        """Ask for something to be done, and wait until it is; raises as ``get``."""
-        return self._exchange("POST", route, body, seconds)
+    def post(self, route: str, body: dict[str, Any], timeout: float = ANSWER_SECONDS) -> Any:
+        """Send a command and wait for its result; raises as ``get``."""
+        return self._exchange("POST", route, body, timeout)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Everything that happens from now on, until the tree has ended; raises as ``get``."""
+        """Yield every event from now on until the tree has ended; raises as ``get``."""
         connection = _UnixConnection(self.path, None)
         try:
             response = self._ask(connection, "GET", "/v1/events", None)
@@ -115,17 +115,17 @@ class ControlClient:
         finally:
             connection.close()
 
-    def live(self, last: str, silence: float) -> Iterator[LiveMessage]:
-        """What a tree tells those who look on, until it has ended; raises as ``get``.
+    def live(self, last: str, timeout: float) -> Iterator[LiveMessage]:
+        """Yield the messages of ``/live`` until the tree has ended; raises as ``get``.
 
         Parameters
         ----------
         last
-            Id of the last message that is known; empty: everything is told anew.
-        silence
-            Seconds without a word after which the tree counts as not handler.
+            Id of the last known message; empty for the complete state.
+        timeout
+            Maximum time, in seconds, between two messages.
         """
-        connection = _UnixConnection(self.path, silence)
+        connection = _UnixConnection(self.path, timeout)
         try:
             response = self._ask(connection, "GET", f"/v1/live?{urlencode({'last': last})}", None)
             if response.status != http.client.OK:
@@ -140,27 +140,27 @@ class ControlClient:
                 yield LiveMessage(fields.get("id", ""), fields.get("event", "there"), data)
                 fields = {}
         except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error, silence) from error
+            raise self._broken(error, timeout) from error
         finally:
             connection.close()
 
-    def wait_until_gone(self, seconds: float) -> bool:
-        """Wait until nobody answers there any more."""
-        late = time.monotonic() + seconds
+    def wait_until_gone(self, timeout: float) -> bool:
+        """Wait until no process listens at the socket; return False after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
         while is_listening(self.path):
-            if time.monotonic() >= late:
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)
         return True
 
-    def _exchange(self, method: str, target: str, body: dict[str, Any] | None, seconds: float) -> Any:
-        connection = _UnixConnection(self.path, seconds)
+    def _exchange(self, method: str, target: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        connection = _UnixConnection(self.path, timeout)
         try:
             response = self._ask(connection, method, target, body)
             content = response.read()
             kind = response.getheader("Content-Type", "")
         except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error, seconds) from error
+            raise self._broken(error, timeout) from error
         finally:
             connection.close()
         if response.status >= http.client.BAD_REQUEST:
@@ -175,15 +175,15 @@ class ControlClient:
         connection.request(method, target, content, {"Content-Type": "application/json"} if content else {})
         return connection.getresponse()
 
-    def _broken(self, error: Exception, seconds: float | None) -> ControlSocketError:
+    def _broken(self, error: Exception, timeout: float | None) -> ControlSocketError:
         if isinstance(error, FileNotFoundError):
-            why = "there is no such socket; `rayvisor run` and Supervisor(control=True) make one"
+            why = "no such socket; `rayvisor run` and Supervisor(control=True) create one"
         elif isinstance(error, ConnectionRefusedError):
-            why = "nobody listens there any more: the process that made it has ended"
+            why = "no process listens there any more; the process that created it has ended"
         elif isinstance(error, TimeoutError):
-            why = f"no answer within {seconds or CONNECT_SECONDS:g} s"
+            why = f"no answer within {timeout or CONNECT_SECONDS:g} s"
         elif isinstance(error, http.client.HTTPException | ConnectionError):
-            why = f"the connection broke before an answer came ({type(error).__name__})"
+            why = f"the connection broke before the answer arrived ({type(error).__name__})"
         else:
             why = getattr(error, "strerror", None) or str(error)
         return ControlSocketError(str(self.path), why)
@@ -191,8 +191,8 @@ class ControlClient:
 
 def _refused(status: int, content: bytes) -> ControlRefusedError:
     try:
-        told = json.loads(content)["error"]
-        return ControlRefusedError(status, str(told["type"]), str(told["message"]))
+        error = json.loads(content)["error"]
+        return ControlRefusedError(status, str(error["type"]), str(error["message"]))
     except (ValueError, KeyError, TypeError):
         return ControlRefusedError(
             status, "Unknown", content.decode(errors="replace")[:1000] or f"HTTP {status}"
@@ -200,12 +200,12 @@ def _refused(status: int, content: bytes) -> ControlRefusedError:
 
 
 def find(socket: Path | None = None) -> ControlClient:
-    """The tree at this socket; without one, the one tree of this user that runs.
+    """Return the client of the tree at a socket; without a socket, of this user's only running tree.
 
     Raises
     ------
     ControlSocketError
-        None does, or several do: the message lists them.
+        If no tree runs, or several do; the message lists them.
     """
     if socket is not None:
         return ControlClient(socket)
@@ -215,10 +215,10 @@ def find(socket: Path | None = None) -> ControlClient:
         return ControlClient(found[0])
     if not found:
         raise ControlSocketError(
-            str(folder), "no tree runs here; `rayvisor run` and Supervisor(control=True) make a socket in it"
+            str(folder), "no tree runs; `rayvisor run` and Supervisor(control=True) create a socket here"
         )
     lines = "".join(f"\n  --socket {path}  ({_described(path)})" for path in found)
-    raise ControlSocketError(str(folder), f"{len(found)} trees run; name one of them:{lines}")
+    raise ControlSocketError(str(folder), f"{len(found)} trees run; choose one of them:{lines}")
 
 
 def _described(path: Path) -> str:

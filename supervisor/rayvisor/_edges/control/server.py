@@ -27,16 +27,16 @@ log = get_logger("rayvisor.control")
 
 
 class ControlServer(HttpServer):
-    """Answers on one socket.
+    """Serves one socket.
 
     Parameters
     ----------
     controls
         The supervisor.
     path
-        Of the socket; True: one that `find` finds.
+        Path of the socket; True for one that `find` finds.
     history
-        What has happened in the tree.
+        The recent history of the tree.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ControlServer(HttpServer):
         self._live: Live | None = None
 
     def handler(self, start_task: StartTask) -> Handler:
-        """Answer by the table of routes; who may open the socket may do all of it."""
+        """Return a handler for all routes, without authentication: only the user can open the socket."""
         live = self._live or Live(self._controls, self._history)
         start_task(live.follow)
         routes = Routes(self._controls, start_task, live.events)
@@ -68,10 +68,10 @@ class ControlServer(HttpServer):
         Raises
         ------
         ControlSocketError
-            It cannot be: see `claim`.
+            If the socket cannot be bound, see `claim`.
         """
         claimed = claim(self.path)
-        await anyio.to_thread.run_sync(claimed.__enter__)  # it looks at files, and may wait for others
+        await anyio.to_thread.run_sync(claimed.__enter__)  # accesses files and may wait for other processes
         try:
             self._listeners = (await _listen(self.path),)
             about = self.path.lstat()
@@ -84,21 +84,21 @@ class ControlServer(HttpServer):
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:
-        """Take no more connections; those that are open get a moment."""
+        """Stop accepting connections; open ones get a short time to finish."""
         super().close()
         own, self._own = self._own, None
         if own is None:
             return
         try:
             about = self.path.lstat()
-            if (about.st_dev, about.st_ino) == own:  # not one that somebody has put in its place
+            if (about.st_dev, about.st_ino) == own:  # not if another file has replaced it
                 self.path.unlink()
         except OSError as error:
             log.warning("control.left", socket=str(self.path), why=str(error))
 
 
 async def _listen(path: Path) -> anyio.abc.SocketListener:
-    """Listen under another name of the same length first: whoever sees the socket is answered."""
+    """Listen under another name of the same length first, so that a visible socket is always listening."""
     aside = path.with_name(path.name[:-1] + ("~" if path.name[-1] != "~" else "_"))
     listener = await anyio.create_unix_listener(aside, mode=0o600)
     try:

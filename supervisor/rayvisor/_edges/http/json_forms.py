@@ -1,4 +1,4 @@
-"""What goes over the socket, as JSON: a tree, records, vLLM's fault-tolerance status. Pure."""
+"""The JSON forms of trees, records and vLLM's fault-tolerance status. Pure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _UNHEALTHY = frozenset({"FAULTED", "RETRYING", "SUSPECT"})
 
 
 def tree_form(node: Node) -> dict[str, Any]:
-    """A node with all below it."""
+    """Return the form of a node with its whole subtree."""
     form: dict[str, Any] = plain(asdict(node))
     return form
 
 
 def node_from(form: Mapping[str, Any]) -> Node:
-    """The node that `tree_form` wrote; what it does not know is left out."""
+    """Return the node of a form made by `tree_form`; unknown fields are ignored."""
     known = {each.name: form[each.name] for each in fields(Node) if each.name in form}
     for name, kind in (("restarts", Restarts), ("fault", LastFault), ("requests", Requests)):
         if known.get(name) is not None:
@@ -37,14 +37,14 @@ def node_from(form: Mapping[str, Any]) -> Node:
 
 
 def record_form(record: Record, wall: float) -> dict[str, Any]:
-    """A record by its name, with ``time``: seconds since the epoch.
+    """Return the form of a record, with its type as ``record`` and ``time`` in seconds since the epoch.
 
     Parameters
     ----------
     record
-        What happened; its ``at`` is on the monotonic clock.
+        The record; its ``at`` is on the monotonic clock.
     wall
-        What to add to that clock for the time of day.
+        Offset, in seconds, from the monotonic clock to the time since the epoch.
     """
     form: dict[str, Any] = plain(asdict(record))
     fault = getattr(record, "fault", None)
@@ -54,7 +54,7 @@ def record_form(record: Record, wall: float) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same in JSON's terms; what is infinite, or not a number, becomes text."""
+    """Convert a value to JSON types; infinite numbers and NaN become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -67,10 +67,10 @@ def plain(value: Any) -> Any:
 
 
 def fault_tolerance_status(root: Node) -> dict[str, Any]:
-    """The engines of a tree in the form of vLLM's ``GET /fault_tolerance/status``.
+    """Return the engines of a tree in the format of vLLM's ``GET /fault_tolerance/status``.
 
-    An engine that is up is healthy, also while it is paused, stands by, or has old weights; one that reports
-    a fault, recovers in place or cannot be reached is unhealthy; one that is down, or coming up, is dead.
+    An engine that is up is healthy, even while it is paused, on standby, or has stale weights. An engine that
+    reports a fault, recovers in place or is unreachable is unhealthy. One that is down or starting is dead.
     """
     engines = []
     for number, node in enumerate(each for each in walk(root) if each.kind in _ENGINES):

@@ -1,20 +1,20 @@
-"""What is answered on the control socket: a table of routes; each calls one of the supervisor's verbs.
+"""The routes of the control socket; each calls one public method of the supervisor.
 
 | route | does |
 |---|---|
-| ``GET /status`` | the tree below ``?path=`` (default: all of it), and what became of instructions |
-| ``GET /chart`` | the chart of the child at ``?path=``, with its state, its way and what was counted |
-| ``GET /metrics`` | the tree in numbers, in Prometheus' text format |
-| ``GET /events`` | everything that happens from now on, a JSON object a line, until the tree has ended |
-| ``GET /live`` | the tree as it is, then what changes: server-sent events, from after ``?last=`` |
+| ``GET /status`` | the tree below ``?path=`` (default: all of it), and the state of recent instructions |
+| ``GET /chart`` | the chart of the child at ``?path=``, with its state, last transitions and their counts |
+| ``GET /metrics`` | metrics in the Prometheus text format |
+| ``GET /events`` | every event from now on, one JSON object per line, until the tree has ended |
+| ``GET /live`` | the state of the tree, then its changes, as server-sent events after ``?last=`` |
 | ``POST /pause`` | ``{"path": "", "mode": "wait", "timeout": 60}`` |
 | ``POST /resume``, ``/restart``, ``/stop`` | ``{"path": ""}``; the empty path is the whole tree |
-| ``POST /apply`` | ``{"instruction": "pause", "params": {...}}``: any of these, done after the answer |
-| ``GET /fault_tolerance/status`` | the engines, in vLLM's form |
+| ``POST /apply`` | ``{"instruction": "pause", "params": {...}}``; any of these, executed after the answer |
+| ``GET /fault_tolerance/status`` | the engines, in vLLM's format |
 | ``POST /fault_tolerance/apply`` | as ``/apply`` |
 
-``/apply`` also takes an instruction of the engines' own, ``"retry"``, for those at ``params.path``.
-Each can be spelled with ``/v1`` before it. An error is ``{"error": {"type", "message"}}``.
+``/apply`` also accepts the recovery instruction ``"retry"`` for the engines at ``params.path``.
+Every route is available with the prefix ``/v1`` as well. An error is ``{"error": {"type", "message"}}``.
 """
 
 from __future__ import annotations
@@ -55,26 +55,26 @@ log = get_logger("rayvisor.control")
 INSTRUCTIONS_KEPT = 32
 INSTRUCTIONS_RUNNING_MAX = 16
 LIVE_SECONDS = 10.0
-"""How long a reader of ``/live`` may take for a message; then it is dropped, and may come again."""
+"""Time that a reader of ``/live`` may take for a message; then it is disconnected and may reconnect."""
 
 
 StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
-"""Starts a task that somebody else owns."""
+"""Starts a task in the server's task group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back: one JSON value, a file, or a stream of lines."""
+    """A response: one JSON value, a file, or a stream of lines."""
 
     status: int
     body: Any = None
     lines: AsyncIterator[bytes] | None = None
     headers: tuple[tuple[str, str], ...] = ()
     content: bytes | None = None
-    """Sent as it is, in place of ``body``."""
+    """Sent unchanged, instead of ``body``."""
     kind: str = "application/json"
     timeout: float = math.inf
-    """Seconds that a reader of ``lines`` may take for one of them."""
+    """Seconds that a reader may take for each of ``lines``."""
 
 
 class RefusalError(Exception):
@@ -89,7 +89,7 @@ class RefusalError(Exception):
 
 @dataclass(slots=True)
 class _InstructionStatus:
-    """One that was accepted."""
+    """An accepted instruction and its state."""
 
     request_id: str
     instruction: str
@@ -107,9 +107,9 @@ class Routes:
     controls
         The supervisor.
     start_task
-        Starts a task that the server owns.
+        Starts a task in the server's task group.
     live
-        Server-sent events from after the one with the id that it is given. Without it there is no ``/live``.
+        Returns the server-sent events after the one with the given id. Without it there is no ``/live``.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Routes:
         }
 
     async def answer(self, method: str, target: str, body: bytes) -> Answer:
-        """Answer one request. Never raises for what a client sent, or for what became of it."""
+        """Answer one request. Errors, also those of the client, become error responses."""
         try:
             return await self._routed(method, target, body)
         except RefusalError as refusal:
@@ -148,7 +148,7 @@ class Routes:
         except RayvisorError as error:
             return Answer(_status_of(error), {"error": _error_form(error)})
         except Exception as error:
-            log.exception("control.broke", method=method, target=target)
+            log.exception("control.request.crashed", method=method, target=target)
             return Answer(500, {"error": _error_form(error)})
 
     async def _routed(self, method: str, target: str, body: bytes) -> Answer:
@@ -156,14 +156,14 @@ class Routes:
         route = self._table.get(path)
         if route is None:
             raise RefusalError(
-                404, "UnknownRoute", f"no such route: {path}; there are: {', '.join(self._table)}"
+                404, "UnknownRoute", f"no such route: {path}; the routes are {', '.join(self._table)}"
             )
         expected, call = route
         if method != expected:
             raise RefusalError(405, "WrongMethod", f"{path} takes {expected}, not {method}", Allow=expected)
         return await call(_query(target) if expected == "GET" else _json(body))
 
-    # --- looking ------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------
 
     async def _status(self, given: Mapping[str, Any]) -> Answer:
         path = _only(given, path="")["path"]
@@ -193,7 +193,7 @@ class Routes:
         last = str(_only(given, last="")["last"])
         return Answer(200, lines=live(last), kind="text/event-stream", timeout=LIVE_SECONDS)
 
-    # --- doing --------------------------------------------------------------------------------
+    # --- commands -----------------------------------------------------------------------------
 
     async def _call_verb(self, verb: str, given: Mapping[str, Any]) -> Answer:
         return Answer(200, await self._verbs[verb](given))
@@ -234,9 +234,7 @@ class Routes:
                     400, "UnknownInstruction", f"instruction={name!r}: must be one of {', '.join(known)}"
                 )
         if sum(each.state == "running" for each in self._instructions) >= INSTRUCTIONS_RUNNING_MAX:
-            raise RefusalError(
-                503, "Busy", f"{INSTRUCTIONS_RUNNING_MAX} instructions are being carried out already"
-            )
+            raise RefusalError(503, "Busy", f"{INSTRUCTIONS_RUNNING_MAX} instructions are already running")
         one = _InstructionStatus(str(wanted["request_id"] or uuid4()), name, params)
         self._instructions.append(one)
         self._start_task(partial(self._carry_out, one))
@@ -247,7 +245,7 @@ class Routes:
         try:
             verb = self._verbs.get(one.instruction)
             await (self._set_recovery_instruction(one) if verb is None else verb(one.params))
-        except Exception as error:  # noqa: BLE001 - it is told, in the status and in the log
+        except Exception as error:  # noqa: BLE001 - reported in the status and in the log
             one.state = "failed"
             one.error = (
                 str(error)
@@ -265,19 +263,19 @@ class Routes:
         )
 
     async def _set_recovery_instruction(self, one: _InstructionStatus) -> None:
-        """Pass an instruction on to the engines; those that refuse it, or fail, are named."""
+        """Pass an instruction on to the engines; raise with the names of those that refuse or fail."""
         rest = {name: value for name, value in one.params.items() if name != "path"}
         path = _only({"path": one.params.get("path", "")}, path="")["path"]
         answers = await self._controls.set_recovery_instruction(
             one.instruction, path, params=rest, request_id=one.request_id
         )
-        failed = [f"{path}: {said['reason']}" for path, said in answers.items() if not said["success"]]
+        failed = [f"{path}: {each['reason']}" for path, each in answers.items() if not each["success"]]
         if failed:
             raise _InstructionFailedError("; ".join(failed))
 
 
 class _InstructionFailedError(Exception):
-    """Not every engine has carried an instruction out."""
+    """At least one engine has refused an instruction or failed."""
 
 
 def _instruction_form(each: _InstructionStatus) -> dict[str, Any]:
@@ -311,13 +309,13 @@ def _json(body: bytes) -> Mapping[str, Any]:
 
 
 def _only(given: Mapping[str, Any], **known: Any) -> dict[str, Any]:
-    """What was given, with defaults; anything else is refused."""
+    """Return the given fields completed with defaults; refuse unknown fields."""
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            there = ", ".join(known) or "none"
-            raise RefusalError(400, "UnknownField", f"no such field: {name!r}{hint} (there are: {there})")
+            names = ", ".join(known) or "none"
+            raise RefusalError(400, "UnknownField", f"no such field: {name!r}{hint} (known fields: {names})")
     wanted = {**known, **given}
     path = wanted.get("path", "")
     if not isinstance(path, str):

@@ -1,7 +1,7 @@
-"""HTTP/1.1 in this process: what the control socket and the live page have in common.
+"""An HTTP/1.1 server in this process, shared by the control socket and the live page.
 
-Everything is bounded: connections, streams among them, the size of a request, the time to read one and to
-write an answer. A client that breaks off harms nobody: what it asked for is carried out all the same.
+Everything is bounded: connections, streams among them, the size of a request, the time to read a request and
+to write an answer. A client that disconnects affects nothing else; its request is still carried out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Handler", "HttpServer"]
 log = get_logger("rayvisor.control")
 
 Handler = Callable[[h11.Request, bytes], Awaitable[Answer]]
-"""Answers a request with its body; it raises `RefusalError` at most."""
+"""Answers a request, given its body; may raise `RefusalError` only."""
 
 CONNECTIONS_MAX = 32
 STREAMS_MAX = 8
@@ -35,18 +35,18 @@ WRITE_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 1 << 20
-REST_SECONDS = 0.1
+ACCEPT_RETRY_SECONDS = 0.1
 
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 
 
 class HttpServer(ABC):
-    """Answers on one listener, in a task of its own: the tree goes on without it.
+    """Serves its listeners in a separate task, whose failure does not affect the tree.
 
     Parameters
     ----------
     name
-        Of its task.
+        Name of the task.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,33 +60,33 @@ class HttpServer(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Bind: fill ``_listeners``."""
+        """Bind the listeners and set ``_listeners``."""
 
     @abstractmethod
     def handler(self, start_task: StartTask) -> Handler:
-        """Return what answers requests; ``start_task`` starts a task that the server owns."""
+        """Return the request handler; ``start_task`` starts a task in the server's task group."""
 
     async def start(self) -> None:
-        """Bind, and begin to answer; raises as ``open``."""
+        """Bind and start serving; raise the errors of ``open``."""
         await self.open()
         self._task = asyncio.create_task(self.serve(), name=self._name)
         self._task.add_done_callback(_ended)
 
     async def end(self) -> None:
-        """Close, and wait until nothing is left of it: a second or two at most."""
+        """Close and wait until the task has ended, for 2 s at most."""
         self.close()
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=2 * CLOSE_SECONDS)
 
     def close(self) -> None:
-        """Take no more connections; those that are open get a moment."""
+        """Stop accepting connections; open ones get a short time to finish."""
         self._closing.set()
 
     async def serve(self) -> None:
-        """Answer until closed, or cancelled."""
+        """Serve until closed or cancelled."""
         listeners = self._listeners
         if not listeners:
-            raise RuntimeError("open() comes first")
+            raise RuntimeError("call open() first")
         try:
             async with anyio.create_task_group() as tasks:
                 handler = self.handler(tasks.start_soon)
@@ -110,9 +110,9 @@ class HttpServer(ABC):
             try:
                 stream = await listener.accept()
             except OSError as error:
-                # No descriptor is free, for example: the tree goes on, and so does this, a little later.
+                # For example, no file descriptor is free. Accepting continues a little later.
                 log.warning("control.accept.failed", why=str(error))
-                await anyio.sleep(REST_SECONDS)
+                await anyio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
             if self._open >= CONNECTIONS_MAX:
                 log.warning("control.full", connections=self._open)
@@ -131,14 +131,14 @@ class HttpServer(ABC):
         except _GONE as error:
             log.debug("control.client.gone", why=f"{type(error).__name__}: {error}")
         except Exception:
-            log.exception("control.broke")
+            log.exception("control.connection.crashed")
         finally:
             self._open -= 1
             if not self._open:
                 self._idle.set()
 
     async def _exchange(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
-        """One request, one answer."""
+        """Read one request and send one answer."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
             with anyio.fail_after(READ_SECONDS):
@@ -146,7 +146,7 @@ class HttpServer(ABC):
             answer = await handler(request, body)
         except TimeoutError:
             answer = RefusalError(
-                408, "TooSlow", f"the request was not there within {READ_SECONDS:g} s"
+                408, "TooSlow", f"the request did not arrive within {READ_SECONDS:g} s"
             ).answer
         except h11.RemoteProtocolError as error:
             answer = RefusalError(error.error_status_hint, "BadRequest", str(error)).answer
@@ -154,7 +154,7 @@ class HttpServer(ABC):
             answer = refusal.answer
         if answer.lines is not None:
             if self._streams >= STREAMS_MAX:
-                answer = RefusalError(503, "Busy", f"{STREAMS_MAX} streams are open already").answer
+                answer = RefusalError(503, "Busy", f"{STREAMS_MAX} streams are already open").answer
             else:
                 await self._stream(http, stream, answer)
                 return
@@ -168,7 +168,7 @@ class HttpServer(ABC):
             await _discard_rest(stream)
 
     async def _stream(self, http: h11.Connection, stream: anyio.abc.SocketStream, answer: Answer) -> None:
-        """Send lines as they come; a reader that stops reading loses the oldest ones, and is told so."""
+        """Send lines as they are produced until the reader disconnects."""
         lines = answer.lines
         if lines is None:
             return
@@ -209,11 +209,11 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
         elif isinstance(event, h11.EndOfMessage) and request is not None:
             return request, body
         else:
-            raise anyio.EndOfStream  # it said nothing
+            raise anyio.EndOfStream  # the client sent nothing
 
 
 async def _discard_rest(stream: anyio.abc.SocketStream) -> None:
-    """Throw away the rest of a request that was refused: to close on it would take the answer back."""
+    """Discard the rest of a refused request; closing before it is read would reset the answer."""
     with anyio.move_on_after(LINGER_SECONDS), contextlib.suppress(*_GONE):
         await stream.send_eof()
         for _ in range(LINGER_BYTES // HEAD_BYTES):
@@ -231,7 +231,7 @@ async def _send(
 
 
 async def _cancel_when_closed(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
-    """Wait until the reader of a stream has gone, and end the stream: an idle one would not notice."""
+    """Cancel a stream when its reader disconnects; an idle stream would not notice otherwise."""
     with contextlib.suppress(*_GONE):
         while await stream.receive():
             pass
@@ -239,9 +239,9 @@ async def _cancel_when_closed(stream: anyio.abc.SocketStream, scope: anyio.Cance
 
 
 def _ended(task: asyncio.Task[None]) -> None:
-    """Tell of a defect: the tree goes on without its socket."""
+    """Log a crash of the server's task; the tree continues without its socket."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("control.broke", exc_info=task.exception())
+        log.error("control.crashed", exc_info=task.exception())
 
 
 def _headers(answer: Answer) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
-"""What happens in a tree, for those who look on: the live page, and ``rayvisor status --watch``.
+"""The state and recent history of a tree for the live page and ``rayvisor status --watch``.
 
 ``live``
-    what readers are told: the tree's state by versions, so that whoever missed something gets what differs.
+    the messages to readers: the versioned state of the tree, so that a slow reader gets the differences.
 ``history``
-    faults with what became of them, and the way each child took, from records. Pure.
+    faults with their outcomes, and the transitions of each child, from records. Pure.
+``charts``, ``text``
+    the chart of a child in its current state; nodes, faults and decisions as text. Pure.
 """

@@ -1,4 +1,4 @@
-"""The chart of a child as it is now, with the way it took; and that as JSON. Pure."""
+"""The chart of a child in its current state, with its last transitions, and its JSON form. Pure."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["drawing_form", "drawing_from", "drawing_of"]
 
 
 def drawing_of(node: Node, history: History) -> Drawing:
-    """The chart of a child, with its state, its last ones, and what is known of each way it took."""
+    """Return the chart of a child, with its state, its earlier states, and the counts of its transitions."""
     chart = CHARTS[chart_of(node)]
     steps = [place for place, *_ in history.steps.get(node.path, ())]
-    if 0 < len(steps) < STEPS_KEPT:  # all of them: the first one led out of where every child begins
+    if 0 < len(steps) < STEPS_KEPT:  # complete: the first transition left the initial state
         steps.insert(0, chart.initial)
     return Drawing(
         chart,
         at=node.leaf or node.state,
-        path=tuple(steps[:-1]),  # the last one is where it is
+        path=tuple(steps[:-1]),  # the last step is the current state
         passes=tuple(Pass(*each) for each in history.passes(node.path)),
     )
 
 
 def drawing_form(drawing: Drawing) -> dict[str, Any]:
-    """What goes over the socket."""
+    """Return the JSON form of a drawing."""
     passes = [astuple(each) for each in drawing.passes]
     return {"chart": drawing.chart.name, "at": drawing.at, "path": list(drawing.path), "passes": passes}
 
 
 def drawing_from(form: Mapping[str, Any]) -> Drawing:
-    """The drawing that `drawing_form` wrote."""
+    """Return the drawing of a form made by `drawing_form`."""
     passes = tuple(Pass(*each) for each in form["passes"])
     return Drawing(CHARTS[form["chart"]], form["at"], tuple(form["path"]), passes)

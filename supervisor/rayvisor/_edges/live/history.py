@@ -1,4 +1,4 @@
-"""What happened, told for a reader: faults with what became of them, and the way each child took. Pure."""
+"""The recent history of a tree: faults with their outcomes, and the transitions of each child. Pure."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FAULTS_KEPT = 100
 STEPS_KEPT = 10
 LONGEST_TEXT = 2000
 CHILDREN_KEPT = 1000
-"""Of so many children the ways are kept without a look at which of them are still there."""
+"""Up to this many children are kept without checking which of them still exist."""
 _NO_RESTART_DECISIONS = frozenset({"in_place", "observe"})
 
 
 class History:
-    """Takes records; keeps what a reader wants to know of them, within bounds.
+    """Collects from records, within bounds, what readers of a tree are shown.
 
     Parameters
     ----------
     wall
-        What to add to the records' clock for seconds since the epoch.
+        Offset, in seconds, from the records' clock to the time since the epoch.
     present
-        The children that there are: of others nothing is kept for long.
+        Returns the children that exist; the history of others is discarded after a while.
     """
 
     def __init__(self, wall: float, present: Callable[[], Collection[str]]) -> None:
@@ -45,9 +45,9 @@ class History:
         self._passes: dict[str, dict[tuple[str, str, str], list[float]]] = {}
         self._since: dict[str, float] = {}
         self.steps: dict[str, deque[tuple[str, str, int, float]]] = {}
-        """Of each child: place, event, incarnation and time, oldest first."""
+        """For each child: state, event, incarnation and time of its last transitions, oldest first."""
         self.faults: deque[dict[str, Any]] = deque(maxlen=FAULTS_KEPT)
-        """Oldest first; one that is replaced by a newer form keeps its ``id``."""
+        """Oldest first. A changed fault is replaced by a new object with the same ``id``."""
 
     def take(self, record: Record) -> None:
         """Take the next record."""
@@ -62,19 +62,19 @@ class History:
                 pass
 
     def due(self, child: str) -> float | None:
-        """When a child that waits will be started again, in seconds since the epoch."""
+        """Return when a waiting child will be started, in seconds since the epoch."""
         began, delay = self._waits.get(child), self._delays.get(child)
         return None if began is None or not delay else round(began + delay + self.wall, 3)
 
     def passes(self, child: str) -> list[tuple[str, str, str, int, float]]:
-        """How often a child took which way: from, event, to, how often, and seconds it was there before."""
+        """Return the transitions of a child: source, event, target, count, total seconds in the source."""
         return [
-            (*way, int(times), round(seconds, 3))
-            for way, (times, seconds) in self._passes.get(child, {}).items()
+            (*transition, int(times), round(seconds, 3))
+            for transition, (times, seconds) in self._passes.get(child, {}).items()
         ]
 
     def _discard_removed(self) -> None:
-        """Forget the ways of children that are there no more, now and then."""
+        """Discard the history of removed children from time to time."""
         if len(self._passes) <= self._tidy_above:
             return
         children = self._present()
@@ -100,12 +100,12 @@ class History:
             self._closed(child, record.at, came_back=up)
 
     def _passed(self, record: r.StateChanged) -> None:
-        """Count a way; the time is that since the child came where it begins."""
-        ways = self._passes.setdefault(record.child, {})
-        way = (record.before, record.event, record.after)
-        tally = ways.setdefault(way, [0.0, 0.0])
-        tally[0] += 1
-        tally[1] += record.at - self._since.get(record.child, record.at)
+        """Count a transition and the time spent in its source."""
+        transitions = self._passes.setdefault(record.child, {})
+        transition = (record.before, record.event, record.after)
+        total = transitions.setdefault(transition, [0.0, 0.0])
+        total[0] += 1
+        total[1] += record.at - self._since.get(record.child, record.at)
         if record.before != record.after:
             self._since[record.child] = record.at
 
@@ -147,7 +147,7 @@ class History:
                 return
 
     def _closed(self, child: str, at: float, *, came_back: bool) -> None:
-        """Note for every open fault of a child how long it took, or that the child has come to rest."""
+        """Set the recovery time of every open fault of a child, or mark it as ended."""
         if not self._open.pop(child, 0):
             return
         for number, fault in enumerate(self.faults):

@@ -1,8 +1,8 @@
-"""What those who look on are told: the tree's state, by versions.
+"""The versioned state of a tree for its readers.
 
-Nothing is queued for anybody. Every node and every fault has the version at which it last changed; a reader
-says which version it knows and gets what changed since, as it is now. One that was away, or slow, has missed
-steps then but never ends up wrong; one that knows nothing gets everything.
+Nothing is queued per reader. Every node and every fault has the version at which it last changed. A reader
+sends the version it knows and gets the current form of everything that changed since. A reader that was
+disconnected or slow may miss intermediate steps but never shows a wrong state; a new reader gets everything.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["Live", "VersionedState"]
 
 MESSAGE_INTERVAL_SECONDS = 0.2
-"""The shortest time between two messages: five a second."""
+"""Minimum time between two messages, so at most five per second are sent."""
 GATHER_SECONDS = 0.02
-"""What happens within this time of the first thing is told with it: a fault with its decision."""
+"""Changes within this time after the first are sent together, for example a fault and its decision."""
 REFRESH_SECONDS = 1.0
-"""How often figures that no record announces are looked at, while somebody reads."""
+"""Interval at which figures without records are refreshed while there are readers."""
 SILENCE_SECONDS = 5.0
-"""How long a reader hears nothing at most; the page takes three times that for a broken connection."""
+"""Maximum time between two messages; the page treats three times this as a broken connection."""
 JITTER_SECONDS = 0.5
-"""A time that is computed from an age again and again moves a little: less than this is no change."""
+"""A time that is recomputed from an age fluctuates a little; smaller differences are not a change."""
 RATE_SECONDS = 1.0
 
 
 class VersionedState:
-    """The state that readers see, with the version at which each part of it last changed."""
+    """The state that readers see, with the version at which each part last changed."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -50,7 +50,7 @@ class VersionedState:
         self._run: tuple[int, dict[str, Any]] = (0, {})
 
     def put(self, nodes: list[dict[str, Any]], faults: Iterable[dict[str, Any]], run: dict[str, Any]) -> bool:
-        """Take the present state; tell whether anything differs from the one before."""
+        """Set the current state; return whether it differs from the one before."""
         version = self.version + 1
         changed = False
         for node in nodes:
@@ -66,7 +66,7 @@ class VersionedState:
             changed = True
         for fault in faults:
             seen = self._faults.get(fault["id"])
-            if seen is None or seen[1] is not fault:  # the story replaces what changes
+            if seen is None or seen[1] is not fault:  # the history replaces changed faults
                 self._faults[fault["id"]] = (version, fault)
                 changed = True
         for number in list(self._faults)[: max(0, len(self._faults) - FAULTS_KEPT)]:
@@ -79,35 +79,35 @@ class VersionedState:
         return changed
 
     def since(self, version: int) -> dict[str, Any]:
-        """What changed after ``version``; zero: everything."""
-        told: dict[str, Any] = {"full": version == 0}
+        """Return the changes after ``version``; everything for version 0."""
+        changes: dict[str, Any] = {"full": version == 0}
         if self._run[0] > version:
-            told["run"] = self._run[1]
+            changes["run"] = self._run[1]
         if self._order[0] > version:
-            told["order"] = self._order[1]
-        told["nodes"] = [node for number, node in self._nodes.values() if number > version]
-        told["faults"] = [fault for number, fault in self._faults.values() if number > version]
-        return told
+            changes["order"] = self._order[1]
+        changes["nodes"] = [node for number, node in self._nodes.values() if number > version]
+        changes["faults"] = [fault for number, fault in self._faults.values() if number > version]
+        return changes
 
     def last(self) -> list[dict[str, Any]]:
-        """All nodes as they were put, in their order."""
+        """Return all nodes, in their order."""
         return [self._nodes[path][1] for path in self._order[1]]
 
     def node(self, path: str) -> dict[str, Any] | None:
-        """A node as readers know it."""
+        """Return the form of a node that readers know."""
         known = self._nodes.get(path)
         return None if known is None else known[1]
 
 
 class Live:
-    """Follows a tree for its readers. What nobody reads is not looked at.
+    """Follows a tree for its readers. Without readers the state is not refreshed.
 
     Parameters
     ----------
     controls
         The supervisor.
     history
-        What has happened in it.
+        The recent history of the tree.
     """
 
     def __init__(self, controls: Controls, history: History) -> None:
@@ -124,9 +124,9 @@ class Live:
         self._refreshed_at = 0.0
         self._over = False
         self.readers = 0
-        """How many read at present."""
+        """Number of current readers."""
         self.visited = anyio.Event()
-        """Somebody has begun to read."""
+        """Set when the first reader connects."""
 
     async def follow(self) -> None:
         """Follow the tree until it has ended."""
@@ -146,7 +146,7 @@ class Live:
             with anyio.move_on_after(REFRESH_SECONDS):
                 await self._dirty.wait()
                 if not self._state.last():
-                    self._refresh()  # a tree may end before anything of it was seen
+                    self._refresh()  # the tree may end before its first refresh
                 await anyio.sleep(GATHER_SECONDS)
             self._dirty = anyio.Event()
             self._tick()
@@ -158,12 +158,13 @@ class Live:
         self._ticked = anyio.Event()
 
     async def events(self, last: str) -> AsyncIterator[bytes]:
-        """Yield messages of the event stream, until the tree has ended.
+        """Yield the messages of the event stream until the tree has ended.
 
         Parameters
         ----------
         last
-            Id of the last message that the reader has got; empty, or of another run: it gets everything.
+            Id of the last message that the reader received. If it is empty or of another run, the first
+            message holds the complete state.
         """
         version = self._known(last)
         self.readers += 1
@@ -173,23 +174,23 @@ class Live:
             yield b"retry: 1000\n\n"
             if time.monotonic() - self._refreshed_at >= MESSAGE_INTERVAL_SECONDS:
                 self._refresh()
-            said = time.monotonic()
+            sent_at = time.monotonic()
             while True:
                 if self._state.version > version or not version:
-                    told = self._state.since(version)
+                    changes = self._state.since(version)
                     version = self._state.version
-                    yield self._message(version, told)
-                    said = time.monotonic()
+                    yield self._message(version, changes)
+                    sent_at = time.monotonic()
                     continue
                 if self._over:
                     yield b"event: over\ndata: {}\n\n"
                     return
-                # A tick at which nothing has changed says nothing, and ends no silence.
-                with anyio.move_on_after(said + SILENCE_SECONDS - time.monotonic()) as silence:
+                # A tick without a change sends nothing and does not reset the heartbeat.
+                with anyio.move_on_after(sent_at + SILENCE_SECONDS - time.monotonic()) as silence:
                     await self._ticked.wait()
                 if silence.cancelled_caught:
                     yield b": still there\n\n"
-                    said = time.monotonic()
+                    sent_at = time.monotonic()
         finally:
             self.readers -= 1
 
@@ -200,21 +201,22 @@ class Live:
         version = int(number[:18])
         return version if version <= self._state.version else 0
 
-    def _message(self, version: int, told: dict[str, Any]) -> bytes:
-        body = json.dumps({"now": round(time.monotonic() + self._wall, 3), **told}, separators=(",", ":"))
+    def _message(self, version: int, changes: dict[str, Any]) -> bytes:
+        now = round(time.monotonic() + self._wall, 3)
+        body = json.dumps({"now": now, **changes}, separators=(",", ":"))
         return f"id: {self._name}-{version}\nevent: state\ndata: {body}\n\n".encode()
 
-    # --- looking ------------------------------------------------------------------------------
+    # --- the current state --------------------------------------------------------------------
 
     def _refresh(self) -> None:
         self._refreshed_at = now = time.monotonic()
         run: dict[str, Any] = {"over": self._over}
         try:
             root = None if self._over else self._controls.status()
-        except SupervisorStoppedError:  # not begun, or over
+        except SupervisorStoppedError:  # not started yet, or already ended
             root = None
         if root is None:
-            # What is known stays on the board: the last state is what a reader wants to see then.
+            # The last known state is kept for the readers.
             self._state.put(self._state.last(), self._history.faults, run)
             return
         nodes = [self._form(node, now) for node in walk(root)]
@@ -270,7 +272,7 @@ class Live:
         return known if known is not None and abs(known - moment) < JITTER_SECONDS else moment
 
     def _rate(self, path: str, tokens: int, now: float) -> float:
-        """Tokens a second, over the last second or more."""
+        """Return the tokens per second over at least the last second."""
         at, count, rate = self._rates.get(path, (now, tokens, 0.0))
         if now - at >= RATE_SECONDS:
             rate = round((tokens - count) / (now - at), 1)

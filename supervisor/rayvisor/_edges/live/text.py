@@ -1,4 +1,4 @@
-"""Nodes, faults, decisions and figures in words, wherever they are shown on a terminal."""
+"""Formats nodes, faults, decisions and figures as text for terminals."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _COLOURS = {
     "STOPPING": "cyan",
     "DEAD": "red",
 }
+_WHOLE_SECONDS_FROM = 10.0
 _LEAVES = {"SUSPECT": "yellow", "FAULTED": "yellow", "COMPLETED": "", "STOPPED": ""}
 _FIGURES = {
     "rate": "tokens/s",
@@ -43,70 +44,70 @@ _FIGURES = {
 
 
 def state(node: Form) -> str:
-    """State, leaf and the holds that the leaf does not show."""
+    """Return state and leaf, with the holds that the leaf does not show."""
     place = f"{node['state']}.{node['leaf']}" if node["leaf"] else str(node["state"])
     return " +".join((place, *(hold for hold in node["holds"] if hold != node["leaf"])))
 
 
 def state_colour(place: str) -> str:
-    """Name the colour of a state."""
+    """Return the name of a state's colour."""
     upper, _, leaf = place.partition(".")
     return _LEAVES.get(leaf, _COLOURS.get(upper, ""))
 
 
 def until(node: Form, now: float) -> str:
-    """How long a child that is down still waits."""
+    """Return the remaining delay of a waiting child."""
     return "" if node["due"] is None else f"in {max(0.0, node['due'] - now):.1f} s"
 
 
 def requests(node: Form) -> str:
-    """What a pool has to do, or an engine has in flight."""
-    asked = node.get("requests")
-    if not asked:
+    """Return the requests in flight of an engine, or those in flight and waiting of a pool."""
+    counts = node.get("requests")
+    if not counts:
         return ""
-    waiting = f", {asked['waiting']} waiting" if node["kind"] == "engine_pool" else ""
-    return f"{asked['in_flight']} in flight{waiting}"
+    waiting = f", {counts['waiting']} waiting" if node["kind"] == "engine_pool" else ""
+    return f"{counts['in_flight']} in flight{waiting}"
 
 
 def figures(sums: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Name, value in words and key of what pools have done."""
-    return [(words, f"{sums[key]:.0f}", key) for key, words in _FIGURES.items()]
+    """Return label, formatted value and key of each figure of the pools."""
+    return [(label, f"{sums[key]:.0f}", key) for key, label in _FIGURES.items()]
 
 
 def decision(fault: Form) -> str:
-    """What was decided, and why."""
-    said = fault["decision"]
-    return "no decision yet" if said is None else f"decided: {decided(said['what'], said)}"
+    """Return the decision about a fault, with its reason."""
+    made = fault["decision"]
+    return "no decision yet" if made is None else f"decided: {decided(made['what'], made)}"
 
 
-def decided(what: str, said: Form) -> str:
-    """Say what was decided, when it is done, and why."""
-    when = f"after {said['delay']:.2f} s" if said["delay"] else "at once"
-    used = f"{said['restarts']} of {said['intensity']} restarts used"
-    return f"{what.replace('_', ' ')} {when} ({said['why']}; {used})"
+def decided(what: str, details: Form) -> str:
+    """Return a decision with its delay and its reason."""
+    when = f"after {details['delay']:.2f} s" if details["delay"] else "immediately"
+    used = f"{details['restarts']} of {details['intensity']} restarts used"
+    return f"{what.replace('_', ' ')} {when} ({details['why']}; {used})"
 
 
 def outcome(fault: Form) -> str:
-    """What became of the child; nothing while that is open."""
+    """Return the outcome of a fault; empty while it is open."""
     if fault["recovered"] is not None:
-        return f"well again after {brief(fault['recovered'])}"
-    return "it does not come back" if fault["ended"] else ""
+        return f"recovered after {brief(fault['recovered'])}"
+    return "not restarted" if fault["ended"] else ""
 
 
 def brief(seconds: float) -> str:
-    """A short time."""
+    """Format a duration briefly."""
     if seconds < 1.0:
         return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 10.0 else age(seconds)  # noqa: PLR2004 - from there on tenths tell nothing
+    return f"{seconds:.1f} s" if seconds < _WHOLE_SECONDS_FROM else age(seconds)
 
 
 def clock(at: float) -> str:
-    """The time of day."""
+    """Format a time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def age(seconds: float) -> str:
-    """A time span in its two largest units."""
+    """Format a duration in its two largest units."""
     whole = int(seconds)
     for size, unit, small_size, small in (
         (86400, "d", 3600, "h"),

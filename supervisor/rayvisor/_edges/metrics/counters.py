@@ -1,4 +1,4 @@
-"""What happened in numbers that only grow, for those who draw curves of them. Pure."""
+"""Counts events for the metrics. Pure."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["BOUNDS", "OTHER", "Counters", "Recoveries"]
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
-"""Seconds; what takes longer than the last one is in none but the sum."""
+"""Upper bounds of the histogram's buckets, in seconds."""
 OTHER = "OTHER"
-"""A restart for no fault of the child's own."""
+"""Cause of a restart without a fault of the child itself."""
 NAMES_KEPT = 10_000
-"""So many names are counted by without a look at which of them are still there."""
-UNWELL_KEPT = 10_000
-"""Of so many children it is known since when they are not well."""
+"""Up to this many names are kept without checking which of them still exist."""
+UNHEALTHY_KEPT = 10_000
+"""Maximum number of unhealthy children whose first fault is remembered."""
 
 
 @dataclass(slots=True)
 class Recoveries:
-    """How long children took until they were well again."""
+    """A histogram of recovery times."""
 
     within: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
-    """How many took at most as long as each of the bounds."""
+    """For each bound, the number of recoveries that took at most that long."""
     seconds: float = 0.0
     times: int = 0
 
     def add(self, seconds: float) -> None:
-        """Count one more."""
+        """Count a recovery."""
         self.seconds += seconds
         self.times += 1
         for number, bound in enumerate(BOUNDS):
@@ -44,36 +44,36 @@ class Recoveries:
 
 
 class Counters:
-    """Takes records and counts them; nothing that it counts ever falls.
+    """Counts records; no count ever decreases.
 
     Parameters
     ----------
-    named
-        The name by which a child is counted: instances of a template share one, so that there are no more
-        names than a program has specs.
+    name_of
+        Returns the name under which a child is counted. Instances of a template share one name, so the
+        number of names is bounded by the number of specs.
     present
-        The children that there are: of others nothing is kept for long.
+        Returns the children that exist; the counts of others are discarded after a while.
     """
 
-    def __init__(self, named: Callable[[str], str], present: Callable[[], Collection[str]]) -> None:
-        self._named = named
+    def __init__(self, name_of: Callable[[str], str], present: Callable[[], Collection[str]]) -> None:
+        self._name_of = name_of
         self._present = present
         self._tidy_above = NAMES_KEPT
-        self._unwell: dict[str, tuple[float, str]] = {}
-        """Since when, and the class of the last fault; empty once it has been the cause of a restart."""
+        self._unhealthy: dict[str, tuple[float, str]] = {}
+        """Time of the first fault, and class of the last one; empty once it has caused a restart."""
         self.faults: Counter[tuple[str, str]] = Counter()
-        """By child and class."""
+        """Faults by child and class."""
         self.restarts: Counter[tuple[str, str]] = Counter()
-        """By child, and the class of the fault that was the cause."""
+        """Restarts by child and the class of the fault that caused them."""
         self.decisions: Counter[tuple[str, str]] = Counter()
-        """By child and what was decided."""
+        """Decisions by child and decision."""
         self.recoveries: dict[str, Recoveries] = {}
-        """By supervisor."""
+        """Recovery times by supervisor."""
         self.records: Counter[str] = Counter()
-        """By their type."""
+        """Records by type."""
 
     def take(self, record: Record) -> None:
-        """Take the next record."""
+        """Count the next record."""
         self.records[type(record).__name__] += 1
         match record:
             case r.StateChanged():
@@ -81,38 +81,38 @@ class Counters:
             case r.FaultSeen(fault=fault):
                 self._faulty(fault)
             case r.DecisionMade():
-                self.decisions[self._named(record.child), record.decision] += 1
+                self.decisions[self._name_of(record.child), record.decision] += 1
             case _:
                 pass
 
     def _faulty(self, fault: Fault) -> None:
-        self.faults[self._named(fault.child), str(fault.fault_class)] += 1
-        since, _ = self._unwell.get(fault.child, (fault.at, ""))
-        self._unwell[fault.child] = since, str(fault.fault_class)
-        if len(self._unwell) > UNWELL_KEPT:
-            del self._unwell[next(iter(self._unwell))]
+        self.faults[self._name_of(fault.child), str(fault.fault_class)] += 1
+        since, _ = self._unhealthy.get(fault.child, (fault.at, ""))
+        self._unhealthy[fault.child] = since, str(fault.fault_class)
+        if len(self._unhealthy) > UNHEALTHY_KEPT:
+            del self._unhealthy[next(iter(self._unhealthy))]
         if len(self.faults) > self._tidy_above:
             self._discard_removed()
 
     def _changed(self, record: r.StateChanged) -> None:
         child = record.child
         if record.after == "RESTARTING.STARTING" != record.before and record.incarnation > 1:
-            since, why = self._unwell.get(child, (0.0, ""))
-            self.restarts[self._named(child), why or OTHER] += 1
+            since, why = self._unhealthy.get(child, (0.0, ""))
+            self.restarts[self._name_of(child), why or OTHER] += 1
             if why:
-                self._unwell[child] = since, ""
+                self._unhealthy[child] = since, ""
             if len(self.restarts) > self._tidy_above:
                 self._discard_removed()
         well = is_well(record.after)
-        if child in self._unwell and (well or record.after.startswith("DEAD")):
-            since, _ = self._unwell.pop(child)
+        if child in self._unhealthy and (well or record.after.startswith("DEAD")):
+            since, _ = self._unhealthy.pop(child)
             if well:
-                above = self._named(child).rpartition("/")[0]
+                above = self._name_of(child).rpartition("/")[0]
                 self.recoveries.setdefault(above, Recoveries()).add(max(0.0, record.at - since))
 
     def _discard_removed(self) -> None:
-        """Forget what was counted by names that no child has any more."""
-        names = {self._named(child) for child in self._present()}
+        """Discard the counts of names that no child has any more."""
+        names = {self._name_of(child) for child in self._present()}
         for counted in (self.faults, self.restarts, self.decisions):
             for key in [key for key in counted if key[0] not in names]:
                 del counted[key]

@@ -1,7 +1,7 @@
-"""A tree in numbers, in Prometheus' text format (version 0.0.4). Pure.
+"""The metrics of a tree in the Prometheus text format (version 0.0.4). Pure.
 
-The format is a few lines of text, so it is written here: neither a library nor a registry that a program's
-other metrics are in has a part in it, and the text is the same on the live page and on the control socket.
+The format is simple, so it is written here without a client library and without a registry that the
+program's own metrics may be in. The text is the same on the live page and on the control socket.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENGINES = frozenset({"engine", "server"})
 
 
 class Family(NamedTuple):
-    """One metric: its name, type and labels, and what it tells."""
+    """One metric: its name, type, labels and help text."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram", "summary"]
@@ -36,123 +36,137 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("rayvisor_build_info", "gauge", ("version",), "1; the version of rayvisor is its label"),
-    Family("rayvisor_start_time_seconds", "gauge", (), "When the tree began, in seconds since the epoch"),
+    Family("rayvisor_build_info", "gauge", ("version",), "Always 1; the label is the version of rayvisor"),
+    Family("rayvisor_start_time_seconds", "gauge", (), "Start time of the tree, in seconds since the epoch"),
     Family(
-        "rayvisor_child_state", "gauge", ("child", "state"), "1 for the state that it is in, 0 for the others"
+        "rayvisor_child_state",
+        "gauge",
+        ("child", "state"),
+        "1 for the child's current state, 0 for the others",
     ),
     Family(
-        "rayvisor_child_leaf", "gauge", ("child", "leaf"), "1 for the leaf that it is in; there is no other"
+        "rayvisor_child_leaf",
+        "gauge",
+        ("child", "leaf"),
+        "1 for the child's current leaf; others are left out",
     ),
-    Family("rayvisor_child_incarnation", "gauge", ("child",), "How often it was started"),
+    Family("rayvisor_child_incarnation", "gauge", ("child",), "Number of the child's current incarnation"),
     Family(
         "rayvisor_child_start_time_seconds",
         "gauge",
         ("child",),
-        "Since when it is up, in seconds since the epoch; only while it is",
+        "Start time of the child's current incarnation, in seconds since the epoch; only while it is up",
     ),
-    Family("rayvisor_child_faults_total", "counter", ("child", "class"), "Its faults, by their class"),
+    Family("rayvisor_child_faults_total", "counter", ("child", "class"), "Faults of the child, by class"),
     Family(
         "rayvisor_child_restarts_total",
         "counter",
         ("child", "cause"),
-        "Its starts but the first, by the class of its own fault that was the cause, or OTHER",
+        "Restarts of the child, by the class of its fault that caused them, or OTHER",
     ),
     Family(
-        "rayvisor_child_decisions_total", "counter", ("child", "decision"), "What was decided about its ends"
+        "rayvisor_child_decisions_total",
+        "counter",
+        ("child", "decision"),
+        "Decisions about exits of the child",
     ),
     Family(
         "rayvisor_recovery_seconds",
         "histogram",
         ("supervisor",),
-        "From the first fault of a child of this supervisor until the child was well again",
+        "Time from the first fault of a child of this supervisor until the child was healthy again",
     ),
     Family(
         "rayvisor_supervisor_restarts_in_window",
         "gauge",
         ("supervisor",),
-        "Restarts that count within its intensity now",
+        "Restarts within the current period",
     ),
     Family(
-        "rayvisor_supervisor_intensity", "gauge", ("supervisor",), "How many may; one more, and it gives up"
+        "rayvisor_supervisor_intensity",
+        "gauge",
+        ("supervisor",),
+        "Restarts allowed within the period; with one more the supervisor gives up",
     ),
-    Family("rayvisor_supervisor_period_seconds", "gauge", ("supervisor",), "How long each of them counts"),
-    Family("rayvisor_engine_requests_running", "gauge", ("child",), "Samples that an engine of a pool has"),
+    Family("rayvisor_supervisor_period_seconds", "gauge", ("supervisor",), "Length of the period"),
+    Family(
+        "rayvisor_engine_requests_running", "gauge", ("child",), "Samples in flight in an engine of a pool"
+    ),
     Family(
         "rayvisor_pool_requests_waiting",
         "gauge",
         ("pool",),
-        "Samples that wait for an engine, or for their reader",
+        "Samples that wait for an engine or for their reader",
     ),
-    Family("rayvisor_pool_requests_running", "gauge", ("pool",), "Samples that engines have"),
-    Family("rayvisor_pool_requests_submitted_total", "counter", ("pool",), "Requests that were taken"),
-    Family("rayvisor_pool_requests_finished_total", "counter", ("pool",), "Requests that were finished"),
+    Family("rayvisor_pool_requests_running", "gauge", ("pool",), "Samples in flight in engines"),
+    Family("rayvisor_pool_requests_submitted_total", "counter", ("pool",), "Accepted requests"),
+    Family("rayvisor_pool_requests_finished_total", "counter", ("pool",), "Finished requests"),
     Family(
         "rayvisor_pool_requests_lost_total",
         "counter",
         ("pool",),
-        "Requests that ended with an error at their caller",
+        "Requests that raised an error in their caller",
     ),
     Family(
-        "rayvisor_pool_requests_abandoned_total", "counter", ("pool",), "Requests that their caller gave up"
+        "rayvisor_pool_requests_abandoned_total", "counter", ("pool",), "Requests abandoned by their caller"
     ),
     Family(
         "rayvisor_pool_requests_moved_total",
         "counter",
         ("pool",),
-        "How often a sample lost its engine, and went on or was generated again elsewhere",
+        "Samples that lost their engine and were continued or generated again elsewhere",
     ),
     Family(
         "rayvisor_pool_divergences_total",
         "counter",
         ("pool",),
-        "Samples that came out different when they were generated again",
+        "Samples that differed when they were generated again",
     ),
-    Family("rayvisor_pool_tokens_total", "counter", ("pool",), "Tokens that were delivered"),
-    Family("rayvisor_records_total", "counter", ("record",), "What happened, by the type of its record"),
+    Family("rayvisor_pool_tokens_total", "counter", ("pool",), "Delivered tokens"),
+    Family("rayvisor_records_total", "counter", ("record",), "Records, by type"),
     Family(
         "rayvisor_records_dropped_total",
         "counter",
         (),
-        "Records that programs which watch did not read in time",
+        "Records dropped because a watching program was too slow",
     ),
     Family(
         "rayvisor_publish_overflows_total",
         "counter",
         (),
-        "How often a subscriber's queue was full; only where records are published",
+        "Times a subscriber's queue was full; only if records are published",
     ),
     Family(
         "rayvisor_loop_lag_seconds",
         "summary",
         (),
-        "How late the supervisor's event loop ran what was due, looked at twice a second",
+        "Lag of the supervisor's event loop, sampled twice a second",
     ),
 )
-"""All metrics that there are, in the order in which they are written."""
+"""All metrics, in output order."""
 
 
 class TreeMetrics(NamedTuple):
-    """What is read off a tree."""
+    """The input of the metrics: a snapshot of a tree and its counters."""
 
     root: Node
     named: Mapping[str, str]
-    """The name by which each child is counted, by its path."""
+    """By path, the name under which a child is counted."""
     counters: Counters
     pools: Mapping[str, PoolStats]
     version: str
     began: float
-    """Seconds since the epoch."""
+    """Start time, in seconds since the epoch."""
     now: float
-    """The same."""
+    """Current time, in seconds since the epoch."""
     lag: tuple[float, int]
-    """Seconds in all, and how often it was looked at."""
+    """Total lag in seconds, and number of samples."""
     dropped: int
     overflows: int | None
 
 
 def exposition(metrics: TreeMetrics) -> str:
-    """Write all of it."""
+    """Return all metrics as text."""
     samples = _Samples()
     samples.add("rayvisor_build_info", 1, metrics.version)
     samples.add("rayvisor_start_time_seconds", round(metrics.began, 3))
@@ -187,7 +201,7 @@ def _child(samples: _Samples, node: Node, metrics: TreeMetrics) -> None:
     for state in CHARTS[chart_of(node)].states:
         samples.add("rayvisor_child_state", state.name == node.state, name, state.name)
     samples.add("rayvisor_child_leaf", 1, name, node.leaf or node.state)
-    if name != node.path:  # one of many
+    if name != node.path:  # an instance of a template, counted together with the others
         return
     samples.add("rayvisor_child_incarnation", node.incarnation, name)
     if node.uptime is not None:
@@ -213,7 +227,7 @@ def _supervisor(samples: _Samples, node: Node, metrics: TreeMetrics) -> None:
 
 
 def _counted(samples: _Samples, counters: Counters, names: Mapping[str, None]) -> None:
-    """What children were counted to have done; what has not happened yet is 0: its first time is to show."""
+    """Add the counts of children. Counts start at 0, so that the first event shows as an increase."""
     for name in names:
         for kind in _CLASSES:
             samples.add("rayvisor_child_faults_total", counters.faults[name, kind], name, kind)
@@ -241,7 +255,7 @@ def _pool(samples: _Samples, name: str, stats: PoolStats) -> None:
 
 
 class _Samples:
-    """Values by metric and labels; those of one name are added up."""
+    """Values by metric and labels; values with equal names and labels are summed."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[tuple[str, ...], float]] = {}
@@ -262,10 +276,10 @@ class _Samples:
                 yield f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}\n"
             for suffix, labels in parts:
                 for given, value in self._values[family.name + suffix].items():
-                    told = ",".join(
+                    pairs = ",".join(
                         f'{label}="{_escaped(text)}"' for label, text in zip(labels, given, strict=True)
                     )
-                    yield f"{family.name}{suffix}{f'{{{told}}}' if told else ''} {_number(value)}\n"
+                    yield f"{family.name}{suffix}{f'{{{pairs}}}' if pairs else ''} {_number(value)}\n"
 
 
 def _parts(family: Family) -> tuple[tuple[str, tuple[str, ...]], ...]:

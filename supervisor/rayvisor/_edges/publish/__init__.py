@@ -1,1 +1,1 @@
-"""Records for the outside, on a ZeroMQ PUB socket: the only place where zmq is imported."""
+"""Publishes records on a ZeroMQ PUB socket; the only package that imports zmq."""

@@ -1,4 +1,4 @@
-"""What is published: a topic for each child, and JSON with a sequence number. Pure.
+"""The published messages: a topic for each child, and JSON with a sequence number. Pure.
 
 >>> from rayvisor.records import SupervisorStateChanged
 >>> messages = Messages("run-1")
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "Messages", "topic_of"]
 
 SCHEMA = 1
-"""Version of the messages: it grows when a field changes its meaning or goes, not when one is added."""
+"""Version of the format. It increases when a field changes or is removed, not when one is added."""
 TOPICS = 10_000
-"""So many topics are numbered at a time; of more, the one that was silent longest begins at 1 again."""
+"""Maximum number of topics with a sequence; beyond it, the one unused longest starts at 1 again."""
 
 
 def topic_of(record: Record) -> str:
-    """``rayvisor.`` and the path of the child, or supervisor, that a record is about; the root's is empty."""
+    """Return ``rayvisor.`` and the path of the child or supervisor of a record; the root's path is empty."""
     about = getattr(record, "fault", record)
     return "rayvisor." + str(getattr(about, "child", getattr(about, "path", "")))
 
 
 class Messages:
-    """Makes messages of records, and numbers them.
+    """Converts records to numbered messages.
 
     Parameters
     ----------
     run
-        Id of this supervisor's run: numbers of another run do not follow on.
+        Id of this run of the supervisor; sequences of different runs are unrelated.
     """
 
     def __init__(self, run: str) -> None:
@@ -48,16 +48,16 @@ class Messages:
         self._sequences: OrderedDict[str, int] = OrderedDict()
 
     def of(self, record: Record, wall: float, overflows: int = 0) -> tuple[bytes, bytes]:
-        """Topic and body of the next message.
+        """Return topic and body of the next message.
 
         Parameters
         ----------
         record
-            What happened.
+            The record.
         wall
-            What to add to the monotonic clock for the time of day.
+            Offset, in seconds, from the monotonic clock to the time since the epoch.
         overflows
-            How often the queue of a subscriber has run full so far.
+            How often the queue of a subscriber has been full so far.
         """
         topic = topic_of(record)
         sequence = self._sequences[topic] = self._sequences.pop(topic, 0) + 1

@@ -1,8 +1,8 @@
-"""The PUB socket: bound before the tree starts, fed as things happen, never waited for.
+"""The PUB socket: bound before the tree starts, written without ever waiting.
 
-A subscriber that does not read fills its own queue of ``HIGH_WATER`` messages and no more; what comes on top
-is dropped for it alone. It sees that by the numbers of its topic; that its queue ran full is counted, and
-said to the log and in all further messages. ZeroMQ does not tell how many messages that cost whom.
+A subscriber that does not read fills its own queue of ``HIGH_WATER`` messages; further messages are dropped
+for that subscriber only. It notices this by the sequence numbers of its topic. Overflows are counted, logged,
+and reported in all further messages. ZeroMQ does not reveal how many messages a subscriber missed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = get_logger("rayvisor.publish")
 
 LOOPBACK = "tcp://127.0.0.1:0"
 HIGH_WATER = 1000
-"""Messages that wait for one subscriber."""
+"""Maximum length of a subscriber's queue, in messages."""
 LINGER_MILLISECONDS = 1000
-"""How long the end waits for the last messages to be on their way."""
+"""Time that closing waits for the last messages to be sent."""
 WARN_INTERVAL_SECONDS = 10.0
-"""Drops are logged at most so often."""
+"""Minimum time between two warnings about overflows."""
 LONGEST_REQUEST = 1024
-"""Bytes of what a subscriber may send: the name of a topic."""
+"""Maximum size, in bytes, of a message from a subscriber (the name of a topic)."""
 
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\*|\d{1,5})")
 _IPC = re.compile(r"ipc://([^@\0][^\0]*)")
@@ -54,12 +54,12 @@ class Publisher:
     where
         ``tcp://HOST:PORT`` or ``ipc://PATH``; True for a free port of the loopback interface.
     high_water
-        How many messages wait for one subscriber.
+        Maximum length of a subscriber's queue, in messages.
 
     Raises
     ------
     SpecError
-        It is no such address.
+        If it is not such an address.
     """
 
     def __init__(self, where: object, *, high_water: int = HIGH_WATER) -> None:
@@ -79,7 +79,7 @@ class Publisher:
         Raises
         ------
         PublishError
-            pyzmq is not installed, or the address cannot be had.
+            If pyzmq is not installed or the address cannot be bound.
         """
         try:
             import zmq
@@ -92,7 +92,7 @@ class Publisher:
             if ipc is not None:
                 claim_of_path = claim(Path(ipc[1]))
                 try:
-                    # libzmq would take over a socket that is in use, and delete whatever file is there.
+                    # libzmq would take over a socket in use, and delete any file at the path.
                     await anyio.to_thread.run_sync(claimed.enter_context, claim_of_path)
                 except ControlSocketError as error:
                     raise PublishError(self._wanted, error.reason) from None
@@ -106,19 +106,21 @@ class Publisher:
                 made.bind(self._wanted)
             except zmq.ZMQError as error:
                 await self.end()
-                way = "name another, or port 0 for a free one" if ipc is None else "name another path"
-                raise PublishError(self._wanted, f"cannot be bound: {error.strerror}; {way}") from error
+                remedy = (
+                    "use another address, or port 0 for a free one" if ipc is None else "use another path"
+                )
+                raise PublishError(self._wanted, f"cannot be bound: {error.strerror}; {remedy}") from error
             self.address = made.get_string(zmq.LAST_ENDPOINT)
             if ipc is not None:
                 self._file = Path(ipc[1]), _identity(Path(ipc[1]))
         log.info("publish.open", address=self.address)
         if ipc is None and not _loopback(self._wanted):
             log.warning(
-                "publish.exposed", address=self.address, why="whoever reaches this port can read every event"
+                "publish.exposed", address=self.address, why="every client of this port can read all events"
             )
 
     def put(self, record: Record) -> None:
-        """Publish a record. Never waits, and never raises: the tree does not depend on it."""
+        """Publish a record. Never waits and never raises, since the tree does not depend on it."""
         if self._socket is None:
             return
         try:
@@ -130,8 +132,8 @@ class Publisher:
         import zmq
 
         parts = self._messages.of(record, time.time() - time.monotonic(), self.overflows)
-        # A queue that runs full is an error first, so that it is known of; then only its owner goes without,
-        # silently, until it reads again.
+        # With NODROP a full queue raises, so that it is noticed. Without it the message is dropped for that
+        # subscriber only.
         socket.setsockopt(zmq.XPUB_NODROP, 1)
         try:
             socket.send_multipart(parts, zmq.NOBLOCK)
@@ -153,20 +155,20 @@ class Publisher:
             )
 
     async def end(self) -> None:
-        """Close: the last messages get a second."""
+        """Close the socket; the last messages get 1 s to be sent."""
         socket, self._socket = self._socket, None
         context, self._context = self._context, None
         if self.overflows:
-            log.warning("publish.overflow", times=self.overflows, why="subscribers did not read; this is all")
+            log.warning("publish.overflow", times=self.overflows, why="total; subscribers did not read")
         if socket is not None:
             socket.close()
         if context is not None:
-            # Bounded by the linger time of its only socket.
+            # Takes at most the linger time of its only socket.
             await anyio.to_thread.run_sync(context.term, abandon_on_cancel=True)
         self._remove_file()
 
     def _remove_file(self) -> None:
-        """Remove what libzmq leaves behind, unless somebody has put another one in its place."""
+        """Remove the file that libzmq leaves behind, unless another file has replaced it."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -193,7 +195,8 @@ def _checked(where: Any) -> str:
     raise SpecError(
         "publish",
         where,
-        "must be True, or an address: 'tcp://127.0.0.1:5570' (port 0: a free one), 'ipc:///run/user/1000/a.sock'",
+        "must be True or an address such as 'tcp://127.0.0.1:5570' (port 0 for a free one) or "
+        "'ipc:///run/user/1000/a.sock'",
     )
 
 

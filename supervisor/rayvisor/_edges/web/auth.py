@@ -1,9 +1,9 @@
-"""Who is let in to the live page: who has the run's token, from the page's own origin. Pure.
+"""Access control of the live page: requests need the run's token and the page's own origin. Pure.
 
-The token is what proves a reader: it is in the part of the URL that a browser never sends, and the page sends
-it in a header, which no page of another site can do without being asked about first (and that is refused).
-The host name is looked at because of DNS rebinding: a foreign name that leads here would make a foreign page
-one of our own origin. A number cannot be rebound.
+The token authenticates a reader. It is in the fragment of the URL, which a browser never sends; the page
+sends it in a header, which a page of another site cannot do without a CORS preflight request, and that is
+refused. The host name is checked because of DNS rebinding: a foreign name that resolves to this address would
+make a foreign page one of our own origin. An IP address cannot be rebound.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from rayvisor._edges.http.routes import RefusalError
 
 __all__ = ["TOKEN_HEADER", "Authenticator", "headers_by_name"]
 
-TOKEN_HEADER = "x-rayvisor-token"  # noqa: S105 - the name of a header
+TOKEN_HEADER = "x-rayvisor-token"  # noqa: S105 - the name of a header, no secret
 _OWN_SITE = frozenset({"same-origin", "none"})
 
 
 class Authenticator:
-    """Lets requests in, or refuses them.
+    """Accepts or refuses requests.
 
     Parameters
     ----------
     token
-        The run's.
+        The token of the run.
     host
-        The name or address that was bound.
+        The name or address that the server is bound to.
     """
 
     def __init__(self, token: str, host: str) -> None:
@@ -37,33 +37,33 @@ class Authenticator:
         self._host = host.lower()
 
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Let in a reader of the empty page, which has no data in it.
+        """Check the host name; sufficient for the empty page, which contains no data.
 
         Raises
         ------
         RefusalError
-            The name that it came by is not this host's.
+            If the host name is not one of this server.
         """
         host = headers.get("host", "")
         if not self._is_ours(host):
             raise RefusalError(
-                421, "ForeignHost", f"Host: {host[:200]}: this page goes by its address or localhost"
+                421, "ForeignHost", f"Host: {host[:200]}: use this server's address or localhost"
             )
 
     def authenticate(self, headers: Mapping[str, str], *, acts: bool) -> None:
-        """Let in who reads the tree, or acts on it.
+        """Check that a request may read the tree or act on it.
 
         Parameters
         ----------
         headers
-            By their names in small letters.
+            Headers by lower-case name.
         acts
-            Whether something is to be done: then the request must say that it is the page's own.
+            Whether the request changes something; then it must name the page's own origin.
 
         Raises
         ------
         RefusalError
-            What is missing, or wrong.
+            If something is missing or wrong.
         """
         self.check_host(headers)
         origin = headers.get("origin")
@@ -73,12 +73,14 @@ class Authenticator:
             foreign = origin not in {f"{scheme}://{headers['host']}" for scheme in ("http", "https")}
         if foreign or headers.get("sec-fetch-site", "none") not in _OWN_SITE:
             raise RefusalError(
-                403, "ForeignOrigin", f"Origin: {(origin or 'none')[:200]}: only the page itself may ask"
+                403,
+                "ForeignOrigin",
+                f"Origin: {(origin or 'none')[:200]}: only the page itself may send this",
             )
         given = headers.get(TOKEN_HEADER, "").encode()
         if not secrets.compare_digest(given, self._token):
             raise RefusalError(
-                401, "WrongToken", f"{TOKEN_HEADER} must be what stands behind # in the printed URL"
+                401, "WrongToken", f"{TOKEN_HEADER} must be the part after # of the printed URL"
             )
 
     def _is_ours(self, host: str) -> bool:
@@ -96,7 +98,7 @@ class Authenticator:
 
 
 def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Headers by their names in small letters; of one that is there twice the values are joined."""
+    """Return headers by lower-case name; the values of repeated headers are joined."""
     found: dict[str, str] = {}
     for name, value in headers:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")

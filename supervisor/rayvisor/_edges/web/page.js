@@ -1,6 +1,6 @@
 "use strict";
-// The page of a running tree. State comes as changes to nodes and faults (see live.py); rows are kept and only what
-// differs is written. Whatever comes from the tree is set as text, never as markup.
+// The page of a running tree. The state arrives as changes to nodes and faults (see live.py); rows are kept and only
+// differences are written. Everything from the tree is set as text, never as markup.
 
 const token = location.hash.slice(1);
 const nodes = new Map(), rows = new Map(), faults = new Map(), faultRows = new Map(), charts = new Map();
@@ -40,7 +40,7 @@ function toneOf(node) {
 function waitOf(node) { return node.due === null ? "" : `in ${Math.max(0, node.due - now()).toFixed(1)} s`; }
 
 // --- the event stream ---------------------------------------------------------------------------
-// fetch, not EventSource: that one cannot send the token in a header.
+// fetch instead of EventSource, which cannot send the token in a header.
 
 function linkIs(text, broken) { write($("link"), text); look($("link"), broken ? "link broken" : "link"); }
 
@@ -75,13 +75,13 @@ async function follow() {
     try { await read(); } catch (error) {
       if (error.final) {
         linkIs("refused", true);
-        notice(token ? `Refused: ${error.message}` : "The token is missing: open the URL as it was printed, with what stands behind #.");
+        notice(token ? `Refused: ${error.message}` : "The token is missing: open the URL exactly as printed, including the part after #.");
         return;
       }
     }
     if (over) return;
     if (lastId !== before) wait = 500;
-    linkIs("connection lost, trying again", true);
+    linkIs("connection lost, reconnecting", true);
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
@@ -134,7 +134,7 @@ function draw(what) {
   if (what.structure && faultRows.size) for (const [id, line] of faultRows) if (!faults.has(id)) { line.remove(); faultRows.delete(id); }
   what.faults.forEach(drawFault);
   show($("no-faults"), faults.size === 0);
-  $("faults").tabIndex = faults.size ? 0 : -1; // a list that scrolls is scrolled by keyboard, too
+  $("faults").tabIndex = faults.size ? 0 : -1; // a scrolling list must be reachable by keyboard
 }
 
 function makeRow(path) {
@@ -319,19 +319,19 @@ function drawFault(fault) {
   what.append(first);
   const more = element("div", "more");
   const said = fault.decision;
-  if (said) more.append(`decided: ${said.what.replace("_", " ")}${said.delay ? ` after ${said.delay.toFixed(2)} s` : " at once"} (${said.why}; ${said.restarts} of ${said.intensity} restarts used) `);
+  if (said) more.append(`decided: ${said.what.replace("_", " ")}${said.delay ? ` after ${said.delay.toFixed(2)} s` : " immediately"} (${said.why}; ${said.restarts} of ${said.intensity} restarts used) `);
   else more.append("no decision yet ");
-  if (fault.recovered !== null) more.append(element("span", "came", `well again after ${brief(fault.recovered)}`));
-  else if (fault.ended) more.append(element("span", "lost", "it does not come back"));
+  if (fault.recovered !== null) more.append(element("span", "came", `recovered after ${brief(fault.recovered)}`));
+  else if (fault.ended) more.append(element("span", "lost", "not restarted"));
   what.append(more);
-  const back = [fault.doing && `while ${fault.phase}`, fault.source && `seen by ${fault.source}`, fault.place, fault.log && `log: ${fault.log}`].filter(Boolean).join("; ");
+  const back = [fault.phase && `while ${fault.phase}`, fault.source && `seen by ${fault.source}`, fault.place, fault.log && `log: ${fault.log}`].filter(Boolean).join("; ");
   if (back) what.append(element("div", "more", back));
   if (fault.chain.length) what.append(element("div", "more", `seen first as: ${fault.chain.join(" > ")}`));
   line.replaceChildren(when, what);
   while (faultRows.size > 100) { const [oldest, gone] = faultRows.entries().next().value; gone.remove(); faultRows.delete(oldest); }
 }
 
-// --- time goes on between messages --------------------------------------------------------------
+// --- clocks between messages --------------------------------------------------------------------
 
 setInterval(() => {
   if (over || document.hidden) return;
@@ -347,10 +347,10 @@ function ended() {
   write($("tree-state"), "ENDED");
   look($("tree-state"), "badge");
   for (const button of document.querySelectorAll(".buttons button")) button.disabled = true;
-  notice("The tree has ended. This is what was seen last.");
+  notice("The tree has ended. This is its last known state.");
 }
 
-// --- acting -------------------------------------------------------------------------------------
+// --- buttons ------------------------------------------------------------------------------------
 
 let armed = null, armedUntil = 0;
 function disarm() { if (armed) { armed.textContent = "Restart"; armed.classList.remove("armed"); armed = null; } }

@@ -1,8 +1,8 @@
 """The live page of one tree: HTTP on a TCP port.
 
-The page itself holds no data and is anybody's who can reach the port; what it shows, and what its buttons do,
-goes to who has the run's token. Nothing is done that the control socket does not do: it is the same table.
-Metrics go to anybody who can reach the port, by its address: what collects them knows no token of a run.
+The page itself contains no data and is served to every client that can reach the port; its data and its
+buttons need the run's token. It offers a subset of the control socket's routes. Metrics are served without
+the token, because a collector does not know the token of a run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, cast
@@ -42,7 +43,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_GUARDS = (
+_SECURITY_HEADERS = (
     ("Content-Security-Policy", _POLICY),
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -69,18 +70,18 @@ class WebPage(HttpServer):
     controls
         The supervisor.
     history
-        What has happened in it.
+        The recent history of the tree.
     port
-        To listen on; 0: a free one.
+        Port to listen on; 0 for a free one.
     host
         Address or name to listen on.
     metrics
-        Whether ``/metrics`` is answered, to whoever reaches the port.
+        Whether ``/metrics`` is served, without the token.
 
     Raises
     ------
     SpecError
-        For a port that is none, or an empty host.
+        If the port is invalid or the host is empty.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class WebPage(HttpServer):
 
     @property
     def url(self) -> str:
-        """Where the page is, with the token behind ``#``: who has it can pause and restart the tree."""
+        """URL of the page, with the token after ``#``. Every holder of it can pause and restart the tree."""
         host = self.host
         try:
             address = ipaddress.ip_address(host)
@@ -119,17 +120,17 @@ class WebPage(HttpServer):
         else:
             if address.is_unspecified:
                 host = "127.0.0.1"
-            elif address.version == 6:  # noqa: PLR2004 - of the protocol
+            elif isinstance(address, ipaddress.IPv6Address):
                 host = f"[{host}]"
         return f"http://{host}:{self.port}/#{self.token}"
 
     @property
     def readers(self) -> int:
-        """How many pages are open."""
+        """Number of open pages."""
         return self._live.readers
 
     async def visited(self) -> None:
-        """Wait until somebody has opened the page."""
+        """Wait until the page has been opened."""
         await self._live.visited.wait()
 
     async def open(self) -> None:
@@ -138,37 +139,29 @@ class WebPage(HttpServer):
         Raises
         ------
         ControlSocketError
-            It cannot be.
+            If the port cannot be bound.
         """
         try:
             listener = await anyio.create_tcp_listener(local_host=self.host, local_port=self.port)
         except OSError as error:
             raise ControlSocketError(f"{self.host}:{self.port}", error.strerror or str(error)) from error
         self._listeners = tuple(cast("Sequence[anyio.abc.SocketListener]", listener.listeners))
-        self.port = self._listeners[0].extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - nothing of Django
+        self.port = self._listeners[0].extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - anyio's extra(), not Django's
         if not _is_loopback(self.host):
             log.warning("web.open_to_others", host=self.host, port=self.port)
         log.info("web.open", host=self.host, port=self.port)
 
     def handler(self, start_task: StartTask) -> Handler:
-        """Answer what the authenticator lets in."""
+        """Return a handler that answers authenticated requests."""
         start_task(self._live.follow)
         authenticator, routes = Authenticator(self.token, self.host), Routes(self._controls, start_task)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             try:
-                told = await self._answer(authenticator, routes, request, body)
+                plain = await self._answer(authenticator, routes, request, body)
             except RefusalError as refusal:
-                told = refusal.answer
-            return Answer(
-                told.status,
-                told.body,
-                told.lines,
-                (*told.headers, *_GUARDS),
-                content=told.content,
-                kind=told.kind,
-                timeout=told.timeout,
-            )
+                plain = refusal.answer
+            return replace(plain, headers=(*plain.headers, *_SECURITY_HEADERS))
 
         return answer
 
@@ -187,13 +180,13 @@ class WebPage(HttpServer):
             raise RefusalError(405, "WrongMethod", f"{path[:200]} takes GET, not {method[:20]}", Allow="GET")
         if path == "/events":
             authenticator.authenticate(headers, acts=False)
-            return self._read_by(headers)
+            return self._stream_to(headers)
         authenticator.check_host(headers)
         if path == "/metrics" and self._metrics:
             return await routes.answer(method, path, b"")
         return _file(path)
 
-    def _read_by(self, headers: Mapping[str, str]) -> Answer:
+    def _stream_to(self, headers: Mapping[str, str]) -> Answer:
         lines = self._live.events(headers.get("last-event-id", ""))
         return Answer(200, lines=lines, kind="text/event-stream", timeout=WRITE_SECONDS)
 
@@ -204,12 +197,12 @@ def _file(path: str) -> Answer:
         name, kind = found
         return Answer(200, content=_packaged(name), kind=kind)
     if path == "/chart.css":
-        style, _ = _chart("engine")  # all charts have the same
+        style, _ = _chart("engine")  # the same for all charts
         return Answer(200, content=style, kind="text/css; charset=utf-8")
     name = path.removeprefix("/chart/").removesuffix(".svg")
     if name in CHARTS and path == f"/chart/{name}.svg":
         return Answer(200, content=_chart(name)[1], kind="image/svg+xml")
-    raise RefusalError(404, "UnknownRoute", f"nothing is at {path[:200]}")
+    raise RefusalError(404, "UnknownRoute", f"no such route: {path[:200]}")
 
 
 @cache
@@ -219,7 +212,7 @@ def _packaged(name: str) -> bytes:
 
 @cache
 def _chart(name: str) -> tuple[bytes, bytes]:
-    """Style and picture of a chart, apart: the page's policy lets in no style from inside a picture."""
+    """Return style and picture of a chart separately; the page's policy forbids styles inside a picture."""
     picture = render(CHARTS[name], "svg")
     found = _STYLE.search(picture)
     return (found[1] if found else "").encode(), _STYLE.sub("", picture).encode()
