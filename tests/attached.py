@@ -1,4 +1,4 @@
-"""Programs on a Ray that is there: one of their own would take each of them ten seconds of a core."""
+"""Runs programs on an existing Ray; starting one takes each program ten seconds of a core."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 __all__ = ["attached"]
 
-# What rayvisor sets before it imports ray: without it Ray prints each worker's death to standard output.
+# rayvisor sets the variable before it imports ray; else Ray prints each worker's death to standard output.
 _PROGRAM = """
 import os, sys, warnings
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
@@ -18,5 +18,5 @@ with warnings.catch_warnings():
 
 
 def attached(address: str, program: str, *arguments: str) -> list[str]:
-    """Make a command that connects to the Ray at ``address`` and then runs a program."""
+    """Return a command that connects to the Ray at ``address`` and then runs a program."""
     return [sys.executable, "-c", _PROGRAM + program, address, *arguments]

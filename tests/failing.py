@@ -1,4 +1,4 @@
-"""A child that fails when a test has it fail."""
+"""A child that fails on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Failing"]
 
 
 class Failing:
-    """A coroutine that fails, each time ``fail`` is set."""
+    """A coroutine that fails each time ``fail`` is set."""
 
     def __init__(self) -> None:
         self.fail = anyio.Event()

@@ -1,4 +1,4 @@
-"""Waiting for what other processes and tasks do: for a condition, never for a time."""
+"""Waits for conditions that other processes and tasks bring about, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ INTERVAL_SECONDS = 0.005
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Let everything else go on until a condition holds; TimeoutError when it does not in time.
+    """Wait until a condition holds; raise TimeoutError after ``seconds``.
 
-    The condition is a plain function, or an async one: also what has to be asked for can be waited for.
+    The condition is a function or an async function.
     """
     with anyio.fail_after(seconds):
         while True:
@@ -29,8 +29,8 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 def until_now(
     condition: Callable[[], object], seconds: float = 60.0, interval: float = INTERVAL_SECONDS
 ) -> None:
-    """Hold this thread up until a condition holds."""
-    late = time.monotonic() + seconds
+    """Block this thread until a condition holds."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < late, f"the condition did not come true within {seconds:g} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:g} s"
         time.sleep(interval)

@@ -1,1 +1,1 @@
-"""The demo: a real engine is killed mid-stream, and nothing is lost."""
+"""The demo: a real engine is killed mid-stream, and no token is lost."""

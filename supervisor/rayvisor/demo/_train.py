@@ -1,11 +1,11 @@
-"""Makes the demo's models: run as ``python -m rayvisor.demo._train FOLDER {trained,random}``.
+"""Makes the demo's models, as ``python -m rayvisor.demo._train FOLDER {trained,random}``.
 
-Nothing imports this module: torch and transformers stay in the process that trains. It writes lines of
-progress to standard output and ends with exit status 0 when the folder holds a complete model.
+Nothing imports this module, so torch and transformers stay in the training process. It prints lines of
+progress to standard output and exits with status 0 when the folder holds a complete model.
 
-The trained model is a Llama so small that it learns the passage by heart in under a minute. Training is over
-when the model's first choice is right at every place that a prompt can lead to, by a margin that no
-difference between two machines' arithmetic can eat up.
+The trained model is a Llama that is small enough to memorize the passage in less than a minute. Training ends
+when the model's first choice is correct at every position that a prompt can lead to, by a margin larger than
+any difference between the arithmetic of two machines.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ UNCERTAIN = 16
 CHECK_EVERY = 20
 GOOD_LOSS = 0.05
 MARGIN = 3.0
-"""How far (in logits) the right token must lead everywhere."""
+"""Minimum lead, in logits, of the correct token at every position."""
 PROMPT_TOKENS = 32
-"""The model may be unsure of its place in a text until it has read this much of it."""
+"""Number of tokens that the model may need to find its position in the text."""
 IGNORED = -100
 
 
 def byte_symbols() -> list[str]:
-    """List the printable symbol that byte-level tokenizers write for each byte, in the order of the bytes."""
+    """Return the printable symbol that byte-level tokenizers use for each byte, in the order of the bytes."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer whose ids are the bytes of UTF-8, and one more that ends a text."""
+    """Make a tokenizer whose ids are the bytes of UTF-8 and an end-of-text token."""
     vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -82,7 +82,7 @@ def make_model(*, spread: float) -> LlamaForCausalLM:
 
 
 def narrowest_margin(model: LlamaForCausalLM, tokens: torch.Tensor, starts: list[int]) -> float:
-    """Return by how much the right token leads at the worst place (negative: it does not)."""
+    """Return the lead of the correct token at the worst position; negative if another token leads."""
     worst = float("inf")
     model.eval()
     with torch.no_grad():
@@ -97,7 +97,7 @@ def narrowest_margin(model: LlamaForCausalLM, tokens: torch.Tensor, starts: list
 
 
 def loss_of(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
-    """Return the mean loss of predicting ``rows``, but for their first tokens: nothing foretells those."""
+    """Return the mean loss of predicting ``rows`` without their first tokens, which are unpredictable."""
     batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
     labels = batch.clone()
     labels[:, :UNCERTAIN] = IGNORED
@@ -105,15 +105,15 @@ def loss_of(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def train() -> LlamaForCausalLM:
-    """Teach a model the passage by heart.
+    """Train a model to recite the passage.
 
-    Most of the training is on short pieces, from which it learns to find its place by what it reads and not
-    by counting; every second step shows it the passage up to its end as well, so that it can go on for long.
+    Most of the training uses short pieces, from which it learns to find its position by content instead of by
+    counting. Every second step also uses the passage up to its end, so that it can continue for long.
 
     Raises
     ------
     RuntimeError
-        If it has not learnt it in ``MOST_STEPS`` steps.
+        If it has not learned the passage in ``MOST_STEPS`` steps.
     """
     model = make_model(spread=0.05)
     tokens = torch.tensor([*token_ids(PASSAGE), END_TOKEN])
@@ -140,9 +140,9 @@ def train() -> LlamaForCausalLM:
             if now < GOOD_LOSS and narrowest_margin(model, tokens, list(range(0, last, 97))) > MARGIN:
                 margin = narrowest_margin(model, tokens, list(range(0, last, 11)))
                 if margin > MARGIN:
-                    print(f"step {step}, learnt by heart; narrowest margin {margin:.1f}", flush=True)
+                    print(f"step {step}, passage learned; narrowest margin {margin:.1f}", flush=True)
                     return model
-    raise RuntimeError(f"the model has not learnt the passage in {MOST_STEPS} steps")
+    raise RuntimeError(f"the model has not learned the passage in {MOST_STEPS} steps")
 
 
 def main() -> int:
@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind", choices=["trained", "random"])
     chosen = parser.parse_args()
-    # One thread: on a busy machine two of them mostly wait for each other, spinning.
+    # One thread, since on a busy machine two threads mostly spin while waiting for each other.
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     model = train() if chosen.kind == "trained" else make_model(spread=0.2)

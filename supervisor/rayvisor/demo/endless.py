@@ -1,7 +1,7 @@
-"""For the demo's fault ``endless-step``: a model step that never returns, in a real worker of vLLM's.
+"""The demo's fault ``endless-step``: a model step that never returns, in a real vLLM worker.
 
-vLLM imports this module into each worker when it is named as ``worker_extension_cls``. From then on a SIGUSR1
-makes the worker's main thread sleep wherever it is, and what it was doing never comes to its end.
+vLLM imports this module into each worker if it is named as ``worker_extension_cls``. From then on SIGUSR1
+makes the worker's main thread sleep forever, so the current step never completes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _sleep_forever(*_: object) -> None:
 
 
 class Endless:
-    """Adds nothing to the worker: it is the import that counts."""
+    """Adds nothing to the worker; only the import of this module matters."""
 
 
 signal.signal(signal.SIGUSR1, _sleep_forever)

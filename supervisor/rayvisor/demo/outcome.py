@@ -1,4 +1,4 @@
-"""What came of a run of the demo: compared, counted, and written down. Pure."""
+"""The outcome of a run of the demo: comparisons and counts. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Comparison", "Outcome", "ReceivedStream", "compare"]
 
 @dataclass(slots=True)
 class ReceivedStream:
-    """What the reader of one request got, chunk by chunk."""
+    """The stream that the reader of one request received."""
 
     kind: str
     prompt: str
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     seams: list[int] = field(default_factory=list)
-    """Characters of ``text`` at which another incarnation took over."""
+    """Positions in ``text`` at which another incarnation took over."""
     incarnation: int = 0
     finish_reason: str | None = None
     seed: int | None = None
@@ -28,7 +28,7 @@ class ReceivedStream:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How one request compares with the same request without a fault."""
+    """The comparison of one request with the same request without a fault."""
 
     lost: bool
     duplicated: bool
@@ -39,7 +39,7 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether the two are identical."""
         return not (self.lost or self.duplicated or self.mismatched)
 
     def __str__(self) -> str:
@@ -50,10 +50,10 @@ class Comparison:
 
 
 def compare(stream: ReceivedStream, tokens: Sequence[int], text: str) -> Comparison:
-    """Compare what was read with the tokens and the text of a run without a fault.
+    """Compare a received stream with the tokens and the text of a run without a fault.
 
-    Lost: it did not finish, or tokens are missing. Duplicated: there are too many. Mismatched: some are
-    others, or the text is not theirs.
+    Lost: it did not finish, or tokens are missing. Duplicated: it has too many tokens. Mismatched: tokens
+    differ, or the text does not belong to them.
 
     >>> stream = ReceivedStream("greedy", "", tokens=[1, 2, 2], text="abb", finish_reason="stop")
     >>> compare(stream, [1, 2], "ab")
@@ -69,7 +69,7 @@ def compare(stream: ReceivedStream, tokens: Sequence[int], text: str) -> Compari
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """The demo's result; ``--json`` prints it."""
+    """The result of the demo, which ``--json`` prints."""
 
     engine: str
     fault: str
@@ -85,19 +85,19 @@ class Outcome:
     cold_start_s: float | None = None
     tokens: int = 0
     control: dict[str, int] = field(default_factory=dict)
-    """For each batch size of the control run: how many requests came out the same."""
+    """For each batch size of the control run, the number of identical requests."""
     root_cause: str = ""
     fault_class: str = ""
     as_expected: bool = True
-    """Whether the fault that was found is the one that was injected: its class, and its root cause."""
+    """Whether the reported fault has the class and root cause of the injected one."""
     processes_left: int = 0
     heavy_imports: list[str] = field(default_factory=list)
-    """What this process should never have imported, and has: only engines' own processes need it."""
+    """Modules that only engine processes need but this process has imported."""
     error: str = ""
 
     @property
     def good(self) -> bool:
-        """Whether nothing was lost, doubled or changed, nothing is left behind, and the fault was named."""
+        """Whether nothing was lost, duplicated, changed or left behind, and the fault was identified."""
         return (
             self.completed == self.requests
             and not (self.lost or self.duplicated or self.mismatched)
@@ -107,5 +107,5 @@ class Outcome:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The outcome as one plain object."""
+        """Return the outcome as a plain object."""
         return asdict(self)

@@ -26,53 +26,52 @@ if TYPE_CHECKING:
 __all__ = ["DemoView", "run_demo"]
 
 SETTLE_SECONDS = 10.0
-"""How long the last processes may take to disappear after the tree has ended."""
-
+"""Time for the last processes to disappear after the tree has ended."""
 
 OPEN_SECONDS = 30.0
-"""How long the demo waits for somebody to open its live page."""
+"""Time that the demo waits for its live page to be opened."""
 
 
 class DemoView(Protocol):
-    """Who is shown what happens: a live view, or lines."""
+    """Displays the demo: as a live view, or as lines."""
 
     def stage(self, text: str) -> None:
-        """A new part of the demo begins."""
+        """Show the next stage of the demo."""
 
     def record(self, record: r.Record) -> None:
-        """The supervisor has something to tell."""
+        """Show a record of the supervisor."""
 
     def injected(self, what: str, after: int, of: int) -> None:
-        """The fault has been injected, after so many of so many tokens."""
+        """Show the injected fault, after ``after`` of ``of`` tokens."""
 
     def streams(self, streams: list[ReceivedStream]) -> None:
-        """These are the streams that will be read; they grow."""
+        """Take the streams, which grow during the demo."""
 
     def recovered(self, seconds: float) -> None:
-        """The first token after the fault has come."""
+        """Show the time from the fault to the first token after it."""
 
     def outcome(self, outcome: Outcome) -> None:
-        """It is over."""
+        """Show the outcome."""
 
 
 SHORT_STALL_LIMITS = StallLimits(stall_after=5.0, probe_interval=0.5)
-"""How soon an engine has stalled where the demo has it hang: nobody wants to watch that for half a minute."""
+"""Stall limits for faults that make the engine hang, shorter than the default of half a minute."""
 
 _CACHE_BYTES = 1 << 28
 
 
 def engine_arguments(engine: str, model: str, fault: str) -> Mapping[str, Any]:
-    """Arguments of the demo's engine."""
+    """Return the arguments of the demo's engine."""
     if engine == "sim":
         return {"start_delay": 1.0, "tokens_per_second": 300.0, "max_model_len": 1024}
-    # A real worker has to be prepared for it; the simulated one knows the signal.
+    # A real worker has to be prepared for the signal; the simulated one handles it already.
     endless = {"worker_extension_cls": "rayvisor.demo.endless.Endless"} if fault == "endless-step" else {}
     return {
         **endless,
         "model": model,
         "dtype": "float32",
         "enforce_eager": True,
-        # Else vLLM asks for nearly all the memory there is, whoever holds some of it.
+        # Otherwise vLLM requests nearly all memory, even if other processes use some of it.
         "kv_cache_memory_bytes": _CACHE_BYTES,
         "max_model_len": 512,
         "max_num_seqs": 16,
@@ -99,16 +98,16 @@ async def run_demo(
     fault
         A name of ``rayvisor.demo.scenario.FAULTS``.
     requests
-        How many streams.
+        Number of streams.
     seed
-        Chooses prompts and sampling seeds.
+        Seed of the prompts and the sampling.
     view
-        Who is shown what happens.
+        Displays the demo.
     model
         Folder of the model, for vLLM.
     web
-        Port of the live page; 0: a free one; None: no page. The streams begin when it has been opened, or
-        after half a minute.
+        Port of the live page; 0 for a free one, None for no page. The streams begin when the page has been
+        opened, or after 30 s.
     """
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
     limits = SHORT_STALL_LIMITS if hangs(fault) else PATIENT
@@ -134,7 +133,7 @@ async def run_demo(
             page = None if web is None else await supervisor.serve_web(web)
             async with supervisor:
                 if page is not None:
-                    view.stage(f"open {page.url} (the streams begin then, or in {OPEN_SECONDS:g} s)")
+                    view.stage(f"open {page.url} (the streams begin then, or after {OPEN_SECONDS:g} s)")
                     with anyio.move_on_after(OPEN_SECONDS):
                         await page.visited()
                 await demo.run(make_requests(requests, seed))
@@ -223,7 +222,7 @@ class _Demo:
         return pool
 
     async def watch(self, records: AsyncIterator[r.Record]) -> None:
-        """Pass on what happens, and take the figures from it."""
+        """Pass records on to the view and take the figures from them."""
         async for record in records:
             self.view.record(record)
             if isinstance(record, r.FaultSeen) and not self.outcome.root_cause:
@@ -238,7 +237,7 @@ class _Demo:
                 self._note_processes()
 
     async def _compare(self, requests: list[DemoRequest]) -> None:
-        """Run the same prompts without a fault, all at once and one at a time, and compare."""
+        """Run the same prompts without a fault, all together and one at a time, and compare."""
         sizes = dict.fromkeys((len(requests), 1))
         for size in sizes:
             self.view.stage(f"control: the same {len(requests)} prompts without a fault, {size} at a time")
@@ -271,10 +270,10 @@ class _Demo:
 
 
 async def _left(seen: set[ProcessId]) -> int:
-    """Count processes that are still there once they have had time to go."""
-    until = time.monotonic() + SETTLE_SECONDS
+    """Wait for processes to exit; return the number of those that are left after the timeout."""
+    deadline = time.monotonic() + SETTLE_SECONDS
     alive: Callable[[ProcessId], bool] = _alive
-    while any(map(alive, seen)) and time.monotonic() < until:  # noqa: ASYNC110 - processes of others: nothing tells
+    while any(map(alive, seen)) and time.monotonic() < deadline:  # noqa: ASYNC110 - foreign processes have no event
         await anyio.sleep(0.1)
     return sum(map(alive, seen))
 

@@ -1,4 +1,4 @@
-"""What the demo asks of its engine, and which fault it injects. Pure."""
+"""The requests of the demo, and the faults that it can inject. Pure."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from rayvisor.faults import Fault, FaultClass
 __all__ = ["FAULTS", "DemoRequest", "Injection", "hangs", "injection", "make_requests"]
 
 TOKENS = 360
-"""Tokens of each request: enough to be in the middle of them when the fault comes."""
+"""Tokens of each request, so many that the fault comes in the middle of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """A fault that the demo can inject, and what has to be found."""
+    """A fault that the demo can inject, with the fault record that is expected."""
 
     victim: str
     """The last part of the process's name, or ``host``."""
     signal: Signals
     describe: str
     root: str
-    """A pattern of the root cause: type and message."""
+    """Pattern of the root cause (type and message)."""
     fault_class: FaultClass = FaultClass.FATAL
 
     def found(self, fault: Fault) -> bool:
-        """Whether a fault is this one: its class and its root cause."""
+        """Return whether a fault has the expected class and root cause."""
         return fault.fault_class is self.fault_class and re.match(self.root, str(fault.root)) is not None
 
     @property
     def root_pattern(self) -> str:
-        """The root cause as people read it, with ``N`` for what is not known before."""
+        """The root cause in readable form, with ``N`` for unknown numbers."""
         return re.sub(r"\\[dS][+*]", "N", self.root).replace("\\", "").partition("|")[0]
 
 
-def _killed(who: str) -> str:
-    return rf"ProcessKilled: {who} \(pid \d+\) was ended by SIGKILL"
+def _killed(name: str) -> str:
+    return rf"ProcessKilled: {name} \(pid \d+\) was ended by SIGKILL"
 
 
-def _stopped(who: str) -> str:
-    return rf"ProcessStopped: {who} \(pid \d+\) is stopped \(SIGSTOP\)"
+def _stopped(name: str) -> str:
+    return rf"ProcessStopped: {name} \(pid \d+\) is stopped \(SIGSTOP\)"
 
 
 FAULTS: Mapping[str, Injection | None] = {
@@ -57,7 +57,7 @@ FAULTS: Mapping[str, Injection | None] = {
         "host",
         Signals.SIGKILL,
         "SIGKILL to the actor that hosts the engine",
-        # Its node says so first, nearly always; Ray's own word is less clear.
+        # The node's agent nearly always reports first; Ray's own report is less specific.
         _killed("the host") + "|SYSTEM_ERROR: Worker unexpectedly exits",
     ),
     "stop-core": Injection(
@@ -77,17 +77,17 @@ FAULTS: Mapping[str, Injection | None] = {
     ),
     "none": None,
 }
-"""The faults the demo can inject; ``none`` is the run without one."""
+"""The faults that the demo can inject; ``none`` is a run without a fault."""
 
 
 def hangs(fault: str) -> bool:
-    """Whether the engine or its host hangs of it, instead of ending."""
+    """Return whether the fault makes the engine or its host hang instead of exit."""
     found = FAULTS[fault]
     return found is not None and found.signal is not Signals.SIGKILL
 
 
 def injection(fault: str) -> Injection | None:
-    """Return how ``fault`` is injected."""
+    """Return the injection of a fault."""
     return FAULTS[fault]
 
 
@@ -102,10 +102,10 @@ class DemoRequest:
 
 
 def make_requests(count: int, seed: int) -> list[DemoRequest]:
-    """Make requests of four kinds in turn, so that both ways of going on are seen.
+    """Make requests of several kinds in turn, which covers both ways to continue after a fault.
 
-    Greedy ones go on from the delivered tokens; the others are generated again, compared, and what was
-    delivered is skipped.
+    Greedy requests continue from the delivered tokens. The others are generated again and compared, and the
+    delivered tokens are skipped.
     """
     random = Random(seed)
     kinds: list[tuple[str, Mapping[str, Any]]] = [

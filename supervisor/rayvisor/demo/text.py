@@ -1,8 +1,8 @@
 """The text that the demo's model recites, and prompts taken from it.
 
 The passage is the opening of *Alice's Adventures in Wonderland* (1865) by Lewis Carroll (1832-1898), in the
-public domain. It is well known on purpose: a reader sees whether the sentence goes on after a kill. Its curly
-quotation marks are three bytes, so three tokens each: a kill can fall into the middle of one.
+public domain. It is a well-known text, so that a reader sees whether the sentence continues after a kill. Its
+curly quotation marks are three bytes, and therefore three tokens, so that a kill can fall inside a character.
 
     >>> first = prompts(1)[0]
     >>> first
@@ -34,22 +34,22 @@ PASSAGE = (
 )
 
 END_TOKEN = 256
-"""The token that ends a text; the ids below it are the bytes of UTF-8."""
+"""The end-of-text token; the ids below it are the bytes of UTF-8."""
 
 _PROMPT_CHARACTERS = 40
 _LEFT_TO_RECITE = 450
 
 
 def token_ids(text: str) -> list[int]:
-    """Tokenise as the demo's model does: one token a byte of UTF-8."""
+    """Tokenise like the demo's model: one token per byte of UTF-8."""
     return list(text.encode())
 
 
 def prompts(count: int, *, seed: int = 0) -> list[str]:
-    """Take ``count`` prompts from the passage; the first one is its beginning.
+    """Return ``count`` prompts from the passage; the first one is its beginning.
 
-    Each starts at a word, occurs once only, and leaves at least 450 tokens to recite. They are all different
-    until the places run out, and then come round again.
+    Each prompt starts at a word, occurs exactly once, and is followed by at least 450 tokens. All prompts are
+    different until the positions run out; then they repeat.
     """
     last = len(PASSAGE) - _PROMPT_CHARACTERS - _LEFT_TO_RECITE
     starts = [place for place in range(1, last) if PASSAGE[place - 1] == " " and PASSAGE[place].isalpha()]
@@ -60,12 +60,12 @@ def prompts(count: int, *, seed: int = 0) -> list[str]:
 
 
 def continuation(prompt: str) -> str:
-    """Return what the passage says after ``prompt``, up to its end.
+    """Return the rest of the passage after ``prompt``.
 
     Raises
     ------
     ValueError
-        If ``prompt`` is not a piece of the passage that occurs exactly once.
+        If ``prompt`` does not occur exactly once in the passage.
     """
     if PASSAGE.count(prompt) != 1:
         raise ValueError(f"prompt={prompt!r} does not occur exactly once in the passage")

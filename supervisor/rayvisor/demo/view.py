@@ -1,4 +1,4 @@
-"""How the demo is shown: lines that read like a log, or a live view on a terminal."""
+"""Displays the demo: as lines like a log, or as a live view on a terminal."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _PHASE_SECONDS = 2.0
 
 
 class Lines:
-    """One line for each thing that happens: for pipes, files and logs.
+    """One line for each event, for pipes, files and logs.
 
     Parameters
     ----------
     write
-        Takes a line.
+        Writes a line.
     label
-        Says so if the engine is simulated.
+        The platform, which says if the engine is simulated.
     """
 
     def __init__(self, write: Callable[[str], object], label: str) -> None:
         self._write = write
         self._began = time.monotonic()
-        self._told: dict[str, float] = {}
+        self._reported_at: dict[str, float] = {}
         self._readings: list[ReceivedStream] = []
         self._label = label
         self.line("demo", f"rayvisor demo on {label}")
@@ -53,11 +53,11 @@ class Lines:
         self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {text}")
 
     def stage(self, text: str) -> None:
-        """Write what begins."""
+        """Write the stage."""
         self.line("demo", text)
 
     def record(self, record: r.Record) -> None:
-        """Write what the supervisor tells, if it is worth a line."""
+        """Write a record if it is relevant for the demo."""
         match record:
             case r.FaultSeen(fault=fault):
                 self.line("fault", f"{fault.child} #{fault.incarnation}: {fault.root} ({fault.fault_class})")
@@ -73,37 +73,37 @@ class Lines:
                 pass
 
     def _progress(self, record: r.StartProgressed) -> None:
-        """A phase when it begins, and every few seconds while it lasts."""
+        """Write a start phase when it begins, and every few seconds while it lasts."""
         key = f"{record.child}#{record.incarnation} {record.phase}"
         now = time.monotonic()
-        if now - self._told.get(key, 0.0) >= _PHASE_SECONDS:
-            self._told[key] = now
+        if now - self._reported_at.get(key, 0.0) >= _PHASE_SECONDS:
+            self._reported_at[key] = now
             who = f"{record.child} #{record.incarnation}"
             self.line("starting", f"{who}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")
 
     def injected(self, what: str, after: int, of: int) -> None:
-        """Write which fault was injected, and when."""
+        """Write the injected fault."""
         self.line("FAULT", f"{what}, after {after} of {of} tokens")
 
     def streams(self, streams: list[ReceivedStream]) -> None:
-        """Keep the streams, for the end."""
+        """Keep the streams for the end."""
         self._readings = streams
 
     def recovered(self, seconds: float) -> None:
-        """Write how long the streams stood still."""
+        """Write the recovery time."""
         self.line("recovered", f"first new token {seconds:.2f} s after the fault")
 
-    def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the table at the end has it
+    def outcome(self, outcome: Outcome) -> None:  # noqa: ARG002 - the final table shows it
         """Write each stream around its seam, with its comparison."""
         for number, stream in enumerate(self._readings):
             self.line("stream", f"{number} ({stream.kind}): {_around_seam(stream)}: {stream.comparison}")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, since lines hold nothing open."""
 
 
 class LiveView(Lines):
-    """The same facts on a terminal: the child's state, what was decided, and the streams as they grow."""
+    """A live view on a terminal: the child's state, the decisions, and the growing streams."""
 
     def __init__(self, console: Console, label: str) -> None:
         self._log: list[Text] = []
@@ -131,12 +131,12 @@ class LiveView(Lines):
         del self._log[:-_KEPT_LINES]
 
     def stage(self, text: str) -> None:
-        """Show what begins."""
+        """Show the stage."""
         self._stage = text
         super().stage(text)
 
     def record(self, record: r.Record) -> None:
-        """Follow the engine's state, and keep the line."""
+        """Update the engine's state and keep the line."""
         if isinstance(record, r.StateChanged) and record.child == "llm/1":
             self._state, self._incarnation, self._phase = record.after, record.incarnation, ""
             if record.event == "started":
@@ -153,7 +153,7 @@ class LiveView(Lines):
         super().record(record)
 
     def outcome(self, outcome: Outcome) -> None:
-        """Nothing: the streams are on the screen already."""
+        """Do nothing, since the streams are already on the screen."""
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -162,7 +162,7 @@ class LiveView(Lines):
             self._live = None
 
     def _facts(self) -> str:
-        """Uptime, countdown, restarts in the window, and tokens a second."""
+        """Return uptime, countdown, restarts in the window, and tokens per second."""
         now = time.monotonic()
         rate = self._rate.of(sum(len(stream.tokens) for stream in self._readings), now)
         facts = (
@@ -194,20 +194,18 @@ class LiveView(Lines):
             more = len(self._readings) - 8
             title = "streams (green: after the fault)" + (f", and {more} more" if more > 0 else "")
             parts.append(Panel(streams, title=title, title_align="left"))
-        parts.append(
-            Panel(Group(*self._log), title="what happened, and what was decided", title_align="left")
-        )
+        parts.append(Panel(Group(*self._log), title="events and decisions", title_align="left"))
         return Group(*parts)
 
 
 class _Rate:
-    """Tokens a second, over the last second or more."""
+    """Tokens per second over at least the last second."""
 
     def __init__(self) -> None:
         self._at, self._count, self._value = 0.0, 0, 0.0
 
     def of(self, count: int, now: float) -> float:
-        """Take how many there are now."""
+        """Take the current count and return the rate."""
         if now - self._at >= 1.0:
             self._value = (count - self._count) / (now - self._at) if self._at else 0.0
             self._at, self._count = now, count
@@ -215,7 +213,7 @@ class _Rate:
 
 
 def _coloured(stream: ReceivedStream, width: int = 200) -> Text:
-    """The end of a stream, each incarnation's part in its own colour."""
+    """Return the end of a stream, with a separate colour for the part of each incarnation."""
     text = Text(overflow="fold")
     text.append(stream.prompt, style="dim")
     cuts = [0, *stream.seams, len(stream.text)]
@@ -237,19 +235,19 @@ def _around_seam(stream: ReceivedStream, around: int = 40) -> str:
 
 
 def summary(outcome: Outcome) -> Table:
-    """The table at the end."""
+    """Return the final table."""
     table = Table(title=f"{outcome.fault} on {outcome.engine}, seed {outcome.seed}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
 
-    def row(name: str, value: object, good: bool | None = None) -> None:  # noqa: FBT001 - private, read at one glance
+    def row(name: str, value: object, *, good: bool | None = None) -> None:
         style = "" if good is None else ("green" if good else "bold red")
         table.add_row(name, Text(str(value), style=style))
 
     row("requests", outcome.requests)
-    row("completed", outcome.completed, outcome.completed == outcome.requests)
+    row("completed", outcome.completed, good=outcome.completed == outcome.requests)
     for name in ("lost", "duplicated", "mismatched"):
-        row(name, getattr(outcome, name), getattr(outcome, name) == 0)
+        row(name, getattr(outcome, name), good=getattr(outcome, name) == 0)
     row("tokens", outcome.tokens)
     row("restarts", outcome.restarts)
     if outcome.detect_ms is not None:
@@ -259,9 +257,9 @@ def summary(outcome: Outcome) -> Table:
     if outcome.cold_start_s is not None:
         row("the engine's own cold start", f"{outcome.cold_start_s:.2f} s")
     if outcome.root_cause:
-        row("class", outcome.fault_class, outcome.as_expected)
-        row("root cause", outcome.root_cause, outcome.as_expected)
-    row("processes left", outcome.processes_left, outcome.processes_left == 0)
+        row("class", outcome.fault_class, good=outcome.as_expected)
+        row("root cause", outcome.root_cause, good=outcome.as_expected)
+    row("processes left", outcome.processes_left, good=outcome.processes_left == 0)
     if outcome.error:
         row("error", outcome.error, good=False)
     return table
