@@ -1,18 +1,18 @@
-"""For tests of supervision trees.
+"""Tools for tests of supervision trees.
 
-[`VirtualTree`][rayvisor.testing.VirtualTree] runs a tree's real decisions in virtual time: starts and stops
-are pretended, and a test says how they turn out and moves the clock.
+[`VirtualTree`][rayvisor.testing.VirtualTree] runs a tree's real decisions in virtual time. Starts and stops
+are simulated; a test sets their outcomes and advances the clock.
 
-[`FaultPlan`][rayvisor.testing.FaultPlan] says what goes wrong and when, in virtual time or in a real tree;
-[`Puppets`][rayvisor.testing.Puppets] are children of a real tree that do what a test tells them, and
-[`wait_for_state`][rayvisor.testing.wait_for_state] waits until a child is where it should be.
+[`FaultPlan`][rayvisor.testing.FaultPlan] schedules faults, in virtual time or in a real tree.
+[`Puppets`][rayvisor.testing.Puppets] are children of a real tree that a test controls, and
+[`wait_for_state`][rayvisor.testing.wait_for_state] waits until a child reaches a state.
 
-[`rehearse`][rayvisor.testing.rehearse] has engines on the CPU wait for an instruction after a fault, as with
-vLLM's fault tolerance, and [`fail_next_step`][rayvisor.testing.fail_next_step] and
-[`hang_next_step`][rayvisor.testing.hang_next_step] give them a fault.
+[`rehearse`][rayvisor.testing.rehearse] makes engines on the CPU wait for an instruction after a fault, like
+vLLM's fault tolerance. [`fail_next_step`][rayvisor.testing.fail_next_step] and
+[`hang_next_step`][rayvisor.testing.hang_next_step] inject a fault into them.
 
-``python -m rayvisor.testing.otp PATH...`` runs recorded scenarios of Erlang/OTP's supervisor through the
-product's own core, and says where the two differ.
+``python -m rayvisor.testing.otp PATH...`` runs recorded scenarios of Erlang/OTP's supervisor through
+rayvisor's own core and reports every difference.
 """
 
 from __future__ import annotations

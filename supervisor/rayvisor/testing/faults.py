@@ -1,4 +1,4 @@
-"""Faults on a plan: the same for a tree in virtual time and for one that really runs.
+"""Fault plans for trees in virtual time and for real trees.
 
 >>> from rayvisor.specs import ChildSpec, Strategy, SupervisorSpec
 >>> from rayvisor.testing import NOTHING, VirtualTree
@@ -22,27 +22,27 @@ __all__ = ["Crash", "FailedStart", "FaultPlan"]
 
 
 class Crash(NamedTuple):
-    """A child crashes, if it runs at that time."""
+    """A crash of a child, if it runs at that time."""
 
     child: str
-    """Its path."""
+    """Path of the child."""
     at: float
-    """Seconds after the plan began."""
+    """Seconds after the start of the plan."""
     message: str = "boom"
 
 
 class FailedStart(NamedTuple):
-    """A start of a child fails."""
+    """A failed start of a child."""
 
     child: str
-    """Its path."""
+    """Path of the child."""
     incarnation: int
-    """Which start: 1 is the first."""
+    """The number of the start; 1 is the first."""
     message: str = "boom"
 
 
 class Crashable(Protocol):
-    """Children that can be told to crash, as [`Puppets`][rayvisor.testing.Puppets] can."""
+    """Children that can be made to crash, such as [`Puppets`][rayvisor.testing.Puppets]."""
 
     def crash(self, path: str, message: str = "boom") -> object:
         """Make a child crash."""
@@ -50,7 +50,7 @@ class Crashable(Protocol):
 
 
 class FaultPlan:
-    """What goes wrong, and when.
+    """A schedule of faults.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class FaultPlan:
     Raises
     ------
     SpecError
-        A time before the beginning, or an incarnation before the first.
+        If a time is negative or an incarnation is less than 1.
     """
 
     def __init__(self, *faults: Crash | FailedStart) -> None:
@@ -76,7 +76,7 @@ class FaultPlan:
 
     @property
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """How starts turn out: for [`VirtualTree`][rayvisor.testing.VirtualTree]."""
+        """The outcomes of starts, for [`VirtualTree`][rayvisor.testing.VirtualTree]."""
         found: dict[str, list[Outcome]] = {}
         for child, incarnation in sorted(self.failed_starts):
             script = found.setdefault(child, [])
@@ -85,14 +85,14 @@ class FaultPlan:
         return found
 
     def play(self, tree: VirtualTree, *, settle: float = 3600.0) -> list[str]:
-        """Have it all happen in virtual time; what the tree did, in words.
+        """Run the plan in virtual time; return the actions of the tree as text.
 
         Parameters
         ----------
         tree
             A tree that was made with this plan's ``outcomes``.
         settle
-            Seconds the clock goes on after the last crash.
+            Seconds to advance the clock after the last crash.
         """
         began = tree.now
         for crash in self.crashes:
@@ -104,14 +104,14 @@ class FaultPlan:
         return tree.take()
 
     async def run(self, puppets: Crashable, *, speed: float = 1.0) -> None:
-        """Have the crashes happen in real time; the failed starts are the puppets' from the beginning.
+        """Make the crashes happen in real time; the puppets themselves make the planned starts fail.
 
         Parameters
         ----------
         puppets
             The children, made with this plan.
         speed
-            How much faster than planned.
+            Factor by which the plan is accelerated.
         """
         began = anyio.current_time()
         for crash in self.crashes:

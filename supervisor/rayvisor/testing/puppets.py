@@ -1,4 +1,4 @@
-"""Children that do what a test tells them, under a supervisor that really runs.
+"""Children that a test controls, under a real running supervisor.
 
 >>> import anyio
 >>> import rayvisor as rv
@@ -32,29 +32,30 @@ __all__ = ["PuppetCrashedError", "Puppets", "wait_for_state"]
 
 
 class PuppetCrashedError(Exception):
-    """A puppet crashed because it was told to."""
+    """A puppet crashed on request."""
 
 
 class _Run:
     """One incarnation of a puppet."""
 
     def __init__(self) -> None:
-        self.told = anyio.Event()
+        self.ended = anyio.Event()
         self.message: str | None = None
 
 
 class Puppets:
-    """Makes children and tells them what to do.
+    """Makes and controls children.
 
     Parameters
     ----------
     plan
-        Which of their starts fail; ``plan.run(puppets)`` has the crashes happen.
+        The starts that fail. ``plan.run(puppets)`` makes the planned crashes happen.
 
     Attributes
     ----------
     story
-        What they did, in order: ``start a 1``, ``crash a 1``, ``end a 1``, ``stop a 1``, ``fail a 2``.
+        The actions of all puppets in order: ``start a 1``, ``crash a 1``, ``end a 1``, ``stop a 1``,
+        ``fail a 2``.
     """
 
     def __init__(self, plan: FaultPlan | None = None) -> None:
@@ -69,9 +70,9 @@ class Puppets:
         Parameters
         ----------
         id
-            Its name.
+            Id of the child.
         under
-            Path of its supervisor: what the plan and the methods here call it begins with that.
+            Path of its supervisor, which is the prefix of its path in the plan and in the methods here.
         options
             As for [`coroutine`][rayvisor.coroutine].
         """
@@ -79,19 +80,19 @@ class Puppets:
         return coroutine(id, self._act, args=(path,), **options)
 
     def crash(self, path: str, message: str = "boom") -> bool:
-        """Have a puppet raise PuppetCrashedError; False when it does not run."""
-        return self._tell(path, message)
+        """Make a puppet raise PuppetCrashedError; return False if it does not run."""
+        return self._end(path, message)
 
     def end(self, path: str) -> bool:
-        """Have a puppet end normally; False when it does not run."""
-        return self._tell(path, None)
+        """Make a puppet end normally; return False if it does not run."""
+        return self._end(path, None)
 
-    def _tell(self, path: str, message: str | None) -> bool:
+    def _end(self, path: str, message: str | None) -> bool:
         run = self._runs.get(path)
-        if run is None or run.told.is_set():
+        if run is None or run.ended.is_set():
             return False
         run.message = message
-        run.told.set()
+        run.ended.set()
         return True
 
     async def _act(self, path: str, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -102,16 +103,16 @@ class Puppets:
             self.story.append(f"fail {path} {incarnation}")
             raise PuppetCrashedError(message)
         run = self._runs[path] = _Run()
-        word = "stop"
+        action = "stop"
         self.story.append(f"start {path} {incarnation}")
         try:
             task_status.started()
-            await run.told.wait()
-            word = "end" if run.message is None else "crash"
+            await run.ended.wait()
+            action = "end" if run.message is None else "crash"
             if run.message is not None:
                 raise PuppetCrashedError(run.message)
         finally:
-            self.story.append(f"{word} {path} {incarnation}")
+            self.story.append(f"{action} {path} {incarnation}")
             if self._runs.get(path) is run:
                 del self._runs[path]
 
@@ -124,22 +125,22 @@ async def wait_for_state(
     Parameters
     ----------
     supervisor
-        One that runs.
+        A running supervisor.
     child
         Path of the child.
     state
         A state (``"ALIVE"``), a leaf (``"SERVING"``), or both (``"ALIVE.SERVING"``).
     incarnation
-        It must be this one, or a later one; None: any.
+        The minimum incarnation; None for any.
     timeout
-        Seconds.
+        Maximum time to wait, in seconds.
 
     Raises
     ------
     TimeoutError
-        It was not; the message says where it is.
+        If the child does not reach the state in time; the message shows its current state.
     """
-    watch = supervisor.watch()  # before the first look: nothing that happens between is missed
+    watch = supervisor.watch()  # subscribed before the first check, so that no change is missed
     under, _, name = child.rpartition("/")
     seen = "not there"
     with anyio.move_on_after(timeout):

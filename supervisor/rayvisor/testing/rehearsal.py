@@ -1,4 +1,4 @@
-"""A rehearsal of engine faults: what an engine with fault tolerance does where there is no GPU for it."""
+"""Rehearsals of engine faults: vLLM's fault tolerance on the CPU."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ ARM_SECONDS = 30.0
 
 
 def rehearse(pool: ChildSpec, *, recovery_timeout: float = 120.0) -> ChildSpec:
-    """Give the engines of a pool or group fault tolerance on the CPU, to try out what becomes of faults.
+    """Enable fault tolerance on the CPU in the engines of a pool or group, to test the response to faults.
 
-    vLLM's fault tolerance asks for data parallelism, a mixture of experts, and a GPU; the part of it that
-    handles a fault runs without. Here that part is switched on, with the worker prepared for
+    vLLM's fault tolerance requires data parallelism, a mixture of experts, and a GPU, but the part of it that
+    handles a fault runs without them. This function enables that part and prepares the worker for
     [`fail_next_step`][rayvisor.testing.fail_next_step] and
-    [`hang_next_step`][rayvisor.testing.hang_next_step]. It is vLLM's code that pauses, waits and retries;
-    but no rank has anything to do with another. Not for production.
+    [`hang_next_step`][rayvisor.testing.hang_next_step]. vLLM's own code pauses, waits and retries, but the
+    ranks are independent of each other. Not for production.
 
-    Among its ``engine_args`` such an engine takes more faults, real or simulated alike:
-    ``fault_tolerance=False`` (an exception in a step ends it), ``retry`` (what the instruction leads to:
-    ``"recover"``, ``"fail"``, ``"ignore"`` or ``"fault_again"``), ``fail_start`` (a message that its start
-    raises), ``compile_seconds`` and ``prefill_seconds`` (processor time of a start, and of each prompt),
-    ``crash_on_prompt`` and ``raise_on_prompt`` (a prompt that holds this text kills a process of it, or
-    raises). A real one also takes ``memory_bytes``: so much may a worker still ask for when it loads.
+    The ``engine_args`` of such an engine, real or simulated, may contain further faults:
+    ``fault_tolerance=False`` (an exception in a step ends the engine), ``retry`` (the result of the
+    instruction: ``"recover"``, ``"fail"``, ``"ignore"`` or ``"fault_again"``), ``fail_start`` (a message that
+    its start raises), ``compile_seconds`` and ``prefill_seconds`` (processor time of a start and of each
+    prompt), ``crash_on_prompt`` and ``raise_on_prompt`` (a prompt that contains this text kills one of its
+    processes, or raises). A real engine also takes ``memory_bytes``, the memory that a worker may still
+    allocate when it loads.
 
     Parameters
     ----------
     pool
-        What [`engine_pool`][rayvisor.engine_pool] or [`engine_group`][rayvisor.engine_group] made, of
+        The result of [`engine_pool`][rayvisor.engine_pool] or [`engine_group`][rayvisor.engine_group], with
         ``engine="vllm"`` on the CPU or ``engine="sim"``.
     recovery_timeout
-        Seconds that an engine with a fault waits for an instruction before it gives itself up.
+        Seconds that an engine with a fault waits for an instruction before it exits.
 
     Raises
     ------
     SpecError
-        It is no pool of such engines.
+        If it is not a pool of such engines.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def rehearse(pool: ChildSpec, *, recovery_timeout: float = 120.0) -> ChildSpec:
         start for start in starts if isinstance(start, EngineStart) and start.engine in {"sim", "vllm"}
     ]
     if not isinstance(spec, SupervisorSpec) or not engines or len(engines) < len(starts):
-        raise SpecError("pool", pool.id, "must be what engine_pool() or engine_group() made")
+        raise SpecError("pool", pool.id, "must be a pool or group of engine_pool() or engine_group()")
     children = [
         replace(child, start=_tolerant(start, recovery_timeout))
         for child, start in zip(spec.children, engines, strict=True)
@@ -79,41 +80,41 @@ def _tolerant(start: EngineStart, recovery_timeout: float) -> EngineStart:
 async def fail_next_step(
     supervisor: Supervisor, child: str, message: str = "a step was asked to fail"
 ) -> None:
-    """Have the next step of a rehearsing engine raise a ``RuntimeError``; it needs a request to step for.
+    """Make the next step of a rehearsing engine raise a ``RuntimeError``. Steps happen only with a request.
 
     Parameters
     ----------
     supervisor
-        One that runs.
+        A running supervisor.
     child
-        Path of the engine; of one that [`rehearse`][rayvisor.testing.rehearse] has prepared.
+        Path of an engine prepared by [`rehearse`][rayvisor.testing.rehearse].
     message
-        The error's; the simulated engine has its own.
+        Message of the error; the simulated engine uses its own.
 
     Raises
     ------
     ChildUnavailableError
-        It does not serve.
+        If the engine does not serve.
     """
     await _ask_worker(supervisor, child, "arm", message, of_simulated=("EngineCore", signal.SIGUSR1))
 
 
 async def hang_next_step(supervisor: Supervisor, child: str) -> None:
-    """Have the next step of a rehearsing engine never return; it needs a request to step for.
+    """Make the next step of a rehearsing engine never return. Steps happen only with a request.
 
-    Its processes live and do nothing, as with a collective whose partner is gone.
+    Its processes live and make no progress, as in a collective operation whose peer is gone.
 
     Parameters
     ----------
     supervisor
-        One that runs.
+        A running supervisor.
     child
-        Path of the engine; of one that [`rehearse`][rayvisor.testing.rehearse] has prepared.
+        Path of an engine prepared by [`rehearse`][rayvisor.testing.rehearse].
 
     Raises
     ------
     ChildUnavailableError
-        It does not serve.
+        If the engine does not serve.
     """
     await _ask_worker(supervisor, child, "hang", of_simulated=("Worker", signal.SIGUSR1))
 
@@ -124,9 +125,9 @@ async def _ask_worker(
     info = supervisor.engine_info(child)
     if info is not None and info.engine == "sim":
         name, number = of_simulated
-        asked = next(process for _, process in supervisor.processes(child) if name in process.name)
-        os.kill(asked.pid, number)
+        target = next(process for _, process in supervisor.processes(child) if name in process.name)
+        os.kill(target.pid, number)
         return
     incarnation = supervisor.status(child).incarnation
-    engines = supervisor._running.engines  # noqa: SLF001 - a gate's hook has this call as well
+    engines = supervisor._running.engines  # noqa: SLF001 - not public; a gate's hook can make the same call
     await engines.ask(child, incarnation, "collective_rpc", (method,), {"args": args}, ARM_SECONDS)

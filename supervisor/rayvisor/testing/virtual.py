@@ -1,4 +1,4 @@
-"""A tree in virtual time: the real decisions, pretended processes, a clock that a test moves.
+"""A tree in virtual time: real decisions, simulated processes, and a clock that a test advances.
 
 >>> from rayvisor.specs import ChildSpec, Strategy, SupervisorSpec
 >>> spec = SupervisorSpec(
@@ -33,20 +33,20 @@ __all__ = ["BOOM", "HANGS", "IGNORES", "NOTHING", "UP", "Outcome", "VirtualTree"
 
 
 class _Nothing(NamedTuple):
-    """A start spec of which nothing is ever started."""
+    """A start spec that starts nothing."""
 
     kind: str = "nothing"
 
 
 NOTHING = _Nothing()
-"""What to start where only the decisions matter."""
+"""The start spec for trees of which only the decisions matter."""
 
 BOOM = Exit(ExitKind.FAULT, "boom")
 """An abnormal exit."""
 
 
 class Outcome(NamedTuple):
-    """How a start turns out."""
+    """The outcome of a start."""
 
     kind: str
     """``up``, ``fails``, ``ignores`` or ``hangs``."""
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 UP = Outcome("up")
 IGNORES = Outcome("ignores")
 HANGS = Outcome("hangs")
-"""It is never answered; [`VirtualTree.feed`][rayvisor.testing.virtual.VirtualTree.feed] can do so."""
+"""No outcome until [`VirtualTree.feed`][rayvisor.testing.virtual.VirtualTree.feed] gives one."""
 
 
 def fails(exit: Exit = BOOM, *, after: float = 0.0, gone: bool = True) -> Outcome:  # noqa: A002 - OTP's word
@@ -80,18 +80,18 @@ def fault_of(fault_class: FaultClass, message: str = "boom", child: str = "a") -
 
 
 class VirtualTree:
-    """A supervision tree whose processes are pretended and whose clock stands until a test moves it.
+    """A supervision tree with simulated processes and a clock that only the test advances.
 
     Parameters
     ----------
     spec
         The root supervisor.
     seed
-        Of the randomness behind jitter.
+        Seed of the jitter.
     outcomes
-        For a path, how its first, second, ... start turns out; a start beyond the list succeeds at once.
+        By path, the outcomes of its first, second, ... start; starts beyond the list succeed immediately.
     boot
-        Whether the tree is brought up now.
+        Whether to start the tree now.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class VirtualTree:
         self.core = Core(spec, Random(seed))
         self.now = 0.0
         self.effects: list[m.Effect] = []
-        """Every effect there ever was."""
+        """All effects so far."""
         self.live: dict[str, int] = {}
-        """Incarnations that were started and are not proven gone."""
+        """Incarnations that were started and are not confirmed gone."""
         self.outcomes = {path: list(script) for path, script in (outcomes or {}).items()}
         self.stop_seconds: dict[str, float | None] = {}
-        """For a path, how long its stop takes; None: it is never answered. Else it is at once."""
+        """By path, the seconds that a stop takes; None if it never completes. By default it is immediate."""
         self.replies: dict[int, m.Reply] = {}
         self.ended: m.TreeEnded | None = None
-        self._words: list[str] = []
+        self._actions: list[str] = []
         self._answers: deque[m.Event] = deque()
         self._later: list[tuple[float, int, int, m.Event]] = []
         self._cancelled: set[int] = set()
@@ -122,10 +122,10 @@ class VirtualTree:
         if boot:
             self.feed(m.Boot())
 
-    # --- what a test does -----------------------------------------------------------------------
+    # --- actions of a test ----------------------------------------------------------------------
 
     def feed(self, event: m.Event) -> list[m.Effect]:
-        """Give the core an event, and the answers to what follows at once; the effects of it all."""
+        """Give the core an event and all immediate answers to its effects; return the effects."""
         before = len(self.effects)
         self._answers.append(event)
         while self._answers:
@@ -136,42 +136,42 @@ class VirtualTree:
         return self.effects[before:]
 
     def crash(self, path: str, exit: Exit = BOOM, *, gone: bool = True) -> None:  # noqa: A002 - OTP's word
-        """Let the living incarnation at ``path`` end by itself."""
+        """Make the living incarnation at ``path`` exit by itself."""
         incarnation = self.live[path]
         if gone:
             del self.live[path]
         self.feed(m.Exited(path, incarnation, exit, gone))
 
     def crash_many(self, *paths: str) -> None:
-        """Let several end before the core hears of any of them."""
+        """Make several incarnations exit before the core is notified of any of them."""
         events = [m.Exited(path, self.live.pop(path), BOOM) for path in paths]
         for event in events:
             self.feed(event)
 
     def acted(self, path: str, *, ok: bool = True, exit: Exit = BOOM) -> None:  # noqa: A002 - OTP's word
-        """Say whether what the incarnation at ``path`` was to do in place has helped."""
+        """Report the result of an in-place action of the incarnation at ``path``."""
         self.feed(m.Acted(path, self.live[path], ok, None if ok else exit.fault))
 
     def report(self, path: str, event: str) -> None:
-        """Report an event of its chart about the incarnation at ``path``: ``suspect``, ``stale``, ..."""
+        """Report a chart event of the incarnation at ``path``, for example ``suspect`` or ``stale``."""
         self.feed(m.Reported(path, self.live[path], event))
 
     def prove(self, path: str) -> None:
-        """Prove that nothing is left of the incarnation that ended at ``path``."""
+        """Confirm that nothing is left of the incarnation that exited at ``path``."""
         self.feed(m.Gone(path, self.live.pop(path)))
 
     def call(self, verb: m.Verb, target: str = "", argument: Any = None) -> m.Reply | None:
-        """Call a supervisor; the reply, or None while it has not answered."""
+        """Call a supervisor; return the reply, or None if there is none yet."""
         number = next(self._calls)
         self.feed(m.Call(number, verb, target, argument))
         return self.replies.get(number)
 
     def halt(self) -> None:
-        """Ask the tree to end."""
+        """Ask the tree to stop."""
         self.feed(m.Halt())
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and let happen what is due meanwhile."""
+        """Advance the clock and run everything that is due meanwhile."""
         until = self.now + seconds
         while self._later and self._later[0][0] <= until:
             self.now = max(self.now, self._later[0][0])
@@ -180,28 +180,28 @@ class VirtualTree:
                 self.feed(self._answers.popleft())
         self.now = until
 
-    # --- what a test looks at ---------------------------------------------------------------------
+    # --- observations of a test -----------------------------------------------------------------
 
     def take(self) -> list[str]:
-        """Hand out what happened since the last time, in words: ``start a 2``, ``stop b 1``, ..."""
-        words, self._words = self._words, []
-        return words
+        """Return the actions since the last call as text: ``start a 2``, ``stop b 1``, ..."""
+        actions, self._actions = self._actions, []
+        return actions
 
     def leaf(self, path: str) -> str:
-        """The leaf of its chart that a child is in; empty when there is no such child."""
+        """Return the leaf that a child is in; empty if there is no such child."""
         child = self.core.status(path)
         return "" if child is None else child.configuration.leaf
 
     def next_timer(self) -> float | None:
-        """Seconds until the next thing is due, or None."""
+        """Return the seconds until the next timer is due, or None."""
         due = [at for at, _, timer, _ in self._later if timer not in self._cancelled]
         return min(due) - self.now if due else None
 
     def of(self, kind: type[Any]) -> list[Any]:
-        """All effects of a kind."""
+        """Return all effects of a kind."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
-    # --- carrying out ---------------------------------------------------------------------------
+    # --- execution ------------------------------------------------------------------------------
 
     def _fire(self) -> None:
         _, _, timer, event = heappop(self._later)
@@ -210,7 +210,7 @@ class VirtualTree:
             self._answers.append(event)
 
     def _settle(self, event: m.Event) -> None:
-        """Keep account of what an answer says about who lives."""
+        """Update the living incarnations after an answer."""
         if isinstance(event, m.Ignored) or (isinstance(event, (m.Exited, m.StartFailed)) and event.gone):
             self.live.pop(event.child, None)
 
@@ -224,7 +224,7 @@ class VirtualTree:
             handler(self, effect)
 
     def _on_start(self, effect: m.Start) -> None:
-        self._words.append(f"start {effect.child} {effect.incarnation}")
+        self._actions.append(f"start {effect.child} {effect.incarnation}")
         self.live[effect.child] = effect.incarnation
         script = self.outcomes.get(effect.child)
         outcome = script.pop(0) if script else UP
@@ -245,22 +245,22 @@ class VirtualTree:
                 return None
 
     def _on_stop(self, effect: m.Stop) -> None:
-        self._words.append(f"stop {effect.child} {effect.incarnation}")
+        self._actions.append(f"stop {effect.child} {effect.incarnation}")
         seconds = self.stop_seconds.get(effect.child, 0.0)
         if seconds is not None:
             self._answer(m.Exited(effect.child, effect.incarnation, SHUTDOWN), seconds)
 
     def _on_clean(self, effect: m.Clean) -> None:
-        self._words.append(f"clean {effect.child} {effect.incarnation}")
+        self._actions.append(f"clean {effect.child} {effect.incarnation}")
 
     def _on_act(self, effect: m.Act) -> None:
-        self._words.append(f"act {effect.child} {effect.action}")
+        self._actions.append(f"act {effect.child} {effect.action}")
 
     def _on_strategy_failed(self, effect: m.StrategyFailed) -> None:
-        self._words.append(f"strategy failed: {effect.error}")
+        self._actions.append(f"strategy failed: {effect.error}")
 
     def _on_kill(self, effect: m.Kill) -> None:
-        self._words.append(f"kill {effect.child} {effect.incarnation}")
+        self._actions.append(f"kill {effect.child} {effect.incarnation}")
 
     def _on_set_timer(self, effect: m.SetTimer) -> None:
         self._answer(m.TimerFired(effect.timer), effect.delay, effect.timer)
@@ -274,10 +274,10 @@ class VirtualTree:
         self.replies[effect.call] = effect
 
     def _on_tree_up(self, _: m.TreeUp) -> None:
-        self._words.append("tree up")
+        self._actions.append("tree up")
 
     def _on_tree_ended(self, effect: m.TreeEnded) -> None:
-        self._words.append("tree ended")
+        self._actions.append("tree ended")
         self.ended = effect
 
     _HANDLERS: ClassVar[dict[type, Callable[[VirtualTree, Any], None]]] = {

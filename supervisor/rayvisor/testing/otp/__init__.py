@@ -1,9 +1,9 @@
-"""Recorded runs of Erlang/OTP's ``supervisor``, run again through rayvisor's own core.
+"""Replays recorded runs of Erlang/OTP's ``supervisor`` through rayvisor's own core.
 
-A scenario file holds a tree, how its start functions turn out, and steps (crashes, calls, sleeps); beside
-it is the trace of what the real OTP supervisor did. [`replay`][rayvisor.testing.otp.replay] makes the
-same trace with the core in virtual time, [`difference`][rayvisor.testing.otp.difference] compares the two:
-order of events, results of calls, the tree after each step, and how each supervisor ended.
+A scenario file contains a tree, the outcomes of its start functions, steps (crashes, calls, sleeps), and the
+trace of the real OTP supervisor. [`replay`][rayvisor.testing.otp.replay] makes the trace of the core in
+virtual time. [`difference`][rayvisor.testing.otp.difference] compares the traces: the order of events, the
+results of calls, the tree after each step, and the exit of each supervisor.
 
     python -m rayvisor.testing.otp traces.tar.gz
 """

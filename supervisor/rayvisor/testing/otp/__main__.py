@@ -1,4 +1,4 @@
-"""``python -m rayvisor.testing.otp PATH...``: run OTP scenarios, exit 1 if any differs."""
+"""``python -m rayvisor.testing.otp PATH...``: runs OTP scenarios; exits with 1 if any differs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scenarios(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def compare(file: dict[str, Any]) -> str:
-    """Run one scenario; how the traces differ, or why it could not be run to its end."""
+    """Run one scenario; return how the traces differ, or why it could not be completed."""
     try:
         return difference(file["trace"], replay(file["scenario"]))
     except Exception as error:  # noqa: BLE001 - one scenario that cannot be run must not hide the others
@@ -39,7 +39,7 @@ def compare(file: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Compare every scenario; print a line for each that differs, and the sum."""
+    """Compare all scenarios; print a line for each that differs, and the totals."""
     if not arguments:
         sys.stderr.write("usage: python -m rayvisor.testing.otp PATH...\n")
         return 2

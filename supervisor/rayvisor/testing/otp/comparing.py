@@ -1,4 +1,4 @@
-"""Compare two traces, and know where OTP itself is wrong."""
+"""Compares two traces, and identifies known defects of OTP."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["difference", "is_known"]
 _ORDER = {"init": 0, "start": 1, "stopping": 2, "exit": 3}
 
 _KNOWN = frozenset({"simple_gated_terminate"})
-"""OTP counts one instance too few for ever after a restart that was called off (matrix D8)."""
+"""OTP permanently counts one instance too few after a cancelled restart (matrix D8)."""
 
 
 def is_known(file: dict[str, Any]) -> bool:
-    """Whether a difference is one that is meant: OTP crashes itself, or counts in whole seconds."""
+    """Return whether a difference is intended: OTP itself crashes, or counts in whole seconds."""
     steps = file["scenario"]["steps"]
     return (
         file["name"] in _KNOWN
@@ -26,10 +26,10 @@ def is_known(file: dict[str, Any]) -> bool:
 
 
 def difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
-    """Say where two traces differ first; empty when they agree."""
+    """Return the first difference of two traces; empty if they agree."""
     for number, (wanted, got) in enumerate(zip_longest(expected["steps"], found["steps"])):
         if wanted is None or got is None:
-            return f"step {number}: OTP {'ended' if wanted is None else 'went on'}, the core did not"
+            return f"step {number}: OTP {'ended' if wanted is None else 'continued'}, the core did not"
         where = f"step {number} {json.dumps(wanted['op'])}"
         if difference := _events(wanted["events"], got["events"]):
             return f"{where}: {difference}"
@@ -49,7 +49,7 @@ def _events(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
 
 
 def _in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort what OTP leaves the order of open: parallel stops where they are, orphans at the end."""
+    """Sort events whose order OTP leaves open: parallel stops in place, orphans at the end."""
     in_order = [event for event in events if not event.get("async")]
     ordered: list[dict[str, Any]] = []
     first = 0

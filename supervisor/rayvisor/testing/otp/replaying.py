@@ -1,4 +1,4 @@
-"""Drive the core through a scenario in virtual time, and write down what OTP's trace writes down."""
+"""Runs a scenario through the core in virtual time and records a trace in OTP's format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def replay(scenario: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict[str, Any]
-        A trace as OTP's: ``steps``, each with op, result, events and tree, and ``final``.
+        A trace in OTP's format: ``steps``, each with op, result, events and tree, and ``final``.
     """
     return Replay(scenario).run()
 
@@ -52,13 +52,13 @@ class Replay:
     """
 
     core: Core
-    """Made when the root's spec is."""
+    """Created together with the root's spec."""
 
     def __init__(self, scenario: dict[str, Any]) -> None:
         self.scenario = scenario
         self.world = World(scenario.get("starts", {}))
         self.now = 0.0
-        # Answers to effects, which come before anything else; then what takes time; then the mailbox.
+        # Processed in this order: answers to effects, timed events, the mailbox.
         self._answers: deque[m.Event] = deque()
         self._later: list[tuple[float, int, int, Callable[[], None]]] = []
         self._mailbox: deque[Callable[[], None]] = deque()
@@ -72,14 +72,14 @@ class Replay:
         self._gated_results: list[Any] = []
 
     def run(self) -> dict[str, Any]:
-        """Take all steps."""
+        """Run all steps and return the trace."""
         steps = [self._step({"op": "start"}, self._start_root)]
         final = self.world.final()
         for step in self.scenario["steps"] if self.world.alive("root") else ():
             was_alive = self.world.alive("root")
             steps.append(self._step(step, partial(self._do, step)))
             if was_alive is None:
-                break  # at most one step is kept after the root's end
+                break  # at most one step is recorded after the root's exit
         if len(steps) > 1 or self.world.alive("root"):
             final = self.world.final()
         if self.world.alive("root"):
@@ -199,7 +199,7 @@ class Replay:
 
     def _call_child(self, verb: m.Verb, step: dict[str, Any], say: Callable[[Any], Any]) -> Any:
         if "key" in step and f"{step['sup']}/{step['key']}" not in self.world.current:
-            return "noproc"  # there never was such a pid
+            return "noproc"  # no such pid ever existed
         return self._call(verb, step["sup"], step.get("id", step.get("key")), say)
 
     def _call(
@@ -232,7 +232,7 @@ class Replay:
             state = "running" if line.running else "restarting" if line.restarting else "undefined"
             entry = {"id": line.id, "state": state, "type": "supervisor" if line.supervisor else "worker"}
             if line.restarting and self.world.current[sup].simple:
-                entry["id"] = "undefined"  # OTP lists instances by pid, and there is none
+                entry["id"] = "undefined"  # OTP lists instances by pid, and this one has none
             if line.running:
                 entry["n"] = self.world.current[f"{sup}/{line.id}"].n
             found.append(entry)
@@ -261,7 +261,7 @@ class Replay:
         return "ok"
 
     def _stop_by_itself(self, supervisor: Process, reason: str) -> None:
-        """Let a supervisor end in order before its own supervisor, suspended now, hears of it."""
+        """Stop a supervisor in order before its own, suspended supervisor is notified."""
         supervisor.ending = True
         for process, ending in reversed(self._children(supervisor)):
             if not process.supervisor:
@@ -275,7 +275,7 @@ class Replay:
         self.world.end(supervisor, reason)
 
     def _leave_orphans(self, supervisor: Process) -> None:
-        """Let the children of a supervisor that was killed end, each for itself."""
+        """Stop the children of a killed supervisor independently of each other."""
         for process, ending in self._children(supervisor):
             if process.supervisor:
                 self._stop_by_itself(process, supervisor.reason)
@@ -284,7 +284,7 @@ class Replay:
                 self.world.end(process, how)
 
     def _children(self, supervisor: Process) -> list[tuple[Process, Shutdown]]:
-        """The living children of a supervisor in start order, and how each is ended."""
+        """Return the living children of a supervisor in start order, with their shutdown."""
         children = self.core.supervisors[_core_path(supervisor.path)].children.values()
         found = [
             (self.world.alive(f"{supervisor.path}/{child.spec.id}"), child.spec.ending) for child in children
@@ -300,7 +300,7 @@ class Replay:
                 handler(self, effect)
 
     def _settle(self, *, mailbox: bool = True) -> None:
-        """Go on until nothing is left to happen."""
+        """Process events until none is left."""
         while True:
             if self._answers:
                 self._feed(self._answers.popleft())
@@ -365,7 +365,7 @@ class Replay:
         process.alive, process.reason = False, reason
 
     def _open_gate(self) -> None:
-        """Put calls into the mailbox while a start function blocks; a crash among them happens now."""
+        """Put calls into the mailbox while a start function blocks; crashes among them happen now."""
         calls, self._gated = self._gated, []
         for index, call in enumerate(calls):
             self._gated_results.append(None)
@@ -376,7 +376,7 @@ class Replay:
                 self._mailbox.append(partial(self._answer_gated, index, call, called))
 
     def _answer_gated(self, index: int, call: dict[str, Any], called: Process) -> None:
-        # A call that the supervisor did not come to is not for its next incarnation.
+        # A call that the supervisor did not process is not passed on to its next incarnation.
         self._gated_results[index] = self._do(call) if called.alive else "noproc"
 
     def _on_stop(self, effect: m.Stop) -> None:

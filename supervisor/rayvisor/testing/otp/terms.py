@@ -1,4 +1,4 @@
-"""Between the JSON of a scenario and rayvisor's specs, and OTP's terms for exits and errors."""
+"""Converts the JSON of a scenario to rayvisor's specs, and exits and errors to OTP's terms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
 
 
 class BadSpecError(Exception):
-    """A spec that OTP refuses.
+    """A spec that OTP rejects.
 
     Parameters
     ----------
     place
         ``supervisor_data`` for a flag, ``start_spec`` for a child.
     term
-        What OTP says about it.
+        OTP's error term.
     """
 
     def __init__(self, place: str, term: str) -> None:
@@ -37,18 +37,18 @@ class BadSpecError(Exception):
 
 
 class StartFunction(NamedTuple):
-    """What a scenario says about a child beyond its spec: how it behaves, or what is under it."""
+    """The part of a scenario's child beyond its spec: its behaviour or its children."""
 
     json: dict[str, Any]
 
     @property
     def kind(self) -> str:
-        """``"supervisor"`` where OTP would call ``init`` at each start."""
+        """``"supervisor"`` if OTP would call ``init`` at each start."""
         return str(self.json.get("type", "supervisor" if "children" in self.json else "worker"))
 
 
 def supervisor_spec(flags: dict[str, Any], children: list[dict[str, Any]]) -> SupervisorSpec:
-    """Make a supervisor's spec, checked in OTP's order: the flags, then child by child."""
+    """Make a supervisor's spec, validated in OTP's order: the flags, then each child."""
     template_only = flags.get("strategy") == Strategy.SIMPLE_ONE_FOR_ONE.value
     try:
         base = SupervisorSpec(**(flags | {"strategy": "one_for_one"} if template_only else flags))
@@ -101,7 +101,7 @@ def child_spec(json: dict[str, Any], supervisor: SupervisorSpec) -> ChildSpec:
 
 
 def spec_lines(spec: ChildSpec) -> dict[str, str]:
-    """What get_childspec answers, as text."""
+    """Return the answer of get_childspec as text."""
     seconds = spec.ending.seconds
     return {
         "id": spec.id,
@@ -123,12 +123,12 @@ _EXITS = {
 
 
 def exit_of(reason: str) -> Exit:
-    """The exit for a reason as scenarios write it."""
+    """Return the exit for a reason in the notation of scenarios."""
     return _EXITS.get(reason) or Exit(ExitKind.FAULT, reason)
 
 
 def term_of(exit: Exit) -> str:  # noqa: A002 - OTP's word
-    """OTP's term for an exit."""
+    """Return OTP's term for an exit."""
     if exit.below is not None:
         return f"{{shutdown,{{failed_to_start_child,{exit.child},{term_of(exit.below)}}}}}"
     if exit.kind is ExitKind.FAULT:

@@ -1,4 +1,4 @@
-"""The processes of a scenario: what they do when they are started, asked to end, or killed."""
+"""The processes of a scenario: their behaviour when they are started, stopped or killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Process:
         self.reason = ""
 
     def ancestors(self) -> Iterator[Process]:
-        """Its parent, its parent's parent, ..."""
+        """Yield its parent, its parent's parent, ..."""
         above = self.parent
         while above is not None:
             yield above
@@ -50,31 +50,31 @@ class Process:
 
     @property
     def orphan(self) -> bool:
-        """Whether its supervisor has died before it."""
+        """Whether its supervisor died before it."""
         return self.parent is not None and not self.parent.alive
 
 
 class World:
-    """All processes that ever were, the outcomes of starts, and the events in the order they happen.
+    """All processes of a scenario, the outcomes of starts, and the events in order.
 
     Parameters
     ----------
     starts
-        For each path the outcomes of its first, second, ... start.
+        By path, the outcomes of its first, second, ... start.
     """
 
     def __init__(self, starts: dict[str, list[str]]) -> None:
         self.starts = starts
         self.attempts: dict[str, int] = {}
         self.current: dict[str, Process] = {}
-        # The last supervisor of each path: an id may be used again for a worker.
+        # The last supervisor of each path, since an id may be reused for a worker.
         self.supervisors: dict[str, Process] = {}
         self.events: list[dict[str, Any]] = []
 
     # --- starts -------------------------------------------------------------------------------
 
     def attempt(self, path: str) -> tuple[int, str]:
-        """Count a start; its number and its outcome."""
+        """Count a start; return its number and its outcome."""
         n = self.attempts[path] = self.attempts.get(path, 0) + 1
         outcomes = self.starts.get(path, [])
         if n <= len(outcomes):
@@ -82,40 +82,40 @@ class World:
         return n, outcomes[-1].rstrip("*") if outcomes and outcomes[-1].endswith("*") else "ok"
 
     def spawn(self, path: str, n: int, json: dict[str, Any]) -> Process:
-        """Make a process, under the one that is at the path above now."""
+        """Create a process under the current process of the parent path."""
         above, _, _ = path.rpartition("/")
         process = Process(path, n, self.current.get(above), json)
         self.current[path] = process
         return process
 
     def alive(self, path: str) -> Process | None:
-        """Find the living process at a path."""
+        """Return the living process at a path, or None."""
         process = self.current.get(path)
         return process if process is not None and process.alive else None
 
     def supervisor(self, path: str) -> Process | None:
-        """Find the living supervisor at a path."""
+        """Return the living supervisor at a path, or None."""
         process = self.alive(path)
         return process if process is not None and process.supervisor else None
 
     def promote(self, process: Process) -> None:
-        """Note that a process is a supervisor, whose ``init`` is called now."""
+        """Mark a process as a supervisor whose ``init`` is called now."""
         process.supervisor = True
         self.supervisors[process.path] = process
 
     # --- ends ---------------------------------------------------------------------------------
 
     def end(self, process: Process, reason: str) -> None:
-        """Let a process exit; without a reason it hangs for ever, an orphan that nobody hears of."""
+        """Make a process exit; without a reason it hangs forever, as an orphan that is never reported."""
         if reason:
             self.record(process, "exit", reason=reason)
         process.alive = False
         process.reason = reason
 
     def ask(self, process: Process, ending: Shutdown) -> tuple[float, str]:
-        """Ask a worker to end: how long that takes, and its exit reason; empty when it never ends.
+        """Ask a worker to exit; return the time that takes and its exit reason, empty if it never exits.
 
-        An orphan has no supervisor that would wait or kill: it gets the reason its supervisor died of.
+        An orphan has no supervisor that would wait or kill. It gets the exit reason of its supervisor.
         """
         asked = "shutdown" if process.parent is None or process.parent.alive else process.parent.reason
         seconds = math.inf if process.orphan else ending.seconds
@@ -136,7 +136,7 @@ class World:
     # --- events -------------------------------------------------------------------------------
 
     def record(self, process: Process, ev: str, **more: str) -> None:
-        """Write an event down, marked where OTP leaves its order open."""
+        """Record an event, marked if OTP leaves its order open."""
         event: dict[str, Any] = {"ev": ev, "path": process.path, "n": process.n, **more}
         if any(not above.alive for above in process.ancestors()):
             event["async"] = True
@@ -145,12 +145,12 @@ class World:
         self.events.append(event)
 
     def take(self) -> list[dict[str, Any]]:
-        """Hand out the events since the last time."""
+        """Return the events since the last call."""
         events, self.events = self.events, []
         return events
 
     def final(self) -> dict[str, dict[str, Any]]:
-        """How every supervisor there ever was has ended, or that it is alive."""
+        """Return, for every supervisor, its exit reason or that it is alive."""
         return {
             path: {"n": process.n, "status": "alive" if process.alive else f"exited:{process.reason}"}
             for path, process in self.supervisors.items()
