@@ -1,4 +1,4 @@
-"""Each benchmark runs on the simulated engine and says what it measured. How fast is for people to judge."""
+"""Each benchmark runs on the simulated engine and reports its measurements; speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ TIMED: list[tuple[list[str], dict[str, bool], list[float]]] = [
         [],
     ),
 ]
-"""A benchmark, its rows (True: what it is compared with), and the most that they may be."""
+"""A benchmark, its rows (True for another system), and their upper limits."""
 
 
 @pytest.mark.ray
