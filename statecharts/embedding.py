@@ -18,7 +18,7 @@ from statecharts.renderers._sheet import scheme
 from statecharts.renderers._text import xml
 from statecharts.tree import Tree, render_tree
 
-__all__ = ["Embedding", "figure", "find", "split_states"]
+__all__ = ["Embedding", "figure", "find"]
 
 _THEMES = ('[data-theme="{}"]', '[data-md-color-scheme="{}"]')
 """Attributes that hold the reader's choice: in Sphinx themes (Furo, PyData, Book), in Material for MkDocs."""
