@@ -85,7 +85,7 @@ class World:
 
     def spawn(self, path: str, n: int, json: dict[str, Any]) -> Process:
         """Create a process under the current process of the parent path."""
-        above, _ = split(path)
+        above, _, _ = path.rpartition("/")
         process = Process(path, n, self.current.get(above), json)
         self.current[path] = process
         return process
