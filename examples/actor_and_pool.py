@@ -44,7 +44,7 @@ async def main() -> None:
     async with rv.Supervisor(SPEC) as sup:
         for prompt in ("What is a supervisor for", "And what is a supervisor of supervisors for"):
             # The call is idempotent, so it may be repeated with the router's next incarnation.
-            params = await sup["router"].call("params", prompt, idempotent=True, timeout=30.0)
+            params = await sup["router"].options(idempotent=True, timeout=30.0).call("params", prompt)
             completion = await sup["llm"].generate(prompt, params).result()
             print(f"{prompt}: {completion.usage.completion_tokens} tokens")
             sup["router"].handle().crash.remote()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from rayvisor import records as r
+from rayvisor._backends.process.identity import alive
 from rayvisor.demo.outcome import Outcome, ReceivedStream, compare
 from rayvisor.demo.scenario import DemoRequest, Injection, hangs, injection, make_requests
 from rayvisor.errors import RayvisorError
@@ -271,7 +272,6 @@ class _Demo:
 async def _left(seen: set[ProcessId]) -> int:
     """Wait for processes to exit; return the number of those that are left after the timeout."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    alive: Callable[[ProcessId], bool] = _alive
     while any(map(alive, seen)) and time.monotonic() < deadline:  # noqa: ASYNC110 - foreign processes have no event
         await anyio.sleep(0.1)
     return sum(map(alive, seen))

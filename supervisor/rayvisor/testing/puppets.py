@@ -142,7 +142,7 @@ async def wait_for_state(
         If the child does not reach the state in time; the message shows its current state.
     """
     watch = supervisor.watch()  # subscribed before the first check, so that no change is missed
-    under, _, name = child.rpartition("/")
+    under, name = split(child)
     seen = "not there"
     with anyio.move_on_after(timeout):
         while True:

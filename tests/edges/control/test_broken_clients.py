@@ -108,7 +108,7 @@ async def test_more_streams_than_there_may_be_are_refused(tmp_path: Path) -> Non
             assert b"200" in await stream.receive()
             readers.append(stream)
         assert (await get(path, "/events"))[0] == 503
-        for reader in readers:  # a reader that leaves an idle stream frees its place immediately
+        for reader in readers:  # one that leaves an idle stream makes room at once
             await reader.aclose()
         async with await anyio.connect_unix(path) as late:
             with anyio.fail_after(60.0):
@@ -122,8 +122,8 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_holds_nobody_up(tmp_
         reader = socket.socket(socket.AF_UNIX)
         reader.connect(str(path))
         reader.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: len(sup._broadcaster._watches) == 1)
-        for _ in range(200):  # 16,000 records, of which 10,000 are kept for it
+        await until(lambda: len(sup._broadcaster._streams) == 1)
+        for _ in range(200):  # 16,000 records, where 10,000 are kept for it
             await sup.pause()
             await sup.resume()
         reader.settimeout(60.0)
@@ -144,9 +144,7 @@ async def test_a_client_that_takes_no_answer_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
-    names = [
-        f"{'x' * 500}{number}" for number in range(500)
-    ]  # makes an answer larger than the socket's buffer
+    names = [f"{'x' * 500}{number}" for number in range(500)]  # an answer larger than the socket's buffer
     async with tree(tmp_path, *(rv.coroutine(name, idle) for name in names)) as (sup, path):
         unresponsive = socket.socket(socket.AF_UNIX)
         with unresponsive:

@@ -1,4 +1,4 @@
-"""The live page over HTTP: its messages, its robustness and its cost."""
+"""The live page over HTTP: what readers are told, and that it holds up and costs next to nothing."""
 
 from __future__ import annotations
 
@@ -147,10 +147,12 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest
     monkeypatch.setattr(live, "REFRESH_SECONDS", 0.002)
     wide = [rv.coroutine(f"{'wide' * 200}-{number}", idle) for number in range(60)]
     async with tree(*wide) as (sup, browser):
-        async with browser.reading():  # this reader never reads
+        (page,) = sup._servers
+        assert isinstance(page, rv.WebPage)
+        async with browser.reading():  # it never reads
             with anyio.fail_after(60.0):
-                await until(lambda: sup._pages[0].readers)
-                while sup._pages[0].readers:
+                await until(lambda: page.readers)
+                while page.readers:
                     await sup.restart()
         async with browser.reading() as reader:
             await reader.until(lambda r: len(r.order) == 61)

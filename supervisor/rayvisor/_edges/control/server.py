@@ -71,15 +71,14 @@ class ControlServer(HttpServer):
         ControlSocketError
             If the socket cannot be bound, see `claim`.
         """
-        claimed = claim(self.path)
-        await anyio.to_thread.run_sync(claimed.__enter__)  # accesses files and may wait for other processes
-        try:
-            self._listeners = (await _listen(self.path),)
-            about = self.path.lstat()
-        except OSError as error:
-            raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
-        finally:
-            claimed.__exit__(None, None, None)
+        with ExitStack() as claimed:
+            # In a thread: it reads files, and may wait for other processes.
+            await anyio.to_thread.run_sync(claimed.enter_context, claim(self.path))
+            try:
+                self._listeners = (await _listen(self.path),)
+                about = self.path.lstat()
+            except OSError as error:
+                raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
         self._own = (about.st_dev, about.st_ino)
         self._live = Live(self._controls, self._history)
         log.info("control.open", socket=str(self.path))

@@ -67,7 +67,7 @@ def requests(node: Form) -> str:
     counts = node.get("requests")
     if not counts:
         return ""
-    waiting = f", {counts['waiting']} waiting" if node["kind"] == "engine_pool" else ""
+    waiting = f", {counts['waiting']} waiting" if node["kind"] == ChildKind.ENGINE_POOL else ""
     return f"{counts['in_flight']} in flight{waiting}"
 
 

@@ -108,7 +108,7 @@ class Counters:
         if child in self._unhealthy and (well or record.after.startswith("DEAD")):
             since, _ = self._unhealthy.pop(child)
             if well:
-                above = self._name_of(child).rpartition("/")[0]
+                above = split(self._name_of(child))[0]
                 self.recoveries.setdefault(above, Recoveries()).add(max(0.0, record.at - since))
 
     def _discard_removed(self) -> None:

@@ -205,7 +205,7 @@ def _child(samples: _Samples, node: Node, metrics: TreeMetrics) -> None:
     samples.add("rayvisor_child_incarnation", node.incarnation, name)
     if node.uptime is not None:
         samples.add("rayvisor_child_start_time_seconds", round(metrics.now - node.uptime, 3), name)
-    if node.kind in _ENGINES and node.requests is not None:
+    if node.kind in ENGINE_KINDS and node.requests is not None:
         samples.add("rayvisor_engine_requests_running", node.requests.in_flight, name)
 
 

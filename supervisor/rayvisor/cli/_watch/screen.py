@@ -136,7 +136,7 @@ def _chosen(tree: TreeState, nodes: list[Mapping[str, Any]], rows: int) -> set[s
 
     chosen: set[str] = set()
     for node in sorted(nodes, key=urgency):  # stable: equally urgent children stay in tree order
-        needed = {node["path"], *tree.above(node["path"])} & {each["path"] for each in nodes}
+        needed = {node["path"], *ancestors(node["path"])} & {each["path"] for each in nodes}
         if len(chosen | needed) < rows:
             chosen |= needed
     return chosen

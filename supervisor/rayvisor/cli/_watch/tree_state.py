@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayvisor._core.paths import contains
+
 __all__ = ["TreeState", "Update"]
 
 FAULTS_KEPT = 100
@@ -76,7 +78,7 @@ class TreeState:
     @property
     def nodes(self) -> list[Node]:
         """The nodes in view, in start order, the root first."""
-        return [self._nodes[path] for path in self._order if self._is_below(path)]
+        return [self._nodes[path] for path in self._order if contains(self.path, path)]
 
     @property
     def children(self) -> list[str]:
@@ -86,7 +88,7 @@ class TreeState:
     @property
     def faults(self) -> list[Node]:
         """The faults in view, oldest first."""
-        return [fault for fault in self._faults.values() if self._is_below(fault["child"])]
+        return [fault for fault in self._faults.values() if contains(self.path, fault["child"])]
 
     @property
     def is_empty(self) -> bool:
@@ -134,12 +136,3 @@ class TreeState:
         self._faults |= {fault["id"]: fault for fault in data["faults"]}
         for number in sorted(self._faults)[:-FAULTS_KEPT]:
             del self._faults[number]
-
-    def _is_below(self, path: str) -> bool:
-        return not self.path or path == self.path or path.startswith(f"{self.path}/")
-
-    def above(self, path: str) -> Iterator[str]:
-        """Yield the paths of the supervisors above a child, the nearest first."""
-        while path:
-            path = path.rpartition("/")[0]
-            yield path

@@ -85,7 +85,7 @@ class World:
 
     def spawn(self, path: str, n: int, json: dict[str, Any]) -> Process:
         """Create a process under the current process of the parent path."""
-        above, _, _ = path.rpartition("/")
+        above, _ = split(path)
         process = Process(path, n, self.current.get(above), json)
         self.current[path] = process
         return process
