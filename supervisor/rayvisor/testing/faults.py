@@ -18,7 +18,7 @@ import anyio
 from rayvisor.errors import SpecError
 from rayvisor.testing.virtual import BOOM, UP, Outcome, VirtualTree, fails
 
-__all__ = ["Crash", "FailedStart", "FaultPlan"]
+__all__ = ["Crash", "Crashable", "FailedStart", "FaultPlan"]
 
 
 class Crash(NamedTuple):
