@@ -1,7 +1,7 @@
-"""The pages of the documentation: their code, their links, and the parts that are made by the program.
+"""The pages of the documentation: their code, their links, and their generated parts.
 
-A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is what X gives, and a picture what its command
-draws. To write all of them anew:
+A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is generated from X, and a picture is the output of
+its command. To regenerate all of them:
 
     python tests/docs/pages.py
 """
@@ -22,9 +22,9 @@ from statecharts import render
 from statecharts.lifecycles import CHARTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 TRANSLATIONS = tuple(page for page in PAGES if page.name.endswith(".zh-CN.md"))
-"""They have the code of their originals."""
+"""These contain the same code as their originals."""
 PICTURES = {
     ROOT / "docs" / "engine.svg": "rayvisor chart engine --format svg",
     ROOT / "docs" / "tree.svg": f"rayvisor chart --tree {ROOT / 'examples' / 'tree.toml'} --format svg",

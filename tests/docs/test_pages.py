@@ -1,4 +1,4 @@
-"""What the documentation says about itself and about the program is so."""
+"""The documentation agrees with itself and with the program."""
 
 from __future__ import annotations
 
@@ -94,6 +94,27 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
             paths = (link.partition("#")[0] for link in links(page) if "://" not in link)
             ahead += [(page.parent / path).resolve() for path in paths if path.endswith(".md")]
     assert seen == set(PAGES)
+
+
+def test_the_pages_beside_the_readme_link_each_other_and_the_license() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        others = {"README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"} - {page}
+        assert others <= set(links(ROOT / page)), page
+
+
+def test_every_path_named_in_the_guide_for_contributors_exists() -> None:
+    # A file named without its folder lies in the folder of the path before it, or in the package.
+    folder, missing = ROOT, []
+    for name in re.findall(r"`([\w./-]+)`", _text("CONTRIBUTING.md")):
+        if "NAME" in name or not ("/" in name or name.endswith((".py", ".md", ".toml", ".txt", ".yaml"))):
+            continue
+        places = (ROOT, ROOT / "supervisor" / "rayvisor", folder)
+        found = next((place / name for place in places if (place / name).exists()), None)
+        if found is None:
+            missing.append(name)
+        else:
+            folder = found if found.is_dir() else found.parent
+    assert missing == []
 
 
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
