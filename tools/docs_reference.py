@@ -100,9 +100,9 @@ def keys() -> str:
 
 
 _AFTER = {
-    "engine_group": "All other keys of an engine pool, except those that a group sets itself: "
+    "engine_group": "All other keys of an engine pool, but for those that a group settles itself: "
     f"{', '.join(f'`{name}`' for name in sorted(SETTLED))}.\n",
-    "supervisor": "The keys of the root supervisor, and `[[children.children]]`.\n",
+    "supervisor": "The flags of the root supervisor, and `[[children.children]]`.\n",
 }
 
 
@@ -121,7 +121,7 @@ def _rows(
         if name in without or (only and name not in only) or each.kind is inspect.Parameter.VAR_KEYWORD:
             continue
         if not meanings.get(name):
-            raise LookupError(f"the docstring of {maker.__qualname__} does not describe {name!r}")
+            raise LookupError(f"the docstring of {maker.__qualname__} says nothing of {name!r}")
         meaning = "as above" if meanings[name] == above else _cell(meanings[name])
         above = meanings[name]
         yield f"| `{_SPELT.get(name, name)}` | {_kind(hints[name])} | {_default(each.default)} | {meaning} |"
