@@ -21,7 +21,7 @@ _LINK = re.compile(r"\[(`{0,2})([^\]`]+)\1\]\[([\w.]*)\]")
 _MERMAID = re.compile(r"<!-- made of: rayvisor chart (\w+) --format mermaid -->\n.*?<!-- end -->", re.DOTALL)
 _OURS = ("rayvisor", "statecharts")
 _PRIVATE = re.compile(r"rayvisor\.(_core\.supervision\.messages\.\w+|faults\._Case|retrying\.T)")
-"""Private names that public signatures may show as plain text; any other private name is an error."""
+"""Names that a signature shows and nobody has to know; any other private name there is an error."""
 
 
 def _links(

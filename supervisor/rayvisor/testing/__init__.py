@@ -17,7 +17,7 @@ product's own core, and says where the two differ.
 
 from __future__ import annotations
 
-from rayvisor.testing.faults import Crash, Crashable, FailedStart, FaultPlan
+from rayvisor.testing.faults import Crash, FailedStart, FaultPlan
 from rayvisor.testing.puppets import PuppetCrashedError, Puppets, wait_for_state
 from rayvisor.testing.rehearsal import fail_next_step, hang_next_step, rehearse
 from rayvisor.testing.virtual import (
@@ -39,7 +39,6 @@ __all__ = [
     "NOTHING",
     "UP",
     "Crash",
-    "Crashable",
     "FailedStart",
     "FaultPlan",
     "Outcome",
