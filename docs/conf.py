@@ -20,9 +20,9 @@ extensions = [
     "tools.docs_site",
 ]
 exclude_patterns = ["_build"]
-nitpicky = True  # a name that leads nowhere is a warning, and so an error
+nitpicky = True  # a reference without a target is a warning, and so an error
 default_role = "code"
-smartquotes = False  # an option's two dashes are to stay two
+smartquotes = False  # keeps the two dashes of command-line options
 suppress_warnings = ["myst.strikethrough"]
 
 myst_heading_anchors = 4

@@ -1,7 +1,7 @@
-"""Reference pages that are made of the program itself: its commands, and what a file of a tree can say.
+"""Generated parts of the reference: the commands of ``rayvisor``, and the keys of a tree file.
 
-On a page of the site ``<!-- made here: commands -->`` becomes the first, ``<!-- made here: keys -->`` the
-second.
+On a page of the site, ``<!-- made here: commands -->`` is replaced by the commands and
+``<!-- made here: keys -->`` by the keys.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _WORDS: Mapping[Any, str] = {
 
 
 def made(text: str) -> str:
-    """A page with what is made here put in its places."""
+    """Return a page with its markers replaced by the generated parts."""
     return _MADE.sub(lambda found: {"commands": commands, "keys": keys}[found[1]](), text)
 
 
 def commands() -> str:
-    """Every command of ``rayvisor``, with its options, as Markdown."""
+    """Return every command of ``rayvisor`` with its options, as Markdown."""
     return "\n".join(_command(name, command) for name, command in _commands())
 
 
@@ -80,7 +80,7 @@ def _option(option: click.Option) -> str:
 
 
 def _kind_of(kind: click.ParamType[Any]) -> str:
-    """A placeholder for a value: ``N``, with its bounds where it has some."""
+    """Return a placeholder for a value: ``N``, with its bounds if it has any."""
     if not isinstance(kind, (click.IntRange, click.FloatRange)):
         return kind.name.upper()
     if kind.max is None:
@@ -89,7 +89,7 @@ def _kind_of(kind: click.ParamType[Any]) -> str:
 
 
 def keys() -> str:
-    """Every key of a tree's file, by the table it stands in, as Markdown."""
+    """Return every key of a tree file, grouped by table, as Markdown."""
     parts = [
         _table("The root supervisor", _rows(SupervisorSpec, only=FLAGS)),
         _table("`[run]`", _rows(Supervisor, only=RUN)),
@@ -108,7 +108,7 @@ _AFTER = {
 
 
 def _table(title: str, rows: Any, after: str = "") -> str:
-    head = [f"### {title}", "", "| key | is | default | |", "|---|---|---|---|"]
+    head = [f"### {title}", "", "| key | type | default | |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, "", after])
 
 
@@ -137,7 +137,7 @@ def _arguments(maker: Callable[..., Any]) -> list[Argument]:
 
 
 def parameters(maker: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring of numpy's style says of each parameter."""
+    """Return the description of each parameter in a docstring of numpy style."""
     found: dict[str, str] = {}
     names: list[str] = []
     section = re.search(
@@ -166,7 +166,7 @@ def _kind(hint: Any) -> str:
 
 
 def _of_class(base: Any) -> str:
-    """What to write for a type; nothing where a file cannot."""
+    """Return the name of a type in the reference; empty if a file cannot hold such a value."""
     if not isinstance(base, type):
         return ""
     if base in _WORDS:
@@ -182,7 +182,7 @@ def _of_class(base: Any) -> str:
 
 def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
-        return "needed"
+        return "required"
     if value is None or value in ({}, ()) or callable(value):
         return ""
     shown = value.value if isinstance(value, Enum) else value
@@ -199,6 +199,6 @@ def _default(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text as a cell of a table: links as the docstrings spell them lead into the reference."""
+    """Return a text as a table cell; references in docstring form become links into the reference."""
     text = re.sub(r"\[(`{0,2})([^\]`]+)\1\]\[(rayvisor[\w.]*)\]", r"[`\2`](#\3)", text)
     return text.replace("``", "`").replace("|", "\\|")

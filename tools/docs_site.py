@@ -1,7 +1,8 @@
-"""What the documentation site needs beyond Sphinx: links as the docstrings spell them.
+"""Sphinx extension of the documentation site: references in the form that the docstrings use.
 
-Docstrings name other objects as ``[`Supervisor`][rayvisor.Supervisor]``, which reads well as it is; here this
-becomes a reference. A name is found wherever it is documented, by whatever path it was imported.
+Docstrings refer to other objects as ``[`Supervisor`][rayvisor.Supervisor]``, which is readable in the source.
+This extension turns each of these into a reference of Sphinx. An object is found by identity, so a reference
+works whatever path its name was imported by.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ _PRIVATE = re.compile(r"rayvisor\.(_core\.supervision\.messages\.\w+|faults\._Ca
 
 
 def _links(
-    app: Sphinx,  # noqa: ARG001 - Sphinx gives it, as the next four
-    what: str,  # noqa: ARG001
-    name: str,  # noqa: ARG001
-    obj: Any,  # noqa: ARG001
-    options: Any,  # noqa: ARG001
+    app: Sphinx,  # noqa: ARG001 - part of Sphinx's callback signature, as the next four
+    what: str,  # noqa: ARG001 - as above
+    name: str,  # noqa: ARG001 - as above
+    obj: Any,  # noqa: ARG001 - as above
+    options: Any,  # noqa: ARG001 - as above
     lines: list[str],
 ) -> None:
-    """Spell the links of a docstring as Sphinx does."""
+    """Rewrite the references of a docstring in the syntax of Sphinx."""
     text = "\n".join(lines)
     lines[:] = _LINK.sub(lambda found: f":py:obj:`{found[2]} <{found[3] or found[2]}>`", text).split("\n")
 
 
-def _made(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001 - Sphinx gives them
-    """Put in what is made here, and draw where a repository's viewer is given Mermaid."""
+def _made(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001 - Sphinx's callback
+    """Insert the generated parts, and replace Mermaid source with a drawn chart."""
     source[0] = docs_reference.made(source[0])
     source[0] = _MERMAID.sub(lambda found: f"```{{statechart}} {found[1]}\n```", source[0])
 
 
 def _object(path: str) -> Any:
-    """What a dotted path leads to, or None."""
+    """Return the object at a dotted path, or None."""
     parts = path.split(".")
     for cut in range(len(parts), 0, -1):
         try:
@@ -57,7 +58,7 @@ def _object(path: str) -> Any:
 
 
 def _missing(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
-    """Lead a name to where its object is documented; leave what is not ours as text."""
+    """Link a name to the entry of its object; names of other packages stay plain text."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
@@ -71,7 +72,7 @@ def _missing(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register all of it; Sphinx calls it."""
+    """Register the callbacks; Sphinx calls this."""
     app.connect("autodoc-process-docstring", _links, priority=400)
     app.connect("missing-reference", _missing)
     app.connect("source-read", _made)

@@ -1,7 +1,7 @@
-"""The pages of the documentation: their code, their links, and the parts that are made by the program.
+"""The pages of the documentation: their code, their links, and their generated parts.
 
-A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is what X gives, and a picture what its command
-draws. To write all of them anew:
+A part between ``<!-- made of: X -->`` and ``<!-- end -->`` is generated from X, and a picture is the output
+of its command. To regenerate all of them:
 
     python tests/docs/pages.py
 """
@@ -22,9 +22,9 @@ from statecharts import render
 from statecharts.lifecycles import CHARTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 TRANSLATIONS = tuple(page for page in PAGES if page.name.endswith(".zh-CN.md"))
-"""They have the code of their originals."""
+"""These contain the same code as their originals."""
 PICTURES = {
     ROOT / "docs" / "engine.svg": "rayvisor chart engine --format svg",
     ROOT / "docs" / "tree.svg": f"rayvisor chart --tree {ROOT / 'examples' / 'tree.toml'} --format svg",
@@ -48,12 +48,12 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Where it is, for the names of tests."""
+        """Page and line, for the names of tests."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(page: Path, language: str) -> Iterator[Block]:
-    """The blocks of one language on a page."""
+    """Return the blocks of one language on a page."""
     text = page.read_text(encoding="utf-8")
     for found in _FENCE.finditer(text):
         if found[1] == language:
@@ -61,7 +61,7 @@ def blocks(page: Path, language: str) -> Iterator[Block]:
 
 
 def navigation() -> Iterator[Path]:
-    """The pages of the site, in the order of its navigation."""
+    """Return the pages of the site in the order of its navigation."""
     index = ROOT / "docs" / "index.md"
     for tree in re.findall(
         r"^```\{toctree\}\n(.*?)^```$", index.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
@@ -72,7 +72,7 @@ def navigation() -> Iterator[Path]:
 
 
 def documented() -> Iterator[str]:
-    """What has an entry in the reference, by the path that is written there."""
+    """Return the path of every entry of the reference, as it is written there."""
     for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
         yield from re.findall(
             r"^\.\. auto(?!module)\w+:: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE
@@ -80,22 +80,22 @@ def documented() -> Iterator[str]:
 
 
 def links(page: Path) -> Iterator[str]:
-    """What a page links to, code left out."""
+    """Return the link targets of a page, without those in code."""
     yield from _LINK.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
 
 
 def made_parts(text: str) -> dict[str, str]:
-    """The parts that are made by the program, by what makes them."""
+    """Return the generated parts of a page by the name of their generator."""
     return {found[1]: found[3] for found in _MADE.finditer(text)}
 
 
 def make(maker: str) -> str:
-    """Make such a part.
+    """Generate such a part.
 
     Raises
     ------
     ValueError
-        Nothing here makes that.
+        There is no such generator.
     """
     chart = _CHART.fullmatch(maker)
     if chart is not None:
@@ -104,7 +104,7 @@ def make(maker: str) -> str:
         return _classes()
     if maker == "rayvisor._edges.metrics.exposition.FAMILIES":
         return _metrics()
-    raise ValueError(f"nothing makes {maker!r}")
+    raise ValueError(f"no generator is named {maker!r}")
 
 
 def _classes() -> str:
@@ -122,12 +122,12 @@ def _metrics() -> str:
 
 
 def draw(command: str) -> str:
-    """What a command writes."""
+    """Return the output of a command."""
     return CliRunner().invoke(main, command.split()[1:], catch_exceptions=False).stdout
 
 
 def remake(text: str, maker: Callable[[str], str] = make) -> str:
-    """A page with all its made parts made anew."""
+    """Return a page with all its generated parts renewed."""
     return _MADE.sub(lambda found: f"{found[1]}{found[2]}{maker(found[1])}", text)
 
 

@@ -1,4 +1,4 @@
-"""Every block of Python in the documentation runs, and so does every example."""
+"""Run every block of Python in the documentation, and every example."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIMULATED: Mapping[str, str] = {
     "rv.Supervisor(SPEC)": "rv.Supervisor(SPEC, local=True)",
     "children=[pool]))": "children=[pool]), local=True)",
 }
-"""What is put in place of what, so that a program for the real engine runs with the simulated one."""
+"""Replacements that make a program for the real engine run with the simulated one."""
 
 EXAMPLES = {
     "blocking.py": ["Usage(prompt_tokens=5, "],
@@ -39,7 +39,7 @@ EXAMPLES = {
     "server.py": ["same URL: True", "cause: ProcessKilled: EngineCore"],
     "actor_and_pool.py": ["supervisor for: ", "supervisor of supervisors for: "],
 }
-"""Those that bring a simulated engine, run as they are, and words of what they print."""
+"""Examples with a simulated engine, which run unchanged, and parts of their output."""
 
 ATTACHED = {
     "bring_up.py": ["up: [0, 1, 2]", "crashed during start: 1"],
@@ -50,16 +50,16 @@ ATTACHED = {
         "hang took longer than timeout=1 s: it was interrupted -> CANCELLED",
     ],
 }
-"""Those that use Ray themselves, run on the one that is there."""
+"""Examples that use Ray themselves, run on the tests' Ray, and parts of their output."""
 
 ELSEWHERE = ["exit_types.py", "ray_data.py"]
-"""Those that tests/fatal runs."""
+"""Examples that tests/fatal runs."""
 
 PYTHON = [block for page in PAGES if page not in TRANSLATIONS for block in blocks(page, "python")]
 
 
 def _is_fragment(block: Block) -> bool:
-    """Whether it is what stands inside ``async with rv.Supervisor(...) as sup``."""
+    """Tell whether a block belongs inside ``async with rv.Supervisor(...) as sup``."""
     return "sup[" in block.text and "as sup:" not in block.text
 
 
@@ -70,7 +70,7 @@ FRAGMENTS = [block for block in PYTHON if _is_fragment(block)]
 
 
 def _compile(block: Block, text: str) -> CodeType:
-    """Compile a block; names in tracebacks are those of the page."""
+    """Compile a block so that tracebacks name its page and line."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code: CodeType = compile("\n" * (block.line - 1) + text, block.page, "exec", flags, dont_inherit=True)
     return code
@@ -84,13 +84,13 @@ def _simulated(text: str) -> str:
 
 @pytest.fixture
 async def sup() -> AsyncIterator[rv.Supervisor]:
-    """The tree that fragments stand in."""
+    """The running tree of the fragments."""
     spec = rv.SupervisorSpec(children=[rv.engine_pool("llm", engine="sim", engine_args={})])
     supervisor = rv.Supervisor(spec, local=True, handle_signals=False)
     up, done = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
-        # One task enters and leaves: a fixture's two halves run in different ones.
+        # The same task must enter and leave; the two halves of a fixture run in different tasks.
         async with supervisor:
             up.set()
             await done.wait()
@@ -106,7 +106,7 @@ async def sup() -> AsyncIterator[rv.Supervisor]:
     await holding
 
 
-def test_there_is_code_of_each_kind() -> None:
+def test_the_pages_have_code_of_each_kind() -> None:
     assert len(PROGRAMS) > 3
     assert len(FRAGMENTS) > 2
 
@@ -114,14 +114,14 @@ def test_there_is_code_of_each_kind() -> None:
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.name)
 def test_a_program_of_the_documentation_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
     code = _compile(block, _simulated(block.text))
-    assert not code.co_flags & inspect.CO_COROUTINE, "it awaits outside of a function"
-    exec(code, {"__name__": "__main__"})  # noqa: S102 - it is our own
+    assert not code.co_flags & inspect.CO_COROUTINE, "the program awaits outside of a function"
+    exec(code, {"__name__": "__main__"})  # noqa: S102 - the code is from our own page
     assert ("print(" in block.text) == bool(capsys.readouterr().out)
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("block", ON_RAY, ids=lambda block: block.name)
-def test_a_program_of_the_documentation_runs_on_a_ray_that_is_there(
+def test_a_program_of_the_documentation_runs_on_a_running_ray(
     block: Block, cluster_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster_address)
@@ -134,7 +134,7 @@ def test_a_program_of_the_documentation_runs_on_a_ray_that_is_there(
 def test_a_tree_in_the_documentation_can_be_read(
     block: Block, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    search = ModuleType("search")  # the module of the reader's own that a page names
+    search = ModuleType("search")  # stands for the reader's own module, which a page names
     search.Index = type("Index", (), dict.fromkeys(("ping", "hold", "go_on", "flush"), len))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "search", search)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -166,7 +166,7 @@ def test_every_example_is_run_here() -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs_as_it_is(name: str) -> None:
+def test_an_example_runs_unchanged(name: str) -> None:
     printed = _run([str(ROOT / "examples" / name)])
     for words in EXAMPLES[name]:
         assert words in printed
@@ -174,7 +174,7 @@ def test_an_example_runs_as_it_is(name: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ATTACHED)
-def test_an_example_runs_on_a_ray_that_is_there(
+def test_an_example_runs_on_a_running_ray(
     name: str, cluster_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster_address)
@@ -195,8 +195,8 @@ def test_the_example_for_the_real_engine_runs_with_the_simulated_one(tmp_path: P
 @pytest.mark.ray
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_the_code_of_the_readme_runs_as_it_stands(trained_model: Path, tmp_path: Path) -> None:
-    assert trained_model.is_dir()  # made before the clock runs
+def test_the_code_of_the_readme_runs_unchanged(trained_model: Path, tmp_path: Path) -> None:
+    assert trained_model.is_dir()  # trained before the clock starts
     (block,) = blocks(ROOT / "README.md", "python")
     program = tmp_path / "ten_lines.py"
     program.write_text(block.text, encoding="utf-8")
@@ -206,7 +206,7 @@ def test_the_code_of_the_readme_runs_as_it_stands(trained_model: Path, tmp_path:
 
 
 def _run(arguments: list[str], seconds: float = 120.0, *, attach: bool = False) -> str:
-    """Run a program as a user does, and return what it prints."""
+    """Run a program as a user does, and return its output."""
     environment = {name: value for name, value in os.environ.items() if attach or name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-W", "error::ResourceWarning", *arguments],

@@ -1,4 +1,4 @@
-"""What the documentation says about itself and about the program is so."""
+"""The documentation agrees with itself and with the program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PUBLIC = (
         f"rayvisor.{module.name}"
         for module in iter_modules(rayvisor.__path__)
         if not module.name.startswith("_")
-        and module.name not in {"cli", "demo"}  # commands, not for programs
+        and module.name not in {"cli", "demo"}  # commands, which programs do not import
     ),
     "statecharts",
     "statecharts.embedding",
@@ -49,15 +49,15 @@ def _id(value: object) -> str:
 
 
 @pytest.mark.parametrize(("page", "maker"), MADE, ids=_id)
-def test_what_is_made_by_the_program_is_what_it_makes_now(page: Path, maker: str) -> None:
+def test_a_generated_part_is_up_to_date(page: Path, maker: str) -> None:
     part = made_parts(page.read_text(encoding="utf-8"))[maker]
-    assert part == make(maker), "write it anew: python tests/docs/pages.py"
+    assert part == make(maker), "regenerate it: python tests/docs/pages.py"
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=_id)
-def test_a_picture_is_what_its_command_draws_now(picture: Path) -> None:
+def test_a_picture_is_up_to_date(picture: Path) -> None:
     assert picture.read_text(encoding="utf-8") == draw(PICTURES[picture]), (
-        "draw it anew: python tests/docs/pages.py"
+        "regenerate it: python tests/docs/pages.py"
     )
     assert f"({picture.name})" in _text("docs/charts.md")
 
@@ -71,7 +71,7 @@ def test_the_reference_shows_the_charts_that_the_command_writes() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_relative_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_have_a_target(page: Path) -> None:
     for link in links(page):
         if not link.startswith(("https://", "#")):
             path, _, anchor = link.partition("#")
@@ -97,15 +97,36 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert seen == set(PAGES)
 
 
+def test_the_pages_beside_the_readme_link_each_other_and_the_license() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        others = {"README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"} - {page}
+        assert others <= set(links(ROOT / page)), page
+
+
+def test_every_path_named_in_the_guide_for_contributors_exists() -> None:
+    # A file named without its folder lies in the folder of the path before it, or in the package.
+    folder, missing = ROOT, []
+    for name in re.findall(r"`([\w./-]+)`", _text("CONTRIBUTING.md")):
+        if "NAME" in name or not ("/" in name or name.endswith((".py", ".md", ".toml", ".txt", ".yaml"))):
+            continue
+        places = (ROOT, ROOT / "supervisor" / "rayvisor", folder)
+        found = next((place / name for place in places if (place / name).exists()), None)
+        if found is None:
+            missing.append(name)
+        else:
+            folder = found if found.is_dir() else found.parent
+    assert missing == []
+
+
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
     pages = [page for page in PAGES if page.parent != ROOT and page.name != "index.md"]
     assert sorted(navigation()) == sorted(pages), "name the page in a toctree of docs/index.md"
 
 
 def test_every_public_name_has_one_entry_in_the_reference() -> None:
-    """Public is what design.md says: ``rayvisor``, its modules without an underscore, ``statecharts``."""
+    """design.md defines what is public: ``rayvisor``, its modules without an underscore, ``statecharts``."""
     entries = list(documented())
-    assert len(entries) == len(set(entries)), "an entry twice"
+    assert len(entries) == len(set(entries)), "there are duplicate entries"
     known = [_object(entry) for entry in entries]
     missing = [
         f"{module}.{name}"
@@ -125,7 +146,7 @@ def test_the_reference_has_every_command_and_every_key_of_a_file() -> None:
         keys = set(re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE))
         names = {each.name for each in arguments_of(maker)}
         assert names - keys <= {"cls", "actor", "spec", "start_timeout", "args"}, (
-            "a key without a type, or without a line"
+            "there is a key without a type or without a row"
         )
     assert "\n\n\n\n" not in made
 
@@ -150,14 +171,14 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_commands_of_make_are_in_the_makefile(page: Path) -> None:
+def test_make_targets_on_a_page_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", _text("Makefile"), re.MULTILINE))
     named = set(re.findall(r"(?:^    |`)make ([a-z][\w-]*)", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert named <= targets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_commands_and_options_of_rayvisor_are_there(page: Path) -> None:
+def test_commands_and_options_on_a_page_exist(page: Path) -> None:
     lines = re.findall(
         r"(?:^    |[`/])rayvisor ([a-z]+)([^`#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -169,7 +190,7 @@ def test_commands_and_options_of_rayvisor_are_there(page: Path) -> None:
             assert option in help_text, f"rayvisor {command} {option}"
 
 
-def test_every_error_is_in_the_tree_of_errors_and_in_no_other() -> None:
+def test_the_tree_of_errors_has_exactly_the_public_errors() -> None:
     known = {
         name
         for module in (rayvisor.errors, rayvisor.pool)
@@ -197,6 +218,6 @@ def test_each_error_has_a_remedy() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_names_of_the_package_that_are_mentioned_are_public(page: Path) -> None:
+def test_names_of_the_package_on_a_page_are_public(page: Path) -> None:
     for name in re.findall(r"\brv\.(\w+)", page.read_text(encoding="utf-8")):
         assert name in rayvisor.__all__, name

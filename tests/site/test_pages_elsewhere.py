@@ -1,6 +1,6 @@
-"""Charts on pages: what Sphinx and MkDocs, as they are, make of the directive and of the fence.
+"""Charts on pages: unmodified Sphinx and MkDocs render the directive and the fence.
 
-Needs the extra ``docs``: ``make docs`` runs it, ``make test`` does not.
+These tests need the extra ``docs``: ``make docs`` runs them, ``make test`` does not.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _mkdocs(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
 
 
 def _shows(html: str) -> None:
-    """The page has both pictures, each with ids of its own, and the state that is lit."""
+    """Check that the page has both pictures, with distinct ids, and the highlighted state."""
     assert html.count('<figure class="statechart-figure">') == 2
     ids = re.findall(r'<(?:title|desc) id="([^"]+)"', html)
     assert len(ids) == len(set(ids)) == 4
@@ -93,13 +93,13 @@ FENCES = (
 @pytest.mark.parametrize(
     ("build", "page"), [(_sphinx, DIRECTIVES), (_mkdocs, FENCES)], ids=["sphinx", "mkdocs"]
 )
-def test_a_page_shows_the_charts_that_are_put_on_it(tmp_path: Path, build: Build, page: str) -> None:
+def test_a_page_shows_its_charts(tmp_path: Path, build: Build, page: str) -> None:
     built = build(tmp_path, page)
     assert built.returncode == 0, built.stderr
     _shows((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
 
-def test_a_builder_without_pictures_gets_the_chart_as_a_table(tmp_path: Path) -> None:
+def test_a_builder_without_pictures_shows_the_chart_as_a_table(tmp_path: Path) -> None:
     built = _sphinx(tmp_path, "Doors\n=====\n\n.. statechart:: doors:DOOR\n", builder="text")
     assert built.returncode == 0, built.stderr
     assert "| AJAR " in (tmp_path / "out" / "index.txt").read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def test_a_builder_without_pictures_gets_the_chart_as_a_table(tmp_path: Path) ->
         ("dor", "one of actor"),
     ],
 )
-def test_a_name_that_leads_nowhere_ends_the_build_and_says_why(tmp_path: Path, name: str, said: str) -> None:
+def test_an_unknown_name_fails_the_build_with_the_reason(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "sphinx").mkdir()
     (tmp_path / "mkdocs").mkdir()
     for built in (

@@ -19,7 +19,7 @@ import anyio
 from rayvisor._validation import seconds, whole
 from rayvisor.testing.virtual import BOOM, UP, Outcome, VirtualTree, fails
 
-__all__ = ["Crash", "FailedStart", "FaultPlan"]
+__all__ = ["Crash", "Crashable", "FailedStart", "FaultPlan"]
 
 
 class Crash(NamedTuple):
