@@ -75,7 +75,7 @@ def test_a_start_that_a_plan_stops_for_good_is_refused() -> None:
     assert sup.leaf("b") == "STOPPED"
 
 
-def test_a_start_called_off_by_a_plan_and_asked_for_again_is_answered_twice_once_each() -> None:
+def test_a_start_that_a_plan_called_off_and_one_asked_for_meanwhile_are_answered_once_each() -> None:
     slow = Backoff(initial=9.0, maximum=9.0, jitter=Jitter.NONE, first_delay_zero=False)
     sup = tree(child("a", backoff=slow), strategy=Strategy.ONE_FOR_ALL, outcomes={"b": [HANGS]})
     assert sup.call(m.Verb.START_CHILD, "", child("b")) is None

@@ -1,4 +1,4 @@
-"""Whatever the order of deaths, answers, late events, calls and timers: what must hold, holds."""
+"""Invariants of the core, under any order of deaths, answers, late events, calls and timers."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def trees(draw: st.DrawFn) -> SupervisorSpec:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Holds every answer back, and gives the core whatever comes, in whatever order."""
+    """Holds every answer back, and gives the core events in any order."""
 
     core: Core
 
@@ -289,7 +289,7 @@ class AnyOrder(RuleBasedStateMachine):
         if really == 0:
             self.feed(m.Halt())
 
-    # --- what must hold -------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------
 
     @staticmethod
     def pick(items: dict[str, Any], index: int) -> str:
@@ -351,7 +351,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def see_changed(self, effect: m.Changed) -> None:
         known = self.where.get(effect.child)
-        assert known is None or known == effect.before, "a change that nobody saw"
+        assert known is None or known == effect.before, "a change without an effect"
         self.where[effect.child] = effect.after
 
     def see_removed(self, effect: m.Removed) -> None:
@@ -410,7 +410,7 @@ class AnyOrder(RuleBasedStateMachine):
         done.append(name)
 
     def settle(self) -> bool:
-        """Answer what is still to be answered, one thing; False when there is nothing."""
+        """Give the core one outstanding answer; False when there is none."""
         if self.starting:
             start = next(iter(self.starting.values()))
             if start.child in self.stopping:  # the stop's answer is the end of the start as well

@@ -27,7 +27,7 @@ def tree(backoff: Backoff | None, *others: str, **flags: Any) -> VirtualTree:
 
 
 def waits(sup: VirtualTree, times: int) -> list[float]:
-    """Crash it again and again; how long it is down each time."""
+    """Crash it again and again; return how long it is down each time."""
     found = []
     for _ in range(times):
         sup.crash("a")
@@ -110,7 +110,7 @@ def test_serving_for_a_while_resets_the_delays() -> None:
     assert waits(sup, 2) == [0.0, 1.0]
 
 
-def test_attempts_bounds_the_restarts_in_a_row() -> None:
+def test_max_retries_bounds_the_restarts_in_a_row() -> None:
     sup = tree(Backoff(initial=1.0, maximum=1.0, max_retries=3))
     waits(sup, 3)
     sup.crash("a")
@@ -118,7 +118,7 @@ def test_attempts_bounds_the_restarts_in_a_row() -> None:
     assert sup.ended.gave_up == "3 restarts in a row, backoff.max_retries is 3"
 
 
-def test_elapsed_bounds_the_time_since_the_first_fault_in_a_row() -> None:
+def test_the_timeout_bounds_the_time_since_the_first_fault_in_a_row() -> None:
     sup = tree(Backoff(initial=4.0, factor=1.0, maximum=4.0, jitter=Jitter.NONE, timeout=9.0))
     assert waits(sup, 3) == [0.0, 4.0, 4.0]
     sup.crash("a")

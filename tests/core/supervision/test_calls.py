@@ -95,7 +95,7 @@ def test_an_id_that_is_taken_is_refused() -> None:
     assert isinstance(error(sup, m.Verb.START_CHILD, child("t")), AlreadyPresentError)
 
 
-def test_a_start_that_fails_is_told_and_nothing_is_saved_or_counted() -> None:
+def test_a_start_that_fails_is_reported_and_nothing_is_saved_or_counted() -> None:
     sup = tree(outcomes={"b": [fails()]}, intensity=0)
     found = error(sup, m.Verb.START_CHILD, child("b"))
     assert isinstance(found, ChildStartError)
@@ -193,7 +193,7 @@ def test_restart_child_starts_a_child_at_rest_in_its_old_place() -> None:
     assert [line.id for line in value(sup, m.Verb.WHICH_CHILDREN)] == ["b", "a"]
 
 
-def test_a_failed_restart_child_is_told_and_not_retried() -> None:
+def test_a_failed_restart_child_is_reported_and_not_retried() -> None:
     sup = tree(child("a"))
     value(sup, m.Verb.TERMINATE_CHILD, "a")
     sup.outcomes["a"] = [fails()]
@@ -323,7 +323,7 @@ def test_an_instance_is_restarted_with_what_it_was_started_with() -> None:
 
 
 @pytest.mark.parametrize("restart", ["transient", "temporary"])
-def test_an_instance_that_ended_for_good_is_forgotten(restart: str) -> None:
+def test_an_instance_that_ended_for_good_is_removed(restart: str) -> None:
     sup = pool(restart=restart)
     value(sup, m.Verb.START_CHILD, Instance("k"), "pool")
     sup.crash("pool/k", NORMAL)
@@ -359,7 +359,7 @@ def test_the_template_itself_cannot_be_started_or_ended() -> None:
     assert isinstance(error(sup, m.Verb.START_CHILD, child("x"), "pool"), SpecError)
 
 
-def test_forgotten_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_instances_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayvisor._core.supervision.state.MOST_RETIRED", 10)
     sup = pool(restart="temporary")
     for number in range(100):

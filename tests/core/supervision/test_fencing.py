@@ -181,7 +181,7 @@ def test_a_suspect_is_not_restarted_and_serves_again_when_it_answers() -> None:
     assert sup.take() == []
 
 
-def test_a_report_cannot_pretend_what_only_the_core_decides() -> None:
+def test_a_report_cannot_cause_what_only_the_core_decides() -> None:
     sup = tree("a")
     for event in ("fault", "exit", "stop", "started", "failed"):
         assert sup.feed(m.Reported("a", 1, event)) == []
@@ -205,7 +205,7 @@ def test_an_engine_that_does_not_recover_in_place_is_ended_and_restarted() -> No
     assert sup.of(m.Start)[-1].predecessor.fault == lost
 
 
-def test_a_clock_that_goes_back_is_not_believed() -> None:
+def test_a_clock_that_goes_back_is_ignored() -> None:
     sup = tree("a")
     sup.core.handle(m.Reported("a", 1, "suspect"), 50.0)
     sup.core.handle(m.Reported("a", 1, "clear"), 10.0)

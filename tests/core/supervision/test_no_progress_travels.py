@@ -1,4 +1,4 @@
-"""An engine that never gets anywhere ends its whole tree: no parent starts the same again."""
+"""An engine that never makes progress ends its whole tree: no parent starts it again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pool(restart: Restart) -> ChildSpec:
 
 
 def crash_slowly(sup: VirtualTree, times: int) -> None:
-    """So far apart that no parent's window would ever be exceeded."""
+    """Failures so far apart that no parent's window is ever exceeded."""
     for _ in range(times):
         sup.advance(1000.0)
         sup.crash("pool/1")

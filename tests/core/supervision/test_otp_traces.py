@@ -45,7 +45,7 @@ def _run(*paths: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_command_says_the_sum_in_its_last_line() -> None:
+def test_the_command_prints_the_sum_in_its_last_line() -> None:
     done = _run(ARCHIVE)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "412 traces, 409 agree, 0 differ, 3 known"

@@ -58,7 +58,7 @@ def leaves(tree: VirtualTree, ids: str = "01") -> list[str]:
     return [tree.leaf(each) for each in ids]
 
 
-def test_every_rank_is_told_to_retry_and_serves_when_all_have_recovered() -> None:
+def test_every_rank_is_instructed_to_retry_and_serves_when_all_have_recovered() -> None:
     t = tree()
     sick(t, "1")
     assert t.take() == ["act 0 retry", "act 1 retry"]
@@ -154,7 +154,7 @@ def test_recoveries_have_a_budget_of_their_own() -> None:
     assert leaves(t) == ["RETRYING", "RETRYING"]
 
 
-def test_without_recoveries_a_sick_engine_is_restarted() -> None:
+def test_without_recoveries_an_unhealthy_engine_is_restarted() -> None:
     t = tree("0", recoveries=0, recover_as_group=False, strategy="one_for_one")
     sick(t, "0")
     assert t.take() == ["clean 0 1"]

@@ -1,4 +1,4 @@
-"""Restart types, strategies, intensity: what an end means."""
+"""Restart types, strategies and intensity."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def test_an_end_without_a_restart_is_not_counted_and_disturbs_no_sibling() -> No
 
 @pytest.mark.parametrize("restart", ["permanent", "transient", "temporary"])
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
-def test_what_is_brought_up_again_by_somebody_else_is_followed_and_never_counted(
-    restart: str, strategy: str
-) -> None:
+def test_a_child_that_ray_restarts_is_followed_and_never_counted(restart: str, strategy: str) -> None:
     sup = tree(child("a", restart=restart), child("b"), strategy=strategy, intensity=0)
     for incarnation in (2, 3, 4):
         sup.crash("a", BOOM._replace(restarted_by_ray=True))
@@ -76,7 +74,7 @@ def test_what_is_brought_up_again_by_somebody_else_is_followed_and_never_counted
     assert sup.leaf("b") == "SERVING"
 
 
-def test_what_is_brought_up_again_by_somebody_else_meanwhile_waits_for_the_group_restart_under_way() -> None:
+def test_a_child_that_ray_restarts_waits_for_the_group_restart_under_way() -> None:
     sup = tree(*map(child, "abc"), strategy="rest_for_one")
     sup.outcomes["b"] = [HANGS]
     sup.crash("b")
@@ -224,7 +222,7 @@ def test_the_parent_restarts_a_supervisor_that_gave_up_with_all_below_it() -> No
     assert sup.take() == ["stop s/b 1", "stop z 1", "start s/a 2", "start s/b 2", "start z 2"]
 
 
-def test_a_transient_supervisor_that_gave_up_is_not_restarted_but_that_is_said() -> None:
+def test_a_transient_supervisor_that_gave_up_is_not_restarted_and_that_is_reported() -> None:
     inner = SupervisorSpec(children=[child("a")], intensity=0)
     sup = tree(ChildSpec(id="s", start=inner, restart=Restart.TRANSIENT))
     sup.crash("s/a")
@@ -254,7 +252,7 @@ def test_a_permanent_fault_in_a_restart_is_not_retried() -> None:
     assert sup.leaf("a") == "FAILED"
 
 
-def test_the_next_incarnation_is_told_how_the_one_before_ended() -> None:
+def test_the_next_incarnation_gets_the_exit_of_the_one_before() -> None:
     sup = tree(child("a"))
     why = fault_of(FaultClass.FATAL, "out of memory")
     sup.crash("a", why)

@@ -40,7 +40,7 @@ def test_the_spare_serves_before_the_dead_ones_requests_look_for_another_engine(
     assert moves == [("c", "promote"), ("b", "fault"), ("b", "standby")]
 
 
-def test_who_comes_back_is_on_standby() -> None:
+def test_an_engine_that_comes_back_is_on_standby() -> None:
     t = tree()
     t.crash("b")
     assert leaves(t) == ["SERVING", "STANDBY", "SERVING"]
@@ -54,7 +54,7 @@ def test_a_spare_that_dies_comes_back_as_a_spare() -> None:
     assert leaves(t) == ["SERVING", "SERVING", "STANDBY"]
 
 
-def test_a_spare_that_comes_up_late_steps_in_for_whom_it_was_missing() -> None:
+def test_a_spare_that_comes_up_late_steps_in_for_the_engine_that_lacked_it() -> None:
     t = tree({"c": [UP, HANGS], "b": [UP, HANGS]})
     t.crash("c")
     t.crash("b")
@@ -65,7 +65,7 @@ def test_a_spare_that_comes_up_late_steps_in_for_whom_it_was_missing() -> None:
     assert leaves(t) == ["SERVING", "STANDBY", "SERVING"]
 
 
-def test_at_the_first_start_nobody_steps_in() -> None:
+def test_at_the_first_start_no_spare_steps_in() -> None:
     t = tree({"a": [HANGS]}, max_concurrent_starts=3)
     assert leaves(t) == ["STARTING", "SERVING", "STANDBY"]
 

@@ -1,4 +1,4 @@
-"""How a tree comes up, and how it goes down from wherever it is."""
+"""A tree comes up, and goes down from any state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_subtree_is_up_before_its_next_sibling_starts() -> None:
     assert sup.take() == ["start s/x 1", "start s/y 1", "start b 1", "tree up"]
 
 
-def test_as_many_children_as_the_start_limit_start_side_by_side() -> None:
+def test_as_many_children_start_side_by_side_as_max_concurrent_starts() -> None:
     sup = tree(
         *map(child, "abcde"),
         max_concurrent_starts=2,
@@ -141,7 +141,7 @@ def test_children_are_stopped_one_at_a_time_in_reverse_order() -> None:
 
 
 def _into(sup: VirtualTree, phase: str) -> None:
-    """Bring a tree of a, w (which waits before restarts), b (whose first start hangs) and c somewhere."""
+    """Bring a tree of a, w (with a backoff), b (whose first start hangs) and c to a phase."""
     if phase == "before the boot":
         return
     sup.feed(m.Boot())
@@ -214,7 +214,7 @@ def test_a_death_while_the_tree_ends_starts_nothing() -> None:
     assert sup.take() == ["stop b 1", "tree ended"]
 
 
-def test_a_tree_halted_while_it_comes_up_says_that_it_never_was_up() -> None:
+def test_a_tree_halted_while_it_comes_up_reports_that_it_never_was_up() -> None:
     sup = tree(child("a"), outcomes={"a": [HANGS]})
     sup.halt()
     assert sup.ended is not None

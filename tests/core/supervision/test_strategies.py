@@ -33,7 +33,7 @@ Plan = Callable[[Failure, Siblings], Iterable[Step]]
 
 
 class Asked:
-    """A strategy made of a function; it keeps what it was asked."""
+    """A strategy made of a function; it keeps the failures it was asked about."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -102,7 +102,7 @@ def test_what_a_plan_stops_and_does_not_start_stays_down() -> None:
     assert t.leaf("c") == "SERVING"
 
 
-def test_a_temporary_child_that_a_plan_stops_is_forgotten_and_told_of_no_more() -> None:
+def test_a_temporary_child_that_a_plan_stops_is_removed_and_is_no_sibling_any_more() -> None:
     t = tree(Asked(lambda failure, _: [stop("c"), start(failure.child)]), restart="temporary")
     t.core.children["b"].spec = ChildSpec(id="b", start=NOTHING)
     t.crash("b")
@@ -367,7 +367,7 @@ def test_a_strategy_asked_too_often_over_one_fault_is_stopped_asking() -> None:
     assert len(asked.failures) == 20
 
 
-def test_two_children_that_blame_each_other_do_not_go_on_for_ever() -> None:
+def test_two_children_that_blame_each_other_are_not_restarted_forever() -> None:
     other = {"a": "b", "b": "a"}
     asked = Asked(lambda failure, _: [wait_serving(other.get(failure.child, "a"), timeout=1)])
     t = tree(asked)
@@ -421,7 +421,7 @@ def test_rolling_restarts_one_at_a_time_each_once_the_one_before_serves() -> Non
     assert leaves(t) == ["SERVING"] * 3
 
 
-def test_rolling_leaves_alone_who_is_down() -> None:
+def test_rolling_skips_children_that_are_down() -> None:
     t = tree(Rolling())
     t.call(m.Verb.TERMINATE_CHILD, "", "a")
     t.take()

@@ -39,7 +39,7 @@ __all__ = ["ChildCounts", "ChildStatus", "call_off_restart", "called", "hold_nex
 
 
 class ChildStatus(NamedTuple):
-    """One line of which_children."""
+    """One child in the answer of which_children."""
 
     id: str
     path: str
@@ -49,11 +49,11 @@ class ChildStatus(NamedTuple):
     running: bool
     supervisor: bool
     exit: Exit | None
-    """How the incarnation before ended."""
+    """Exit of the incarnation before."""
 
 
 class ChildCounts(NamedTuple):
-    """What count_children answers."""
+    """The answer of count_children."""
 
     specs: int
     active: int
@@ -165,8 +165,8 @@ def _terminate_child(state: State, call: m.Call, supervisor: Supervisor) -> None
 
 
 def call_off_restart(state: State, supervisor: Supervisor) -> None:
-    """Leave those down that waited for the start of a child that was terminated (OTP E3)."""
-    if supervisor.group is None:
+    """Leave the siblings down that waited for the start of a terminated child (OTP E3)."""
+    if supervisor.plan_run is None:
         for sibling in supervisor.children.values():
             if sibling.configuration.leaf == "BACKOFF" and not sibling.restarting:
                 state.move(sibling, "stop", "the restart was called off")
@@ -244,7 +244,7 @@ def _hold(state: State, call: m.Call, supervisor: Supervisor) -> None:
 
 
 def hold_next(state: State, hold: HoldNext) -> None:
-    """Continue with the children that are left, and with those below the ones that are done."""
+    """Continue with the children that are left, and with the children below those that are done."""
     call, children, done = hold
     while True:
         if done is not None and done.subtree is not None:
@@ -266,7 +266,7 @@ def hold_next(state: State, hold: HoldNext) -> None:
 
 
 def _apply_spec(state: State, call: m.Call, supervisor: Supervisor) -> None:
-    """Put another spec into force, as OTP's code_change does: nothing is started or ended by it."""
+    """Put another spec into force, as OTP's code_change does; this starts and ends nothing."""
     spec = call.argument
     if not isinstance(spec, SupervisorSpec):
         raise SpecError("spec", spec, "must be a SupervisorSpec")
@@ -286,7 +286,7 @@ def _apply_spec(state: State, call: m.Call, supervisor: Supervisor) -> None:
 
 
 def _reorder(state: State, supervisor: Supervisor, spec: SupervisorSpec) -> None:
-    """Take over new child specs; ids that are gone from the list stay, after the new ones (OTP C3)."""
+    """Take over new child specs; children that are no longer listed stay, after the new ones (OTP C3)."""
     kept = supervisor.children
     supervisor.children = {}
     for child_spec in spec.children:
@@ -301,7 +301,7 @@ def _reorder(state: State, supervisor: Supervisor, spec: SupervisorSpec) -> None
 
 
 def _remember(supervisor: Supervisor) -> None:
-    """Let later incarnations of a supervisor have the spec it has now, whoever restarts it."""
+    """Give the spec that a supervisor has now to its later incarnations, whichever ancestor restarts it."""
     while (owner := supervisor.owner) is not None and isinstance(owner.spec.start, SupervisorSpec):
         owner.spec = replace(owner.spec, start=supervisor.spec)
         supervisor = owner.parent

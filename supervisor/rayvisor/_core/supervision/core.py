@@ -1,4 +1,4 @@
-"""The decisions of a supervision tree, pure: ``handle(event, now) -> effects``.
+"""The decisions of a supervision tree, as a pure function of events: ``handle(event, now) -> effects``.
 
 No clock, no I/O, no asyncio, no randomness but the ``random.Random`` it is given. The same core serves
 the runtime, tests in virtual time, the comparison with OTP, and replay from a journal.
@@ -260,7 +260,7 @@ def _on_reported(state: State, event: m.Reported) -> None:
     if child is None or event.event in _OWN:
         return
     if event.stales is not None and event.stales != child.stales:
-        return  # it was brought up to date with what is out of date again
+        return  # it was declared stale again after its gate hook had begun
     if event.event == "unhealthy":
         unhealthy(state, child, event.fault)
     else:
@@ -272,7 +272,7 @@ def _on_acted(state: State, event: m.Acted) -> None:
     child = state.live(event.child, event.incarnation)
     if child is None or recovery_answered(state, child, ok=event.ok, fault=event.fault):
         return
-    plan = child.parent.group
+    plan = child.parent.plan_run
     if plan is None or plan.failed is not child or not isinstance(plan.step, InPlace):
         return
     if event.ok:

@@ -1,4 +1,4 @@
-"""What follows the proof that nothing of a child is left; and retries of starts that failed."""
+"""Consequences of the proof that nothing of a child is left; retries of starts that failed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def child_gone(state: State, child: Child) -> None:
     after = child.after
     if after is After.RESTART:
         _restart(state, child)
-    elif after is After.GROUP:
+    elif after is After.PLAN:
         state.move(child, "backoff")
         state.remove_if_disposable(child)
         settle(state, child)
     elif after is After.RETRY:
-        plan = child.parent.group
+        plan = child.parent.plan_run
         if plan is not None and child.path in plan.outstanding:
             plan.failure = child
             child_changed(state, child.parent, child)
@@ -46,14 +46,14 @@ def child_gone(state: State, child: Child) -> None:
 def _end_for_good(state: State, child: Child, after: After) -> None:
     """Let a child come to its last rest: removed, failed or exhausted."""
     exit = child.exit or SHUTDOWN  # noqa: A001 - OTP's word
-    if after is After.FORGET:
+    if after is After.REMOVE:
         state.move(child, "completed")
         state.remove(child)
-    elif after is After.FAIL or (after is After.BOOT_FAILED and exit.permanent):
+    elif after is After.FAIL or (after is After.FIRST_START_FAILED and exit.permanent):
         state.move(child, "failed")
     else:
         state.move(child, "exhausted")
-    if after is After.BOOT_FAILED:
+    if after is After.FIRST_START_FAILED:
         first_start_failed(state, child, exit)
     settle(state, child)
 
@@ -61,8 +61,8 @@ def _end_for_good(state: State, child: Child, after: After) -> None:
 def _come_down(state: State, child: Child) -> None:
     """Let a child that was stopped, or ended normally, come to rest; answer the calls that wait for it."""
     if child.unjudged:
-        # The meaning of this end is decided after the plan, or the first starts, under way; but neither
-        # waits any longer for it to come up.
+        # This end is judged after the plan, or the first starts, under way. Neither waits any longer for
+        # the child to come up.
         _continue(state, child)
         return
     exit = child.exit  # noqa: A001 - OTP's word
@@ -87,7 +87,7 @@ def _come_down(state: State, child: Child) -> None:
 
 
 def settle(state: State, child: Child) -> None:
-    """Continue whatever has waited for a child to be down, once all else that follows is done."""
+    """Continue the calls and the supervisor that waited for a child to be down, after all posted events."""
     if state.posted:
         state.post(ChildSettled(child))
     else:
@@ -115,12 +115,12 @@ def _continue(state: State, child: Child) -> None:
 
 
 def proceed(state: State, supervisor: Supervisor) -> None:
-    """Continue the start, the plan or the end of a supervisor; or what has waited for its plan."""
+    """Continue the start, the plan or the end of a supervisor, or the ends that have waited for its plan."""
     if supervisor.phase is Phase.STARTING:
         start_next(state, supervisor)
     elif supervisor.phase is not Phase.RUNNING:
         stop_next(state, supervisor)
-    elif supervisor.group is not None:
+    elif supervisor.plan_run is not None:
         advance(state, supervisor)
     else:
         _catch_up(state, supervisor)
@@ -144,7 +144,7 @@ def _catch_up(state: State, supervisor: Supervisor) -> None:
 
 
 def end_judged(state: State, child: Child) -> None:
-    """Let an end that had waited for its meaning take effect, if the child is gone already."""
+    """Carry out the decision about an end that had waited, if the child is gone already."""
     if child.configuration.leaf == "STOPPING" and not child.begun and not child.removed:
         child_gone(state, child)
 
@@ -186,7 +186,7 @@ def retry_due(state: State, child: Child) -> None:
     supervisor = child.parent
     if not supervisor.active or not child.restarting:
         child_changed(state, supervisor, child)  # a step waited for it to serve, and waits no longer
-    elif supervisor.group is not None:
+    elif supervisor.plan_run is not None:
         supervisor.deferred.append((child, child.incarnation))
     else:
         plan_restart(state, child, counted=child.counted)
@@ -197,5 +197,5 @@ def step_failed(state: State, failed: StepFailed) -> None:
     child = failed.child
     if failed.start:
         _retry(state, child)
-    elif not child.unjudged and not child.restarting:  # else it is its turn soon
+    elif not child.unjudged and not child.restarting:  # otherwise its end or its retry is due anyway
         plan_restart(state, child)

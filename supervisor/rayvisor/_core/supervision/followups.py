@@ -1,7 +1,7 @@
 """Internal events: the consequences of a step, handled before the next external event.
 
 A step that reaches a part of the core above its own posts one of these. They run in the order in which
-they were posted, and what one of them posts runs before the rest: the order is that of nested calls, but
+they were posted, and the follow-ups of one run before the next one. The order is that of nested calls, but
 no function runs inside another run of itself. (Erlang's gen_statem calls such events ``next_event``.)
 """
 
@@ -41,7 +41,7 @@ class ChildUp(NamedTuple):
 
 
 class ChildEnded(NamedTuple):
-    """The meaning of an end is decided; ``gone`` says whether the proof that nothing is left is there."""
+    """An end is judged; ``gone`` says whether the proof that nothing is left has arrived."""
 
     child: Child
     gone: bool
@@ -54,13 +54,13 @@ class ChildGone(NamedTuple):
 
 
 class ChildSettled(NamedTuple):
-    """A child has come up or gone down: what its supervisor is doing continues."""
+    """A child has gone down: calls that waited for this continue, then its supervisor."""
 
     child: Child
 
 
 class EndJudged(NamedTuple):
-    """The meaning of an end that had waited for a plan is decided."""
+    """An end that had waited for a plan, or for the first starts, is judged."""
 
     child: Child
 
@@ -105,7 +105,7 @@ class RecoveryLost(NamedTuple):
 
 
 class RestartCalledOff(NamedTuple):
-    """A child that waited for its restart was terminated: what was to start after it stays down."""
+    """A child that waited for its restart was terminated: siblings that were to start after it stay down."""
 
     supervisor: Supervisor
 
@@ -116,7 +116,7 @@ class HoldNext(NamedTuple):
     call: Call
     children: list[Child]
     done: Child | None
-    """The child before: what is below it comes next."""
+    """The child before; the children below it come next."""
 
 
 class CallResumed(NamedTuple):

@@ -1,7 +1,7 @@
-"""What goes into the core and what comes out of it: plain tuples, so that a journal can hold them.
+"""Events that go into the core and effects that come out: plain tuples, so that a journal can hold them.
 
-Events and effects are fenced: they name the child by its path and the incarnation they are about. A
-path is the ids from the root down, joined by ``/``; the root itself is the empty path.
+Events and effects are fenced: they name the child by its path, and the incarnation they are about. A path
+is the ids from the root down, joined by ``/``; the root itself is the empty path.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Boot(NamedTuple):
-    """Bring the tree up."""
+    """Start the tree."""
 
 
 class Halt(NamedTuple):
-    """End the tree, in reverse order. Overtakes everything in the runtime's queue."""
+    """End the tree, in reverse order. It overtakes everything in the runtime's queue."""
 
     reason: str = "shutdown"
 
@@ -38,10 +38,10 @@ class Started(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A supervisor whose spec is made when it starts has it (OTP: ``init`` has returned).
+    """The spec of a supervisor that makes it at each start (OTP: ``init`` has returned).
 
-    Answers the [`Start`][] of a child whose start spec has the kind ``"supervisor"``; StartFailed and
-    Ignored answer it as well.
+    It answers the [`Start`][] of a child whose start spec has the kind ``"supervisor"``, as do StartFailed
+    and Ignored.
     """
 
     child: str
@@ -83,7 +83,7 @@ class Gone(NamedTuple):
 
 
 class TimerFired(NamedTuple):
-    """A timer the core has set ran out."""
+    """A timer that the core has set has run out."""
 
     timer: int
 
@@ -103,11 +103,11 @@ class Reported(NamedTuple):
     event: str
     fault: Fault | None = None
     stales: int | None = None
-    """With ``synced``: how often the child had been stale when its gate's hook began."""
+    """With ``synced``: how often the child had been declared stale when its gate's hook began."""
 
 
 class Acted(NamedTuple):
-    """Answers [`Act`][]: whether the incarnation has recovered in place."""
+    """Whether the incarnation has recovered in place; answers [`Act`][]."""
 
     child: str
     incarnation: int
@@ -116,7 +116,7 @@ class Acted(NamedTuple):
 
 
 class Verb(StrEnum):
-    """What can be asked of a supervisor."""
+    """The calls that a supervisor answers."""
 
     START_CHILD = "start_child"
     TERMINATE_CHILD = "terminate_child"
@@ -128,9 +128,9 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     STALE = "stale"
-    """What engines with a gate serve with is out of date: the gate is passed again."""
+    """Engines with a gate pass it again: the state they serve with (their weights) is out of date."""
     APPLY_SPEC = "apply_spec"
-    """Another SupervisorSpec comes into force; nothing is started or ended by it (OTP: code_change)."""
+    """Put another SupervisorSpec into force; this starts and ends nothing (OTP: code_change)."""
 
 
 class Call(NamedTuple):
@@ -163,21 +163,21 @@ Event = (
 SIBLING = "a sibling is restarted"
 AGAIN = "it is restarted"
 FOR_A_RESTART = frozenset({SIBLING, AGAIN})
-"""Reasons of a [`Stop`][] that a start of the same child follows."""
+"""Reasons of a [`Stop`][] after which the same child is started again."""
 
 
 class Start(NamedTuple):
-    """Start an incarnation; answered by Started, Ignored or StartFailed."""
+    """Start an incarnation; Started, Ignored or StartFailed answers it."""
 
     child: str
     incarnation: int
     spec: ChildSpec
     predecessor: Exit | None
-    """How the one before it ended: the new one is told."""
+    """Exit of the incarnation before, which is passed to the new one."""
 
 
 class Stop(NamedTuple):
-    """Ask an incarnation to end, wait, kill, prove; answered by Exited with ``gone``."""
+    """Ask an incarnation to end, wait, kill it, prove its end; Exited with ``gone`` answers it."""
 
     child: str
     incarnation: int
@@ -186,14 +186,14 @@ class Stop(NamedTuple):
 
 
 class Clean(NamedTuple):
-    """An incarnation ended by itself: end what is left of it, prove it; answered by Gone."""
+    """End the remains of an incarnation that ended by itself, and prove it; Gone answers it."""
 
     child: str
     incarnation: int
 
 
 class Act(NamedTuple):
-    """Have a live incarnation recover by its own means; answered by Acted."""
+    """Have a live incarnation recover by its own means; Acted answers it."""
 
     child: str
     incarnation: int
@@ -203,14 +203,14 @@ class Act(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """End an incarnation that should not be there (a late start). Nothing is answered."""
+    """End an incarnation that should not exist (a late start). It has no answer."""
 
     child: str
     incarnation: int
 
 
 class SetTimer(NamedTuple):
-    """Feed TimerFired after ``delay`` seconds; zero means at the end of the queue."""
+    """Feed TimerFired after ``delay`` seconds; zero puts it at the end of the queue."""
 
     timer: int
     delay: float
@@ -218,13 +218,13 @@ class SetTimer(NamedTuple):
 
 
 class CancelTimer(NamedTuple):
-    """Forget a timer; one that fires all the same is ignored."""
+    """Cancel a timer; the core ignores one that fires all the same."""
 
     timer: int
 
 
 class Reply(NamedTuple):
-    """The answer to a call: a value, or an exception to raise at the caller."""
+    """The answer to a call: a value, or an exception that the caller gets."""
 
     call: int
     value: Any
@@ -245,7 +245,7 @@ class Changed(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What was decided about a fault, in words and figures."""
+    """A decision about an end, with the figures behind it."""
 
     child: str
     incarnation: int
@@ -259,7 +259,7 @@ class Decided(NamedTuple):
 
 
 class StrategyFailed(NamedTuple):
-    """A strategy raised, or its plan could not be carried out; the failed child is restarted by itself."""
+    """A strategy raised, or made an unusable plan; the failed child is restarted by itself."""
 
     supervisor: str
     child: str
@@ -267,13 +267,13 @@ class StrategyFailed(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A child's spec is gone: nothing of it will be started again."""
+    """A child's spec is gone; no incarnation of it is started any more."""
 
     child: str
 
 
 class SupervisorChanged(NamedTuple):
-    """A supervisor came up, is being ended, or has ended."""
+    """A supervisor starts, runs, is ending, or has ended."""
 
     path: str
     state: str
@@ -286,13 +286,13 @@ class TreeUp(NamedTuple):
 
 
 class TreeEnded(NamedTuple):
-    """The root has ended; no effect follows."""
+    """The root has ended; no effect follows but answers to calls."""
 
     exit: Exit
     gave_up: str = ""
-    """Why it gave up; empty when it was asked to end or had ended normally."""
+    """Why it gave up; empty when it was asked to end or ended normally."""
     origin: str = ""
-    """Path of the supervisor that gave up first, or of the child whose first start failed."""
+    """Path of the supervisor that gave up first, or of the child whose first start failed; else empty."""
     started: bool = True
     """False when it never came up."""
 

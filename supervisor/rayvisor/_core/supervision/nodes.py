@@ -27,28 +27,28 @@ __all__ = ["After", "Child", "Phase", "PlanRun", "Recovery", "Supervisor"]
 
 
 class After(Enum):
-    """What becomes of a child once it is proven gone."""
+    """The next state of a child once it is proven gone."""
 
     REST = auto()
     """Down, its spec kept (OTP: pid undefined)."""
     RESTART = auto()
-    """It is started again, by itself."""
-    GROUP = auto()
-    """A group restart takes it from here."""
+    """Started again, without its siblings."""
+    PLAN = auto()
+    """Left to the plan under way."""
     RETRY = auto()
-    """A start failed within a restart: try again."""
-    FORGET = auto()
-    """Its spec goes too."""
+    """Started again: the start of a restart has failed."""
+    REMOVE = auto()
+    """Removed with its spec."""
     FAIL = auto()
-    """No restart can cure it."""
+    """Failed: no restart can cure the fault."""
     EXHAUST = auto()
-    """Its supervisor gave up over it."""
-    BOOT_FAILED = auto()
-    """Its first start failed, and so the supervisor's."""
+    """Exhausted: its supervisor gave up over it."""
+    FIRST_START_FAILED = auto()
+    """Down: its first start failed, and with it that of the supervisor."""
 
 
 class Phase(Enum):
-    """Where a supervisor stands."""
+    """State of a supervisor."""
 
     DOWN = auto()
     STARTING = auto()
@@ -57,7 +57,7 @@ class Phase(Enum):
 
 
 class Child:
-    """One child for good; ``incarnation`` counts its starts."""
+    """One child through all its incarnations; ``incarnation`` counts its starts."""
 
     __slots__ = (
         "after",
@@ -96,19 +96,19 @@ class Child:
         self.table = table
         self.configuration: Configuration = table.initial
         self.incarnation = incarnation
-        # How often it was declared stale: what brought it up to date before the last time does not count.
+        # How often it was declared stale. A gate hook that began before the last time does not count.
         self.stales = 0
         self.exit: Exit | None = None
         self.after: After = After.REST
         self.subtree: Supervisor | None = None
-        # From the order to start until the proof that nothing is left.
+        # True from the effect that starts it until the proof that nothing of it is left.
         self.begun = False
-        # Waits for a timer to be started again (OTP: pid is `restarting`).
+        # It is down and waits for a timer before its restart (OTP: pid is `restarting`).
         self.restarting = False
-        # Ended while a group restart was under way: what that means is decided after it.
+        # It ended while a plan or the first starts were under way: the decision follows after those.
         self.unjudged = False
         self.removed = False
-        # This incarnation was told to end; it did not end by itself.
+        # This incarnation was asked to end; it did not end by itself.
         self.stop_requested = False
         self.progressed = False
         self.unproductive_restarts = 0
@@ -124,7 +124,7 @@ class Child:
 
     @property
     def disposable(self) -> bool:
-        """Whether its spec goes with its process (OTP R4, D3)."""
+        """Whether its spec is removed when its process ends (OTP R4, D3)."""
         return self.spec.restart is Restart.TEMPORARY or self.parent.simple
 
     @property
@@ -143,26 +143,26 @@ class Supervisor:
 
     __slots__ = (
         "asks",
-        "boot_failure",
-        "broken",
         "came_up",
         "children",
         "deferred",
         "ending",
         "exit",
+        "failed_steps",
         "gave_up",
-        "group",
         "instances",
         "origin",
         "outstanding",
         "owner",
         "path",
         "phase",
+        "plan_run",
         "queue",
         "recoveries",
         "recovery",
         "spares",
         "spec",
+        "start_failure",
         "window",
     )
 
@@ -177,24 +177,24 @@ class Supervisor:
         self.exit: Exit | None = None
         self.gave_up = ""
         self.origin = ""
-        self.boot_failure: Child | None = None
+        self.start_failure: Child | None = None
         # Children still to be started (while STARTING, from the left) or stopped (STOPPING, from the right).
         self.queue: deque[Child] = deque()
         self.outstanding: set[str] = set()
-        # The strategy's plan that is being carried out; it has the supervisor to itself.
-        self.group: PlanRun | None = None
-        # Which step failed over a child, until the strategy is asked about it.
-        self.broken: dict[Child, Step] = {}
-        # How often in a row the strategy was asked again without anything being started.
+        # The strategy's plan that is being carried out; no other one begins before it is over.
+        self.plan_run: PlanRun | None = None
+        # The step that failed over a child, until the strategy is asked about it.
+        self.failed_steps: dict[Child, Step] = {}
+        # How often in a row the strategy was asked without any of its plans starting a child.
         self.asks = 0
-        # The recovery in place that is under way, and when there were some, by child.
+        # The recovery in place that is under way, and the recent ones of each child.
         self.recovery: Recovery | None = None
         self.recoveries: dict[Child, Window] = {}
         # Whether one of its children is, or has been, a spare.
         self.spares = False
-        # Ends and retries that wait for the group restart under way: child and incarnation.
+        # Ends and retries that wait for the plan under way: child and incarnation.
         self.deferred: deque[tuple[Child, int]] = deque()
-        # How many instances of its template it has named itself.
+        # How many instances of its template it has chosen a name for.
         self.instances = 0
 
     @property
@@ -204,7 +204,7 @@ class Supervisor:
 
     @property
     def killed(self) -> bool:
-        """Whether it did not end in order: its children end side by side."""
+        """Whether it was killed: its children end side by side, not in order."""
         return self.exit is not None and self.exit.kind is ExitKind.KILLED
 
     @property
@@ -222,10 +222,10 @@ class Recovery(NamedTuple):
 
     failed: Child
     exit: Exit
-    """What it recovers from."""
+    """The fault it recovers from."""
     members: list[Child]
     waiting: set[str]
-    """Paths of those that have not said yet that they are healthy."""
+    """Paths of the members that have not reported yet that they are healthy."""
 
 
 class PlanRun:
@@ -250,12 +250,12 @@ class PlanRun:
         self.step: Step | None = None
         # The delay that is still to be waited out before the first start.
         self.delay = delay
-        # Who is still to be stopped or started by it; who is terminated by hand meanwhile leaves.
-        self.members = dict.fromkeys(members)  # in this order
+        # Children that it has still to stop or start, in this order; one that is terminated by a call leaves.
+        self.members = dict.fromkeys(members)
         self.to_stop: list[Child] = []
         self.to_start: deque[Child] = deque()
         self.outstanding: set[str] = set()
-        # Whether what was to be done in place is done.
+        # Whether the recovery in place has succeeded.
         self.acted = False
-        # Over whom the present step failed.
+        # The child over which the present step failed.
         self.failure: Child | None = None

@@ -30,7 +30,7 @@ def came_up(state: State, child: Child) -> None:
     if start_call is not None:
         state.reply(start_call, child.path)
     supervisor = child.parent
-    if supervisor.group is not None:
+    if supervisor.plan_run is not None:
         child_changed(state, supervisor, child)
     elif supervisor.phase is Phase.STARTING:
         first_start_done(state, child)
@@ -59,7 +59,7 @@ def start_failed(state: State, child: Child, exit: Exit, *, gone: bool) -> None:
         child.after = After.REST
     elif supervisor.phase is Phase.STARTING and child.path in supervisor.outstanding:
         again = child.spec.retry_first_start and not exit.permanent
-        child.after = After.RETRY if again else After.BOOT_FAILED
+        child.after = After.RETRY if again else After.FIRST_START_FAILED
     else:
         child.after = After.RETRY
     child_ended(state, child, gone=gone)
@@ -83,9 +83,9 @@ def died(state: State, child: Child, exit: Exit, *, gone: bool) -> None:  # noqa
     child.after = After.REST
     if supervisor.phase is Phase.STOPPING:
         pass
-    elif supervisor.group is not None or _waits_for_first_starts(supervisor):
-        if supervisor.group is not None and child in supervisor.group.members:
-            child.after = After.GROUP  # absorbed: it was to be stopped anyway (OTP G9)
+    elif supervisor.plan_run is not None or _waits_for_first_starts(supervisor):
+        if supervisor.plan_run is not None and child in supervisor.plan_run.members:
+            child.after = After.PLAN  # absorbed: it was to be stopped anyway (OTP G9)
         else:
             child.unjudged = True
             supervisor.deferred.append((child, child.incarnation))
@@ -144,7 +144,7 @@ def supervisor_ended(state: State, supervisor: Supervisor) -> None:
     if owner.configuration.leaf == "STOPPING":  # it was asked to end
         owner.exit = exit
         child_gone(state, owner)
-    elif supervisor.boot_failure is not None:
+    elif supervisor.start_failure is not None:
         start_failed(state, owner, exit, gone=True)
     else:
         died(state, owner, exit, gone=True)

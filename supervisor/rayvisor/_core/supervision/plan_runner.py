@@ -33,9 +33,9 @@ def begin(state: State, supervisor: Supervisor, failed: Child, steps: tuple[Step
         if member.restarting:  # its own retry is void: the plan's start takes its place (OTP E3b)
             member.restarting = False
             state.drop_timer(member)
-    supervisor.group = plan = PlanRun(failed, steps, members, delay)
+    supervisor.plan_run = plan = PlanRun(failed, steps, members, delay)
     if failed in plan.members:
-        failed.after = After.GROUP
+        failed.after = After.PLAN
         if not (isinstance(steps[0], Stop) and failed.spec.id in steps[0].ids):
             plan.steps.appendleft(Stop((failed.spec.id,)))  # at least it must be proven gone
     advance(state, supervisor)
@@ -43,8 +43,8 @@ def begin(state: State, supervisor: Supervisor, failed: Child, steps: tuple[Step
 
 def advance(state: State, supervisor: Supervisor) -> None:
     """Carry out as much of the plan as can be done now; called again when more can."""
-    plan = supervisor.group
-    while plan is not None and supervisor.group is plan and _step_done(state, supervisor, plan):
+    plan = supervisor.plan_run
+    while plan is not None and supervisor.plan_run is plan and _step_done(state, supervisor, plan):
         if plan.failure is not None:
             _plan_failed(state, supervisor, plan, plan.failure)
         elif plan.steps:
@@ -56,7 +56,7 @@ def advance(state: State, supervisor: Supervisor) -> None:
 
 def child_changed(state: State, supervisor: Supervisor, child: Child) -> None:
     """Continue the plan, if there is one, after a child has come up, gone down or moved."""
-    plan = supervisor.group
+    plan = supervisor.plan_run
     if plan is not None:
         if not child.begun or child.up:
             plan.outstanding.discard(child.path)
@@ -64,7 +64,7 @@ def child_changed(state: State, supervisor: Supervisor, child: Child) -> None:
 
 
 def _plan_over(state: State, supervisor: Supervisor, plan: PlanRun) -> None:
-    supervisor.group = None
+    supervisor.plan_run = None
     for member in plan.members:
         # Stopped, and not started again by the plan: it stays down.
         waits = member.configuration.leaf == "BACKOFF" and not member.restarting
@@ -75,11 +75,11 @@ def _plan_over(state: State, supervisor: Supervisor, plan: PlanRun) -> None:
 
 def _plan_failed(state: State, supervisor: Supervisor, plan: PlanRun, failure: Child) -> None:
     """End the plan over a step that failed: the strategy is asked again."""
-    supervisor.group = None
+    supervisor.plan_run = None
     step = plan.step
     if not failure.removed:
         if step is not None:
-            supervisor.broken[failure] = step
+            supervisor.failed_steps[failure] = step
         state.post(StepFailed(failure, isinstance(step, Start)))
     state.post(Proceed(supervisor))
 
@@ -132,7 +132,7 @@ def _members(supervisor: Supervisor, ids: Iterable[str]) -> list[Child]:
 
 def _wait(state: State, supervisor: Supervisor, failed: Child, delay: float) -> None:
     """Let everything wait down (beyond OTP); when the delay is over the strategy is asked anew."""
-    supervisor.group = None
+    supervisor.plan_run = None
     failed.restarting = True
     failed.counted = True
     state.set_timer(failed, delay)
@@ -144,9 +144,9 @@ def _stop_members(state: State, plan: PlanRun) -> bool:
     while plan.to_stop:
         member = plan.to_stop[-1]
         if member.begun and member.configuration.leaf != "STOPPING":
-            stop(state, member, After.GROUP, m.SIBLING)
+            stop(state, member, After.PLAN, m.SIBLING)
         elif member.begun and member in plan.members:
-            member.after = After.GROUP
+            member.after = After.PLAN
         if member.begun:
             return False
         plan.to_stop.pop()
@@ -163,7 +163,7 @@ def _start_members(state: State, supervisor: Supervisor, plan: PlanRun) -> bool:
         member = plan.to_start[0]
         if member.begun and member.configuration.leaf == "STOPPING":
             if member in plan.members:
-                member.after = After.GROUP
+                member.after = After.PLAN
             break  # once it is gone
         plan.to_start.popleft()
         if member not in plan.members or member.removed:
@@ -199,12 +199,12 @@ def _serves(state: State, supervisor: Supervisor, plan: PlanRun, step: WaitServi
 
 def leave_plan(child: Child) -> None:
     """Keep a child that is terminated by hand out of the plan under way."""
-    plan = child.parent.group
+    plan = child.parent.plan_run
     if plan is not None:
         plan.members.pop(child, None)
 
 
 def in_plan(child: Child) -> bool:
     """Whether the plan under way will still stop or start it."""
-    plan = child.parent.group
+    plan = child.parent.plan_run
     return plan is not None and child in plan.members

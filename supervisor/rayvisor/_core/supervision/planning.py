@@ -1,4 +1,4 @@
-"""Asking the strategy: its plan is checked before anything of it is carried out."""
+"""Asking the strategy. Its plan is checked before any step is carried out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rayvisor._core.supervision.nodes import Child, Supervisor
     from rayvisor.faults import Exit
 
-__all__ = ["ASKS", "SiblingView", "alone", "ask", "by_itself", "restarts"]
+__all__ = ["MAX_ASKS", "SiblingView", "alone", "ask", "by_itself", "restarts"]
 
 
 class SiblingView(Siblings):
@@ -40,19 +40,19 @@ class SiblingView(Siblings):
         return len(self._children)
 
 
-ASKS = 10
-"""So often in a row a strategy is asked again over steps that fail, before it has anything started."""
+MAX_ASKS = 10
+"""How often in a row a strategy is asked over steps that fail, while none of its plans starts a child."""
 
 _STEPS = (Stop, Start, WaitServing, InPlace, Escalate)
 
 
 def by_itself(child: Child) -> tuple[Step, ...]:
-    """Make the plan that restarts a child without its siblings: the default action."""
+    """Return the plan that restarts a child without its siblings: the default action."""
     return (Start((child.spec.id,)),)
 
 
 def alone(steps: tuple[Step, ...], child: Child) -> bool:
-    """Whether a plan concerns nobody but the failed child: then it needs no waiting for others."""
+    """Whether a plan concerns only the failed child: then it waits for no other one."""
     if len(steps) != 1:
         return False
     step = steps[0]
@@ -71,31 +71,31 @@ def ask(
     step: Step | None,
     now: float,
 ) -> tuple[Step, ...] | StrategyError:
-    """Ask the strategy what to do about a failed child; an error in place of a plan that cannot be used."""
+    """Ask the strategy about a failed child; return an error in place of an unusable plan."""
     spec = supervisor.spec
     failure = Failure(child.spec.id, exit, step, supervisor.window.count(now, spec.period), spec.intensity)
     if step is None:
         supervisor.asks = 0
     supervisor.asks += 1
-    if supervisor.asks > ASKS:
-        problem = f"was asked {ASKS} times over steps that fail, and nothing came of it (last: {step})"
+    if supervisor.asks > MAX_ASKS:
+        problem = f"was asked {MAX_ASKS} times over steps that fail, and nothing came of it (last: {step})"
         return StrategyError(spec.strategy_name, child.path, problem)
     try:
         return _checked(spec.planner.plan(failure, SiblingView(supervisor.children)), supervisor, child)
     except RayvisorError as error:
         return StrategyError(spec.strategy_name, child.path, str(error))
-    except Exception as error:  # noqa: BLE001 - whatever a user's strategy does, supervision goes on
+    except Exception as error:  # noqa: BLE001 - supervision must survive any strategy of a user
         text = "".join(traceback.format_exception(error))
         problem = f"raised {type(error).__name__}: {error}"
         return StrategyError(spec.strategy_name, child.path, problem, text)
 
 
 class _UnusableError(RayvisorError):
-    """What is wrong with a plan."""
+    """A plan cannot be used; the text says why."""
 
 
 def _checked(plan: Iterable[Step], supervisor: Supervisor, child: Child) -> tuple[Step, ...]:
-    """Check a plan; it must end, name children there are, and start and stop each of them once."""
+    """Check a plan: it is finite, names existing children, and starts and stops each of them at most once."""
     children = supervisor.children
     limit = 4 * len(children) + 4
     try:

@@ -39,7 +39,7 @@ def unhealthy(state: State, child: Child, fault: Fault | None) -> None:
     members = [child]
     if supervisor.spec.recover_as_group:
         members = list(supervisor.children.values())
-    possible = recovery is None and supervisor.group is None and all(member.up for member in members)
+    possible = recovery is None and supervisor.plan_run is None and all(member.up for member in members)
     state.move(child, "unhealthy", why)
     if not possible or not _may_recover(state, child):
         died(state, child, exit_, gone=False)
@@ -79,7 +79,7 @@ def recovery_answered(state: State, child: Child, *, ok: bool, fault: Fault | No
             child.parent.recovery = None
             for member in recovery.members:
                 if member.configuration.leaf != "RETRYING":
-                    state.move(member, RETRY, "an operator has told it to")
+                    state.move(member, RETRY, "instructed by an operator")
                 state.move(member, "recovered")
     else:
         exit_ = recovery.exit if recovery.exit.fault is not None else Exit(ExitKind.FAULT, fault=fault)
@@ -95,7 +95,7 @@ def recovery_lost(state: State, lost: RecoveryLost) -> None:
             member.configuration.leaf in {"FAULTED", "RETRYING"}
             and not member.removed
             and supervisor.active
-            and (supervisor.group is None or member not in supervisor.group.members)
+            and (supervisor.plan_run is None or member not in supervisor.plan_run.members)
         ):
             died(state, member, Exit(ExitKind.FAULT, "unrecovered", lost.fault), gone=False)
             state.post(lost)

@@ -1,4 +1,4 @@
-"""The meaning of an end for the child: a restart as the strategy says, rest, or the supervisor's end."""
+"""Judging an end: a restart planned by the strategy, rest, or the end of the supervisor."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def judge(state: State, child: Child) -> None:
     if exit.restarted_by_ray:
         child.delay = 0.0
         child.after = After.RESTART
-        state.decided(child, "observe", "it is brought up again by whoever made it")
+        state.decided(child, "observe", "it is brought up again by its creator")
     elif restart is Restart.TEMPORARY:
-        child.after = After.FORGET
+        child.after = After.REMOVE
         state.decided(child, "forget", "temporary: it is never restarted")
         auto_shutdown(state, child)
     elif exit.permanent:
         give_up(state, child, "no restart can cure the fault", After.FAIL)
     elif restart is Restart.TRANSIENT and not exit.abnormal:
-        child.after = After.FORGET if child.disposable else After.REST
+        child.after = After.REMOVE if child.disposable else After.REST
         state.decided(child, "rest", "transient: it ended normally")
         auto_shutdown(state, child)
     else:
@@ -82,7 +82,7 @@ def plan_restart(state: State, child: Child, *, counted: bool = False) -> None:
 
 def _ask(state: State, child: Child) -> tuple[Step, ...]:
     supervisor = child.parent
-    step = supervisor.broken.pop(child, None) if supervisor.broken else None
+    step = supervisor.failed_steps.pop(child, None) if supervisor.failed_steps else None
     if supervisor.phase is Phase.STARTING:
         return by_itself(child)  # there is no group to restart yet
     state.asking = supervisor.spec.strategy_name

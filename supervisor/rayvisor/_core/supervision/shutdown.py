@@ -26,8 +26,8 @@ __all__ = [
     "supervisor_over",
 ]
 
-_FINAL = frozenset({After.FAIL, After.EXHAUST, After.FORGET, After.BOOT_FAILED})
-"""What becomes of a child also when its supervisor ends meanwhile."""
+_FINAL = frozenset({After.FAIL, After.EXHAUST, After.REMOVE, After.FIRST_START_FAILED})
+"""Next states that hold also when the supervisor ends meanwhile."""
 
 # --- why a supervisor ends --------------------------------------------------------------------
 
@@ -50,14 +50,14 @@ def _counts_as_active(child: Child) -> bool:
     """Whether OTP would hold a pid, or a restart under way, for it."""
     if child.restarting or child.unjudged:
         return True
-    down = child.configuration.leaf == "STOPPING" and child.after in {After.REST, After.FORGET}
+    down = child.configuration.leaf == "STOPPING" and child.after in {After.REST, After.REMOVE}
     return child.begun and not down
 
 
 def give_up(state: State, child: Child, why: str, after: After, *, final: bool = False) -> None:
     """End the supervisor over a child that it cannot keep up (OTP I1, I9, P1).
 
-    A ``final`` end is not undone by a restart further up: the same would come of it.
+    A ``final`` end is not undone by a restart further up, which would end the same way.
     """
     supervisor = child.parent
     child.after = after
@@ -68,18 +68,18 @@ def give_up(state: State, child: Child, why: str, after: After, *, final: bool =
     supervisor.gave_up = below.gave_up if below is not None and below.gave_up else why
     supervisor.origin = below.origin if below is not None and below.gave_up else supervisor.path
     if supervisor.phase is Phase.STARTING:
-        supervisor.boot_failure = child
+        supervisor.start_failure = child
     fault = None if child.exit is None else child.exit.fault
     final = final or (child.exit is not None and child.exit.final)
     halt(state, supervisor, Exit(ExitKind.SHUTDOWN, fault=fault, final=final))
 
 
 def first_start_failed(state: State, child: Child, exit: Exit) -> None:  # noqa: A002 - OTP's word
-    """End the supervisor because a first start failed: what is up goes down again (OTP S3)."""
+    """End the supervisor because a first start failed: children that are up go down again (OTP S3)."""
     supervisor = child.parent
     if supervisor.phase is not Phase.STARTING:
         return  # another start has failed before, and the supervisor is ending
-    supervisor.boot_failure = child
+    supervisor.start_failure = child
     below = child.subtree
     supervisor.origin = below.origin if below is not None and below.origin else child.path
     reason = Exit(ExitKind.FAULT, "failed_to_start_child", exit.fault, child.spec.id, exit)
@@ -98,7 +98,7 @@ def halt(state: State, supervisor: Supervisor, exit: Exit) -> None:  # noqa: A00
     killed = exit.kind is ExitKind.KILLED
     if supervisor.active:
         supervisor.phase = Phase.STOPPING
-        supervisor.group = None
+        supervisor.plan_run = None
         supervisor.recovery = None
         supervisor.deferred.clear()
         supervisor.outstanding.clear()
@@ -168,13 +168,13 @@ def _rest_in_place(state: State, child: Child) -> None:
 
 
 def stop(state: State, child: Child, after: After, reason: str = "shutdown") -> None:
-    """End a child that runs; `After` says what becomes of it once it is proven gone."""
+    """End a child that runs; ``after`` is its next state once it is proven gone."""
     child.after = after
     state.drop_timer(child)
     child.restarting = False
     child.unjudged = False
     if child.configuration.leaf == "STOPPING":
-        return  # its end is under way already, only its meaning changes
+        return  # its end is under way already; only its next state changes
     child.stop_requested = True
     state.move(child, "stop", reason)
     ending = child.spec.ending

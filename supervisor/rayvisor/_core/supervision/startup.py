@@ -26,7 +26,7 @@ def start(state: State, child: Child) -> None:
     child.up_since = None
     child.after = After.REST
     if not state.move(child, "start"):
-        # A fresh child is in STARTING from the beginning; observers are told all the same.
+        # A fresh child is in STARTING already; observers get the change all the same.
         here = child.configuration
         state.out.append(
             m.Changed(child.path, child.incarnation, "start", here, here, "", child.table.chart.name)
@@ -41,7 +41,7 @@ def start(state: State, child: Child) -> None:
     else:
         state.out.append(m.Start(child.path, child.incarnation, child.spec, child.exit))
     if child.waiting:
-        state.resume_calls(child)  # they waited for it to be down, and it is not any more
+        state.resume_calls(child)  # they waited for it to be down, which it no longer is
 
 
 def grow(state: State, child: Child, spec: SupervisorSpec) -> None:

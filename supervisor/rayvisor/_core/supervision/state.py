@@ -31,7 +31,7 @@ _TABLES = {name: compile_chart(CHARTS[name]) for name in ("actor", "engine")}
 
 
 class State:
-    """Children and supervisors by path, and what the event being handled has caused so far.
+    """Children and supervisors by path, and the consequences so far of the event being handled.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class State:
         child.removed = True
         self.refuse_start(child, None)
         supervisor = child.parent
-        supervisor.broken.pop(child, None)
+        supervisor.failed_steps.pop(child, None)
         supervisor.recoveries.pop(child, None)
         self.drop_timer(child)
         supervisor.children.pop(child.spec.id, None)
@@ -152,7 +152,7 @@ class State:
     # --- charts -----------------------------------------------------------------------------
 
     def move(self, child: Child, event: str, why: str = "") -> bool:
-        """Follow an event of the child's chart; False when it has no meaning where the child is."""
+        """Follow an event of the child's chart; False when the present state does not accept it."""
         before = child.configuration
         after = child.table.step(before, event)
         if after is None:
@@ -210,7 +210,7 @@ class State:
         self.out.append(m.Reply(call.call, value))
 
     def refuse_start(self, child: Child, exit: Exit | None) -> None:  # noqa: A002 - OTP's word
-        """Answer the call that asked for the start under way: nothing came of it."""
+        """Answer the call that asked for the start under way with an error, if there is one."""
         start_call, child.start_call = child.start_call, None
         if start_call is not None:
             fault = None if exit is None else exit.fault

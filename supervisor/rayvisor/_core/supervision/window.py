@@ -8,11 +8,11 @@ __all__ = ["Window"]
 
 
 class Window:
-    """Counts restarts within a period, and says when there are too many.
+    """Counts restarts within a period.
 
-    Adding costs the same however long the history is: entries leave as they grow too old, and no more
-    than ``intensity`` ever stay, since one more means giving up. Unlike OTP, which counts in whole
-    seconds (matrix I6), the window is continuous: a restart counts while its age is at most the period.
+    Adding costs the same however long the history is: entries are dropped as they grow too old, and no more
+    than ``intensity`` ever stay, since with one more the supervisor gives up. The window is continuous: a
+    restart counts while its age is at most the period. OTP counts in whole seconds (matrix I6).
     """
 
     __slots__ = ("_times",)
@@ -21,12 +21,12 @@ class Window:
         self._times: deque[float] = deque()
 
     def add(self, now: float, intensity: int, period: float) -> bool:
-        """Count a restart at ``now``; True while there are not more than ``intensity`` in the window."""
+        """Count a restart at ``now``; True while the window holds at most ``intensity``."""
         self._times.append(now)
         return self.count(now, period) <= intensity
 
     def count(self, now: float, period: float) -> int:
-        """How many restarts are in the window at ``now``, which never goes back."""
+        """Return how many restarts are in the window at ``now``, which never goes back."""
         times = self._times
         oldest = now - period
         while times and times[0] < oldest:
