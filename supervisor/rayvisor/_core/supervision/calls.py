@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rayvisor._core.supervision import messages as m
 from rayvisor._core.supervision.followups import CallResumed, ChildGone, HoldNext, RestartCalledOff
@@ -309,21 +308,19 @@ def _remember(supervisor: Supervisor) -> None:
         supervisor.spec = replace(supervisor.spec, children=children)
 
 
-_VERBS: Mapping[m.Verb, Callable[[State, m.Call, Supervisor], None]] = MappingProxyType(
-    {
-        m.Verb.START_CHILD: _start_child,
-        m.Verb.TERMINATE_CHILD: _terminate_child,
-        m.Verb.RESTART_CHILD: _restart_child,
-        m.Verb.DELETE_CHILD: _delete_child,
-        m.Verb.WHICH_CHILDREN: _which_children,
-        m.Verb.COUNT_CHILDREN: _count_children,
-        m.Verb.GET_CHILDSPEC: _get_childspec,
-        m.Verb.PAUSE: _hold,
-        m.Verb.RESUME: _hold,
-        m.Verb.STALE: _hold,
-        m.Verb.APPLY_SPEC: _apply_spec,
-    }
-)
+_VERBS: Final[Mapping[m.Verb, Callable[[State, m.Call, Supervisor], None]]] = {
+    m.Verb.START_CHILD: _start_child,
+    m.Verb.TERMINATE_CHILD: _terminate_child,
+    m.Verb.RESTART_CHILD: _restart_child,
+    m.Verb.DELETE_CHILD: _delete_child,
+    m.Verb.WHICH_CHILDREN: _which_children,
+    m.Verb.COUNT_CHILDREN: _count_children,
+    m.Verb.GET_CHILDSPEC: _get_childspec,
+    m.Verb.PAUSE: _hold,
+    m.Verb.RESUME: _hold,
+    m.Verb.STALE: _hold,
+    m.Verb.APPLY_SPEC: _apply_spec,
+}
 
 
 shown_as("rayvisor", ChildCounts, ChildStatus)

@@ -18,8 +18,7 @@ the runtime, tests in virtual time, the comparison with OTP, and replay from a j
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rayvisor._core.supervision import followups as f
 from rayvisor._core.supervision import messages as m
@@ -284,39 +283,35 @@ def _on_acted(state: State, event: m.Acted) -> None:
     child_changed(state, child.parent, child)
 
 
-_EVENTS: Mapping[type, Callable[[State, Any], None]] = MappingProxyType(
-    {
-        m.Boot: _on_boot,
-        m.Halt: _on_halt,
-        m.Started: _on_started,
-        m.Prepared: _on_prepared,
-        m.Ignored: _on_ignored,
-        m.StartFailed: _on_end,
-        m.Exited: _on_exited,
-        m.Gone: _on_gone,
-        m.TimerFired: _on_timer,
-        m.Progressed: _on_progressed,
-        m.Reported: _on_reported,
-        m.Acted: _on_acted,
-        m.Call: called,
-    }
-)
+_EVENTS: Final[Mapping[type, Callable[[State, Any], None]]] = {
+    m.Boot: _on_boot,
+    m.Halt: _on_halt,
+    m.Started: _on_started,
+    m.Prepared: _on_prepared,
+    m.Ignored: _on_ignored,
+    m.StartFailed: _on_end,
+    m.Exited: _on_exited,
+    m.Gone: _on_gone,
+    m.TimerFired: _on_timer,
+    m.Progressed: _on_progressed,
+    m.Reported: _on_reported,
+    m.Acted: _on_acted,
+    m.Call: called,
+}
 
-_FOLLOW_UPS: Mapping[type, Callable[[State, Any], None]] = MappingProxyType(
-    {
-        f.ChildUp: lambda state, event: came_up(state, event.child),
-        f.ChildEnded: lambda state, event: child_ended(state, event.child, gone=event.gone),
-        f.ChildGone: lambda state, event: child_gone(state, event.child),
-        f.ChildSettled: lambda state, event: settled(state, event.child),
-        f.EndJudged: lambda state, event: end_judged(state, event.child),
-        f.Proceed: lambda state, event: proceed(state, event.supervisor),
-        f.StopRest: stop_rest,
-        f.LimitShutdown: lambda state, event: limit_shutdown(state, event.supervisor),
-        f.SupervisorEnded: lambda state, event: supervisor_ended(state, event.supervisor),
-        f.StepFailed: step_failed,
-        f.RecoveryLost: recovery_lost,
-        f.RestartCalledOff: lambda state, event: call_off_restart(state, event.supervisor),
-        f.HoldNext: hold_next,
-        f.CallResumed: resume_call,
-    }
-)
+_FOLLOW_UPS: Final[Mapping[type, Callable[[State, Any], None]]] = {
+    f.ChildUp: lambda state, event: came_up(state, event.child),
+    f.ChildEnded: lambda state, event: child_ended(state, event.child, gone=event.gone),
+    f.ChildGone: lambda state, event: child_gone(state, event.child),
+    f.ChildSettled: lambda state, event: settled(state, event.child),
+    f.EndJudged: lambda state, event: end_judged(state, event.child),
+    f.Proceed: lambda state, event: proceed(state, event.supervisor),
+    f.StopRest: stop_rest,
+    f.LimitShutdown: lambda state, event: limit_shutdown(state, event.supervisor),
+    f.SupervisorEnded: lambda state, event: supervisor_ended(state, event.supervisor),
+    f.StepFailed: step_failed,
+    f.RecoveryLost: recovery_lost,
+    f.RestartCalledOff: lambda state, event: call_off_restart(state, event.supervisor),
+    f.HoldNext: hold_next,
+    f.CallResumed: resume_call,
+}
