@@ -11,9 +11,9 @@ NAMES = ("core", "detect", "faults", "lag", "recover", "takeover", "throughput",
 
 
 class _Benchmarks(click.Group):
-    """Each command is a module's ``main``, imported when it is asked for."""
+    """Each command is the ``main`` of a module, which is imported when it is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides click's method
         return list(NAMES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above

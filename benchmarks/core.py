@@ -1,7 +1,7 @@
-"""The pure core alone: restarts a second, and bytes a child, from 1 child to 1,000,000.
+"""Measures the pure core: restarts per second, and bytes per child, from 1 child to 1,000,000.
 
-A child crashes, is restarted, comes up: three events, no process behind them. What grows with the number
-of children would show here.
+A child crashes, restarts and comes up: three events without any process. Any cost that grows with the number
+of children shows here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["main"]
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 RESTARTS = 20_000
 MEASURED = 10_000
-"""Children over which memory is averaged at most: tracing every allocation is slow."""
+"""Maximum number of children over which memory is averaged, since tracing every allocation is slow."""
 
 
 @click.command(help=__doc__)
@@ -36,7 +36,7 @@ MEASURED = 10_000
 @click.option("--restarts", default=RESTARTS, show_default=True, help="How many restarts of each tree.")
 @click.option("--repeat", default=3, show_default=True, help="How often each tree is measured.")
 def main(*, as_json: bool, largest: int, restarts: int, repeat: int) -> None:
-    """Measure every size, and print."""
+    """Measure every size and print the results."""
     report = Report("core", "no")
     slowest = math.inf
     for size in SIZES:
@@ -55,7 +55,7 @@ def main(*, as_json: bool, largest: int, restarts: int, repeat: int) -> None:
 
 
 def restarts_per_second(core: Core, size: int, restarts: int) -> float:
-    """Restart children of a one_for_one supervisor, one after the other; by processor time."""
+    """Return the restarts per second of processor time of a one_for_one supervisor's children."""
     gc.collect()
     gc.disable()
     try:
@@ -72,7 +72,7 @@ def restarts_per_second(core: Core, size: int, restarts: int) -> float:
 
 
 def grown(size: int) -> Core:
-    """Bring up a tree with this many children under one supervisor."""
+    """Start a tree with this many children under one supervisor."""
     core = Core(SupervisorSpec(intensity=10**9, period=1.0, children=list(specs(size))), Random(0))
     todo = core.handle(m.Boot(), 0.0)
     while todo:
@@ -86,17 +86,17 @@ def grown(size: int) -> Core:
 
 
 def specs(size: int) -> Iterator[ChildSpec]:
-    """Make the specs of a flat tree."""
+    """Yield the specs of a flat tree."""
     for number in range(size):
         yield ChildSpec(id=str(number), start=NOTHING)
 
 
 def bytes_per_child(size: int) -> float:
-    """What a child costs, its spec, its id and its state included."""
+    """Return the memory of a child, including its spec, its id and its state."""
     children = SupervisorSpec(
         strategy=Strategy.ONE_FOR_ONE, intensity=10**9, period=1.0, children=list(specs(1))
     )
-    Core(children, Random(0)).handle(m.Boot(), 0.0)  # what is made once is not a child's
+    Core(children, Random(0)).handle(m.Boot(), 0.0)  # exclude what is allocated only once
     gc.collect()
     tracemalloc.start()
     try:

@@ -1,8 +1,8 @@
-"""How long a death stays unknown: from SIGKILL to the supervisor's decision.
+"""Measures detection: the time from SIGKILL to the supervisor's decision.
 
-Side by side with it, on the same Ray: Ray's own restart of an actor (how long its caller waits for an
-answer or for ActorUnavailableError), the pending call on an actor that Ray does not restart, and, for
-vLLM, the EngineDeadError of an ``AsyncLLM`` in the same process.
+For comparison, on the same Ray: Ray's own restart of an actor (the time until its caller gets an answer or
+ActorUnavailableError), the pending call on an actor that Ray does not restart, and, for vLLM, the
+EngineDeadError of an ``AsyncLLM`` in the same process.
 """
 
 from __future__ import annotations

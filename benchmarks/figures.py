@@ -1,4 +1,4 @@
-"""What a benchmark prints: a table for people, one JSON object as the last line for programs."""
+"""The output of a benchmark: a table, and one JSON object as the last line for programs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Row:
     values: tuple[float, ...]
     unit: str
     peer: bool = False
-    """It is not rayvisor's: it stands beside it for comparison."""
+    """Whether it is a figure of another system, for comparison."""
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """The median of the values."""
         return statistics.median(self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """The row as a plain object."""
+        """Return the row as a plain object."""
         return {
             "what": self.what,
             "unit": self.unit,
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure should be, and whether it is."""
+    """A target for a figure."""
 
     what: str
     value: float
@@ -53,11 +53,11 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it is as good as it should be."""
+        """Whether the target is met."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def as_json(self) -> dict[str, Any]:
-        """The target as a plain object."""
+        """Return the target as a plain object."""
         bound = "at_most" if self.at_most else "at_least"
         return {"what": self.what, "value": _short(self.value), bound: self.limit, "met": self.met}
 
@@ -75,7 +75,7 @@ class Report:
     began: float = field(default_factory=time.monotonic)
 
     def add(self, what: str, values: Sequence[float], unit: str, *, peer: bool = False) -> Row | None:
-        """Add a row; one without values says nothing and is left out."""
+        """Add a row; a row without values is left out."""
         if not values:
             return None
         row = Row(what, tuple(values), unit, peer)
@@ -83,7 +83,7 @@ class Report:
         return row
 
     def as_json(self) -> dict[str, Any]:
-        """The whole of it as a plain object."""
+        """Return the report as a plain object."""
         return {
             "benchmark": self.benchmark,
             "engine": self.engine,
@@ -97,7 +97,7 @@ class Report:
         }
 
     def show(self, *, as_json: bool) -> None:
-        """Print the table, and with ``as_json`` the object as the last line."""
+        """Print the table, and with ``as_json`` the JSON object as the last line."""
         wide = max((len(row.what) for row in self.rows), default=0) + 2
         print(f"{self.benchmark}, {self.engine} engine, {os.cpu_count()} CPUs, load {self.load_before:.1f}")
         print(f"  {'':{wide}}{'median':>10}{'min':>10}{'max':>10}{'runs':>6}")
@@ -109,8 +109,8 @@ class Report:
         if any(row.peer for row in self.rows):
             print("  * for comparison, without rayvisor")
         for target in self.targets:
-            sign, verdict = ("<=" if target.at_most else ">="), ("met" if target.met else "MISSED")
-            print(f"  {verdict}: {target.what}: {_short(target.value):g} {sign} {target.limit:g}")
+            sign, result = ("<=" if target.at_most else ">="), ("met" if target.met else "MISSED")
+            print(f"  {result}: {target.what}: {_short(target.value):g} {sign} {target.limit:g}")
         if as_json:
             print(json.dumps(self.as_json()), flush=True)
 

@@ -1,4 +1,4 @@
-"""A kill in the middle of streams, and how long it is until they go on."""
+"""A kill in the middle of streams, and the time until they continue."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["Kill", "kill_mid_stream"]
 
 TOKENS = 300
 ENOUGH = 10
-"""So many tokens a stream has got before its engine is killed."""
+"""Tokens that each stream has received before its engine is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill: seconds from it to the first and the last of its streams' new tokens."""
+    """One kill, with the seconds until the first and the last of its streams have a new token."""
 
     first: float
     last: float
     killed: float
-    """When, on the monotonic clock."""
+    """Time of the kill on the monotonic clock."""
     decided: float
-    """When the supervisor had decided about it, on the same clock."""
+    """Time of the supervisor's decision on the same clock."""
 
 
 async def kill_mid_stream(tree: Tree, child: str, streams: int) -> Kill:
-    """Kill the EngineCore of a child in the middle of streams, and wait until all of its streams go on."""
+    """Kill the EngineCore of a child in the middle of streams; wait until all of its streams continue."""
     ready: list[str] = []
     enough = anyio.Event()
     killed = 0.0
-    went_on: list[float] = []
+    continued: list[float] = []
 
     async def read(prompt: str) -> None:
         async with tree.pool.generate(prompt, stream_params(TOKENS)) as stream:
@@ -44,10 +44,10 @@ async def kill_mid_stream(tree: Tree, child: str, streams: int) -> Kill:
                 if not got:
                     engine = origin
                 elif origin != engine and chunk.token_ids:
-                    went_on.append(now - killed)
+                    continued.append(now - killed)
                     return
                 elif killed and engine[0] != child:
-                    return  # on another engine: nothing happens to it
+                    return  # on another engine, not affected
                 if got < ENOUGH <= got + len(chunk.token_ids):
                     ready.append(chunk.child)
                     if len(ready) == streams:
@@ -61,6 +61,6 @@ async def kill_mid_stream(tree: Tree, child: str, streams: int) -> Kill:
             await enough.wait()
         killed = tree.kill(child, "EngineCore")
         decided = await tree.decided(child, killed)
-    if not went_on:
-        raise RuntimeError("no stream was on the engine that was killed")
-    return Kill(min(went_on), max(went_on), killed, decided)
+    if not continued:
+        raise RuntimeError("no stream was on the killed engine")
+    return Kill(min(continued), max(continued), killed, decided)

@@ -1,8 +1,8 @@
-"""How long the supervisor's event loop stands still while Ray's control store (GCS) is stopped.
+"""Measures how long the supervisor's event loop blocks while Ray's control store (GCS) is stopped.
 
-Meanwhile the supervisor's actors are called, one is started (which cannot come up before the store goes on),
-and a timer on the loop is late by as much as the loop stood still. Beside it the same timer while nothing is
-wrong.
+Meanwhile the supervisor's actors are called, another one is started (which cannot come up before the store
+continues), and a timer on the loop is late by the time that the loop was blocked. The same timer is also
+measured without a fault.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Worker:
     """An actor."""
 
     def pid(self) -> int:
-        """Its process."""
+        """Return the pid of its process."""
         return os.getpid()
 
 
 def _gcs() -> psutil.Process:
-    """The control store of the Ray that this process is connected to."""
+    """Return the control store of the Ray that this process is connected to."""
     import ray
 
     port = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
@@ -48,7 +48,7 @@ def _gcs() -> psutil.Process:
 
 
 async def _lags(sup: rv.Supervisor, seconds: float) -> list[float]:
-    """By how many milliseconds a timer was late, while actors are called all the time."""
+    """Return the delays of a timer, in milliseconds, while actors are called continuously."""
     lags: list[float] = []
     end = time.monotonic() + seconds
     async with anyio.create_task_group() as tasks:
@@ -66,7 +66,7 @@ async def _lags(sup: rv.Supervisor, seconds: float) -> list[float]:
 
 
 async def measure(runs: int, seconds: float) -> Report:
-    """Stop the store, so many times, for so many seconds."""
+    """Stop the store ``runs`` times for ``seconds`` seconds."""
     report = Report("lag", "no")
     quiet: list[float] = []
     stopped: list[float] = []
@@ -91,7 +91,7 @@ async def measure(runs: int, seconds: float) -> Report:
     false_deaths = [x async for x in watch if isinstance(x, r.FaultSeen)]
     report.notes["false deaths"] = len(false_deaths)
     row = report.add("GCS stopped: longest lag of the loop", stopped, "ms")
-    report.add("all is well: longest lag of the loop", quiet, "ms")
+    report.add("no fault: longest lag of the loop", quiet, "ms")
     if row is not None:
         report.targets.append(Target("longest lag while the GCS is stopped, ms", max(row.values), LAG_MS))
     report.targets.append(Target("actors declared dead", len(false_deaths), 0))

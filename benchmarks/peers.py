@@ -1,4 +1,4 @@
-"""What rayvisor is compared with where processes die: Ray alone, and vLLM's AsyncLLM alone."""
+"""The systems that rayvisor is compared with when processes die: plain Ray, and vLLM's plain AsyncLLM."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _actor_class() -> Any:
             return os.getpid()
 
         async def wait(self, before: int) -> int:
-            """Return at once in another process than that with this pid; in that one, never."""
+            """Return immediately, except in the process with this pid, where it never returns."""
             if os.getpid() == before:
                 await asyncio.Event().wait()
             return os.getpid()
@@ -44,12 +44,12 @@ def _actor_class() -> Any:
 
 
 async def actor_death_seen(how: str) -> float:
-    """Kill an actor under a pending call; milliseconds until the call ends, by an answer or an error.
+    """Kill an actor during a call; return the milliseconds until the call ends, by an answer or an error.
 
     Parameters
     ----------
     how
-        ``"no restart"``, ``"restart"`` or ``"restart and retry"``: what Ray is asked to do.
+        Ray's options: ``"no restart"``, ``"restart"`` or ``"restart and retry"``.
     """
     import ray
 
@@ -57,7 +57,7 @@ async def actor_death_seen(how: str) -> float:
     actor = await anyio.to_thread.run_sync(make)
     pid = await actor.pid.remote()
     pending = asyncio.ensure_future(_settled(actor.wait.remote(pid)))
-    await actor.pid.remote()  # the call before it has begun
+    await actor.pid.remote()  # by now the pending call has started
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     ended = await pending
@@ -76,7 +76,7 @@ async def _settled(ref: Any) -> float:
 
 
 async def engine_death_seen(arguments: Mapping[str, Any], runs: int) -> list[float]:
-    """Kill the EngineCore of an ``AsyncLLM`` alone in a process; milliseconds until its stream raises."""
+    """Kill the EngineCore of a plain ``AsyncLLM``; return the milliseconds until its stream raises."""
     command = [sys.executable, __file__, json.dumps(dict(arguments))]
     once = partial(subprocess.run, command, check=True, capture_output=True, text=True, timeout=600)
     values = []
@@ -107,12 +107,12 @@ async def _engine_death(arguments: Mapping[str, Any]) -> float:
         return (time.monotonic() - began) * 1000.0
     finally:
         llm.shutdown()
-        for each in below:  # vLLM leaves a worker behind at times
+        for each in below:  # vLLM sometimes leaves a worker behind
             if each.is_running():
                 each.kill()
-    raise RuntimeError("the engine was killed, and its stream ended all the same")
+    raise RuntimeError("the stream ended without an error although the engine was killed")
 
 
 if __name__ == "__main__":
     print(asyncio.run(_engine_death(json.loads(sys.argv[1]))), flush=True)
-    os._exit(0)  # what is left of vLLM's threads is not waited for
+    os._exit(0)  # do not wait for remaining threads of vLLM

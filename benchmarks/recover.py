@@ -1,7 +1,7 @@
-"""How long the readers wait: from SIGKILL of EngineCore to the first new token of a stream it served.
+"""Measures recovery: the time from SIGKILL of EngineCore to the first new token of a stream it served.
 
-Twice: with one engine, where its next incarnation has to come up, beside that engine's own cold start in
-the same run; and with a second engine in the pool, to which the streams move at once.
+It is measured with one engine, whose next incarnation has to start (beside the engine's own cold start in the
+same run), and with a second engine in the pool, to which the streams move immediately.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ async def measure(engine: str, runs: int, move_runs: int, streams: int = 8, mode
     started = report.add("cold start of the engine itself", cold, "s", peer=True)
     restarted = report.add("one engine: kill to first new token", alone, "s")
     if started is not None and restarted is not None and engine == "vllm":
-        # The simulated engine's start takes no time, so there is nothing to compare with.
+        # The simulated engine starts in no time, so there is nothing to compare with.
         ratio = restarted.median / started.median
         report.targets.append(Target("kill to first new token / cold start", ratio, COLD_STARTS))
     row = report.add("second engine: kill to first new token", moved, "ms")
     if row is not None:
         report.targets.append(Target("with a second engine, median, ms", row.median, MOVE_MS))
-    report.add(f"second engine: all of its streams go on ({streams} in all)", last, "ms")
+    report.add(f"second engine: all of its streams continue ({streams} total)", last, "ms")
     return report
 
 

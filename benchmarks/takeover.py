@@ -1,7 +1,7 @@
-"""How long readers wait when a warm spare takes over: from SIGKILL of EngineCore to the next token.
+"""Measures the takeover by a warm spare: the time from SIGKILL of EngineCore to the next token.
 
-A pool of one engine and one spare. The engine that is killed comes back as the spare, and the next kill is of
-the other one. Once with one stream, and once with many.
+The pool has one engine and one spare. The killed engine returns as the spare, and the next kill hits the
+other one. It is measured with one stream and with many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENGINES = ("llm/1", "llm/2")
 
 
 async def measure(engine: str, runs: int, streams: int = 8, model: str = "") -> Report:
-    """Kill whichever engine serves, with one stream and with many, and have the spare take over."""
+    """Kill the serving engine, with one stream and with many, so that the spare takes over."""
     report = Report("takeover", engine)
     decided: list[float] = []
     next_tokens: dict[int, list[float]] = {1: [], streams: []}
@@ -45,7 +45,7 @@ async def measure(engine: str, runs: int, streams: int = 8, model: str = "") -> 
         row = report.add(f"{with_}: kill to next token", next_tokens[number], "ms")
         if row is not None:
             report.targets.append(Target(f"{with_}, median, ms", row.median, limit))
-    report.add(f"{streams} streams: kill until all go on", last, "ms")
+    report.add(f"{streams} streams: kill until all continue", last, "ms")
     return report
 
 

@@ -1,8 +1,8 @@
-"""Tokens a second with eight streams: through the pool, in one process, and one Ray stream a request.
+"""Measures tokens per second with eight streams: through the pool, in process, and with Ray streams.
 
-The two peers share an engine of their own, in an actor: streams read where the engine is, without
-anything of rayvisor's or Ray's between (for vLLM that is ``AsyncLLM.generate``), and the same streams
-read by the driver, each as a Ray stream. The three alternate, round by round.
+The two peers share another engine, in an actor: its streams are read in its own process, without rayvisor or
+Ray in between (for vLLM with ``AsyncLLM.generate``), and by the driver, with one Ray stream per request. The
+three alternate, round by round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _START_SECONDS = 300.0
 
 
 async def measure(engine: str, runs: int, streams: int, tokens: int, model: str = "") -> Report:
-    """Take rounds in turn, after one of each to warm up."""
+    """Alternate rounds of the three, after a warm-up round of each."""
     report = Report("throughput", engine, notes={"streams": streams, "tokens": tokens})
     arguments = engine_arguments(engine, model=model, pace=0.0)
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(streams)]
@@ -52,7 +52,7 @@ async def measure(engine: str, runs: int, streams: int, tokens: int, model: str 
     local = report.add("read in the engine's process", rates["in process"], "tokens/s", peer=True)
     ray = report.add("one Ray stream a request", rates["Ray"], "tokens/s", peer=True)
     if pool is not None and local is not None and ray is not None and engine == "vllm":
-        # The simulated engine puts tokens together wherever they are not read at once: no measure for this.
+        # The simulated engine merges tokens that are not read immediately, so the ratios mean nothing there.
         report.targets += [
             Target("pool / in process", pool.median / local.median, OF_IN_PROCESS, at_most=False),
             Target(
@@ -97,7 +97,7 @@ async def _ray_streams(peer: Any, prompts: Sequence[str], params: Mapping[str, A
 
 def _check(got: int, params: Mapping[str, Any]) -> None:
     if got != params["max_tokens"]:
-        raise RuntimeError(f"{got} tokens came where {params['max_tokens']} were asked for")
+        raise RuntimeError(f"received {got} tokens instead of {params['max_tokens']}")
 
 
 async def _peer(engine: str, arguments: Mapping[str, Any]) -> Any:
@@ -121,7 +121,7 @@ async def _end(peer: Any) -> None:
 
 
 class _Peer:
-    """An engine in an actor, without rayvisor's host around it."""
+    """An engine in an actor, without rayvisor's host."""
 
     def __init__(self, engine: str, arguments: Mapping[str, Any]) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""A supervised pool to measure: its records as they come, its processes, its streams."""
+"""A supervised pool to measure, with its records, processes and streams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RecordT = TypeVar("RecordT", bound=r.Record)
 
 POOL = "llm"
 WAIT_SECONDS = 300.0
-"""Longer than anything waited for here takes, even on a busy machine."""
+"""Timeout of all waits, generous enough for a busy machine."""
 
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
 PROMPTS = tuple(f"{word}, said the " for word in _WORDS)
@@ -39,7 +39,7 @@ _MAKE_MODEL = (
 
 
 def engine_arguments(engine: str, *, model: str = "", pace: float = 200.0) -> dict[str, Any]:
-    """Arguments of a small engine; without a model, the tests' tiny one is made.
+    """Return the arguments of a small engine; without a model, the tests' tiny one is made.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def engine_arguments(engine: str, *, model: str = "", pace: float = 200.0) -> di
     model
         Path or name of a model for vLLM.
     pace
-        Tokens a second and request of the simulated engine; 0: as fast as it goes.
+        Tokens per second and request of the simulated engine; 0 for no limit.
     """
     if engine == "sim":
         return {"max_model_len": 4096, "max_num_seqs": 16, "tokens_per_second": pace}
@@ -64,7 +64,7 @@ def engine_arguments(engine: str, *, model: str = "", pace: float = 200.0) -> di
 
 
 def _tiny_model() -> str:
-    """Make the tests' tiny model; in another process, since this one never imports torch."""
+    """Make the tests' tiny model in another process, since this one never imports torch."""
     folder = Path(tempfile.gettempdir()) / f"rayvisor-benchmarks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     root = Path(__file__).resolve().parent.parent
@@ -76,12 +76,12 @@ def _tiny_model() -> str:
 
 
 def stream_params(tokens: int) -> dict[str, Any]:
-    """Greedy, and exactly so many tokens."""
+    """Return greedy sampling parameters with a fixed number of tokens."""
     return {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
 
 
 class Tree:
-    """A running supervisor with one pool, ``llm``, and everything it has told so far."""
+    """A running supervisor with one pool, ``llm``, and all its records so far."""
 
     def __init__(self, supervisor: rv.Supervisor) -> None:
         self.supervisor = supervisor
@@ -104,7 +104,7 @@ class Tree:
     async def until(
         self, kind: type[RecordT], where: Callable[[RecordT], bool], since: float = 0.0
     ) -> RecordT:
-        """Wait for the first such record not older than ``since`` on the monotonic clock."""
+        """Wait for the first matching record not older than ``since`` on the monotonic clock."""
         seen = 0
         with anyio.fail_after(WAIT_SECONDS):
             while True:
@@ -115,12 +115,12 @@ class Tree:
                 await self._news.wait()
 
     async def decided(self, child: str, since: float) -> float:
-        """When a decision about a child was made."""
+        """Wait for a decision about a child; return its time."""
         decision = await self.until(r.DecisionMade, lambda record: record.child == child, since)
         return decision.at
 
     async def reached(self, child: str, leaf: str, since: float) -> float:
-        """When a child reached (again) a state, for example ``"ALIVE.SERVING"``."""
+        """Wait until a child reaches a state, for example ``"ALIVE.SERVING"``; return the time."""
 
         def has(record: r.StateChanged) -> bool:
             return record.child == child and record.after == leaf
@@ -128,7 +128,7 @@ class Tree:
         return (await self.until(r.StateChanged, has, since)).at
 
     def kill(self, child: str, victim: str) -> float:
-        """SIGKILL to a process: ``host``, or a part of its title. When: on the monotonic clock."""
+        """Send SIGKILL to ``host`` or a process with this title; return the time on the monotonic clock."""
         pid = next(
             process.pid
             for role, process in self.supervisor.processes(child)
@@ -139,7 +139,7 @@ class Tree:
         return now
 
     def cold_start(self, child: str) -> float:
-        """Seconds that the engine says its start took."""
+        """Return the start time, in seconds, that the engine reports."""
         info = self.supervisor.engine_info(child)
         if info is None:
             raise RuntimeError(f"no engine is up at {child}")
@@ -150,7 +150,7 @@ class Tree:
 async def pool_tree(
     engine: str, arguments: Mapping[str, Any], *, size: int = 1, standby: int = 0
 ) -> AsyncIterator[Tree]:
-    """Run a pool that is restarted at once, and as often as it is killed."""
+    """Run a pool whose engines are always restarted immediately."""
     spec = rv.SupervisorSpec(
         children=[
             rv.engine_pool(

@@ -1,11 +1,12 @@
-"""What charts and the live page cost: rendering, the time until a fault is seen, a page with many children.
+"""Measures charts and the live page: rendering, the delay of a fault's display, a page with many children.
 
-The page is opened in a headless Chromium where there is one, and playwright (``make test-web`` installs it).
-Without them, or with ``--no-browser``, only its event stream is read: the browser's own figures are left out.
+The page is opened in a headless Chromium if Chromium and playwright (``make test-web`` installs it) are
+available. Otherwise, or with ``--no-browser``, only its event stream is read, without the browser's figures.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -35,8 +36,8 @@ CHILDREN = 200
 CHANGES_A_SECOND = 10
 WIDE = {"width": 1280, "height": 900}
 
-# In the page: when the decision about a child's fault is on the screen, in seconds since the epoch. An
-# observer sees the change, a frame later it is painted.
+# Runs in the page and returns when the decision about a child's fault is on the screen, in seconds since the
+# epoch. A MutationObserver sees the change; it is painted one frame later.
 _SEEN = """(child) => new Promise((seen) => {
   const there = () => [...document.querySelectorAll("#faults li")].some((line) =>
     line.textContent.includes(` ${child} #`) && line.textContent.includes("decided"));
@@ -49,7 +50,7 @@ _SEEN = """(child) => new Promise((seen) => {
 
 
 def _render(report: Report, runs: int) -> None:
-    """How long an engine's chart takes, lit, in each format."""
+    """Measure the rendering of an engine's chart with highlighted states in each format."""
     worst = 0.0
     for form in formats():
         values = []
@@ -63,10 +64,8 @@ def _render(report: Report, runs: int) -> None:
 
 
 def _browser() -> str | None:
-    """Path of a Chromium that playwright can drive."""
-    try:
-        import playwright.async_api  # noqa: F401 - is it there?
-    except ImportError:
+    """Return the path of a Chromium that playwright can drive."""
+    if importlib.util.find_spec("playwright") is None:
         return None
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return os.environ.get("CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
@@ -74,23 +73,23 @@ def _browser() -> str | None:
 
 @dataclass
 class _Page:
-    """A page that is open in a browser."""
+    """A page in a browser."""
 
     page: Any
 
     async def seen(self, child: str) -> float:
-        """When the decision about a child's fault is on the screen."""
+        """Wait until the decision about a child's fault is on the screen; return the time."""
         return float(await self.page.evaluate(_SEEN, child))
 
     @staticmethod
     def seconds(*, renderer: bool) -> float:
-        """CPU time of the browser's processes so far, or of those alone that draw pages."""
+        """Return the CPU time of the browser's processes so far, or of its renderers only."""
         total = 0.0
         for process in psutil.Process().children(recursive=True):
             try:
-                words = process.cmdline()
-                is_renderer = "--type=renderer" in words
-                if any("chrom" in word for word in words[:1]) and (is_renderer or not renderer):
+                command = process.cmdline()
+                is_renderer = "--type=renderer" in command
+                if any("chrom" in part for part in command[:1]) and (is_renderer or not renderer):
                     spent = process.cpu_times()
                     total += spent.user + spent.system
             except psutil.Error:
@@ -113,7 +112,7 @@ async def _opened(path: str, url: str) -> AsyncIterator[_Page]:
 
 
 async def _streamed_at(host: str, port: int, token: str, child: str) -> float:
-    """When the event stream has told of the decision about a child's fault."""
+    """Wait until the event stream has the decision about a child's fault; return the time."""
     async with await anyio.connect_tcp(host, port) as stream:
         http = h11.Connection(h11.CLIENT)
         headers = [("Host", f"{host}:{port}"), ("X-Rayvisor-Token", token)]
@@ -132,7 +131,7 @@ async def _streamed_at(host: str, port: int, token: str, child: str) -> float:
 
 
 async def _faults(report: Report, runs: int, browser: str | None) -> None:
-    """From the decision about a fault until it can be seen."""
+    """Measure the time from the decision about a fault until it is displayed."""
     gates = [anyio.Event() for _ in range(runs)]
 
     async def fail(number: int) -> None:
@@ -165,7 +164,7 @@ async def _faults(report: Report, runs: int, browser: str | None) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stream)
                 tasks.start_soon(screen)
-                await anyio.sleep(0.35)  # both look by then; and no message is owed from before
+                await anyio.sleep(0.35)  # both are reading by then, and no earlier message is pending
                 gate.set()
             decided = await _decided(watch, child) + wall
             told.append(announced("told", (times["told"] - decided) * 1000.0, "ms"))
@@ -191,7 +190,7 @@ async def _idle() -> None:
 
 
 async def _many(report: Report, seconds: float, browser: str | None) -> None:
-    """A page of many children, some of which change all the time."""
+    """Measure a page of many children, some of which change constantly."""
     children = [rv.coroutine(f"child-{number:03}", _idle) for number in range(CHILDREN)]
     async with (
         rv.Supervisor(rv.SupervisorSpec(children=children), local=True, handle_signals=False) as sup,
@@ -199,7 +198,7 @@ async def _many(report: Report, seconds: float, browser: str | None) -> None:
     ):
         page = await sup.serve_web()
         opened = await stack.enter_async_context(_opened(browser, page.url)) if browser else None
-        await anyio.sleep(2.0)  # it has drawn everything by then
+        await anyio.sleep(2.0)  # everything is drawn by then
         quiet = await _shares(opened, seconds)
         paused = 0
         async with anyio.create_task_group() as tasks:
@@ -232,7 +231,7 @@ async def _many(report: Report, seconds: float, browser: str | None) -> None:
 
 
 async def _shares(opened: _Page | None, seconds: float) -> dict[str, float]:
-    """What each takes of a core for a while."""
+    """Measure the share of a core that each part takes."""
     own, began = time.process_time(), time.monotonic()
     page, whole = (opened.seconds(renderer=True), opened.seconds(renderer=False)) if opened else (0.0, 0.0)
     await anyio.sleep(seconds)
@@ -245,7 +244,7 @@ async def _shares(opened: _Page | None, seconds: float) -> dict[str, float]:
 
 
 async def measure(runs: int, seconds: float, browser: str | None) -> Report:
-    """Render, fail, and change many."""
+    """Run all measurements."""
     report = Report("web", "no")
     report.notes["browser"] = browser or "none"
     _render(report, 5 * runs)
@@ -263,6 +262,6 @@ async def measure(runs: int, seconds: float, browser: str | None) -> Report:
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON in the last line.")
 def main(runs: int, seconds: float, *, browser: bool, as_json: bool) -> None:
     """Measure and print."""
-    logging.disable(logging.WARNING)  # a benchmark's own faults are no news
+    logging.disable(logging.WARNING)  # the benchmark's own faults are expected
     report: Report = anyio.run(measure, runs, seconds, _browser() if browser else None)
     report.show(as_json=as_json)

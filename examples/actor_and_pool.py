@@ -1,6 +1,6 @@
-"""A tree of two: a pool of engines, and an actor of one's own that is restarted when it dies.
+"""A tree with two children: a pool of engines, and a custom actor that is restarted when it dies.
 
-The engines are simulated, so that this runs in seconds. For real ones, leave ``engine="sim"`` out and give
+The engines are simulated, so the example runs in seconds. For real engines, omit ``engine="sim"`` and pass
 ``engine_args={"model": ...}``.
 """
 
@@ -14,17 +14,17 @@ import rayvisor as rv
 
 
 class Router:
-    """Chooses how a prompt is answered."""
+    """Chooses the sampling parameters of a prompt."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
 
     def params(self, prompt: str) -> dict[str, float]:
-        """Sampling parameters for a prompt."""
+        """Return the sampling parameters of a prompt."""
         return {"temperature": 0, "max_tokens": min(self.longest, 8 * len(prompt.split()))}
 
     def crash(self) -> None:
-        """End the actor's process, as a bug in native code would."""
+        """Exit the actor's process, as a bug in native code would."""
         os._exit(1)
 
 
@@ -43,7 +43,7 @@ async def main() -> None:
     """Answer a prompt, lose the router, answer another one."""
     async with rv.Supervisor(SPEC) as sup:
         for prompt in ("What is a supervisor for", "And what is a supervisor of supervisors for"):
-            # Asking twice does no harm, so the call may wait for the router's next incarnation.
+            # The call is idempotent, so it may be repeated with the router's next incarnation.
             params = await sup["router"].options(idempotent=True, timeout=30.0).call("params", prompt)
             completion = await sup["llm"].generate(prompt, params).result()
             print(f"{prompt}: {completion.usage.completion_tokens} tokens")

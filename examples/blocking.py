@@ -1,7 +1,7 @@
-"""A program without asyncio: the supervisor runs in a thread, its verbs are plain calls.
+"""A program without asyncio: the supervisor runs in a thread, and its methods are blocking calls.
 
-The engine is simulated and runs without Ray; for a real one, leave ``engine="sim"`` and ``local=True`` out
-and give ``engine_args={"model": ...}``.
+The engine is simulated and runs without Ray. For a real engine, omit ``engine="sim"`` and ``local=True`` and
+pass ``engine_args={"model": ...}``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SPEC = rv.SupervisorSpec(children=[rv.engine_pool("llm", engine="sim", engine_ar
 
 
 def main() -> None:
-    """Stream one request, and send a batch."""
+    """Stream one request and send a batch."""
     with rv.run_in_thread(SPEC, local=True) as sup:
         for chunk in sup["llm"].generate("Once upon a time", {"temperature": 0, "max_tokens": 16}):
             print(chunk.text, end="", flush=True)

@@ -1,7 +1,7 @@
-"""Bring-up of several actors at once, through errors that pass: nothing is made twice, nothing is masked.
+"""Concurrent start of several actors through transient errors, without duplicate starts or hidden errors.
 
-Some of the actors crash while they come up, and Ray starts them again. Whoever waits is told
-``ActorUnavailableError`` meanwhile, which would otherwise end the ``__init__`` that waits, for good.
+Some of the actors crash while they start, and Ray restarts them. Meanwhile a caller gets
+``ActorUnavailableError``, which without the retry would permanently fail the waiting ``__init__``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import rayvisor as rv
 
 
 class Engine:
-    """Stands for what takes a minute to load; every third one crashes once on the way."""
+    """Simulates a slow start; every third engine crashes once while it starts."""
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank = rank
         self.crashed = folder / f"{rank}.crashed"
 
     def ensure_started(self) -> int:
-        """Start it, or say that it has started: asked twice, it does nothing twice."""
+        """Start the engine unless it has started; idempotent."""
         if self.rank % 3 == 0 and not self.crashed.exists():
             self.crashed.touch()
             os._exit(1)
@@ -32,7 +32,7 @@ class Engine:
 
 
 class Rollouts:
-    """Needs all engines before it is of any use."""
+    """An actor that needs all engines before it can work."""
 
     def __init__(self, size: int, folder: Path) -> None:
         engine: Any = ray.remote(num_cpus=0, max_restarts=-1)(Engine)
@@ -43,7 +43,7 @@ class Rollouts:
         ).result()
 
     def ranks(self) -> list[int]:
-        """Which engines are up."""
+        """Return the ranks of the started engines."""
         return self.up
 
 
@@ -53,5 +53,5 @@ if __name__ == "__main__":
         actor: Any = ray.remote(num_cpus=0)(Rollouts)
         rollouts = actor.remote(3, Path(folder))
         print("up:", ray.get(rollouts.ranks.remote()))
-        print("crashed on the way:", len(list(Path(folder).glob("*.crashed"))))
+        print("crashed during start:", len(list(Path(folder).glob("*.crashed"))))
     ray.kill(rollouts)

@@ -1,4 +1,4 @@
-"""Stream from an engine that is kept running: the README's program."""
+"""Streams from a supervised engine (the README's program)."""
 
 from __future__ import annotations
 

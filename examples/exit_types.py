@@ -1,4 +1,4 @@
-"""How an actor ends, and what becomes of it and of the call it was in: measured on the Ray that is here."""
+"""Measures how Ray treats an actor, and the current call, for each way in which the actor can end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import rayvisor as rv
 
 
 class Actor:
-    """Ends in the way that it is told, in the first call of that kind; a later one answers."""
+    """Ends in the requested way in the first call; later calls return an answer."""
 
     def end(self, how: str, calls: Path) -> str:
-        """Note the call, and end."""
+        """Record the call and end."""
         with calls.open("a", encoding="utf-8") as file:
             file.write(".")
         if calls.stat().st_size == 1 and how == "os._exit(1)":
             os._exit(1)
         if calls.stat().st_size == 1 and how == "exit_actor()":
-            leave: Any = ray.actor.exit_actor  # it has no types
+            leave: Any = ray.actor.exit_actor  # untyped
             leave()
         if calls.stat().st_size == 1:
             raise ValueError(how)
@@ -33,7 +33,7 @@ class Actor:
 
 
 def measure(how: str, restarts: int, retries: int) -> tuple[str, int, str]:
-    """What the caller sees, how often the call ran, and what a later call sees."""
+    """Return what the caller gets, how often the call ran, and what a later call gets."""
     make: Any = ray.remote(num_cpus=0, max_restarts=restarts, max_task_retries=retries)(Actor)
     actor = make.remote()
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def measure(how: str, restarts: int, retries: int) -> tuple[str, int, str]:
         first = _outcome(partial(ray.get, actor.end.remote(how, calls), timeout=60))
         ran = calls.stat().st_size
         ask = partial(actor.end.remote, how, calls)
-        # While Ray restarts it, it is unavailable: the same actor is asked again.
+        # The actor is unavailable while Ray restarts it, so the call is repeated.
         later = _outcome(rv.retry(ask(), max_attempts=20, timeout=60, reprobe=lambda _: ask()).result)
     ray.kill(actor)
     return first, ran, later

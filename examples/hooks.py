@@ -1,7 +1,7 @@
-"""Hooks: a function of one's own is called whenever a child enters or leaves a state.
+"""Hooks: functions that are called whenever a child enters or leaves a state.
 
-A hook runs inside the transition: it must be quick, and it is told, not asked. The engine is simulated and
-runs without Ray.
+A hook runs inside the transition, so it must be quick, and it cannot influence the transition. The engine is
+simulated and runs without Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPEC = rv.SupervisorSpec(children=[rv.engine_pool("llm", engine="sim", engine_ar
 
 
 def log(change: Any) -> None:
-    """Say where a child came from and where it is."""
+    """Print the transition of a child."""
     child = change.model
     print(
         f"{child.child} incarnation {child.incarnation}: {change.before} -> {change.after} ({change.event})"
@@ -26,7 +26,7 @@ def log(change: Any) -> None:
 
 
 async def main() -> None:
-    """Watch an engine being killed and coming back."""
+    """Kill an engine and observe its restart."""
     supervisor = rv.Supervisor(SPEC, local=True)
     for place in ("ALIVE", "RESTARTING", "DEAD"):
         supervisor.on_enter(place, log)

@@ -1,9 +1,9 @@
-"""Ray Data over an actor pool whose engines are killed: every row comes out once, with the right text.
+"""Ray Data with an actor pool whose engines are killed: every row is produced once, with the correct text.
 
-    python examples/ray_data.py                 # a child process stands for the engine: seconds
+    python examples/ray_data.py                 # child processes simulate the engines: seconds
     python examples/ray_data.py --engine vllm   # two real vLLM engines: minutes
 
-A plain UDF is the control: once its engine has died, that actor fails every batch it is given.
+A plain UDF is the control: once its engine is dead, its actor fails every further batch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ANSWER = "import sys\nfor line in sys.stdin: print(line.strip()[::-1], flush=Tru
 
 
 class EngineDeadError(Exception):
-    """What stands for vLLM's."""
+    """A stand-in for vLLM's EngineDeadError."""
 
 
 class SimEngine:
-    """A child process that answers; when it is gone, so is the engine."""
+    """A child process as a simulated engine."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class SimEngine:
 
 
 class VllmEngine:
-    """vLLM, with the demo's small model."""
+    """A vLLM engine with the demo's small model."""
 
     def __init__(self) -> None:
         import vllm
@@ -81,7 +81,7 @@ class VllmEngine:
         threading.Thread(target=self._tell_of_its_end, args=(core,), daemon=True).start()
 
     def _tell_of_its_end(self, core: Any) -> None:
-        """Wake a ``generate`` that waits: vLLM's synchronous client does not, when its core is killed."""
+        """Wake a waiting ``generate``; vLLM's synchronous client does not when its core is killed."""
         multiprocessing.connection.wait([core.sentinel])
         self.llm.llm_engine.engine_core.outputs_queue.put(EngineDeadError("EngineCore has ended"))
 
@@ -91,14 +91,14 @@ class VllmEngine:
 
 
 class Plain:
-    """An ordinary UDF that holds an engine. For some rows, once, the engine is killed under it."""
+    """An ordinary UDF with an engine, which is killed once for some of the rows."""
 
     def __init__(self, engine: str, faults: Path) -> None:
         self.engine = VllmEngine() if engine == "vllm" else SimEngine()
         self.faults = faults
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Generate for a batch."""
+        """Generate the texts of a batch."""
         for fault in [self.faults / str(row) for row in batch["id"]]:
             if fault.exists():
                 fault.unlink()
@@ -110,11 +110,11 @@ class Plain:
 
 @rv.fatal(EngineDeadError, "vllm.v1.engine.exceptions.EngineDeadError", name="engine died", limit=8)
 class Guarded(Plain):
-    """The same; an engine that dies takes its actor with it, Ray makes another, and the batch goes there."""
+    """The same UDF, whose actor exits when its engine dies; Ray moves the batch to another one."""
 
 
 def run(udf: type[Plain], engine: str, killed_at: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Run the job; its rows."""
+    """Run the job and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         for row in killed_at:
             (Path(folder) / str(row)).touch()
@@ -137,7 +137,7 @@ def main() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     exit_types.main()
     expected = [row["text"] for row in run(Plain, engine, ())]
-    ray.data.DataContext.get_current().max_errored_blocks = -1  # go on, whatever batches fail
+    ray.data.DataContext.get_current().max_errored_blocks = -1  # continue after failed batches
     for udf in (Guarded, Plain):
         rows = run(udf, engine, KILLED_AT)
         texts = "the same text" if all(row["text"] == expected[row["id"]] for row in rows) else "OTHER TEXT"

@@ -1,9 +1,10 @@
-"""Two ranks that live and recover together, and an orchestrator that instructs them, or does not.
+"""Two ranks that live and recover together, with and without instructions from an orchestrator.
 
     python examples/recovery.py                 # simulated engines: seconds
-    python examples/recovery.py --engine vllm   # two real vLLM engines with its fault tolerance, on the CPU
+    python examples/recovery.py --engine vllm   # two real vLLM engines with fault tolerance, on the CPU
 
-It knows two addresses, those of the published events and of the control socket: it could be another process.
+The orchestrator uses two addresses only, those of the published events and of the control socket, so it could
+be another process.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ import rayvisor as rv
 from rayvisor.testing import fail_next_step, rehearse
 
 REAL = "--engine vllm" in " ".join(sys.argv)
-DEADLINE = 8.0 if REAL else 3.0
+TIMEOUT = 8.0 if REAL else 3.0
 RANKS, SERVING = 2, "ALIVE.SERVING"
 PROMPTS = [f"Once upon a time, {number}" for number in range(4)]
 LINE = "{:30} {:12} {:20} {:16} {:>10}"
-ACTS = {"an exception, told to retry": "", "an exception, no instruction": "", "a worker killed": "Worker"}
+ACTS = {"exception, instructed to retry": "", "exception, no instruction": "", "worker killed": "Worker"}
 PARAMS = {"max_tokens": 120, "temperature": 0.0, "ignore_eos": True}
 
 
 class Orchestrator:
-    """Reads what is published, and answers a fault with an instruction: unless it is to be silent."""
+    """Reads the published events and answers a fault with an instruction, unless it is silent."""
 
     def __init__(self, events: str, control: str) -> None:
         self.control, self.silent, self.seen = control, False, list[dict[str, Any]]()
@@ -39,7 +40,7 @@ class Orchestrator:
         self.socket.subscribe("rayvisor.llm/")
 
     async def run(self) -> None:
-        """Do so for good."""
+        """Read events forever."""
         with self.socket:
             while True:
                 _, body = await self.socket.recv_multipart()
@@ -59,13 +60,13 @@ class Orchestrator:
             await stream.receive()
 
     def first(self, record: str, **fields: str) -> dict[str, Any]:
-        """The first such record of this act."""
+        """Return the first matching record of this act."""
         wanted = {"record": record, **fields}
         return next(each for each in self.seen if all(each.get(key) == wanted[key] for key in wanted))
 
 
 async def act(sup: rv.Supervisor, orchestrator: Orchestrator, name: str, kill: str = "") -> list[str]:
-    """Have a fault in the middle of four streams; what was published, how long it took, and the texts."""
+    """Inject a fault in the middle of four streams; print the published response and return the texts."""
     orchestrator.silent, orchestrator.seen = "no instruction" in name, []
     before, tokens = sup.status("llm/1").incarnation, sup["llm"].stats().tokens
     texts: dict[str, str] = {}
@@ -87,7 +88,7 @@ async def act(sup: rv.Supervisor, orchestrator: Orchestrator, name: str, kill: s
         return [texts[prompt] for prompt in PROMPTS]
     served: dict[str, float] = {}
     while len(served) < RANKS:
-        await anyio.sleep(0.05)  # what is published last may be under way
+        await anyio.sleep(0.05)  # the last published events may still be in transit
         served = {each["child"]: each["at"] for each in orchestrator.seen if each.get("after") == SERVING}
     fault = orchestrator.first("FaultSeen")["fault"]
     healthy = orchestrator.first("StateChanged", child="llm/2")["after"]
@@ -99,7 +100,7 @@ async def act(sup: rv.Supervisor, orchestrator: Orchestrator, name: str, kill: s
 
 
 async def main() -> None:
-    """Play three acts; compare the texts with those without a fault."""
+    """Run three acts; compare the texts with those without a fault."""
     engine: dict[str, Any] = {"engine": "sim", "engine_args": {}}
     if REAL:
         from rayvisor.demo.model import ensure_model
@@ -111,7 +112,7 @@ async def main() -> None:
             "max_model_len": 256,
         }
         engine = {"engine_args": {**model, "kv_cache_memory_bytes": 1 << 28}, "num_cpus": 0.5}
-    engine |= {"recovery_timeout": DEADLINE, "backoff": rv.Backoff(initial=0.0, maximum=0.0)}
+    engine |= {"recovery_timeout": TIMEOUT, "backoff": rv.Backoff(initial=0.0, maximum=0.0)}
     ranks = rv.engine_group("llm", ranks=RANKS, instructed_by="operator", **engine)
     spec = rv.SupervisorSpec(children=[rehearse(ranks)])
     async with (
@@ -121,11 +122,11 @@ async def main() -> None:
         orchestrator = Orchestrator(str(sup.publish_address), str(sup.control))
         tasks.start_soon(orchestrator.run)
         expected = await act(sup, orchestrator, "")
-        print(LINE.format("", "fault", "the healthy rank", "recovery", "both serve"))
+        print(LINE.format("", "fault", "healthy rank", "recovery", "both serve"))
         for name, kill in ACTS.items():
             if await act(sup, orchestrator, name, kill) != expected:
-                raise SystemExit("a text is not the one without a fault")
-        print("all texts are those without a fault")
+                raise SystemExit("a text differs from the run without a fault")
+        print("all texts are the same as without a fault")
         tasks.cancel_scope.cancel()
 
 

@@ -1,4 +1,4 @@
-"""Ray tasks under a policy: retried with delays, cancelled when they hang, and a history of it all."""
+"""Ray tasks under a policy: retried with delays, cancelled when they hang, with a history of attempts."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ POLICY = rv.TaskPolicy(
 )
 
 
+CRASHING_ATTEMPT = 2
+
+
 def load(shard: int, folder: Path) -> str:
-    """Load a shard: the first time the connection breaks, the second time the worker crashes."""
+    """Load a shard; the first attempt loses its connection, the second one crashes its worker."""
     with (folder / str(shard)).open("a", encoding="utf-8") as file:
         file.write(".")
         tries = file.tell()
     if tries == 1:
         raise ConnectionResetError("the store went away")
-    if tries == 2:  # noqa: PLR2004 - the second time
+    if tries == CRASHING_ATTEMPT:
         os._exit(1)
     return f"shard {shard}, loaded the {tries}rd time"
 
 
 def hang() -> None:
-    """Never come back."""
+    """Never return."""
     while True:
         time.sleep(0.1)
 
 
 def main() -> None:
-    """Load a shard, and give up a task that hangs."""
+    """Load a shard and cancel a task that hangs."""
     with tempfile.TemporaryDirectory() as folder:
         task = rv.submit(load, 7, Path(folder), policy=POLICY)
         print(task.result(), task.state)

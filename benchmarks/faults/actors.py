@@ -1,4 +1,4 @@
-"""Rows in which an actor of the user's own is meant."""
+"""Rows about users' actors."""
 
 from __future__ import annotations
 
@@ -29,51 +29,51 @@ FATAL, PERMANENT, TRANSIENT = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass
 
 
 class Worker:
-    """An actor that can be told to end in many ways."""
+    """An actor that can end in several ways."""
 
     def pid(self) -> int:
-        """Its process."""
+        """Return the pid of its process."""
         return os.getpid()
 
     def nap(self, seconds: float) -> None:
-        """Be busy."""
+        """Block for a while."""
         time.sleep(seconds)
 
     def leave(self) -> None:
-        """End the process, without a word."""
+        """Exit the process abruptly."""
         os._exit(3)
 
     def resign(self) -> None:
-        """End as an actor should."""
+        """Exit with Ray's exit_actor()."""
         import ray
 
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
 class Fails:
-    """An actor that cannot be made (any more) once a file is there."""
+    """An actor whose ``__init__`` fails once a file exists."""
 
     def __init__(self, file: str) -> None:
         if Path(file).exists():
             raise LookupError("the card is missing")
 
     def pid(self) -> int:
-        """Its process."""
+        """Return the pid of its process."""
         return os.getpid()
 
 
 class Hungry:
-    """An actor that wants more memory than it may have."""
+    """An actor that needs more memory than its limit."""
 
     def __init__(self) -> None:
-        # A worker of Ray's maps the object store as well, whose size is the machine's.
+        # A Ray worker maps the object store as well, whose size depends on the machine.
         most = psutil.Process().memory_info().vms + (1 << 30)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         self.memory = bytearray(1 << 32)
 
 
 class Timid:
-    """An actor that writes down when it is made, and whose first proof that it works takes its time."""
+    """An actor that records its creation, and whose first probe is slow."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -81,7 +81,7 @@ class Timid:
             file.write(f"{os.getpid()}\n")
 
     def prove(self) -> bool:
-        """Works; the first time, slowly."""
+        """Succeed; slowly the first time."""
         asked = self.folder / "asked"
         if not asked.exists():
             asked.touch()
@@ -90,7 +90,7 @@ class Timid:
 
 
 async def pid_of(tree: Tree, child: str = "worker") -> int:
-    """Process of an actor."""
+    """Return the pid of an actor."""
     return int(await tree.supervisor[child].call("pid"))
 
 
@@ -100,14 +100,14 @@ async def quits(trial: Trial, method: str) -> None:
         await pid_of(tree)
         trial.inject()
         with anyio.move_on_after(30):
-            with contextlib.suppress(Exception):  # how a call on a dying actor fails is Ray's affair
+            with contextlib.suppress(Exception):  # a call on a dying actor may fail in any way
                 await tree.supervisor["worker"].call(method)
         await trial.wait_recovered(tree, "worker")
         trial.observe("worker")
 
 
 async def signalled(trial: Trial) -> None:
-    """It is killed."""
+    """Kill the actor."""
     async with trial.tree(rv.actor("worker", Worker)) as tree:
         pid = await pid_of(tree)
         trial.inject()
@@ -117,13 +117,13 @@ async def signalled(trial: Trial) -> None:
 
 
 async def never_made(trial: Trial, cls: type, **options: Any) -> None:
-    """Its start fails, and always would."""
+    """Start an actor that can never start."""
     await trial.run_failing_start(rv.actor("worker", cls, **options), intensity=0)
     trial.observe("worker")
 
 
 async def fails_from_now_on(trial: Trial) -> None:
-    """A configuration that has served fails to start: that may pass, so it is tried again."""
+    """Make the start of a configuration fail that has served before, which is retried."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "broken"
         spec = rv.actor("worker", Fails, args=(str(file),), backoff=rv.Backoff(initial=0.3, maximum=0.3))
@@ -139,7 +139,7 @@ async def fails_from_now_on(trial: Trial) -> None:
 
 
 async def always_fails(trial: Trial) -> None:
-    """It has never served."""
+    """Start an actor that fails and has never served."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "broken"
         file.touch()
@@ -147,12 +147,12 @@ async def always_fails(trial: Trial) -> None:
 
 
 async def unplugged_at_bring_up(trial: Trial) -> None:
-    """Ray's connection to it breaks while it comes up: it is asked anew, and made exactly once."""
+    """Break Ray's connection to the actor while it starts: it is probed again and created exactly once."""
     with TemporaryDirectory() as folder:
         made, asked = Path(folder) / "made", Path(folder) / "asked"
 
         async def unplug() -> None:
-            while not asked.exists():  # noqa: ASYNC110 - another process's doing
+            while not asked.exists():  # noqa: ASYNC110 - another process creates the file
                 await anyio.sleep(0.02)
             trial.inject()
             cut(int(made.read_text()))
@@ -164,11 +164,11 @@ async def unplugged_at_bring_up(trial: Trial) -> None:
                 trial.observe("worker")
         times = len(made.read_text().splitlines())
         if times != 1:
-            trial.observed.problem = f"it was made {times} times"
+            trial.observed.problem = f"it was created {times} times"
 
 
 async def unplugged(trial: Trial) -> None:
-    """Ray's connection to it breaks in the midst of a call: it is suspect, and not dead."""
+    """Break Ray's connection to the actor during a call: it is suspect, not dead."""
     async with trial.tree(rv.actor("worker", Worker)) as tree:
         pid = await pid_of(tree)
         async with anyio.create_task_group() as tasks:
@@ -179,17 +179,17 @@ async def unplugged(trial: Trial) -> None:
         await trial.wait_recovered(tree, "worker")
         trial.observe("worker")
         if await pid_of(tree) != pid:
-            trial.observed.problem = "it was made again"
+            trial.observed.problem = "it was recreated"
 
 
 async def _ignored(call: Awaitable[object]) -> None:
-    """How a call fails that was under way is Ray's affair."""
+    """Await a call that may fail because its connection breaks."""
     with contextlib.suppress(rv.ChildUnavailableError):
         await call
 
 
 def cut(pid: int) -> None:
-    """Shut down the connections between this process and another one: Ray makes new ones."""
+    """Shut down the connections between this process and another one; Ray opens new ones."""
     theirs = {(each.laddr, each.raddr) for each in psutil.Process(pid).net_connections("inet")}
     for each in psutil.Process().net_connections("inet"):
         if (each.raddr, each.laddr) in theirs:
@@ -198,7 +198,7 @@ def cut(pid: int) -> None:
 
 
 async def without_its_group(trial: Trial) -> None:
-    """Its placement group is removed under it."""
+    """Remove the placement group of a running actor."""
     import ray
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup
@@ -222,7 +222,7 @@ def actor_row(
     response: str,
     run: Callable[[Trial], Awaitable[None]],
 ) -> Row:
-    """A row in which an actor is meant."""
+    """Return a row about an actor."""
     return Row(name, fault_class, root, response, run)
 
 

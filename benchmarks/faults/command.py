@@ -1,4 +1,4 @@
-"""``python -m benchmarks faults``: run the rows, print the table."""
+"""``python -m benchmarks faults``: runs the rows and prints the table."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ROW_SECONDS = 600.0
 
 
 async def run(row: Row, engine: str, mark: str, *, local: bool = False) -> Observed:
-    """Play one row; what came of it."""
+    """Run one row; return the observed response."""
     trial = Trial(engine, local=local)
     began = time.monotonic()
     before = existing(mark)
     try:
         with anyio.fail_after(ROW_SECONDS):
             await row.run(trial)
-    except Exception as error:  # noqa: BLE001 - a row that breaks is a row that is off
+    except Exception as error:  # noqa: BLE001 - a row that raises counts as failed
         trial.observed.problem = trial.observed.problem or f"{type(error).__name__}: {error}"
         traceback.print_exception(error, file=sys.stderr)
     trial.observed.left = await left_over(mark, before)
@@ -55,15 +55,17 @@ def _line(row: Row, found: Observed, off: str) -> str:
 @click.command("faults", help=__doc__)
 @click.option("--engine", type=click.Choice(["sim", "vllm"]), default="sim", show_default=True)
 @click.option("--only", default="", help="Only rows whose name this pattern matches.")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Play each so often.")
-@click.option("--list", "listing", is_flag=True, help="Say what the rows are, and run nothing.")
+@click.option(
+    "--repeat", type=click.IntRange(1), default=1, show_default=True, help="Number of runs of each row."
+)
+@click.option("--list", "listing", is_flag=True, help="List the rows and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON in the last line.")
 def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -> None:
-    """Play the rows and print them."""
+    """Run the rows and print the results."""
     rows = [row for row in ROWS if re.search(only, row.name)]
     rows = [row for row in rows if row.only in {"", engine}]
     if not rows:
-        raise click.BadParameter(f"no row is called like {only!r}", param_hint="--only")
+        raise click.BadParameter(f"no row matches {only!r}", param_hint="--only")
     if listing:
         for row in rows:
             click.echo(f"{row.name:36}{row.fault_class or '-'!s:12}{row.response:16}{row.root}")
@@ -71,7 +73,7 @@ def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -
     mark = new_mark()
     stop_ray = start_cluster()
     classes = f"{'expected':12}{'found':12}"
-    columns = f"{classes}{'answer':16}{'detect ms':>10}{'recover ms':>11}{'lost':>5}{'left':>5}"
+    columns = f"{classes}{'response':16}{'detect ms':>10}{'recover ms':>11}{'lost':>5}{'left':>5}"
     click.echo(f"    {'fault':36}{columns}  root cause")
     table: list[dict[str, Any]] = []
     try:
@@ -85,7 +87,7 @@ def main(engine: str, only: str, repeat: int, *, listing: bool, as_json: bool) -
     finally:
         stop_ray()
     wrong = sum(bool(line["off"]) for line in table)
-    click.echo(f"{len(table)} faults, {len(table) - wrong} as they should be, {wrong} off")
+    click.echo(f"{len(table)} faults, {len(table) - wrong} as expected, {wrong} off")
     if as_json:
         click.echo(json.dumps({"engine": engine, "rows": table}))
     sys.exit(1 if wrong else 0)

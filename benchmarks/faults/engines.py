@@ -1,4 +1,4 @@
-"""Rows in which an engine is meant."""
+"""Rows about engines."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ __all__ = ["ENGINE_ROWS"]
 FATAL, PERMANENT, RECOVERABLE = FaultClass.FATAL, FaultClass.PERMANENT, FaultClass.RECOVERABLE
 REQUESTS = 4
 YOUNG_SECONDS = 0.5
-"""A process of an engine is found by then."""
+"""Minimum age of a starting process before it is killed."""
 Fault = Callable[[rv.Supervisor, str], Awaitable[None]]
 STALL: dict[str, Any] = {"stall_after": 3.0, "probe_interval": 0.5}
-"""Limits of the rows in which something hangs, in seconds."""
+"""Limits, in seconds, for rows in which a process hangs."""
 MEMORY = 1 << 27
-"""Half of what the engines here keep keys and values in, in bytes."""
+"""Half of the KV cache of the engines here, in bytes."""
 
 
-def killed(who: str) -> str:
-    """The root cause of a kill."""
-    return rf"^ProcessKilled: {who} \(pid \d+\) was ended by SIGKILL"
+def killed(name: str) -> str:
+    """Return the pattern of the root cause of a kill."""
+    return rf"^ProcessKilled: {name} \(pid \d+\) was ended by SIGKILL"
 
 
-def stopped(who: str) -> str:
-    """The root cause of a stop."""
-    return rf"^ProcessStopped: {who} \(pid \d+\) is stopped \(SIGSTOP\)"
+def stopped(name: str) -> str:
+    """Return the pattern of the root cause of a stopped process."""
+    return rf"^ProcessStopped: {name} \(pid \d+\) is stopped \(SIGSTOP\)"
 
 
 async def mid_stream(trial: Trial, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
-    """A signal to a process while requests are in flight."""
+    """Send a signal to a process while requests are in flight."""
     async with trial.tree(trial.pool(**options)) as tree:
         expected = await trial.expected(tree, REQUESTS)
         requests = await trial.requests(tree, REQUESTS, expected=expected)
@@ -56,7 +56,7 @@ async def mid_stream(trial: Trial, victim: str, number: int = signal.SIGKILL, **
 
 
 async def mid_step(trial: Trial, fault: Fault, **options: Any) -> None:
-    """A step of the model's that raises, or never returns, while requests are in flight."""
+    """Make a model step raise, or never return, while requests are in flight."""
     arguments = {"fault_tolerance": False, **options.pop("engine_args", {})}
     async with trial.tree(trial.pool(engine_args=arguments, **options)) as tree:
         expected = await trial.expected(tree, REQUESTS)
@@ -69,7 +69,7 @@ async def mid_step(trial: Trial, fault: Fault, **options: Any) -> None:
 
 
 async def raises(trial: Trial) -> None:
-    """One prompt raises in the model's step."""
+    """Send a prompt that makes the model step raise."""
     arguments = {"raise_on_prompt": "boom", "fault_tolerance": False}
     async with trial.tree(trial.pool(engine_args=arguments)) as tree:
         expected = await trial.expected(tree, REQUESTS)
@@ -85,7 +85,7 @@ async def raises(trial: Trial) -> None:
 
 
 async def one_of_two_ranks(trial: Trial, **of_the_first: Any) -> None:
-    """One of two ranks that live and recover together reports a fault."""
+    """Inject a fault into one of two ranks that live and recover together."""
     group = rv.engine_group(
         "llm",
         engine=trial.engine,
@@ -107,7 +107,7 @@ async def one_of_two_ranks(trial: Trial, **of_the_first: Any) -> None:
 
 
 async def poison(trial: Trial) -> None:
-    """One prompt kills the engine each time, among seven innocents."""
+    """Send a prompt that always kills the engine, among seven innocent ones."""
     arguments = {"crash_on_prompt": "poison", "fault_tolerance": False}
     async with trial.tree(trial.pool(engine_args=arguments, intensity=10)) as tree:
         innocents = 7
@@ -116,7 +116,7 @@ async def poison(trial: Trial) -> None:
         trial.inject()
         try:
             await tree.pool.generate("a drop of poison", trial.params).result()
-            trial.observed.problem = "the poison finished"
+            trial.observed.problem = "the poison request finished"
         except rv.PoisonRequestError:
             pass
         await requests.finish()
@@ -126,7 +126,7 @@ async def poison(trial: Trial) -> None:
 
 
 async def during_start(trial: Trial) -> None:
-    """The core is killed while the first incarnation comes up."""
+    """Kill the engine core while the first incarnation starts."""
 
     async def kill() -> None:
         tree = await trial.first_tree()
@@ -144,7 +144,7 @@ async def during_start(trial: Trial) -> None:
 
 
 async def during_recovery(trial: Trial) -> None:
-    """The core is killed, and again while the next incarnation comes up."""
+    """Kill the engine core, and again while the next incarnation starts."""
     async with trial.tree(trial.pool(engine_args=slow(trial))) as tree:
         expected = await trial.expected(tree, REQUESTS)
         requests = await trial.requests(tree, REQUESTS, expected=expected)
@@ -158,18 +158,18 @@ async def during_recovery(trial: Trial) -> None:
         trial.observe()
         faults = [x.fault for x in tree.records if isinstance(x, r.FaultSeen) and x.fault.child == "llm/1"]
         if [fault.incarnation for fault in faults] != [1, 2]:
-            trial.observed.problem = "not one fault of each incarnation: " + "; ".join(
+            trial.observed.problem = "not exactly one fault per incarnation: " + "; ".join(
                 f"{fault.incarnation}: {fault.root}" for fault in faults
             )
 
 
 def slow(trial: Trial) -> dict[str, Any]:
-    """Arguments of an engine whose start leaves time to hit it."""
+    """Return the arguments of an engine whose start takes long enough to be hit."""
     return {"compile_seconds": 0.5, "start_delay": 1.0} if trial.engine == "sim" else {}
 
 
 async def kill_starting(trial: Trial, tree: Any) -> None:
-    """Kill the EngineCore that the starting incarnation has brought up, in the midst of its work."""
+    """Kill the EngineCore of the starting incarnation in the middle of its work."""
     host = next(p.pid for role, p in tree.supervisor.processes("llm/1") if role == "host")
     seen: dict[int, float] = {}
     with anyio.fail_after(60):
@@ -188,7 +188,7 @@ async def kill_starting(trial: Trial, tree: Any) -> None:
 
 
 async def while_paused(trial: Trial) -> None:
-    """The core is killed while the engine is paused; the pause outlives it."""
+    """Kill the engine core while the engine is paused; the pause survives the restart."""
     async with trial.tree(trial.pool()) as tree:
         expected = await trial.expected(tree, REQUESTS)
         await tree.supervisor.pause("llm/1")
@@ -201,19 +201,19 @@ async def while_paused(trial: Trial) -> None:
 
 
 async def while_stopping(trial: Trial) -> None:
-    """The core is killed while the tree ends: nothing is restarted, nothing is left."""
+    """Kill the engine core while the tree stops: nothing is restarted, nothing is left over."""
     async with trial.tree(trial.pool()) as tree:
         await trial.expected(tree, 1)
         await tree.supervisor.stop()
         try:
             trial.signal(tree, "EngineCore")
         except (StopIteration, ProcessLookupError):
-            trial.inject()  # it had gone already
+            trial.inject()  # it was gone already
     trial.observed.response = "nothing"
 
 
 async def two_at_once(trial: Trial) -> None:
-    """Both engines of a pool are killed at once."""
+    """Kill both engines of a pool at the same time."""
     async with trial.tree(trial.pool(size=2)) as tree:
         expected = await trial.expected(tree, REQUESTS)
         requests = await trial.requests(tree, REQUESTS, expected=expected)
@@ -226,13 +226,13 @@ async def two_at_once(trial: Trial) -> None:
 
 
 async def gives_up(trial: Trial, **arguments: Any) -> None:
-    """The engine never comes up."""
+    """Start an engine that never comes up."""
     await trial.run_failing_start(trial.pool(engine_args=arguments), intensity=0)
     trial.observe("llm/1")
 
 
 async def crash_loop(trial: Trial) -> None:
-    """It comes up and is killed, again and again: the pool gives up and says why."""
+    """Kill the engine after every start until the pool gives up and reports why."""
     pool = trial.pool(intensity=2, crash_loop_limit=None, restart=rv.Restart.TEMPORARY)
     async with trial.tree(pool) as tree:
         for incarnation in (1, 2, 3):
@@ -251,7 +251,7 @@ async def crash_loop(trial: Trial) -> None:
 
 
 async def is_fine(trial: Trial, count: int = REQUESTS, **arguments: Any) -> None:
-    """Slow, or much, but fine: nothing is found and nothing is done."""
+    """Run a slow or heavy but healthy load: no fault is reported and nothing is done."""
     pool = trial.pool(engine_args=arguments, **STALL)
     async with trial.tree(pool) as tree:
         trial.inject()
@@ -266,7 +266,7 @@ def engine_row(
     name: str, fault_class: FaultClass | None, root: str, response: str, run: Callable[..., Awaitable[None]],
     *args: Any, only: str = "", **options: Any,
 ) -> Row:  # fmt: skip
-    """A row in which an engine is meant."""
+    """Return a row about an engine."""
     host = run in {during_start, during_recovery} or "host" in args
     return Row(name, fault_class, root, response, _bind(run, args, options), host=host, only=only)
 

@@ -1,4 +1,4 @@
-"""Rows in which a whole node goes, or has too little: the children move to another one, or are made again."""
+"""Rows about nodes: a node is lost or short of memory, and its children move or restart."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from rayvisor.faults import FaultClass
 __all__ = ["NODE_ROWS", "start_cluster"]
 
 HEALTH = {
-    "health_check_initial_delay_ms": 0,  # else a node that has just come is not looked at for 5 s
+    "health_check_initial_delay_ms": 0,  # otherwise a new node is not checked for 5 s
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 500,
     "health_check_failure_threshold": 3,
 }
-"""Ray's health check, tuned: by default a lost node is noticed after 16 s."""
+"""A faster health check of Ray; by default a lost node is detected after 16 s."""
 
 ROOM_BYTES = 3 << 29
-"""How much more than now the machine may take before Ray's memory monitor acts on the cramped node."""
+"""Additional memory that may be used before Ray's memory monitor acts on the cramped node."""
 
 
 class HostActor:
-    """An actor that knows where it lives."""
+    """An actor that reports its node."""
 
     def node(self) -> str:
-        """Id of its node."""
+        """Return the id of its node."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
 
 
 class Nodes:
-    """The cluster that the rows are played on: one head, and nodes that come and go."""
+    """The cluster of the rows: one head node, and nodes that are added and removed."""
 
     cluster: Any = None
 
 
 def start_cluster() -> Callable[[], None]:
-    """Start a cluster of one node on this machine and connect to it; returns what ends it."""
+    """Start a cluster of one node on this machine and connect to it; return a function that stops it."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -63,9 +63,9 @@ def start_cluster() -> Callable[[], None]:
     return stop
 
 
-async def node_goes(trial: Trial, *, gracefully: bool, notice: Callable[[str], None] | None = None) -> None:
-    """The node of an actor goes, with or without a notice to Ray."""
-    # Ray's own tools for this must be called on the main thread, and block it.
+async def node_lost(trial: Trial, *, gracefully: bool, notice: Callable[[str], None] | None = None) -> None:
+    """Remove the node of an actor, with or without a notice to Ray."""
+    # Ray's own tools for this must be called on the main thread and block it.
     cluster = Nodes.cluster
     nodes = {
         each.node_id: each for each in (cluster.add_node(num_cpus=1, resources={"spot": 1}) for _ in "12")
@@ -88,42 +88,42 @@ async def node_goes(trial: Trial, *, gracefully: bool, notice: Callable[[str], N
 
 
 async def killed(trial: Trial) -> None:
-    """Without a word."""
-    await node_goes(trial, gracefully=False)
+    """Remove the node without any notice."""
+    await node_lost(trial, gracefully=False)
 
 
 async def removed(trial: Trial) -> None:
-    """In order."""
-    await node_goes(trial, gracefully=True)
+    """Remove the node gracefully."""
+    await node_lost(trial, gracefully=True)
 
 
 async def preempted(trial: Trial) -> None:
-    """Taken away by who lent it, who said so before."""
-    await node_goes(trial, gracefully=False, notice=announce_preemption)
+    """Remove the node after a preemption notice."""
+    await node_lost(trial, gracefully=False, notice=announce_preemption)
 
 
 def announce_preemption(node: str) -> None:
     """Announce with Ray's command line that a node will be preempted; wait until the notice period ends."""
-    asked = f"drain-node --address {Nodes.cluster.address} --node-id {node} --deadline-remaining-seconds 1"
-    why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
+    command = f"drain-node --address {Nodes.cluster.address} --node-id {node} --deadline-remaining-seconds 1"
+    reason = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
     subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *asked.split(), *why.split()],
+        [sys.executable, "-m", "ray.scripts.scripts", *command.split(), *reason.split()],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
     time.sleep(1.0)
 
 
 class Glutton(HostActor):
-    """An actor that takes more memory than its node has to give."""
+    """An actor that takes more memory than its node has available."""
 
     def eat(self, amount: int) -> None:
-        """Take so many bytes, and wait for what comes of it."""
+        """Allocate ``amount`` bytes and wait."""
         self.memory = bytearray(os.urandom(1 << 20)) * (amount >> 20)
         time.sleep(60.0)
 
 
 async def out_of_memory(trial: Trial) -> None:
-    """Ray's memory monitor ends an actor."""
+    """Let Ray's memory monitor kill an actor."""
     cluster = Nodes.cluster
     memory = psutil.virtual_memory()
     most = (memory.total - memory.available + ROOM_BYTES) / memory.total

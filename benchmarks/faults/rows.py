@@ -1,4 +1,4 @@
-"""Rows of the matrix: what is injected, and what should come of it."""
+"""Rows of the matrix: the injected fault and the expected response."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Row:
 
     name: str
     fault_class: FaultClass | None
-    """None: there is nothing to find, all is fine."""
+    """None if no fault is expected."""
     root: str
-    """Pattern of the root cause, type and message."""
+    """Pattern of the root cause (type and message)."""
     response: Response
     run: Callable[[Trial], Awaitable[None]]
     host: bool = True
-    """Whether its engine must have a host process of its own; else it can be played without Ray."""
+    """Whether its engine needs a separate host process; otherwise the row can run without Ray."""
     only: str = ""
-    """It can be played with this engine only: ``sim`` or ``vllm``; empty: with both, or without any."""
+    """The only engine it runs with, ``sim`` or ``vllm``; empty if it runs with both or needs none."""
 
     def deviations(self, found: Observed) -> str:
-        """What is not as it should be; empty if all is."""
+        """Return the differences from the expected response; empty if there are none."""
         wrong = []
         if found.problem:
             wrong.append(found.problem)
@@ -46,5 +46,5 @@ class Row:
         if found.lost:
             wrong.append(f"{found.lost} requests lost")
         if found.left:
-            wrong.append(f"left: {', '.join(found.left)}")
+            wrong.append(f"left over: {', '.join(found.left)}")
         return "; ".join(wrong)

@@ -1,4 +1,4 @@
-"""Rows in which a server is meant."""
+"""Rows about servers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["SERVER_ROWS"]
 
 FATAL, PERMANENT = FaultClass.FATAL, FaultClass.PERMANENT
 STALL: dict[str, Any] = {"stall_after": 1.5, "probe_interval": 0.4}
-"""Limits of the rows in which something hangs, in seconds."""
+"""Limits, in seconds, for rows in which a process hangs."""
 NO_MODEL = "^OSError|^ValueError|^ValidationError"
 
 
 def server(trial: Trial, **options: Any) -> rv.ChildSpec:
-    """A server ``web``."""
+    """Return a server ``web``."""
     given = {**engine_arguments(trial.engine)}
     if trial.engine == "vllm":
-        del given["disable_log_stats"]  # it counts, so that a hang is seen
+        del given["disable_log_stats"]  # its statistics show a hang
         given["kv_cache_memory_bytes"] = 1 << 28
     model = options.pop("model", given.pop("model", "sim"))
     if trial.local:
@@ -40,7 +40,7 @@ def server(trial: Trial, **options: Any) -> rv.ChildSpec:
 
 
 async def signalled(trial: Trial, victim: str, number: int = signal.SIGKILL, **options: Any) -> None:
-    """A signal to a process of a server that serves."""
+    """Send a signal to a process of a serving server."""
     async with trial.tree(server(trial, **options)) as tree:
         await tree.supervisor["web"].serving()
         trial.signal(tree, victim, number, "web")
@@ -49,14 +49,14 @@ async def signalled(trial: Trial, victim: str, number: int = signal.SIGKILL, **o
 
 
 async def wrong_model(trial: Trial) -> None:
-    """There is no model in the folder."""
+    """Start a server with an empty model folder."""
     with TemporaryDirectory() as folder:
         await trial.run_failing_start(server(trial, model=folder))
     trial.observe("web")
 
 
 async def port_taken(trial: Trial) -> None:
-    """Somebody else listens at its port."""
+    """Start a server whose port is in use."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         await trial.run_failing_start(server(trial, port=other.getsockname()[1]))
     trial.observe("web")
@@ -65,7 +65,7 @@ async def port_taken(trial: Trial) -> None:
 def server_row(
     name: str, fault_class: FaultClass, root: str, response: str, run: Callable[[Trial], Awaitable[None]]
 ) -> Row:
-    """A row in which a server is meant: its host may be any process."""
+    """Return a row about a server, whose host may be any process."""
     return Row(name, fault_class, root, response, run, host=False)
 
 

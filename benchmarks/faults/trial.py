@@ -1,4 +1,4 @@
-"""A trial: a tree on real Ray in which one fault is injected, and what is seen of it."""
+"""A trial: a tree on real Ray in which one fault is injected, with the observed response."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from rayvisor.testing import rehearse
 __all__ = ["MARK", "WAIT_SECONDS", "Observed", "Trial", "existing", "left_over", "new_mark"]
 
 Response = str
-"""What was done about it: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
+"""The response to a fault: ``in place``, ``restart engine``, ``restart host``, ``restart``, ``move``,
 ``give up``, ``wait`` or ``nothing``."""
 
 MARK = "RAYVISOR_FAULT_MATRIX"
-"""Every process started here carries it in its environment."""
+"""Environment variable that marks every process started here."""
 WAIT_SECONDS = 300.0
-"""Longer than anything waited for here takes, on a busy machine too."""
+"""Timeout of all waits, generous enough for a busy machine."""
 GONE_SECONDS = 15.0
 
 
 class Trial:
-    """Where one row is played.
+    """The trial of one row.
 
     Parameters
     ----------
     engine
         ``sim`` or ``vllm``.
     local
-        Whether engines run below this process, without Ray: their hosts are this process then.
+        Whether engines run as children of this process, without Ray; this process is then their host.
     """
 
     def __init__(self, engine: str, tokens: int = 80, *, local: bool = False) -> None:
@@ -52,11 +52,12 @@ class Trial:
         self.at: float | None = None
         self._epochs: dict[str, int | None] = {}
         self._trees: list[Tree] = []
+        self._has_tree = anyio.Event()
 
-    # --- building -------------------------------------------------------------------------------
+    # --- setup ----------------------------------------------------------------------------------
 
     def pool(self, size: int = 1, **options: Any) -> rv.ChildSpec:
-        """An engine pool ``llm``; with faults of its own where ``engine_args`` ask for them."""
+        """Return an engine pool ``llm``, prepared for faults if ``engine_args`` contain any."""
         given = options.pop("engine_args", {})
         arguments = {**engine_arguments(self.engine), **given}
         options.setdefault("backoff", rv.Backoff(initial=0.1, maximum=0.2))
@@ -69,7 +70,7 @@ class Trial:
 
     @asynccontextmanager
     async def tree(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
-        """Run a tree; a tree that gives up is looked at as well."""
+        """Run a tree; record whether it gives up or does not start."""
         try:
             async with self._watched(*children, **flags) as tree, tree.supervisor:
                 yield tree
@@ -78,13 +79,14 @@ class Trial:
 
     @asynccontextmanager
     async def _watched(self, *children: rv.ChildSpec, **flags: Any) -> AsyncIterator[Tree]:
-        """A tree that is not started yet; that it gives up, or does not come up, is an answer."""
+        """Yield a tree that is not started yet; record whether it gives up."""
         flags.setdefault("intensity", 5)
         flags.setdefault("period", 60.0)
         spec = rv.SupervisorSpec(children=children, **flags)
         supervisor = rv.Supervisor(spec, seed=0, local=self.local, handle_signals=False)
         tree = Tree(supervisor)
         self._trees.append(tree)
+        self._has_tree.set()
         try:
             async with anyio.create_task_group() as listening:
                 listening.start_soon(tree.listen, supervisor.watch())
@@ -93,10 +95,9 @@ class Trial:
             self.observed.response = "give up"
 
     async def first_tree(self) -> Tree:
-        """Wait until there is one: it may not be up yet."""
+        """Wait until there is a tree; it may not be up yet."""
         with anyio.fail_after(WAIT_SECONDS):
-            while not self._trees:  # noqa: ASYNC110 - another task's doing
-                await anyio.sleep(0.005)
+            await self._has_tree.wait()
         return self._trees[0]
 
     async def run_failing_start(self, *children: rv.ChildSpec, **flags: Any) -> None:
@@ -108,10 +109,10 @@ class Trial:
         except* rv.StartFailedError:
             self.observed.response = "give up"
 
-    # --- playing --------------------------------------------------------------------------------
+    # --- actions --------------------------------------------------------------------------------
 
     def inject(self) -> None:
-        """The fault comes now."""
+        """Note that the fault is injected now."""
         self.at = time.monotonic()
         for tree in self._trees:
             for path in [node.path for node in _nodes(tree.supervisor)]:
@@ -128,13 +129,13 @@ class Trial:
         os.kill(pid, number)
 
     async def requests(self, tree: Tree, count: int, *, expected: Sequence[str] = ()) -> Requests:
-        """Begin so many requests and wait until every one has brought a token."""
+        """Start ``count`` requests and wait until each has produced a token."""
         requests = Requests(self, tree, count, expected)
         await requests.begin()
         return requests
 
     async def expected(self, tree: Tree, count: int) -> list[str]:
-        """What the requests bring without a fault."""
+        """Return the texts of the requests without a fault."""
         pool = tree.pool
         results: list[str] = [""] * count
 
@@ -149,7 +150,7 @@ class Trial:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Greedy, and exactly so many tokens."""
+        """Greedy sampling with a fixed number of tokens."""
         return {"temperature": 0.0, "max_tokens": self.tokens, "ignore_eos": True}
 
     async def wait_recovered(self, tree: Tree, child: str = "llm/1", leaf: str = "ALIVE.SERVING") -> None:
@@ -167,10 +168,10 @@ class Trial:
         """Wait until the tree has ended by itself."""
         await tree.until(r.SupervisorStateChanged, lambda record: not record.path and record.state == "ended")
 
-    # --- looking --------------------------------------------------------------------------------
+    # --- observations ---------------------------------------------------------------------------
 
     def observe(self, child: str | None = None) -> None:
-        """Note what was found out about the fault, and which response answered it."""
+        """Record the reported fault and the response to it."""
         records = [x for tree in self._trees for x in tree.records]
         since = self.at or 0.0
         faults = [x for x in records if isinstance(x, r.FaultSeen) and x.at >= since - 0.001]
@@ -206,7 +207,7 @@ class Trial:
 
 
 class Requests:
-    """Requests in flight, compared with what they bring without a fault."""
+    """Requests in flight, compared with their texts without a fault."""
 
     def __init__(self, trial: Trial, tree: Tree, count: int, expected: Sequence[str]) -> None:
         self._scene = trial
@@ -220,7 +221,7 @@ class Requests:
         self._tasks: list[Any] = []
 
     async def begin(self) -> None:
-        """Start them; return when each has brought a token."""
+        """Start the requests; return when each has produced a token."""
         import asyncio
 
         self._tasks = [asyncio.create_task(self._one(number)) for number in range(len(self._texts))]
@@ -249,7 +250,7 @@ class Requests:
         self._news = anyio.Event()
 
     async def finish(self) -> None:
-        """Wait for all of them, and count those that are not what they should be."""
+        """Wait for all requests and count those whose text differs."""
         with anyio.fail_after(WAIT_SECONDS):
             while self._over < len(self._texts):
                 await self._news.wait()
@@ -283,25 +284,25 @@ def _epoch(supervisor: rv.Supervisor, path: str) -> int | None:
         return None
 
 
-# --- what is left --------------------------------------------------------------------------------
+# --- leftovers -----------------------------------------------------------------------------------
 
 
 def new_mark() -> str:
-    """Mark everything that is started from now on."""
+    """Mark all processes that are started from now on."""
     mark = secrets.token_hex(8)
     os.environ[MARK] = mark
     return mark
 
 
 def existing(mark: str) -> dict[str, str]:
-    """Processes with the mark, actors and placement groups: before a row, those are others'."""
-    # A process may change its title.
+    """Return marked processes, actors and placement groups; those before a row do not belong to it."""
+    # The key is the pid, since a process may change its title.
     processes = {str(pid): f"{line} (pid {pid})" for pid, line in _processes(mark)}
     return processes | {each: each for each in _on_ray()}
 
 
 async def left_over(mark: str, before: Collection[str]) -> list[str]:
-    """Processes, actors and placement groups that a row has left, once they had time to go."""
+    """Return the processes, actors and placement groups that a row leaves over after a grace period."""
     found: list[str] = []
     with anyio.move_on_after(GONE_SECONDS):
         while True:
@@ -313,7 +314,7 @@ async def left_over(mark: str, before: Collection[str]) -> list[str]:
 
 
 def _processes(mark: str) -> list[tuple[int, str]]:
-    """Processes with the mark that are neither this one, nor idle workers of Ray's."""
+    """Return marked processes that are neither this one nor idle Ray workers."""
     wanted = f"{MARK}={mark}".encode()
     names = []
     for folder in Path("/proc").iterdir():
@@ -343,7 +344,7 @@ def _on_ray() -> list[str]:
 
 @dataclass(slots=True)
 class Observed:
-    """What came of an injected fault."""
+    """The observed response to an injected fault."""
 
     fault_class: FaultClass | None = None
     root: str = ""

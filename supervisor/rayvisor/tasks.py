@@ -256,7 +256,7 @@ class Task(Generic[T]):
         def tell(failure: BaseException | None) -> None:
             _call(loop, _resolve, ready, failure)
 
-        _READY.tell(ref, tell)
+        _READY.call_when_ready(ref, tell)
         try:
             if not await self._unless_cancelled(ready, self.policy.timeout):
                 self._overdue = not cast("asyncio.Event", self._cancelling).is_set()

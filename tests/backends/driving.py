@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rayvisor._backends.host.engine import Engine
-from rayvisor._backends.process import tree
+from rayvisor._backends.process import identity
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId, Prompt
 
 __all__ = ["REAL", "Result", "Served", "alive", "order"]
@@ -108,4 +108,4 @@ class Served:
 
 def alive(processes: tuple[ProcessId, ...]) -> list[ProcessId]:
     """Return those of the processes that still run."""
-    return [process for process in processes if tree.alive(process)]
+    return [process for process in processes if identity.alive(process)]

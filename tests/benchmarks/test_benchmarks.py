@@ -1,4 +1,4 @@
-"""Each benchmark runs on the simulated engine and says what it measured. How fast is for people to judge."""
+"""Each benchmark runs on the simulated engine and reports its measurements; speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TIMED: list[tuple[list[str], dict[str, bool], list[float]]] = [
             "cold start of the engine itself": True,
             "one engine: kill to first new token": False,
             "second engine: kill to first new token": False,
-            "second engine: all of its streams go on (4 in all)": False,
+            "second engine: all of its streams continue (4 total)": False,
         },
         [150],
     ),
@@ -72,7 +72,7 @@ TIMED: list[tuple[list[str], dict[str, bool], list[float]]] = [
             "kill to decision": False,
             "one stream: kill to next token": False,
             "2 streams: kill to next token": False,
-            "2 streams: kill until all go on": False,
+            "2 streams: kill until all continue": False,
         },
         [120, 200],
     ),
@@ -82,7 +82,7 @@ TIMED: list[tuple[list[str], dict[str, bool], list[float]]] = [
         [],
     ),
 ]
-"""A benchmark, its rows (True: what it is compared with), and the most that they may be."""
+"""A benchmark, its rows (True for another system), and their upper limits."""
 
 
 @pytest.mark.ray

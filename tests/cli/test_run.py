@@ -1,4 +1,4 @@
-"""``rayvisor run``: a tree from a file, until it is told to end, or gives up."""
+"""``rayvisor run``: runs a tree from a file until it is stopped or gives up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rayvisor._backends.process.tree import identify
+from rayvisor._backends.process.identity import identify
 from rayvisor._edges.control.client import ControlClient
 from rayvisor.cli import main
 
@@ -56,7 +56,7 @@ class Router: ...
 
 
 class Running:
-    """The command in a process of its own."""
+    """The command in a separate process."""
 
     def __init__(self, process: subprocess.Popen[str], socket: Path) -> None:
         self.process = process
@@ -77,7 +77,7 @@ class Running:
             self._news.notify_all()
 
     def saw(self, words: str) -> None:
-        """Wait for a line with these words."""
+        """Wait for a line that contains a text."""
 
         def there() -> bool:
             return any(words in line for line in self.lines)

@@ -1,4 +1,4 @@
-"""Trees as TOML files: what they can say, and what becomes of a key or a value that cannot work."""
+"""Trees as TOML files: their content, and the errors for invalid keys and values."""
 
 from __future__ import annotations
 

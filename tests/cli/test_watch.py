@@ -246,7 +246,7 @@ def until(read: Callable[[], bytes], wanted: bytes, seconds: float = 120.0) -> b
 def test_on_a_terminal_it_draws_until_ctrl_c_and_leaves_the_terminal_as_it_was() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    size = {"COLUMNS", "LINES"}  # pytest-xdist says that its workers have a small terminal
+    size = {"COLUMNS", "LINES"}  # pytest-xdist sets a small terminal size in its workers
     env = {name: value for name, value in os.environ.items() if name not in size}
     env |= {"TERM": "xterm-256color", "NO_COLOR": "1"}
     with started(stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:

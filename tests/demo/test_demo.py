@@ -1,4 +1,4 @@
-"""The demo, run as a user runs it."""
+"""Runs the demo as a user does."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ FIELDS = {
 
 COMMAND = "from rayvisor.cli import main; main()"
 MARK = "RAYVISOR_TESTS_DEMO"
-"""A variable that all processes of the demo inherit."""
+"""An environment variable that all processes of the demo inherit."""
 
 
 def left() -> list[psutil.Process]:
-    """Processes of a demo that outlive it."""
+    """Return the processes of a demo that outlive it."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == str(os.getpid()):
                 found.append(process)
-    return psutil.wait_procs(found, timeout=60)[1]  # Ray's own take a moment
+    return psutil.wait_procs(found, timeout=60)[1]  # Ray's processes take a moment to exit
 
 
 def demo(
     *arguments: str, ray: str = "", timeout: float = 240
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Run the command, on a Ray of its own or on the one at ``ray``; its last line is the outcome."""
+    """Run the command on its own Ray or the one at ``ray``; return it with the outcome of its last line."""
     program = [sys.executable, "-c", COMMAND] if not ray else attached(ray, COMMAND)
     done = subprocess.run(
         [*program, "demo", "--json", *arguments],

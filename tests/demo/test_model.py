@@ -1,4 +1,4 @@
-"""The demo's text and models: what a reader is to see, and that asking for a model stays cheap."""
+"""The demo's text and models, and the cost of asking for a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PARAMETERS = 574_000
 
 
 def in_torch(code: str, *arguments: str) -> list[object]:
-    """Run code that needs torch outside the test's process; return what it printed as JSON."""
+    """Run code that needs torch in another process; return its output, parsed as JSON."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -61,7 +61,7 @@ def test_the_passage_has_characters_that_a_kill_can_split() -> None:
 
 
 def parameters_of(folder: Path) -> int:
-    """Count the weights in a safetensors file: its header's length, then the header, tell their shapes."""
+    """Count the weights in a safetensors file, whose header contains their shapes."""
     held = (folder / "model.safetensors").read_bytes()
     header = json.loads(held[8 : 8 + int.from_bytes(held[:8], "little")])
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
@@ -92,7 +92,7 @@ print(json.dumps([recited.tolist(), [ids, tokenizer.decode(ids), chat, tokenizer
 
 @pytest.fixture(scope="module")
 def told(trained_model: Path) -> list[object]:
-    """What the trained model recites of the passage, and its tokenizer of a text."""
+    """Return what the trained model recites, and how its tokenizer encodes a text."""
     return in_torch(TOLD, str(trained_model), prompts(1)[0], TEXT)
 
 

@@ -1,4 +1,4 @@
-"""How the demo judges a stream: what counts as lost, doubled, changed."""
+"""The comparison of streams in the demo: lost, duplicated and changed tokens."""
 
 from __future__ import annotations
 

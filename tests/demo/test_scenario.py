@@ -1,4 +1,4 @@
-"""The faults that the demo injects: what counts as having found one."""
+"""The faults that the demo injects, and how the reported fault is matched."""
 
 from __future__ import annotations
 

@@ -34,15 +34,15 @@ SIMULATED: Mapping[str, str] = {
 EXAMPLES = {
     "blocking.py": ["Usage(prompt_tokens=5, "],
     "hooks.py": ["llm/1 incarnation 2: RESTARTING.STARTING -> ALIVE.SERVING", "4 tokens after the kill"],
-    "recovery.py": ["PAUSED.FAULTED       in place", "all texts are those without a fault"],
+    "recovery.py": ["PAUSED.FAULTED       in place", "all texts are the same as without a fault"],
     "rl_rollouts.py": ["in the middle of the step", "step 3: 6 samples, all from weights 3, in "],
-    "server.py": ["at the same place: True", "because of: ProcessKilled: EngineCore"],
+    "server.py": ["same URL: True", "cause: ProcessKilled: EngineCore"],
     "actor_and_pool.py": ["supervisor for: ", "supervisor of supervisors for: "],
 }
 """Those that bring a simulated engine, run as they are, and words of what they print."""
 
 ATTACHED = {
-    "bring_up.py": ["up: [0, 1, 2]", "crashed on the way: 1"],
+    "bring_up.py": ["up: [0, 1, 2]", "crashed during start: 1"],
     "tasks.py": [
         "shard 7, loaded the 3rd time SUCCEEDED",
         "attempt 1: FAILED TASK_EXECUTION_EXCEPTION (Cause(type='ConnectionResetError'",

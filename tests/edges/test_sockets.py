@@ -1,4 +1,4 @@
-"""The socket itself: who may open it, what it replaces, and what is left of it."""
+"""The control socket: its permissions, what it replaces, and its removal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def stale(path: Path) -> None:
-    """Leave a socket file that nobody listens on, as a killed process does."""
+    """Leave a socket file without a listener, as a killed process does."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         left.listen()
@@ -166,7 +166,7 @@ async def test_of_many_that_want_one_path_at_once_one_gets_it(folder: Path) -> N
             got.append(True)
         except rv.ControlSocketError:
             got.append(False)
-        await anyio.to_thread.run_sync(over.wait)  # one that is closed would count as dead
+        await anyio.to_thread.run_sync(over.wait)  # a closed socket would count as dead
         await server.end()
 
     threads = [threading.Thread(target=anyio.run, args=(open_it,)) for _ in range(6)]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import rayvisor as rv
+from rayvisor._backends.process.identity import identify
 from rayvisor._backends.process.last_words import Folder
 from rayvisor._core.tasks.matching import find, matcher
 
@@ -105,10 +106,7 @@ def run(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+    return identify(pid) is None
 
 
 def words_of(said: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every row of the fault matrix, on simulated engines and plain actors: what `make faults` plays for real."""
+"""Every row of the fault matrix on simulated engines and plain actors; `make faults` runs the real ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_row_says_everything_that_is_off() -> None:
     wrong = Observed(FaultClass.TRANSIENT, "Other", "wait", lost=1, left=["a"], problem="it broke")
     assert row.deviations(wrong) == (
         "it broke; class TRANSIENT instead of FATAL; root cause 'Other'; 'wait' instead of 'restart'; "
-        "1 requests lost; left: a"
+        "1 requests lost; left over: a"
     )
 
 

@@ -1,4 +1,4 @@
-"""The live page in a real Chromium: what is seen, what buttons do, and that it holds up.
+"""The live page in a real Chromium: its content, its buttons, and its robustness.
 
 ``make test-web`` runs it, and finds pictures of it in ``build/web``.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PICTURES = ROOT / "build" / "web"
 SECONDS = 60.0
 TOLD: list[str] = []
-"""What pages have complained of."""
+"""Errors reported by pages."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -42,7 +42,7 @@ async def browser() -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def page_at(browser: Any, url: str, **options: Any) -> AsyncIterator[Any]:
-    """A page, which may not complain of anything unless the test expects it."""
+    """Yield a page that may not report any error unless the test expects it."""
     TOLD.clear()
     size = {"width": 1280, "height": 900}
     context = await browser.new_context(**{"viewport": size, "reduced_motion": "reduce", **options})
@@ -71,7 +71,7 @@ async def picture(page: Any, name: str) -> None:
 
 @asynccontextmanager
 async def pool() -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
-    """Two simulated engines with requests all the time, and a supervisor beside them."""
+    """Run two simulated engines with continuous requests, and a supervisor beside them."""
     arguments = {"tokens_per_second": 60.0}
     engines = rv.engine_pool("llm", engine="sim", size=2, engine_args=arguments, start_timeout=120.0)
     side = rv.subtree("side", rv.SupervisorSpec(children=[rv.coroutine("checkpoints", idle)]))
@@ -121,11 +121,11 @@ async def test_a_fault_is_shown_with_cause_decision_and_recovery_and_the_chart_m
             tops = await page.locator("main > section").evaluate_all(
                 "all => all.map(each => each.getBoundingClientRect().top)"
             )
-            assert tops == sorted(tops), (width, tops)  # it is read out, and tabbed through, as it is seen
+            assert tops == sorted(tops), (width, tops)  # reading order and tab order are the visual order
             heights = await page.locator("#rows .name").evaluate_all(
                 "all => all.map(each => each.offsetHeight)"
             )
-            assert max(heights) < 40, (width, heights)  # no name is broken letter by letter
+            assert max(heights) < 40, (width, heights)  # no name is wrapped letter by letter
             hidden = await page.locator(".tree").evaluate("tree => tree.scrollWidth - tree.clientWidth")
             assert hidden == 0, (width, hidden)
         await picture(page, "fault-phone")
@@ -170,7 +170,7 @@ async def test_without_the_runs_token_nothing_is_shown_and_nothing_is_done(brows
 
 
 class Cable:
-    """A way to the page that can be cut: streams that are open end, new ones are refused."""
+    """A proxy to the page that can be cut: open streams end, new ones are refused."""
 
     def __init__(self, port: int) -> None:
         self._to = port
@@ -188,7 +188,7 @@ class Cable:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
-        self.port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - nothing of Django
+        self.port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - anyio's extra(), not Django's
         task_status.started()
         async with listener:
             await listener.serve(self._carry)
@@ -247,7 +247,7 @@ async def test_everything_can_be_reached_and_done_by_keyboard(browser: Any) -> N
         await expect(row(page, "c")).to_contain_text("SERVING")
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("link", name="Skip to the selected child")).to_be_focused()
-        for _ in range(3):  # past both buttons for the whole tree, to the chosen row
+        for _ in range(3):  # past both buttons for the whole tree, to the selected row
             await page.keyboard.press("Tab")
         await expect(page.get_by_role("button", name="a", exact=True)).to_be_focused()
         for key, name in (
@@ -286,7 +286,7 @@ async def test_a_screen_reader_finds_names_headings_and_what_changes(browser: An
             for name in names:
                 await expect(page.get_by_role(role, name=name, exact=True)).to_have_count(1)
         buttons = page.get_by_role("button")
-        assert all([text.strip() for text in await buttons.all_inner_texts()])  # noqa: C419 - it waits inside
+        assert all([text.strip() for text in await buttons.all_inner_texts()])  # noqa: C419 - an async comprehension
         assert await page.locator("#link").get_attribute("role") == "status"
         assert await page.locator("#faults").get_attribute("aria-live") == "polite"
         assert await page.locator("html").get_attribute("lang") == "en"

@@ -1,4 +1,4 @@
-"""The DOT that is written, laid out by the real Graphviz. Run by ``make test-web``."""
+"""The generated DOT is laid out by the real Graphviz. Run by ``make test-web``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def laid_out(text: str) -> ET.Element:
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    return ET.fromstring(done.stdout)  # noqa: S314 - Graphviz's own
+    return ET.fromstring(done.stdout)  # noqa: S314 - written by Graphviz
 
 
 @pytest.mark.parametrize("chart", [*CHARTS.values(), ODD, large()], ids=lambda chart: chart.name)

@@ -1,4 +1,4 @@
-"""The Mermaid that is written, parsed by the real mermaid package. Run by ``make test-web``."""
+"""The generated Mermaid is parsed by the real mermaid package. Run by ``make test-web``."""
 
 from __future__ import annotations
 

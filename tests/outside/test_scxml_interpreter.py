@@ -1,4 +1,4 @@
-"""The SCXML that is written, run by python-statemachine, an interpreter of others. For ``make test-web``."""
+"""The generated SCXML is run by python-statemachine, an independent interpreter. For ``make test-web``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNS, STEPS = 20, 60
 
 
 def started(chart: Chart) -> Any:
-    # Its datamodel is Python's, where the documents' is ECMAScript: three words are spelled otherwise there.
+    # Its datamodel is Python, that of the documents is ECMAScript; three keywords differ.
     text = (
         render(chart, "scxml").replace('expr="true"', 'expr="True"').replace('expr="false"', 'expr="False"')
     )
@@ -44,7 +44,7 @@ def test_an_interpreter_of_others_takes_the_same_steps_as_the_table(chart: Chart
             known = [event for event in table.events if table.step(here, event)]
             if not known:
                 break
-            if not begun:  # it sets its data when it enters the first state of a document
+            if not begun:  # it initializes its data when it enters the first state
                 known = [each for each in known if _upper(table.step(here, each)) == chart.states[0].name]
             event = dice.choice([*known, *([dice.choice(table.events)] if begun else [])])
             machine.send(event)

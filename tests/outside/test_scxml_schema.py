@@ -1,4 +1,4 @@
-"""The SCXML that is written, held against the W3C's schema. Run by ``make test-web``."""
+"""The generated SCXML is validated against the W3C's schema. Run by ``make test-web``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_document_is_valid(chart: Chart, grammar: xmlschema.XMLSchema) -> 
     ways = [(one.source, one.event, one.target or one.source) for one in chart.transitions]
     taken = [Pass(*way, times=3, seconds=1.5) for way in ways if {way[0], way[2]} <= {*path}]
     assert taken
-    for at in path:  # each state it may be in, with the way there and what was counted
+    for at in path:  # each state, with the path to it and the counts
         grammar.validate(render(chart, "scxml", at=at, path=path, passes=taken))
 
 

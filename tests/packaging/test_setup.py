@@ -112,7 +112,7 @@ def test_an_extra_that_is_not_there_is_an_error(pip: Pip, capsys: pytest.Capture
     assert "no extra 'dcos'" in capsys.readouterr().err
 
 
-def test_after_an_interruption_it_starts_afresh(pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_an_interruption_it_starts_from_scratch(pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(command: list[str]) -> None:
         if "install" in command:
             (pip.setup.VENV / "half-installed").touch()
@@ -122,7 +122,7 @@ def test_after_an_interruption_it_starts_afresh(pip: Pip, capsys: pytest.Capture
     assert pip.setup.main() == 130
     pip.broken = lambda _: None
     assert pip.setup.main() == 0
-    assert "starting afresh" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
     assert not (pip.setup.VENV / "half-installed").exists()
     assert [command[2] for command in pip.asked].count("venv") == 2
 

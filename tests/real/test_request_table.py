@@ -20,7 +20,7 @@ import pytest_asyncio
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor.pool import Completion, GenerationChunk
 from tests.real.seams import Row, Seams
 

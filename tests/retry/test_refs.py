@@ -204,7 +204,7 @@ async def test_values_come_in_the_order_of_the_refs_and_elapsed_time_bounds_the_
 
     slow = double.remote(6)
     for wait in (lambda: rv.retry([refs[0], slow], timeout=0.2).result(), None):
-        with pytest.raises(TimeoutError, match="1 of 2 refs are not there after timeout="):
+        with pytest.raises(TimeoutError, match="1 of 2 refs are not ready after timeout="):
             wait() if wait is not None else await rv.retry([refs[0], slow], timeout=0.2)
     ray.cancel(slow, force=True)
 

@@ -34,7 +34,7 @@ def golden() -> Iterator[tuple[str, Chart, str]]:
 
 @pytest.mark.parametrize(("file", "chart", "form"), list(golden()), ids=lambda part: str(part)[:20])
 def test_a_rendering_is_what_was_looked_at(file: str, chart: Chart, form: str) -> None:
-    # A wanted change: rayvisor chart NAME --format FORM > tests/statecharts/golden/NAME.FORM
+    # To accept a change: rayvisor chart NAME --format FORM > tests/statecharts/golden/NAME.FORM
     assert render(chart, form) == (GOLDEN / file).read_text(encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._core.protocol.wire import ProcessId
 from tests.waiting import until
 

@@ -13,7 +13,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive, identify
+from rayvisor._backends.process.identity import alive, identify
 from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster_address")]

@@ -133,8 +133,8 @@ def test_what_a_host_sends_is_light_to_pickle() -> None:
     program = (
         "import pickle, sys\n"
         "from rayvisor._core.protocol.wire import ProcessId\n"
-        "sys.stdout.buffer.write(pickle.dumps((ProcessId(1, 2.0, 'x'), sorted(sys.modules))))\n"
+        "sys.stdout.buffer.write(pickle.dumps((ProcessId(1, 2, 'boot', 'x'), sorted(sys.modules))))\n"
     )
     process, modules = pickle.loads(run(program))  # noqa: S301 - our own bytes
-    assert process == rayvisor.ProcessId(1, 2.0, "x")
+    assert process == rayvisor.ProcessId(1, 2, "boot", "x")
     assert not {"rayvisor.pool", "rayvisor.supervisor", "anyio", "ray"} & set(modules)

@@ -15,7 +15,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive, identify
+from rayvisor._backends.process.identity import alive, identify
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor.testing import wait_for_state
 from tests.waiting import until

@@ -58,7 +58,7 @@ class Environment:
         if self._local:
             return LocalHostFactory()
         # Imported here: a tree without engines or actors needs no Ray, and does not wait for its import.
-        from rayvisor._backends.ray.place import RayHostFactory
+        from rayvisor._backends.ray.host_factory import RayHostFactory
 
         return RayHostFactory(await self._connect())
 

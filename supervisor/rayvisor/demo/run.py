@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import psutil
 
 from rayvisor import records as r
+from rayvisor._backends.process.identity import alive
 from rayvisor.demo.outcome import Outcome, ReceivedStream, compare
 from rayvisor.demo.scenario import DemoRequest, Injection, hangs, injection, make_requests
 from rayvisor.errors import RayvisorError
@@ -272,15 +272,6 @@ class _Demo:
 async def _left(seen: set[ProcessId]) -> int:
     """Wait for processes to exit; return the number of those that are left after the timeout."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    alive: Callable[[ProcessId], bool] = _alive
     while any(map(alive, seen)) and time.monotonic() < deadline:  # noqa: ASYNC110 - foreign processes have no event
         await anyio.sleep(0.1)
     return sum(map(alive, seen))
-
-
-def _alive(process: ProcessId) -> bool:
-    try:
-        found = psutil.Process(process.pid)
-        return abs(found.create_time() - process.start_time) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -190,7 +190,7 @@ async def test_a_process_that_got_the_pid_second_is_not_touched(tree: ProcessTre
     (found,) = tree.processes
     held = tree._held[found.pid]
     held.close()
-    held.process = found._replace(start_time=found.start_time - 100)
+    held.process = found._replace(start_ticks=found.start_ticks - 1)
     assert not held.alive()
     held.kill()
     await asyncio.sleep(0.1)

@@ -13,7 +13,8 @@ import anyio
 from rayvisor._backends.process.crash import end_children
 from rayvisor._backends.process import killing
 from rayvisor._backends.process.reaper import read_stat
-from rayvisor._backends.process.tree import identify, tree
+from rayvisor._backends.process.identity import identify
+from rayvisor._backends.process.tree import tree
 
 forking = '''
 import os, time

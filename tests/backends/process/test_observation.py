@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rayvisor._backends.process.engine_tree import process_id
-from rayvisor._backends.process.observation import Sampler, in_words
+from rayvisor._backends.process.observation import Sampler, describe
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
 
 BURN = "import os; os.sched_setaffinity(0, {0}); exec('while True: pass')"
@@ -44,7 +44,7 @@ def load_of(program: str, *, seconds: float, enough: float) -> float:
         time.sleep(0.5)  # the interpreter's own start is no part of it
         end = time.monotonic() + seconds
         while time.monotonic() < end and seen < enough:
-            seen = max([seen, *(sight.load for sight in sampler.look([held], time.monotonic()))])
+            seen = max([seen, *(sight.load for sight in sampler.sample([held], time.monotonic()))])
             time.sleep(0.25)
         return seen
     finally:
@@ -75,5 +75,5 @@ def test_a_process_that_sleeps_does_not_compute() -> None:
     ],
 )
 def test_what_a_process_does_is_told_by_its_load_first(state: str, load: float, words: str) -> None:
-    host = ProcessId(7, 1.0, "host")
-    assert in_words([ProcessObservation(host, state, load)], busy=0.2) == f"host (pid 7) {words}"
+    host = ProcessId(7, 1, "", "host")
+    assert describe([ProcessObservation(host, state, load)], busy=0.2) == f"host (pid 7) {words}"

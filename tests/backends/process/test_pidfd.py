@@ -76,7 +76,7 @@ async def test_a_killed_process_is_known_to_be_dead_while_it_is_still_being_take
             process.kill()
             await asyncio.wait_for(told.wait(), 60)
             early.append(held.alive())
-            assert held.doomed()
+            assert held.exiting()
             assert held.how_it_ended() == (None, signal.SIGKILL)
             await until(lambda: not held.alive())
             assert held.how_it_ended() == (None, signal.SIGKILL)
@@ -95,7 +95,7 @@ async def test_threads_that_end_by_themselves_are_no_death() -> None:
         for _ in range(3):  # what was ready to be read has been told by then
             await asyncio.sleep(0)
         assert not told.is_set()
-        assert not held.doomed()
+        assert not held.exiting()
         held.watch(told.set)  # others are watched in their place
         process.kill()
         await asyncio.wait_for(told.wait(), 60)
@@ -106,11 +106,11 @@ async def test_a_stopped_process_is_not_dead() -> None:
         process.send_signal(signal.SIGSTOP)
         await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
         assert held.alive()
-        assert not held.doomed()
+        assert not held.exiting()
         assert held.how_it_ended() == (None, None)
         process.send_signal(signal.SIGCONT)
         await until(lambda: psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
-        assert not held.doomed()
+        assert not held.exiting()
 
 
 async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() -> None:
@@ -131,7 +131,7 @@ async def test_a_process_that_has_ended_is_gone_before_its_parent_asks_for_it() 
 async def test_a_process_with_the_pid_of_one_that_ended_is_neither_held_nor_killed() -> None:
     with running() as (process, _):
         real = process_id(process.pid)
-        other = PidfdHandle(real._replace(start_time=real.start_time - 100))
+        other = PidfdHandle(real._replace(start_ticks=real.start_ticks - 1))
         assert not other.alive()
         other.kill()
         assert not other.watch(lambda: None)

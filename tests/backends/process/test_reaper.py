@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import psutil
 
-from rayvisor._backends.process.tree import MARKER, identify
+from rayvisor._backends.process.identity import identify
+from rayvisor._backends.process.tree import MARKER
 from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

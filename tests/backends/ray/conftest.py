@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 
 @pytest.fixture
@@ -16,6 +16,6 @@ async def cluster(cluster_address: str) -> AsyncIterator[RayCluster]:
 
 
 @pytest.fixture
-async def place(cluster: RayCluster) -> AsyncIterator[RayHostFactory]:
-    async with RayHostFactory(cluster) as place:
-        yield place
+async def factory(cluster: RayCluster) -> AsyncIterator[RayHostFactory]:
+    async with RayHostFactory(cluster) as factory:
+        yield factory

@@ -57,8 +57,8 @@ def plain_class() -> Any:
 
 @pytest.fixture(params=[True, False], ids=["push", "probe"])
 async def actors(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[UserActorFactory]:
-    async with UserActorFactory(cluster, push=request.param) as place:
-        yield place
+    async with UserActorFactory(cluster, push=request.param) as factory:
+        yield factory
 
 
 async def test_an_actor_keeps_its_main_thread_and_answers_calls(actors: UserActorFactory) -> None:
@@ -156,18 +156,18 @@ async def test_a_placement_group_is_the_childs_reused_by_its_incarnations_and_re
 
     before = set(groups())
     options = ActorOptions(num_cpus=1, placement=PlacementOptions(({"CPU": 1.0, "slot": 1.0},)))
-    async with UserActorFactory(cluster) as place:
-        first = await place.create(plain_class(), child="router", incarnation=1, options=options)
+    async with UserActorFactory(cluster) as factory:
+        first = await factory.create(plain_class(), child="router", incarnation=1, options=options)
         await first.ready(90)
         made = set(groups()) - before
         assert len(made) == 1
         await first.kill()
-        second = await place.create(plain_class(), child="router", incarnation=2, options=options)
+        second = await factory.create(plain_class(), child="router", incarnation=2, options=options)
         await second.ready(90)
         assert set(groups()) - before == made
-        await place.end_child("router", 60)
+        await factory.end_child("router", 60)
         await until(lambda: all(groups()[key] == "REMOVED" for key in made))
-        third = await place.create(plain_class(), child="router", incarnation=3, options=options)
+        third = await factory.create(plain_class(), child="router", incarnation=3, options=options)
         await third.ready(90)
         assert len(set(groups()) - before) == 2
     await until(lambda: all(groups()[key] == "REMOVED" for key in set(groups()) - before))

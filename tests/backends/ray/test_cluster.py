@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._core.protocol.wire import ProcessId
 
@@ -21,12 +21,13 @@ DRIVER = """
 import asyncio, json, os
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 async def main():
-    # What only a Ray can be told that is started is no hindrance to attach to one.
-    async with await RayCluster.connect(options={"num_cpus": 2}) as cluster, RayHostFactory(cluster) as place:
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+    # Options that only a new Ray takes do not prevent attaching to a running one.
+    attached = await RayCluster.connect(options={"num_cpus": 2})
+    async with attached as cluster, RayHostFactory(cluster) as factory:
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         description = await host.ready(90)
         print(json.dumps({"started": cluster.started, "host": description.process.pid}), flush=True)
 
@@ -37,12 +38,12 @@ CHECKOUT = """
 import asyncio, json
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._backends.ray.package import package_folders
 
 async def main():
     upload = {"runtime_env": {"py_modules": list(package_folders())}}
-    async with await RayCluster.connect(options=upload) as cluster, RayHostFactory(cluster) as place:
+    async with await RayCluster.connect(options=upload) as cluster, RayHostFactory(cluster) as factory:
         import ray
 
         def where():
@@ -50,8 +51,9 @@ async def main():
             return rayvisor.__file__
 
         found = await ray.remote(where).remote()
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
-        print(json.dumps({"found": found, "child": (await host.ready(60)).child}), flush=True)
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+        node = (await host.ready(60)).node
+        print(json.dumps({"found": found, "node": node}), flush=True)
 
 asyncio.run(main())
 """
@@ -60,7 +62,7 @@ LOCAL = """
 import asyncio, json, os, sys
 from rayvisor._core.protocol.links import ActorOptions
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 
 async def main():
     assert "ray" not in sys.modules
@@ -73,8 +75,8 @@ async def main():
     counting = asyncio.create_task(count())
     cluster = await RayCluster.connect(num_cpus=2)
     counting.cancel()
-    async with cluster, RayHostFactory(cluster) as place:
-        host = await place.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
+    async with cluster, RayHostFactory(cluster) as factory:
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=ActorOptions())
         info = await host.ensure_started(1, {}, 90)
         if sys.argv[1] == "wait":
             ours = [(await host.ready(90)).process, *info.processes]
@@ -122,7 +124,7 @@ async def test_an_attached_driver_leaves_the_cluster_running_and_nothing_of_its_
 async def test_workers_import_the_checkout_that_the_line_in_the_error_uploads(cluster_address: str) -> None:
     (answer,) = await run(CHECKOUT, env={**without_address(), "RAY_ADDRESS": cluster_address})
     assert "py_modules_files" in str(answer["found"])
-    assert answer["child"] == "llm/1"
+    assert answer["node"]
 
 
 async def test_a_ray_that_somebody_else_initialised_is_used_and_left_initialised(

@@ -13,7 +13,7 @@ import pytest
 from rayvisor._backends.ray.actors import UserActor, UserActorFactory
 from rayvisor._backends.ray.adopted import Adoption
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.table import ActorState, died_of, look_up, read_row
+from rayvisor._backends.ray.table import ActorState, actor_end, look_up, read_row
 from rayvisor._runtime.children.actor_health import process_lost
 from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, AdoptStart, PlacementOptions
@@ -56,9 +56,9 @@ def mortal() -> Any:
 
 
 @pytest.fixture(params=[True, False], ids=["push", "ask"])
-async def place(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[UserActorFactory]:
-    async with UserActorFactory(cluster, push=request.param) as place:
-        yield place
+async def factory(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[UserActorFactory]:
+    async with UserActorFactory(cluster, push=request.param) as factory:
+        yield factory
 
 
 def shot(actor: UserActor, pid: int) -> None:
@@ -96,13 +96,13 @@ ROWS = {
 }
 
 
-async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActorFactory) -> None:
+async def test_each_way_to_end_has_its_exit_type_class_and_node(factory: UserActorFactory) -> None:
     found: dict[str, tuple[str, FaultClass, int | None]] = {}
-    rows = ROWS if place.watch.push else ("SIGKILL", "exit_actor")
+    rows = ROWS if factory.watch.push else ("SIGKILL", "exit_actor")
 
     async def play(how: str) -> None:
         end_it, options, *_ = ROWS[how]
-        actor = await place.create(mortal(), child=how, incarnation=1, options=options)
+        actor = await factory.create(mortal(), child=how, incarnation=1, options=options)
         await actor.ready(90)
         with pytest.raises(KeyError, match="mine"):
             await actor.call("refuse")  # an exception in a method is the caller's, and no end
@@ -120,12 +120,12 @@ async def test_each_way_to_end_has_its_exit_type_class_and_node(place: UserActor
     assert found == {how: tuple(ROWS[how][2:]) for how in rows}
 
 
-@pytest.mark.parametrize("place", [True], indirect=True, ids=["push"])
-async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorFactory) -> None:
-    owner = await place.create(mortal(), child="owner", incarnation=1, options=PLAIN)
+@pytest.mark.parametrize("factory", [True], indirect=True, ids=["push"])
+async def test_an_actor_goes_with_its_owner_and_that_is_said(factory: UserActorFactory) -> None:
+    owner = await factory.create(mortal(), child="owner", incarnation=1, options=PLAIN)
     await owner.ready(90)
     handle = await owner.call("another")
-    adoption = Adoption(place, "orphan", AdoptStart(actor=handle))
+    adoption = Adoption(factory, "orphan", AdoptStart(actor=handle))
     actor = await adoption.come_up(1, 60, {})
     os.kill(await owner.call("pid"), signal.SIGKILL)
     with anyio.fail_after(60):
@@ -134,12 +134,12 @@ async def test_an_actor_goes_with_its_owner_and_that_is_said(place: UserActorFac
     assert classify(process_lost(end, "serving")) is FATAL
 
 
-async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(place: UserActorFactory) -> None:
+async def test_what_ray_restarts_is_told_with_how_its_last_life_ended(factory: UserActorFactory) -> None:
     import ray
 
     remote: Any = ray.remote
     handle = remote(mortal()).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    actor = await Adoption(place, "child", AdoptStart(actor=handle)).come_up(1, 60, {})
+    actor = await Adoption(factory, "child", AdoptStart(actor=handle)).come_up(1, 60, {})
     os.kill(await actor.call("pid"), signal.SIGKILL)
     with anyio.fail_after(60):
         end = await actor.ended()
@@ -200,7 +200,7 @@ MADE_UP: dict[str, tuple[Any, str, FaultClass, dict[str, Any]]] = {
 def test_how_an_actor_ended_is_read_from_its_row(how: str) -> None:
     data, root, fault_class, facts = MADE_UP[how]
     assert data.state is ActorState.DEAD
-    end = died_of(data, None)
+    end = actor_end(data, None)
     assert (end.root.type, classify(process_lost(end, "serving"))) == (root, fault_class)
     assert end.node == "10.0.0.7"
     assert {name: getattr(end, name) for name in facts} == facts
@@ -211,4 +211,4 @@ async def test_a_worker_that_ray_has_not_noted_is_read_off_the_actor_s_row(clust
     from ray import ActorID
 
     assert look_up(ActorID(os.urandom(16))) is None
-    assert died_of(row(), Termination(causes=(Cause("A", ""), Cause("B", "")))).root == Cause("B", "")
+    assert actor_end(row(), Termination(causes=(Cause("A", ""), Cause("B", "")))).root == Cause("B", "")

@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from rayvisor._backends.host.local import LocalHostFactory
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._backends.ray.cluster import RayCluster
-from rayvisor._backends.ray.place import RayHostFactory
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._core.protocol.links import HostCallFailedError, HostFactory, HostGoneError, HostLink
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, HostItem, Phase, Terminated
 from rayvisor.faults import Termination
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(params=["here", "ray"])
-async def place(request: pytest.FixtureRequest, cluster: RayCluster) -> AsyncIterator[HostFactory]:
-    place: HostFactory = LocalHostFactory() if request.param == "here" else RayHostFactory(cluster)
-    yield place
-    await place.close()
+async def factory(request: pytest.FixtureRequest, cluster: RayCluster) -> AsyncIterator[HostFactory]:
+    factory: HostFactory = LocalHostFactory() if request.param == "here" else RayHostFactory(cluster)
+    yield factory
+    await factory.close()
 
 
-async def make(place: HostFactory, epoch: int = 1) -> HostLink:
-    return await place.create(child="llm/1", epoch=epoch, engine="sim", options=ActorOptions())
+async def make(factory: HostFactory, epoch: int = 1) -> HostLink:
+    return await factory.create(child="llm/1", epoch=epoch, engine="sim", options=ActorOptions())
 
 
 async def started(host: HostLink, incarnation: int = 1) -> EngineInfo:
@@ -52,8 +52,8 @@ async def items(host: HostLink, kind: type[HostItem], count: int) -> list[HostIt
     return found
 
 
-async def test_a_host_describes_itself(place: HostFactory) -> None:
-    host = await make(place)
+async def test_a_host_describes_itself(factory: HostFactory) -> None:
+    host = await make(factory)
     description = await host.ready(90)
     assert (host.child, host.epoch) == ("llm/1", 1)
     assert alive(description.process)
@@ -62,23 +62,23 @@ async def test_a_host_describes_itself(place: HostFactory) -> None:
     assert (await host.ready(90)).process.pid == description.process.pid
 
 
-async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(place: HostFactory) -> None:
-    host = await make(place)
+async def test_an_incarnation_is_started_once_however_often_it_is_asked_for(factory: HostFactory) -> None:
+    host = await make(factory)
     first, second = await asyncio.gather(started(host), started(host))
     assert first == second
     assert await started(host) == first
 
 
-async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(place: HostFactory) -> None:
-    host = await make(place)
+async def test_an_engine_that_does_not_come_up_is_returned_as_plain_data(factory: HostFactory) -> None:
+    host = await make(factory)
     died = await host.ensure_started(1, {"fail_start": "no weights"}, 90)
     assert isinstance(died, Termination)
     assert "no weights" in died.root.message
     await started(host, 2)
 
 
-async def test_tokens_come_through_the_one_stream(place: HostFactory) -> None:
-    host = await make(place)
+async def test_tokens_come_through_the_one_stream(factory: HostFactory) -> None:
+    host = await make(factory)
     await started(host)
     reading = asyncio.ensure_future(items(host, Chunk, 1))
     await host.submit(1, [GenerateCommand("r1", 1, "once upon a time", {"max_tokens": 5})])
@@ -88,16 +88,16 @@ async def test_tokens_come_through_the_one_stream(place: HostFactory) -> None:
     await host.abort([("r1", 1)])
 
 
-async def test_the_phases_of_a_start_come_through_the_stream(place: HostFactory) -> None:
-    host = await make(place)
+async def test_the_phases_of_a_start_come_through_the_stream(factory: HostFactory) -> None:
+    host = await make(factory)
     await started(host)
     (phase,) = (await items(host, Phase, 1))[:1]
     assert isinstance(phase, Phase)
     assert phase.incarnation == 1
 
 
-async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostFactory) -> None:
-    host = await make(place)
+async def test_the_engines_death_is_told_and_the_host_lives_on(factory: HostFactory) -> None:
+    host = await make(factory)
     info = await started(host)
     reading = asyncio.ensure_future(items(host, Terminated, 1))
     os.kill(info.processes[0].pid, signal.SIGKILL)
@@ -108,8 +108,8 @@ async def test_the_engines_death_is_told_and_the_host_lives_on(place: HostFactor
     assert set(again.processes).isdisjoint(info.processes)
 
 
-async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: HostFactory) -> None:
-    host = await make(place)
+async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(factory: HostFactory) -> None:
+    host = await make(factory)
     info = await started(host)
     await host.stop_engine(1, 1.0)
     assert not any(alive(process) for process in info.processes)
@@ -119,8 +119,8 @@ async def test_stopping_an_engine_ends_its_processes_and_keeps_the_host(place: H
         await host.ask(1, "get_status", (), {}, 10)
 
 
-async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: HostFactory) -> None:
-    host = await make(place)
+async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(factory: HostFactory) -> None:
+    host = await make(factory)
     info = await started(host)
     os.kill(info.processes[-1].pid, signal.SIGSTOP)
     reading = asyncio.ensure_future(items(host, Terminated, 1))
@@ -140,23 +140,23 @@ async def test_ending_a_host_ends_everything_of_it_and_every_call_on_it(place: H
 
 
 async def test_a_newer_epoch_comes_up_beside_what_is_left_of_the_older_and_all_end_together(
-    place: HostFactory,
+    factory: HostFactory,
 ) -> None:
-    first, second = await make(place, 1), await make(place, 2)
+    first, second = await make(factory, 1), await make(factory, 2)
     infos = [await started(first), await started(second)]
     with pytest.raises(ValueError, match="epoch=2"):
-        await make(place, 2)
-    assert (await place.end_child("llm/1", 30)).verified
+        await make(factory, 2)
+    assert (await factory.end_child("llm/1", 30)).verified
     assert not any(alive(process) for info in infos for process in info.processes)
-    assert (await place.end_child("llm/1", 30)).verified
+    assert (await factory.end_child("llm/1", 30)).verified
 
 
-async def test_closing_the_place_tells_everyone_who_waits_for_a_host(place: HostFactory) -> None:
-    host = await make(place)
+async def test_closing_the_place_tells_everyone_who_waits_for_a_host(factory: HostFactory) -> None:
+    host = await make(factory)
     info = await started(host)
     waiting = asyncio.ensure_future(host.ended())
     await asyncio.sleep(0)
-    await place.close()
+    await factory.close()
     with anyio.fail_after(60):
         assert (await waiting).intended
     assert (await host.ended()).intended

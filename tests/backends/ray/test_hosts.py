@@ -12,11 +12,12 @@ import anyio
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from rayvisor._backends.process.tree import alive, marked
+from rayvisor._backends.process.identity import alive
+from rayvisor._backends.process.tree import marked
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, WorkerPackageError
+from rayvisor._backends.ray.host_factory import RayHostFactory
 from rayvisor._backends.ray.hosts import RayHost
-from rayvisor._backends.ray.place import RayHostFactory
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
 from rayvisor.faults import Termination
@@ -40,9 +41,9 @@ async def until_gone(*processes: ProcessId, seconds: float = 60.0) -> None:
 
 
 async def test_a_host_that_ray_loses_sight_of_while_it_comes_up_is_asked_again_and_made_once(
-    place: RayHostFactory,
+    factory: RayHostFactory,
 ) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     real = host._actor
     missed: list[str] = []
 
@@ -71,8 +72,8 @@ async def test_a_host_that_ray_loses_sight_of_while_it_comes_up_is_asked_again_a
     assert pid != os.getpid()
 
 
-async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(factory: RayHostFactory) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     description = await host.ready(90)
     assert description.process.pid != os.getpid()
     os.kill(description.process.pid, signal.SIGKILL)
@@ -86,38 +87,40 @@ async def test_the_sigkill_of_a_host_is_known_at_once_with_its_cause(place: RayH
     assert await host.ended() == end
 
 
-async def test_of_a_host_with_an_engine_its_node_tells_first_and_how_it_ended(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_the_end_of_a_host_with_an_engine_is_reported_by_its_node_first(
+    factory: RayHostFactory,
+) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     await started(host)
     pid = (await host.ready(90)).process.pid
     waiting = [asyncio.create_task(host.ended()) for _ in range(2)]
     os.kill(pid, signal.SIGKILL)
     with anyio.fail_after(30):
-        await asyncio.shield(host._told)  # Ray's own word comes too; whichever is first counts
+        await asyncio.shield(host._reported)  # Ray's own report comes too; the first one counts
         ends = await asyncio.gather(*waiting)
-    assert host._told.result().root.message == f"the host (pid {pid}) was ended by SIGKILL"
-    assert host._told.result().signal == signal.SIGKILL
+    assert host._reported.result().root.message == f"the host (pid {pid}) was ended by SIGKILL"
+    assert host._reported.result().signal == signal.SIGKILL
     assert ends[0] == ends[1]
     assert not ends[0].intended
     assert not ends[0].unavailable
 
 
-async def test_without_a_node_agent_rays_word_on_a_hosts_end_is_enough(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_without_a_node_agent_rays_report_of_a_hosts_end_is_enough(factory: RayHostFactory) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     await started(host)
-    os.kill(await place.agents.pid(host.node_id), signal.SIGKILL)
-    assert host._hearing is not None
-    await asyncio.wait([host._hearing], timeout=60)
-    assert not host._told.done()
+    os.kill(await factory.agents.pid(host.node_id), signal.SIGKILL)
+    assert host._process_watch is not None
+    await asyncio.wait([host._process_watch], timeout=60)
+    assert not host._reported.done()
     os.kill((await host.ready(90)).process.pid, signal.SIGKILL)
     with anyio.fail_after(30):
         assert (await host.ended()).root.type == "SYSTEM_ERROR"
 
 
 async def test_a_killed_hosts_process_tree_is_gone_within_seconds_though_it_is_stopped(
-    place: RayHostFactory,
+    factory: RayHostFactory,
 ) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
     pid = (await host.ready(90)).process.pid
     assert len(info.processes) == 2
@@ -132,8 +135,8 @@ async def test_a_killed_hosts_process_tree_is_gone_within_seconds_though_it_is_s
     assert marked(host.key) == ()
 
 
-async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(factory: RayHostFactory) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
     description = await host.ready(90)
     os.kill(info.processes[-1].pid, signal.SIGSTOP)
@@ -147,8 +150,8 @@ async def test_end_returns_only_when_everything_of_the_host_is_proven_gone(place
     assert end.intended
 
 
-async def test_a_stream_ends_with_the_host(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_a_stream_ends_with_the_host(factory: RayHostFactory) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     description = await host.ready(90)
     reading = asyncio.ensure_future(anext(aiter(host.stream())))
     await host.flow("nobody", 1, is_open=True)
@@ -160,37 +163,37 @@ async def test_a_stream_ends_with_the_host(place: RayHostFactory) -> None:
         await host.abort([])
 
 
-async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(place: RayHostFactory) -> None:
-    first = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_each_epoch_is_an_actor_of_its_own_and_is_made_once(factory: RayHostFactory) -> None:
+    first = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     with pytest.raises(ValueError, match="epoch=1"):
-        await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
-    second = await place.create(child="llm/1", epoch=2, engine="sim", options=PLAIN)
+        await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+    second = await factory.create(child="llm/1", epoch=2, engine="sim", options=PLAIN)
     pids = {(await host.ready(90)).process.pid for host in (first, second)}
     assert len(pids) == 2
     assert first.key != second.key
-    report = await place.end_child("llm/1", 5)
+    report = await factory.end_child("llm/1", 5)
     assert report.verified
     assert {process.pid for process in report.killed} <= pids
 
 
-async def test_a_host_that_never_came_up_is_ended_all_the_same(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_a_host_that_never_came_up_is_ended_all_the_same(factory: RayHostFactory) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     report = await host.end(10)
     assert report.verified
     with pytest.raises(HostGoneError):
         await host.ready(5)
 
 
-async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(place: RayHostFactory) -> None:
+async def test_what_no_node_has_is_said_when_a_host_does_not_come_up(factory: RayHostFactory) -> None:
     options = ActorOptions(num_cpus=0, resources={"slot": 99})
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=options)
     with pytest.raises(RayCallTimeout, match="no node has slot=99: the largest has 4 in all"):
         await host.ready(0.5)
     assert (await host.end(30)).verified
 
 
 async def test_resources_variables_and_the_node_are_passed_through(
-    place: RayHostFactory, cluster: RayCluster, tmp_path: Path
+    factory: RayHostFactory, cluster: RayCluster, tmp_path: Path
 ) -> None:
     options = ActorOptions(
         num_cpus=1,
@@ -198,20 +201,22 @@ async def test_resources_variables_and_the_node_are_passed_through(
         env_vars={"RAYVISOR_LOG_DIR": os.fspath(tmp_path)},
         scheduling=NodePin(cluster.node_id),
     )
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=options)
     await started(host)
     failed = await host.ensure_started(2, {"fail_start": "no weights"}, 90)
     assert isinstance(failed, Termination)
     assert failed.log_file.startswith(os.fspath(tmp_path))
-    crowded = await place.create(child="llm/2", epoch=1, engine="sim", options=options)
+    crowded = await factory.create(child="llm/2", epoch=1, engine="sim", options=options)
     with pytest.raises(RayCallTimeout):
         await crowded.ready(1)
     await host.end(30)
     await crowded.ready(90)
 
 
-async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(place: RayHostFactory) -> None:
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+async def test_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_running(
+    factory: RayHostFactory,
+) -> None:
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
     info = await started(host)
     pid = (await host.ready(90)).process.pid
     assert host.reaper > 0
@@ -226,13 +231,13 @@ async def test_a_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_at_work(p
 
 @pytest.mark.parametrize("body", ["__version__ = '0.0.1'", "raise ImportError('no rayvisor here')"])
 async def test_workers_without_the_drivers_package_get_one_error_with_the_line_to_paste(
-    place: RayHostFactory, tmp_path: Path, body: str
+    factory: RayHostFactory, tmp_path: Path, body: str
 ) -> None:
     package = tmp_path / "rayvisor"
     package.mkdir()
     (package / "__init__.py").write_text(body, encoding="utf-8")
     options = ActorOptions(env_vars={"PYTHONPATH": os.fspath(tmp_path)})
-    host = await place.create(child="llm/1", epoch=1, engine="sim", options=options)
+    host = await factory.create(child="llm/1", epoch=1, engine="sim", options=options)
     with pytest.raises(WorkerPackageError) as raised:
         await host.ready(90)
     assert raised.value.found == ("0.0.1" if "0.0.1" in body else None)

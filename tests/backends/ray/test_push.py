@@ -40,7 +40,7 @@ class Failing:
 
 def channel(failing: Failing) -> PushChannel:
     cluster = cast("RayCluster", failing)
-    return PushChannel(cluster, "Actor", hear=lambda *_: None, catch_up=lambda: None)
+    return PushChannel(cluster, "Actor", on_record=lambda *_: None, on_gap=lambda: None)
 
 
 async def test_one_that_fails_is_opened_again_and_one_that_fails_as_it_is_closed_is_no_news() -> None:
@@ -48,10 +48,10 @@ async def test_one_that_fails_is_opened_again_and_one_that_fails_as_it_is_closed
     read = channel(failing)
     with capture_logs() as logs:
         read.start()
-        await until(lambda: read.telling)
+        await until(lambda: read.active)
         failing.fail.set()
-        await until(lambda: failing.made == 2 and read.telling)
+        await until(lambda: failing.made == 2 and read.active)
         assert [log["event"] for log in logs] == ["ray.push.broke"]
         await read.close()
     assert [log["event"] for log in logs] == ["ray.push.broke"]
-    assert not read.telling
+    assert not read.active

@@ -13,7 +13,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor.testing import wait_for_state
 from tests.backends.driving import REAL
 from tests.backends.server.http_client import complete, post

@@ -17,7 +17,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor._backends.process.tree import alive, identify
+from rayvisor._backends.process.identity import alive, identify
 from rayvisor._backends.server.ports import PortTakenError
 from rayvisor._backends.server.server_engine import ServerEngine
 from rayvisor._backends.server.usage_errors import with_usage_error

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rayvisor._backends.process.engine_tree import TAG, ProcessTree, new_tag
-from rayvisor._backends.process.tree import alive, identify
+from rayvisor._backends.process.identity import alive, identify
 from rayvisor._backends.vllm import lease as leases
 from rayvisor._backends.vllm import template as templates
 from rayvisor._backends.vllm.lease import ForkedProcess, forked_from

@@ -1,4 +1,4 @@
-"""What tests of the control socket share: a raw HTTP client, and trees to talk to."""
+"""Shared by tests of the control socket: a raw HTTP client, and trees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GREEDY = {"max_tokens": 60, "temperature": 0.0}
 
 
 async def exchange(path: Path, data: bytes) -> tuple[int, Any]:
-    """Send bytes, read the whole answer: status and JSON."""
+    """Send bytes and return status and JSON of the answer."""
     with anyio.fail_after(60.0):
         async with await anyio.connect_unix(path) as stream:
             await stream.send(data)
@@ -43,7 +43,7 @@ async def post(path: Path, target: str, body: object = None) -> tuple[int, Any]:
 
 
 def leaves(tree: dict[str, Any]) -> dict[str, str]:
-    """State and leaf of every child, by path."""
+    """Return state and leaf of every child, by path."""
     found = {tree["path"]: f"{tree['state']}.{tree['leaf']}"} if tree["path"] else {}
     for child in tree["children"]:
         found |= leaves(child)
@@ -71,7 +71,7 @@ async def idle() -> None:
 async def tree(
     folder: Path, *children: rv.ChildSpec, **options: Any
 ) -> AsyncIterator[tuple[rv.Supervisor, Path]]:
-    """A tree without Ray that is talked to."""
+    """Run a tree without Ray; yield it with the path of its socket."""
     path = folder / "private" / "tree.sock"
     spec = rv.SupervisorSpec(intensity=3, period=900.0, children=children)
     async with rv.Supervisor(spec, local=True, seed=7, control=path, handle_signals=False, **options) as sup:

@@ -1,4 +1,4 @@
-"""Pause in its three modes, and how holds combine: through the socket, with simulated engines."""
+"""The three modes of pause, and combined holds, through the socket with simulated engines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor._backends.process.tree import alive
+from rayvisor._backends.process.identity import alive
 from rayvisor._core.supervision import messages as m
 from tests.edges.control.http_client import GREEDY, PROMPT, get, pool, post, states, tree
 from tests.waiting import until
 
-SLOW = {"tokens_per_second": 30.0}  # so slow that a stall of a second changes nothing
+SLOW = {"tokens_per_second": 30.0}  # slow enough for a stall of a second to make no difference
 
 
 def kill_core(sup: rv.Supervisor, child: str) -> None:
@@ -25,7 +25,7 @@ def kill_core(sup: rv.Supervisor, child: str) -> None:
 
 
 class Readers:
-    """Requests that are read in the background."""
+    """Requests whose streams are read in the background."""
 
     def __init__(self, scheduler: rv.EnginePool, tasks: anyio.abc.TaskGroup) -> None:
         self.scheduler = scheduler
@@ -38,7 +38,7 @@ class Readers:
             self.tasks.start_soon(self._read, options)
 
     async def until_silent(self, seconds: float) -> None:
-        """Wait until nothing has arrived for so long: what was on its way does first."""
+        """Wait until nothing has arrived for a while, after everything in transit has."""
         with anyio.fail_after(60.0):
             told = -1
             while told != self.tokens:
@@ -116,7 +116,7 @@ async def test_abort_moves_what_is_in_flight_to_another_engine(tmp_path: Path, e
     async with tree(tmp_path, pool(size=2, engine_args=SLOW)) as (sup, path):
         async with anyio.create_task_group() as tasks:
             readers = Readers(sup["llm"], tasks)
-            readers.ask(4, max_attempts=1)  # being moved by an operator is no attempt
+            readers.ask(4, max_attempts=1)  # a move by an operator is not an attempt
             await until(lambda: readers.tokens > 20)
             _, told = await post(path, "/pause", {"path": "llm/1", "mode": "abort"})
             assert told["in_flight"] == 0
@@ -153,7 +153,7 @@ async def test_keep_holds_what_is_in_flight_and_is_not_taken_for_a_hang(
             await until(lambda: readers.tokens > 10)
             _, told = await post(path, "/pause", {"mode": "keep"})
             assert told["in_flight"] == 2
-            await readers.until_silent(4 * stall_after)  # as a hang is, four times over
+            await readers.until_silent(4 * stall_after)  # four times as long as a hang
             assert readers.tokens < 100
             await post(path, "/resume")
         assert readers.texts == [expected] * 2
@@ -261,10 +261,10 @@ async def test_holds_combine_and_the_leaf_shows_the_first(tmp_path: Path) -> Non
         await post(path, "/pause", {"path": "llm/1"})
         assert await told("synced", "REQUESTED") == "REQUESTED"
         assert await told("stale", "STALE", "REQUESTED") == "STALE"
-        kill_core(sup, "llm/1")  # the old weights go with the incarnation, the request stays
+        kill_core(sup, "llm/1")  # the incarnation takes its old weights with it; the pause request stays
         await until(lambda: sup.status("llm/1").incarnation == 2 and sup.status("llm/1").state == "PAUSED")
         assert sup.status("llm/1").holds == ("REQUESTED",)
-        runtime.post(m.Reported("llm/1", 2, "unhealthy"))  # this engine cannot be retried in place
+        runtime.post(m.Reported("llm/1", 2, "unhealthy"))  # this engine cannot recover in place
         await until(lambda: sup.status("llm/1").incarnation == 3 and sup.status("llm/1").state == "PAUSED")
         assert sup.status("llm/1").holds == ("REQUESTED",)
         _, form = await get(path, "/fault_tolerance/status")

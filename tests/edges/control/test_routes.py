@@ -1,4 +1,4 @@
-"""What is answered: the tree, what happens in it, vLLM's paths; and one clear error for what is wrong."""
+"""The routes: the tree, its events, vLLM's paths, and one clear error for each invalid request."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_events_are_lines_of_json_until_the_tree_has_ended(tmp_path: Path)
             assert (await post(path, "/pause", {"path": "idler"}))[0] == 200
     assert b"application/jsonl" in received
     body = received.partition(b"\r\n\r\n")[2]
-    assert body.endswith(b"0\r\n\r\n")  # it ended in order
+    assert body.endswith(b"0\r\n\r\n")  # a complete chunked body
     lines = [json.loads(line) for line in body.split(b"\r\n") if line.startswith(b"{")]
     paused = next(each for each in lines if each["record"] == "StateChanged")
     assert (paused["child"], paused["before"], paused["after"]) == (

@@ -1,4 +1,4 @@
-"""What the front does when an operator takes requests off an engine, or has them held there."""
+"""The request scheduler when an operator withdraws requests from an engine or holds them there."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_all_samples_of_a_request_are_taken_off() -> None:
 
 def test_what_is_kept_is_not_read_and_a_reader_that_catches_up_does_not_open_it() -> None:
     bench = Bench(slow_at=3, fast_at=1).up(A).submit("fast").submit("slow")
-    bench.chunk("slow", 65, 66, 67)  # its reader is slow: it is not read anyway
+    bench.chunk("slow", 65, 66, 67)  # its reader is slow, so it is not read anyway
     keep(bench, A, kept=True)
     assert [(flow.request, flow.open) for flow in bench.of(Flow)] == [("fast.0", False)]
     bench.note(bench.scheduler.taken("slow", 0, 3, bench.now))

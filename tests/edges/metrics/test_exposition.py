@@ -1,4 +1,4 @@
-"""The tree in numbers: read by another's parser, over HTTP, and never falling."""
+"""The metrics: parsed by an independent parser, served over HTTP, and never decreasing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def read(text: str) -> Values:
-    """Values by name and labels; also looks whether the text is what it says."""
+    """Return values by name and labels; also check the format of the text."""
     values: Values = {}
     kinds = {family.name: family for family in FAMILIES}
     for family in text_string_to_metric_families(text):
-        # The parser knows counters by their names without what they end with.
+        # The parser names counters without their suffix.
         known = kinds.get(family.name) or kinds[f"{family.name}_total"]
         assert (family.type, family.documentation) == (known.kind, known.help)
         for sample in family.samples:
@@ -125,7 +125,7 @@ async def test_the_page_and_the_socket_have_them_and_only_to_look_at(tmp_path: P
     spec = rv.SupervisorSpec(children=[rv.coroutine("idler", idle)])
     async with rv.Supervisor(spec, local=True, handle_signals=False, control=path) as sup:
         browser = Browser((await sup.serve_web()).url)
-        host = {"Host": f"{browser.host}:{browser.port}"}  # as a scraper asks: without the token
+        host = {"Host": f"{browser.host}:{browser.port}"}  # like a scraper, without the token
         status, headers, content = await browser.ask("/metrics", host)
         assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
         assert value(read(content.decode()), "child_incarnation", child="idler") == 1

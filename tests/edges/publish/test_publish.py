@@ -71,7 +71,7 @@ def read(socket: zmq.Socket[bytes], seconds: float = WITHIN) -> tuple[str, dict[
 
 
 def joined(publisher: Publisher, *sockets: zmq.Socket[bytes]) -> None:
-    """Publish until each has got something: only then has its subscription arrived."""
+    """Publish until each socket has received something, which proves that its subscription has arrived."""
     late = time.monotonic() + WITHIN
     for socket in sockets:
         while not socket.poll(20):
@@ -99,7 +99,7 @@ def test_a_topic_is_the_path_of_the_child_and_each_is_numbered_by_itself() -> No
     messages = Messages("a")
     order = [json.loads(messages.of(moved(path), 0.0)[1])["sequence"] for path in ("a", "b", "a", "a", "b")]
     assert order == [1, 1, 2, 3, 2]
-    for number in range(TOPICS):  # children come and go: their numbers are not kept for ever
+    for number in range(TOPICS):  # children come and go; their sequences are not kept forever
         messages.of(moved(f"c{number}"), 0.0)
     assert json.loads(messages.of(moved("a"), 0.0)[1])["sequence"] == 1
 
@@ -198,7 +198,7 @@ async def test_an_address_that_cannot_be_had_is_said_before_anything_starts(fold
     assert (folder / "file").read_text() == "precious"
     await first.end()
     await second.end()
-    assert os.listdir(folder) == ["file"]  # noqa: PTH208 - the whole of it, and no iterator
+    assert os.listdir(folder) == ["file"]  # noqa: PTH208 - a list of names is compared
 
 
 async def test_without_pyzmq_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the live page share: a raw HTTP client that reads event streams, and trees with a page."""
+"""Shared by tests of the live page: a raw HTTP client that reads event streams, and trees with a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import rayvisor as rv
 
 
 class Browser:
-    """Asks a page as a browser does that has opened its URL."""
+    """Sends requests like a browser that has opened the URL of a page."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -26,7 +26,7 @@ class Browser:
 
     @property
     def own(self) -> dict[str, str]:
-        """Headers of a request by the page's own script."""
+        """The headers of a request from the page's own script."""
         return {
             "Host": f"{self.host}:{self.port}",
             "Origin": f"http://{self.host}:{self.port}",
@@ -36,7 +36,7 @@ class Browser:
     async def ask(
         self, target: str, headers: dict[str, str] | None = None, *, method: str = "GET", body: object = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Send one request and read its whole answer: status, headers and body."""
+        """Send one request; return status, headers and body of the answer."""
         content = b"" if body is None else json.dumps(body).encode()
         told = {**(self.own if headers is None else headers), "Content-Length": str(len(content))}
         http = h11.Connection(h11.CLIENT)
@@ -81,7 +81,7 @@ class Browser:
 
 
 class Reader:
-    """What a page knows after the messages it has read."""
+    """The state of a page after the messages it has read."""
 
     def __init__(self, stream: anyio.abc.SocketStream) -> None:
         self._stream = stream
@@ -98,7 +98,7 @@ class Reader:
         self.faults: dict[int, dict[str, Any]] = {}
 
     async def until(self, condition: Any, seconds: float = 60.0) -> None:
-        """Read on until something is so."""
+        """Read until a condition holds."""
         with anyio.fail_after(seconds):
             while not condition(self):
                 await self._more()
@@ -137,7 +137,7 @@ async def idle() -> None:
 
 @asynccontextmanager
 async def tree(*children: rv.ChildSpec, **flags: Any) -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
-    """A tree without Ray that has a page."""
+    """Run a tree without Ray that has a page."""
     spec = rv.SupervisorSpec(**{"intensity": 3, "period": 900.0, **flags}, children=children)
     async with rv.Supervisor(spec, local=True, seed=7, handle_signals=False) as sup:
         page = await sup.serve_web()

@@ -1,4 +1,4 @@
-"""Who is let in: who has the token, by the page itself, under a name that is ours."""
+"""Access needs the run's token, the page's own origin, and a host name of the server."""
 
 from __future__ import annotations
 

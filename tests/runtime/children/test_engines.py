@@ -31,8 +31,8 @@ from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
 
-HOST = ProcessId(4711, 0.0, "host")
-INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0.0, "core"),), 0.1)
+HOST = ProcessId(4711, 0, "", "host")
+INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0, "", "core"),), 0.1)
 SPEC = ChildSpec(id="1", start=EngineStart(engine="sim", arguments={"x": 1}), start_timeout=5.0)
 
 

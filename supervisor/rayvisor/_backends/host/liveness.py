@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from rayvisor._backends.host.engine import Engine, EngineError, ExternalLoad, Report, ServesExternally
-from rayvisor._backends.process.observation import Sampler, in_words, stopped_cause
+from rayvisor._backends.process.observation import Sampler, describe, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch, StartClock
 from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import (
@@ -113,11 +113,11 @@ class LivenessMonitor:
     async def _watch(self) -> Termination:
         now = time.monotonic()
         watch = StallWatch(self._limits, now)
-        self._sampler.look(self._engine.processes(), now)
+        self._sampler.sample(self._engine.processes(), now)
         while True:
             await asyncio.sleep(max(0.0, watch.next_look(now) - time.monotonic()))
             now = time.monotonic()
-            sights = self._sampler.look(self._engine.processes(), now)
+            sights = self._sampler.sample(self._engine.processes(), now)
             match watch.look(self._see(now, sights)):
                 case HealthAction.PROBE:
                     self._begin_probe()
@@ -184,7 +184,7 @@ class LivenessMonitor:
         stopped = stopped_cause(sights)
         if stopped is not None:
             return Cause(name, message), stopped
-        return (Cause(name, f"{message}; {in_words(sights, BUSY_SHARE)}"),)
+        return (Cause(name, f"{message}; {describe(sights, BUSY_SHARE)}"),)
 
     def _died(self, watch: StallWatch, sights: list[ProcessObservation]) -> Termination:
         causes = self._causes("EngineStalled", watch, sights)
@@ -277,7 +277,7 @@ class _StartWatch:
         """Observe the processes repeatedly, until cancelled."""
         sampler = Sampler()
         while True:
-            sights = sampler.look(self._engine.processes(), time.monotonic())
+            sights = sampler.sample(self._engine.processes(), time.monotonic())
             if self._loop.time() < (self.timeout.when() or 0.0):  # later ones are being killed
                 self.held_by = stopped_cause(sights)
             if any(sight.load >= _START_SHARE for sight in sights):

@@ -16,7 +16,7 @@ import anyio
 from rayvisor._backends.host.engine import EngineError, EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.killing import end_processes
-from rayvisor._backends.process.observation import look_twice
+from rayvisor._backends.process.observation import observe
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.links import (
     CleanupReport,
@@ -129,7 +129,7 @@ class LocalHost:
     async def view(self, timeout: float) -> HostView:
         """Observe the engine's processes; the host itself is this process, which runs."""
         del timeout
-        return HostView(tuple(await look_twice(self._processes)))
+        return HostView(tuple(await observe(self._processes)))
 
     async def ended(self) -> Termination:
         """Wait until the host has ended."""

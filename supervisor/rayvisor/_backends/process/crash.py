@@ -1,4 +1,4 @@
-"""The end of this process, as a crash: last words, children, logs, then ``os._exit``."""
+"""The end of this process as a crash: last words, children and logs first, then ``os._exit``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from rayvisor._backends.process.identity import own_identity
 from rayvisor._backends.process.killing import Killing
-from rayvisor._backends.process.tree import identify
 from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["arm", "end_children", "end_process"]
@@ -20,20 +20,20 @@ _PAUSE_SECONDS = 0.005
 
 
 def arm(code: int, timeout: float) -> threading.Timer:
-    """See that this process ends in ``timeout`` seconds, whatever hangs; ``cancel`` takes that back."""
+    """Exit this process with ``code`` in ``timeout`` seconds, whatever hangs; ``cancel`` disarms it."""
     timer = threading.Timer(timeout, os._exit, (code,))
     timer.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread to be had: then without
+    with contextlib.suppress(RuntimeError):  # no thread can be started: the exit then has no time limit
         timer.start()
     return timer
 
 
 def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
-    """Carry out what has to come before the end, and end the process. No step that raises holds it up."""
+    """Run the steps that come before the exit, then exit. A step that raises does not delay the others."""
     for step in steps:
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - the end comes first
+        except Exception as error:  # noqa: BLE001 - the process exits in any case
             with contextlib.suppress(Exception):
                 sys.stderr.write(f"rayvisor: {type(error).__name__}: {error}\n")
     _flush()
@@ -41,10 +41,9 @@ def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
 
 
 def end_children(timeout: float) -> tuple[ProcessId, ...]:
-    """Kill everything below this process, and wait until it is gone; what was killed."""
+    """Kill everything below this process, wait at most ``timeout`` seconds, and return what was killed."""
     until = time.monotonic() + timeout
-    me = identify(os.getpid())
-    killing = Killing(() if me is None else (me,), hold=timeout / 4)
+    killing = Killing((own_identity(),), suspend_timeout=timeout / 4)
     while not killing.proven and time.monotonic() < until:
         if killing.round():
             time.sleep(_PAUSE_SECONDS)

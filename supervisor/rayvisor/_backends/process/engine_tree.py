@@ -1,9 +1,9 @@
-"""The processes of one engine: found, watched, killed, proven gone.
+"""The processes of one engine: finding, watching and killing them, and proving that they are gone.
 
-Processes are known by (pid, start time), and held by a pidfd, so that nothing here ever touches a
-process that got a pid second. A process belongs to the engine when it descends from the host, was not
-there before and carries no other engine's tag in its environment, or when it carries the engine's own
-tag: that finds those whose parent died first, which the process table shows as somebody else's children.
+Processes are known by their identity and held by a pidfd, so that nothing here ever touches a process that
+got the pid of another one. A process belongs to the engine in two cases. It descends from the host, was not
+there before, and carries no other engine's tag in its environment. Or it carries the engine's own tag: this
+finds processes whose parent died first, which the process table shows as children of another process.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from typing import NamedTuple
 
 import psutil
 
-from rayvisor._backends.process.pidfd import SAME_START_SECONDS, PidfdHandle
+from rayvisor._backends.process import reaper
+from rayvisor._backends.process.identity import alive, identify, same
+from rayvisor._backends.process.pidfd import PidfdHandle
+from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["TAG", "TAG_LENGTH", "Ended", "ProcessTree", "new_tag", "process_id"]
 
 TAG = "RAYVISOR_ENGINE"
-"""The environment variable by which an engine's processes are known."""
+"""Name of the environment variable that an engine's processes carry; its value is the engine's tag."""
 TAG_LENGTH = 32
-"""Every tag has so many characters: one can be written over another."""
+"""Length of every tag in characters: one can be written over another in place."""
 
 _POLL_SECONDS = 0.02
 _SPAWNED = "starting::process"
 
 
 class Ended(NamedTuple):
-    """A process that has ended, and how, as far as the system tells."""
+    """A process that has ended, and how, as far as the kernel shows it."""
 
     process: ProcessId
     exit_code: int | None
@@ -46,7 +49,7 @@ class ProcessTree:
     Parameters
     ----------
     tag
-        Value of the environment variable `TAG` that its processes were started with.
+        Value of the environment variable `TAG` that its processes are started with.
     """
 
     def __init__(self, tag: str) -> None:
@@ -59,51 +62,59 @@ class ProcessTree:
         self._deaths: list[Ended] = []
         self._died = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
-        self._over = False
+        self._unwatched = False
 
     @property
     def processes(self) -> tuple[ProcessId, ...]:
-        """All that were recorded: those the engine cannot live without, alive or not, and helpers alive."""
+        """All recorded processes: essential ones, alive or not, and helpers that are alive."""
         return tuple(held.process for held in self._held.values())
 
     @property
     def deaths(self) -> tuple[Ended, ...]:
-        """Watched processes that have ended, first to last."""
+        """Watched processes that have ended, in the order of their deaths."""
         return tuple(self._deaths)
 
     def how_it_ended(self, pid: int) -> tuple[int | None, int | None]:
-        """Exit code and signal of a recorded process: it may be known a moment after its death only."""
+        """Return the exit code and signal of a recorded process; the kernel may show them a moment later."""
         held = self._held.get(pid)
         return (None, None) if held is None else held.how_it_ended()
 
     def descend_from(self, pid: int, name: str) -> None:
         """Record and watch the one process that all others of the engine descend from.
 
-        Where there is none, what descends from this process without a tag is the engine's as well: a process
+        Without this call, descendants of this process that carry no tag belong to the engine too: a process
         that has set its title may have lost its tag. That is wrong where this process hosts several engines.
 
         Parameters
         ----------
         pid
-            A child of this process that has just been started: it may have died at its birth already.
+            A child of this process that has just been started. It may have died already, but is not reaped.
         name
-            What it is called for as long as it has no title. The engine cannot live without it.
+            Its name as long as it has no title. The process is essential for the engine.
+
+        Raises
+        ------
+        ProcessLookupError
+            There is no such process.
         """
+        top = identify(pid, zombie=True)
+        if top is None:
+            raise ProcessLookupError(f"pid={pid}: there is no such process")
         self._top, self._top_name = pid, name
-        self._record((ProcessId(pid, psutil.Process(pid).create_time(), name),))
+        self._record((top._replace(name=name),))
 
     async def scan(self) -> None:
-        """Record and watch the processes that have come up since; forget compilers that have gone."""
+        """Record and watch the processes that were started since; forget helpers that are gone."""
         known = self.processes
-        self._record(await asyncio.to_thread(_find_below, self._top, self._before, self.tag, known))
+        self._record(await run_in_thread(_find_below, self._top, self._before, self.tag, known))
         for pid, held in list(self._held.items()):
             if not _is_essential(held.process.name) and not held.alive():
                 held.close()
                 del self._held[pid]
 
     async def sweep(self) -> None:
-        """Record every process that carries the tag, whoever its parent is. Slower than ``scan``."""
-        self._record(await asyncio.to_thread(_find_tagged, self.tag))
+        """Record every process that carries the tag, whatever its parent is. Slower than ``scan``."""
+        self._record(await run_in_thread(_find_tagged, self.tag))
 
     async def first_death(self) -> Ended:
         """Wait until a watched process has ended."""
@@ -111,27 +122,27 @@ class ProcessTree:
         return self._deaths[0]
 
     def kill(self) -> None:
-        """SIGKILL to every recorded process."""
+        """Send SIGKILL to every recorded process."""
         for held in self._held.values():
             held.kill()
 
-    async def end(self, seconds: float, reap: Callable[[], None]) -> tuple[ProcessId, ...]:
-        """Kill everything until a sweep finds nothing alive, for at most ``seconds``.
+    async def end(self, timeout: float, reap: Callable[[], None]) -> tuple[ProcessId, ...]:
+        """Kill everything until a sweep finds nothing alive.
 
         Parameters
         ----------
-        seconds
-            How long processes may take to obey SIGKILL.
+        timeout
+            Seconds that processes may take to end after SIGKILL.
         reap
             Waits, without blocking, for those that are the host's own children.
 
         Returns
         -------
         tuple of ProcessId
-            What is still alive: empty is the proof.
+            The processes that are still alive. An empty tuple is the proof.
         """
         self.unwatch()
-        until = time.monotonic() + seconds
+        until = time.monotonic() + timeout
         while True:
             await self.scan()
             self.kill()
@@ -147,9 +158,9 @@ class ProcessTree:
             await asyncio.sleep(0.005)
 
     async def all_gone(self, until: Callable[[], float]) -> bool:
-        """Wait until no recorded process runs any more, or that time on the monotonic clock has come.
+        """Wait until no recorded process runs, and return True, or until that time on the monotonic clock.
 
-        The time is asked for again and again: it may be moved forward meanwhile.
+        ``until`` is called repeatedly, since the time may be moved forward meanwhile.
         """
         while self.alive():
             if time.monotonic() >= until():
@@ -158,12 +169,12 @@ class ProcessTree:
         return True
 
     def alive(self) -> tuple[ProcessId, ...]:
-        """The recorded processes that run still."""
+        """Return the recorded processes that still run."""
         return tuple(held.process for held in self._held.values() if held.alive())
 
     def unwatch(self) -> None:
-        """Stop listening for deaths, for good: those that follow are asked for."""
-        self._over = True
+        """Stop watching for deaths, permanently: they are intended from now on."""
+        self._unwatched = True
         for pid in self._watched:
             self._held[pid].unwatch()
         self._watched.clear()
@@ -172,7 +183,7 @@ class ProcessTree:
             self._poll = None
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         self.unwatch()
         for held in self._held.values():
             held.close()
@@ -182,14 +193,14 @@ class ProcessTree:
             named = seen.pid == self._top and not _is_essential(seen.name)
             process = seen._replace(name=self._top_name) if named else seen
             held = self._held.get(process.pid)
-            if held is not None and abs(held.process.start_time - process.start_time) < SAME_START_SECONDS:
+            if held is not None and same(held.process, process):
                 if process.name:  # it may have set its title since; a zombie has none
                     held.process = process
             else:
                 if held is not None:
                     held.close()
                 held = self._held[process.pid] = PidfdHandle(process)
-            if not self._over and _is_essential(process.name):
+            if not self._unwatched and _is_essential(process.name):
                 self._watch(process.pid, held)
 
     def _watch(self, pid: int, held: PidfdHandle) -> None:
@@ -214,25 +225,34 @@ class ProcessTree:
 
 
 def new_tag() -> str:
-    """Make a tag that no other engine has."""
+    """Return a tag that no other engine has."""
     return f"{os.getpid()}-{time.time_ns()}".ljust(TAG_LENGTH, "-")
 
 
 def process_id(pid: int) -> ProcessId:
-    """Name a process in a way that a reuse of its pid does not fool."""
+    """Return the identity of the process that has this pid now, with its title as its name.
+
+    Raises
+    ------
+    ProcessLookupError
+        There is no such process, or no ``/proc``.
+    """
+    process = identify(pid)
+    if process is None:
+        raise ProcessLookupError(f"pid={pid}: /proc shows no such process")
     found = psutil.Process(pid)
-    return ProcessId(pid, found.create_time(), _title(found.cmdline(), found.name()))
+    return process._replace(name=_title(found.cmdline(), found.name()))
 
 
 def _is_essential(name: str) -> bool:
-    """Whether an engine cannot live without this process, as opposed to a compiler that comes and goes."""
+    """Return whether an engine needs this process, as opposed to a helper such as a compiler."""
     return "::" in name
 
 
 def _is_about_to_exec(process: psutil.Process, command: list[str], thread: str) -> bool:
-    """Whether a process still goes by its parent's name: forked a moment ago, to become something else."""
+    """Return whether a process still has its parent's name: it was just forked, to become something else."""
     parent = psutil.Process(process.ppid())
-    # One that stays what it was forked as names its first thread before its title, which it may never set.
+    # A process that does not call exec names its first thread before its title, which it may never set.
     return parent.cmdline() == command and ("::" not in thread or parent.name() == thread)
 
 
@@ -241,36 +261,33 @@ def _title(command: list[str], thread: str = "") -> str:
         if "::" in word and " " not in word:
             return word
     if "--multiprocessing-fork" in command:
-        # It has not set its title yet, or could not: then its first thread may bear the name.
+        # It has not set its title yet, or could not. Its first thread may have the name.
         return thread if "::" in thread else _SPAWNED
-    return os.path.basename(command[0]) if command else ""  # noqa: PTH119 - a title need not be a path
+    return command[0].rpartition("/")[2] if command else ""
 
 
 def _descendants(pid: int) -> list[int]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return []
+    return [*reaper.tree_below([pid])]
 
 
 def _find_below(
     top: int | None, before: frozenset[int], tag: str, known: Iterable[ProcessId]
 ) -> list[ProcessId]:
     found = _descendants(os.getpid()) if top is None else [top, *_descendants(top)]
-    # A forked process shows the host's own environment, without a tag.
+    # A forked process shows the host's own environment, which has no tag.
     new = _identify(child for child in found if child not in before and _tag(child) in (tag, None))
-    there = {process.pid for process in new}
-    # One that was found needs no tag to be found again: it may be setting its title, over its environment.
-    again = _identify(process.pid for process in known if process.pid not in there)
-    starts = {process.pid: process.start_time for process in known}
-    return new + [each for each in again if abs(each.start_time - starts[each.pid]) < SAME_START_SECONDS]
+    new_pids = {process.pid for process in new}
+    # A known process needs no tag to be found again: it may be setting its title, over its environment.
+    remaining = {process.pid: process for process in known if process.pid not in new_pids}
+    return new + [each for each in _identify(remaining) if same(each, remaining[each.pid])]
 
 
 def _find_tagged(tag: str) -> list[ProcessId]:
-    return _identify(pid for pid in psutil.pids() if pid != os.getpid() and _tag(pid) == tag)
+    return _identify(pid for pid in reaper.list_pids() if pid != os.getpid() and _tag(pid) == tag)
 
 
 def _tag(pid: int) -> str | None:
-    """Tag of a process, as its environment had it when it was started; empty when it cannot be read."""
+    """Return the tag in the environment that a process was started with; empty if it cannot be read."""
     try:
         return psutil.Process(pid).environ().get(TAG)
     except (psutil.Error, OSError):
@@ -281,11 +298,13 @@ def _identify(pids: Iterable[int]) -> list[ProcessId]:
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
+            identity = identify(pid)
             process = psutil.Process(pid)
             command = process.cmdline()
-            # The resource tracker of multiprocessing serves the host as long as it lives.
-            if not any("resource_tracker" in word for word in command):
+            # The resource tracker of multiprocessing serves the host as long as the host lives.
+            if identity is not None and not any("resource_tracker" in word for word in command):
                 thread = process.name()
                 name = "" if _is_about_to_exec(process, command, thread) else _title(command, thread)
-                found.append(ProcessId(pid, process.create_time(), name))
+                if alive(identity):  # otherwise the name may be that of the pid's next process
+                    found.append(identity._replace(name=name))
     return found

@@ -1,16 +1,19 @@
-"""A host's side of the reaper: start it, tell it of processes, take leave of it."""
+"""A host's side of the reaper: starting it, naming processes to it, and dismissing it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from rayvisor._backends.process import reaper
-from rayvisor._backends.process.tree import start_ticks
+from rayvisor._backends.process.identity import alive
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 
@@ -20,43 +23,48 @@ log = get_logger("rayvisor.process")
 
 
 class Guard:
-    """A running reaper, watching this process, or a child of it.
+    """A running reaper that watches this process, or a child of it.
 
     Parameters
     ----------
     key
-        The host's key. It is put into this process's environment, so that whatever is started from here on
-        carries it; not so where a child is watched, which carries it already.
+        The host's key. It is put into this process's environment, so that everything that is started from now
+        on carries it. A child that is watched instead carries it already.
     with_parent
-        Whether the process is ended, with everything of it, when its parent dies.
+        Whether the process and its whole tree are killed when its parent dies.
     child
-        Pid of the child to watch in this process's stead.
+        Pid of the child to watch instead of this process.
     log_file
-        Where it says what it had to kill; empty: where this process says things.
+        File to which the reaper writes what it had to kill; empty: this process's standard error.
+
+    Raises
+    ------
+    RuntimeError
+        ``/proc`` does not show the process.
     """
 
     def __init__(
         self, key: str, *, with_parent: bool = False, child: int | None = None, log_file: str = ""
     ) -> None:
-        me = reaper.read_stat(os.getpid() if child is None else child)
-        if me is None:
+        guarded = reaper.read_stat(os.getpid() if child is None else child)
+        if guarded is None:
             raise RuntimeError("/proc does not show the process: it cannot be guarded")
-        # The reaper itself must not carry the key: it is no part of what has to go.
+        # The reaper itself must not carry the key: it is not to be killed with the rest.
         environment = {name: value for name, value in os.environ.items() if name != reaper.MARKER}
         if child is None:
             os.environ[reaper.MARKER] = key
         program = str(Path(reaper.__file__).resolve())
-        command = [sys.executable, "-I", "-S", program, str(me.pid), str(me.ticks), key]
-        parent = reaper.read_stat(me.ppid) if with_parent else None
+        command = [sys.executable, "-I", "-S", program, str(guarded.pid), str(guarded.start_ticks), key]
+        parent = reaper.read_stat(guarded.ppid) if with_parent else None
         if parent is not None:
-            command += [str(parent.pid), str(parent.ticks)]
+            command += [str(parent.pid), str(parent.start_ticks)]
         with contextlib.ExitStack() as opened:
-            said = opened.enter_context(Path(log_file).open("ab")) if log_file else None
+            errors = opened.enter_context(Path(log_file).open("ab")) if log_file else None
             self._starter = subprocess.Popen(  # noqa: S603 - our own program
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=errors,
                 env=environment,
                 cwd="/",
                 start_new_session=True,
@@ -64,41 +72,72 @@ class Guard:
         self.pid = 0
 
     def wait_ready(self, timeout: float = 10.0) -> int:
-        """Wait until the reaper watches; its pid. Blocks for some ten milliseconds."""
+        """Wait until the reaper watches, and return its pid. This blocks for some ten milliseconds.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait.
+
+        Raises
+        ------
+        RuntimeError
+            It did not start in time, or ended instead. What there was of it has been killed.
+        """
         if not self.pid:
             if self._starter.stdout is None:
                 raise RuntimeError("the reaper was started without a pipe")
+            until = time.monotonic() + timeout
             with self._starter.stdout as output:
-                line = output.readline()
-            self._starter.wait(timeout)
+                line = _read_line(output, until)
+            try:
+                self._starter.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._starter.kill()
+                self._starter.wait()
+                self.close()
+                raise RuntimeError(f"the reaper did not start within {timeout:g} s") from None
             if not line:
+                self.close()
                 raise RuntimeError(f"the reaper did not start: exit status {self._starter.returncode}")
             self.pid = int(line)
         return self.pid
 
     def record(self, processes: Iterable[ProcessId]) -> None:
-        """Tell the reaper of processes; it also finds the host's tree by itself."""
+        """Name processes to the reaper, which also finds the host's tree by itself."""
         for process in processes:
-            ticks = start_ticks(process)
-            if ticks is not None:
-                self._say(f"process {process.pid} {ticks}")
+            if alive(process):
+                self._write(f"process {process.pid} {process.start_ticks}")
 
     def bye(self) -> None:
-        """Take leave: nothing is left that would have to be killed, and the reaper goes."""
-        self._say("bye")
+        """Dismiss the reaper: it exits and kills nothing."""
+        self._write("bye")
         self.close()
 
     def close(self) -> None:
-        """Say no more. A reaper whose process has gone kills what is left of it, and goes, too."""
+        """Close the pipe. Once its process is gone, the reaper kills what is left of it, and exits."""
         if self._starter.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._starter.stdin.close()
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         if self._starter.stdin is None or self._starter.stdin.closed:
             return
         try:
             self._starter.stdin.write(f"{line}\n".encode())
             self._starter.stdin.flush()
         except BrokenPipeError:
-            log.warning("process.reaper.gone", reaper=self.pid, unsaid=line)
+            log.warning("process.reaper.gone", reaper=self.pid, unsent=line)
+
+
+def _read_line(output: IO[bytes], until: float) -> bytes:
+    """Read a line from a pipe until that time on the monotonic clock; shorter at its end or at that time."""
+    poller = select.poll()
+    poller.register(output, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n") and poller.poll(max(0.0, until - time.monotonic()) * 1000):
+        data = os.read(output.fileno(), 64)
+        if not data:
+            break
+        line += data
+    return line

@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterable
 
 import anyio
-import anyio.to_thread
 
-from rayvisor._backends.process.tree import alive, hold, kill, marked, tree
+from rayvisor._backends.process.identity import alive
+from rayvisor._backends.process.threads import run_in_thread
+from rayvisor._backends.process.tree import kill, marked, suspend, tree
 from rayvisor._core.protocol.links import CleanupReport
 from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["Killing", "end_processes"]
 
-_HOLD_SECONDS = 0.5
+_SUSPEND_SECONDS = 0.5
 _QUIET_ROUNDS = 2
 """A child may just have been forking in the first round that finds nothing."""
 
@@ -26,39 +27,43 @@ class Killing:
     Parameters
     ----------
     processes
-        What is known of the tree; roots are enough while they live.
+        The known processes of the tree; its roots are enough while they live.
     key
-        The host's key: processes that carry it are found even when nothing of their ancestry is left.
-        Without one, a process that is killed while it forks would leave a child whose parent nobody knows:
-        then all are stopped first, and looked below once more when they stand still.
-    hold
-        Seconds that they are given to stand still, before they are killed all the same.
+        The host's key: processes that carry it are found even when none of their ancestors is left. Without
+        a key, a process that is killed while it forks would leave a child whose parent is unknown. In that
+        case all are stopped first, and searched for children once more when all of them are.
+    suspend_timeout
+        Seconds to wait until all are stopped; then they are killed anyway.
     """
 
     def __init__(
-        self, processes: Iterable[ProcessId], *, key: str | None = None, hold: float = _HOLD_SECONDS
+        self,
+        processes: Iterable[ProcessId],
+        *,
+        key: str | None = None,
+        suspend_timeout: float = _SUSPEND_SECONDS,
     ) -> None:
         self._known = {process.pid: process for process in processes}
         self._key = key
-        self._hold_until = 0.0 if key else time.monotonic() + hold
-        self._still = False
+        self._suspend_until = 0.0 if key else time.monotonic() + suspend_timeout
+        self._suspended = False
         self._quiet = 0
         self.killed: dict[int, ProcessId] = {}
-        """What was sent a SIGKILL."""
+        """The processes that were sent a SIGKILL."""
 
     @property
     def proven(self) -> bool:
-        """Whether nothing was found alive, twice."""
+        """Whether nothing was found alive in two rounds."""
         return self._quiet >= _QUIET_ROUNDS
 
     def round(self) -> list[ProcessId]:
-        """Find once more, kill once more; what was found alive before the kill."""
-        # What was found keeps being looked below: its children lose their parent when it dies.
+        """Find and kill once more; return the processes that were alive before the kill."""
+        # Known processes are searched every time: their children lose their parent when it dies.
         self._note(tree(*self._known.values()))
         if self._key:
             self._note(marked(self._key))
         living = [each for each in self._known.values() if each.pid != os.getpid() and alive(each)]
-        if living and time.monotonic() < self._hold_until and not self._stands_still(living):
+        if living and time.monotonic() < self._suspend_until and not self._all_suspended(living):
             return living
         self.killed |= {process.pid: process for process in living if kill(process)}
         self._quiet = 0 if living else self._quiet + 1
@@ -67,11 +72,11 @@ class Killing:
     def _note(self, found: Iterable[ProcessId]) -> None:
         self._known |= {process.pid: process for process in found}
 
-    def _stands_still(self, living: Iterable[ProcessId]) -> bool:
-        """Stop them; whether they stood still before the last look below them, too."""
-        standing = [hold(process) for process in living]  # every one of them is stopped
-        were_still, self._still = self._still, all(standing)
-        return were_still and self._still
+    def _all_suspended(self, living: Iterable[ProcessId]) -> bool:
+        """Stop them; return whether they were stopped already when the last search below them began."""
+        suspended = [suspend(process) for process in living]  # a list: every one of them is stopped
+        before, self._suspended = self._suspended, all(suspended)
+        return before and self._suspended
 
 
 async def end_processes(
@@ -90,19 +95,20 @@ async def end_processes(
     timeout
         Seconds to wait for the proof.
     killed
-        Where to note what was killed, as it happens; the report names everything that is in it at the end.
+        Receives the killed processes after each round; the report names everything in it at the end.
     """
     until = time.monotonic() + timeout
     killing = Killing(processes, key=key)
-    if killed is not None:
-        killing.killed = killed
+    killed = {} if killed is None else killed
     pause = 0.005
     while True:
-        living = await anyio.to_thread.run_sync(killing.round)
+        living = await run_in_thread(killing.round)
+        # Rounds run in a thread, and several may end one host: what they share changes on the loop only.
+        killed |= killing.killed
         if killing.proven:
-            return CleanupReport(tuple(killing.killed.values()), (), verified=True)
+            return CleanupReport(tuple(killed.values()), (), verified=True)
         if time.monotonic() >= until:
             left = tuple(process for process in living if alive(process))
-            return CleanupReport(tuple(killing.killed.values()), left, verified=False)
+            return CleanupReport(tuple(killed.values()), left, verified=False)
         await anyio.sleep(pause)
         pause = min(pause * 1.5, 0.1)

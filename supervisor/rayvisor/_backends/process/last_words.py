@@ -8,26 +8,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from rayvisor._backends.process.reaper import is_alive, read_stat
+from rayvisor._backends.process.identity import identify
 from rayvisor._core.protocol.last_words import LastWords
+from rayvisor._core.protocol.wire import ProcessId
 
 __all__ = ["Folder"]
 
 
 class Folder:
-    """A folder of files for each parent process, one for each end of a child of its."""
+    """A folder for each parent process, with one file for each end of one of its children."""
 
     def put(self, words: LastWords) -> None:
-        """Keep them."""
+        """Keep the last words of this process, and remove the folders of parents that are gone."""
         folder = self._of(os.getppid())
         owner = folder.parent
         owner.mkdir(mode=0o700, exist_ok=True)
         if owner.stat().st_uid != os.getuid():
-            raise PermissionError(f"{owner} is another user's: last words are not left there")
+            raise PermissionError(f"{owner} belongs to another user: no last words are left there")
         for other in owner.iterdir():
-            pid, _, ticks = other.name.partition("-")
-            if pid.isdigit() and ticks.isdigit() and not is_alive(int(pid), int(ticks)):
-                shutil.rmtree(other, ignore_errors=True)  # its reader is gone
+            pid = other.name.partition("-")[0]
+            if pid.isdigit() and other.name != _folder_name(int(pid), identify(int(pid))):
+                shutil.rmtree(other, ignore_errors=True)  # the process that would read it is gone
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{time.time_ns()}-{words.pid}.json"
         partial = path.with_suffix(".partial")
@@ -35,7 +36,7 @@ class Folder:
         partial.rename(path)  # a reader finds all of it, or nothing
 
     def read(self, name: str) -> list[LastWords]:
-        """All that siblings of this process, and its children, kept under a name."""
+        """Return what siblings and children of this process left under a name; all of it for an empty one."""
         folders = [self._of(pid) for pid in (os.getppid(), os.getpid())]
         paths = sorted(
             (path for folder in folders for path in folder.glob("*.json")), key=lambda path: path.name
@@ -44,12 +45,15 @@ class Folder:
         return [words for words in found if name in {"", words.name}]
 
     def where(self) -> tuple[str, str]:
-        """Nothing is known outside of Ray."""
+        """Return empty texts: outside of Ray there is no node and no actor."""
         return "", ""
 
     @staticmethod
     def _of(pid: int) -> Path:
-        # With the start time: a pid is given away again.
-        stat = read_stat(pid)
-        owner = Path(tempfile.gettempdir()) / f"rayvisor-last-words-{os.getuid()}"
-        return owner / f"{pid}-{stat.ticks if stat is not None else 0}"
+        root = Path(tempfile.gettempdir()) / f"rayvisor-last-words-{os.getuid()}"
+        return root / _folder_name(pid, identify(pid))
+
+
+def _folder_name(pid: int, process: ProcessId | None) -> str:
+    # With the whole identity: a pid is used again, and the folder may survive a reboot.
+    return f"{pid}-0-" if process is None else f"{pid}-{process.start_ticks}-{process.boot_id}"

@@ -1,8 +1,12 @@
-"""The node agent: keeps account of the process trees of the hosts on its node, and ends them.
+"""The node agent: records the process trees of the hosts on its node, and ends them.
 
-One runs on each node that has hosts. It notes each adopted host's tree twice a second, kills what is left
-the moment the host's pidfd says that it died, and gives proof: `NodeAgent.end` returns what was killed and
-whether anything is left. Ray-free: `rayvisor._backends.ray.agents` puts it into an actor.
+One agent runs on each node that has hosts. It records the tree of each adopted host twice a second, kills
+what is left as soon as the host's pidfd reports its death, and proves it: `NodeAgent.end` returns what
+was killed and whether anything is left. It does not use Ray; `rayvisor._backends.ray.agents` puts it into
+an actor.
+
+State that several calls share is changed on the event loop only. Threads work on a snapshot of it and
+return what they found.
 """
 
 from __future__ import annotations
@@ -12,15 +16,14 @@ import contextlib
 from collections.abc import Iterable
 
 import anyio
-import anyio.to_thread
-import psutil
 
-from rayvisor._backends.process.engine_tree import process_id
+from rayvisor._backends.process.identity import alive, same
 from rayvisor._backends.process.killing import end_processes
-from rayvisor._backends.process.observation import look_twice
+from rayvisor._backends.process.observation import observe
 from rayvisor._backends.process.pidfd import PidfdHandle
 from rayvisor._backends.process.stack_dump import stack_of
-from rayvisor._backends.process.tree import alive, tree
+from rayvisor._backends.process.threads import run_in_thread
+from rayvisor._backends.process.tree import tree
 from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
@@ -32,32 +35,43 @@ log = get_logger("rayvisor.process")
 _SWEEP_SECONDS = 5.0
 
 HowEnded = tuple[int | None, int | None]
-"""Exit code and signal, as far as the system tells."""
+"""Exit code and signal, as far as the kernel shows them."""
 
 
-class _Ward:
-    """One adopted host, and what is known of its processes."""
+class _AdoptedHost:
+    """One adopted host, and its known processes."""
 
-    def __init__(self, key: str, host: ProcessId) -> None:
+    def __init__(self, key: str, process: ProcessId) -> None:
         self.key = key
-        self.host = host
-        self.known: dict[int, ProcessId] = {host.pid: host}
+        self.process = process
+        self.known: dict[int, ProcessId] = {process.pid: process}
         self.killed: dict[int, ProcessId] = {}
         self.task: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[HowEnded | None] = asyncio.get_running_loop().create_future()
 
-    def tell(self, how: HowEnded | None) -> None:
-        """Tell those who wait for its end."""
+    def report_end(self, how: HowEnded | None) -> None:
+        """Wake those that wait for its end."""
         if not self.ended.done():
             self.ended.set_result(how)
 
     def note(self, processes: Iterable[ProcessId]) -> None:
+        """Add processes to the known ones."""
         self.known.update((process.pid, process) for process in processes)
 
-    def look(self) -> None:
-        """Note the tree as it is now. What is dead is dropped, orphans stay."""
-        self.known = {pid: process for pid, process in self.known.items() if alive(process)}
-        self.note(tree(*self.known.values()))
+    async def refresh(self) -> None:
+        """Record the tree as it is now: drop the dead, and keep orphans."""
+        before = tuple(self.known.values())
+        living = await run_in_thread(_living_tree, before)
+        dead = {*before} - living
+        # Processes that were noted meanwhile stay.
+        self.known = {pid: process for pid, process in self.known.items() if process not in dead}
+        self.note(living)
+
+
+def _living_tree(known: Iterable[ProcessId]) -> set[ProcessId]:
+    living = {process for process in known if alive(process)}
+    pids = {process.pid for process in living}
+    return living | {process for process in tree(*living) if process.pid not in pids}
 
 
 class NodeAgent:
@@ -66,119 +80,123 @@ class NodeAgent:
     Parameters
     ----------
     interval
-        Seconds between two notes of a tree.
+        Seconds between two records of a tree.
     """
 
     def __init__(self, interval: float = 0.5) -> None:
         self._interval = interval
-        self._wards: dict[str, _Ward] = {}
+        self._hosts: dict[str, _AdoptedHost] = {}
 
-    async def adopt(self, key: str, pid: int, start_time: float) -> bool:
-        """Keep account of a host from now on; False if it is already gone. Adopting twice is once."""
-        host = ProcessId(pid, start_time, "host")
-        ward = self._wards.get(key)
-        if ward is None or ward.host != host:
-            await self._drop(ward)
-            ward = self._wards[key] = _Ward(key, host)
-            ward.task = asyncio.create_task(self._attend(ward), name=f"agent {key}")
-        return alive(host)
+    async def adopt(self, key: str, process: ProcessId) -> bool:
+        """Account for a host from now on; return False if it is already gone.
+
+        Adopting it again has no effect.
+        """
+        host = self._hosts.get(key)
+        if host is None or not same(host.process, process):
+            await self._drop(host)
+            # Its title changes with each call that it serves.
+            host = self._hosts[key] = _AdoptedHost(key, process._replace(name="host"))
+            host.task = asyncio.create_task(self._watch(host), name=f"agent {key}")
+        return alive(process)
 
     async def record(self, key: str, processes: Iterable[ProcessId]) -> None:
-        """Note processes that the host says are its own."""
-        ward = self._wards.get(key)
-        if ward is not None:
-            ward.note(processes)
+        """Note processes that the host itself has named."""
+        host = self._hosts.get(key)
+        if host is not None:
+            host.note(processes)
 
     async def snapshot(self, key: str) -> tuple[ProcessId, ...]:
-        """Look at a host's tree now: every live process of it, the host included."""
-        ward = self._wards.get(key)
-        if ward is None:
+        """Return every live process of a host's tree, the host included."""
+        host = self._hosts.get(key)
+        if host is None:
             return ()
-        await anyio.to_thread.run_sync(ward.look)
-        return tuple(ward.known.values())
+        await host.refresh()
+        return tuple(host.known.values())
 
     async def view(self, key: str, stack_file: str) -> HostView:
-        """Look at a host that does not answer: its processes, itself first, and where its loop stands."""
-        ward = self._wards.get(key)
-        if ward is None:
+        """Observe a host that does not answer: its processes, the host first, and the stack of its loop."""
+        host = self._hosts.get(key)
+        if host is None:
             return HostView(())
-        others = [process for process in ward.known.values() if process.pid != ward.host.pid]
-        sights = await look_twice([ward.host, *others])
-        stack = await anyio.to_thread.run_sync(stack_of, stack_file) if stack_file else ""
-        return HostView(tuple(sights), stack)
+        others = [process for process in host.known.values() if process.pid != host.process.pid]
+        observations = await observe([host.process, *others])
+        stack = await run_in_thread(stack_of, stack_file) if stack_file else ""
+        return HostView(tuple(observations), stack)
 
     async def end(self, key: str, timeout: float) -> CleanupReport:
-        """Kill a host and everything of it, also what carries its key, and wait for the proof."""
-        ward = self._wards.get(key)
-        known = ward.known.values() if ward is not None else ()
-        killed = ward.killed if ward is not None else None
+        """Kill a host with its tree and everything that carries its key, and wait for the proof."""
+        host = self._hosts.get(key)
+        known = host.known.values() if host is not None else ()
+        killed = host.killed if host is not None else None
         report = await end_processes(tuple(known), key=key, timeout=timeout, killed=killed)
         if report.verified:
             await self.forget(key)
         return report
 
     async def forget(self, key: str) -> None:
-        """Keep no account of this host any more."""
-        await self._drop(self._wards.pop(key, None))
+        """Stop accounting for this host."""
+        await self._drop(self._hosts.pop(key, None))
 
     async def host_ended(self, key: str) -> HowEnded | None:
-        """Wait until a host has ended, and say how; None when no account of it is kept (any more).
+        """Wait until a host has ended, and return how; None if the agent does not account for it (any more).
 
-        Known some milliseconds after its death, before its memory is given back and Ray notices.
+        This is known some milliseconds after its death, before its memory is released and Ray notices.
         """
-        ward = self._wards.get(key)
-        return None if ward is None else await asyncio.shield(ward.ended)
+        host = self._hosts.get(key)
+        return None if host is None else await asyncio.shield(host.ended)
 
     async def watch(self) -> None:
-        """Never return: whoever waits for it learns of the agent's death."""
+        """Never return: a caller learns of the agent's death because this call fails."""
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Forget everything."""
-        for key in tuple(self._wards):
+        """Forget all hosts."""
+        for key in tuple(self._hosts):
             await self.forget(key)
 
-    async def _drop(self, ward: _Ward | None) -> None:
-        if ward is not None and ward.task is not None:
-            ward.task.cancel()
+    async def _drop(self, host: _AdoptedHost | None) -> None:
+        if host is not None and host.task is not None:
+            host.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await ward.task
-        if ward is not None:
-            ward.tell(None)
+                await host.task
+        if host is not None:
+            host.report_end(None)
 
-    async def _attend(self, ward: _Ward) -> None:
+    async def _watch(self, host: _AdoptedHost) -> None:
         try:
-            await self._wait_for_death(ward)
+            await self._wait_for_death(host)
             report = await end_processes(
-                tuple(ward.known.values()), key=ward.key, timeout=_SWEEP_SECONDS, killed=ward.killed
+                tuple(host.known.values()), key=host.key, timeout=_SWEEP_SECONDS, killed=host.killed
             )
         except Exception:
-            # The account stays as it is: end() still kills everything known, and what carries the key.
-            log.exception("agent.attend.failed", host=ward.key, pid=ward.host.pid)
+            # The host stays adopted: end() still kills everything known, and what carries the key.
+            log.exception("agent.watch.failed", host=host.key, pid=host.process.pid)
             return
         finally:
-            ward.tell(None)
+            host.report_end(None)
         log.info(
             "agent.host.died",
-            host=ward.key,
-            pid=ward.host.pid,
+            host=host.key,
+            pid=host.process.pid,
             killed=[f"{process.name} ({process.pid})" for process in report.killed],
             left=[f"{process.name} ({process.pid})" for process in report.left],
         )
 
-    async def _wait_for_death(self, ward: _Ward) -> None:
-        try:
-            held = PidfdHandle(process_id(ward.host.pid))  # as this process counts time
-        except psutil.NoSuchProcess:
-            return
+    async def _wait_for_death(self, host: _AdoptedHost) -> None:
+        handle = PidfdHandle(host.process)
         died = asyncio.Event()
         try:
-            while alive(ward.host):
-                held.watch(died.set)  # threads that have come up since, too
+            while alive(host.process):
+                handle.watch(died.set)  # also watches threads that were started since
                 with anyio.move_on_after(self._interval):
                     await died.wait()
-                    ward.tell(held.how_it_ended())
-                    return
-                await anyio.to_thread.run_sync(ward.look)
+                    break
+                try:
+                    await host.refresh()
+                except Exception:
+                    # A tree that cannot be read now must not end the watch for the host's death.
+                    log.exception("agent.refresh.failed", host=host.key, pid=host.process.pid)
+            host.report_end(handle.how_it_ended())
         finally:
-            held.close()
+            handle.close()

@@ -1,8 +1,8 @@
-"""What can be seen of a process from outside: whether it is stopped, and whether it computes.
+"""Observation of processes from outside: whether they are stopped, and how much processor time they take.
 
-Computing is the processor time that a process has taken, and the time that its threads waited for a core:
-on a machine that is overloaded an engine that computes gets little. All threads count, for those that
-compute are seldom the first one, which then sleeps until they are done.
+The load of a process is the processor time it has taken plus the time its threads waited for a core, because
+an engine that computes gets little of an overloaded machine. All threads count: those that compute are seldom
+the first one, which then sleeps until they are done.
 """
 
 from __future__ import annotations
@@ -15,91 +15,87 @@ from pathlib import Path
 
 import anyio
 
+from rayvisor._backends.process.identity import find
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
 from rayvisor.faults import Cause
 
-__all__ = ["Sampler", "in_words", "look_twice", "stopped_cause"]
+__all__ = ["Sampler", "describe", "observe", "stopped_cause"]
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _LOAD_SECONDS = 0.2
-"""Over so long it is measured what a process takes of a core."""
-_STATE, _UTIME, _STIME = 0, 11, 12  # places in /proc/PID/stat, counted from the state on
+"""Time between the two samples that a load is computed from."""
 
-_WORDS = {"D": "waits for a device", "Z": "has ended", "X": "has ended", "": "has ended"}
+_STATE_TEXTS = {"D": "waits for a device", "Z": "has ended", "X": "has ended", "": "has ended"}
 
 
 class Sampler:
-    """Looks at processes, again and again."""
+    """Samples processes repeatedly, and computes their load from one sample to the next."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}
+        self._samples: dict[tuple[int, int, str], tuple[float, float]] = {}
 
-    def look(self, processes: Iterable[ProcessId], now: float) -> list[ProcessObservation]:
-        """Look at these. At first sight a process has no load."""
-        sights = []
-        seen: dict[int, tuple[float, float]] = {}
+    def sample(self, processes: Iterable[ProcessId], now: float) -> list[ProcessObservation]:
+        """Observe these processes. The load of a process is 0 in its first sample."""
+        observations = []
+        samples: dict[tuple[int, int, str], tuple[float, float]] = {}
         for process in processes:
-            state, wanted = _read(process.pid)
-            at, before = self._seen.get(process.pid, (now, wanted))
-            seen[process.pid] = now, wanted
-            load = (wanted - before) / (now - at) if now > at else 0.0
-            # A thread that has ended takes what it waited with it.
-            sights.append(ProcessObservation(process, state, max(0.0, load)))
-        self._seen = seen
-        return sights
+            state, demand = _read(process)
+            at, before = self._samples.get(process[:3], (now, demand))
+            samples[process[:3]] = now, demand
+            load = (demand - before) / (now - at) if now > at else 0.0
+            # The waiting time of a thread is lost when the thread ends, so that the sum may shrink.
+            observations.append(ProcessObservation(process, state, max(0.0, load)))
+        self._samples = samples
+        return observations
 
 
-async def look_twice(processes: Sequence[ProcessId]) -> list[ProcessObservation]:
-    """Look at processes that were not looked at before, for as long as it takes to see their load: 0.2 s."""
+async def observe(processes: Sequence[ProcessId]) -> list[ProcessObservation]:
+    """Observe processes that have no earlier sample: it takes 0.2 s to compute their load."""
     sampler = Sampler()
-    sampler.look(processes, time.monotonic())
+    sampler.sample(processes, time.monotonic())
     await anyio.sleep(_LOAD_SECONDS)
-    return sampler.look(processes, time.monotonic())
+    return sampler.sample(processes, time.monotonic())
 
 
-def stopped_cause(sights: Iterable[ProcessObservation]) -> Cause | None:
-    """Say that processes are stopped, as a cause; None if none is."""
-    stopped = [sight for sight in sights if sight.stopped]
+def stopped_cause(observations: Iterable[ProcessObservation]) -> Cause | None:
+    """Return a cause that names the stopped processes; None if none is stopped."""
+    stopped = [each for each in observations if each.stopped]
     if not stopped:
         return None
-    signal = "by a debugger" if all(sight.state == "t" for sight in stopped) else "(SIGSTOP)"
+    signal = "by a debugger" if all(each.state == "t" for each in stopped) else "(SIGSTOP)"
     verb = "is" if len(stopped) == 1 else "are"
-    who = " and ".join(sight.who for sight in stopped)
+    who = " and ".join(each.who for each in stopped)
     return Cause("ProcessStopped", f"{who} {verb} stopped {signal}")
 
 
-def in_words(sights: Sequence[ProcessObservation], busy: float) -> str:
-    """Say what each of them does."""
-    return ", ".join(f"{sight.who} {_does(sight, busy)}" for sight in sights)
+def describe(observations: Sequence[ProcessObservation], busy: float) -> str:
+    """Describe what each process does; a load of ``busy`` or more is given as a share of a core."""
+    return ", ".join(f"{each.who} {_activity(each, busy)}" for each in observations)
 
 
-def _does(sight: ProcessObservation, busy: float) -> str:
-    if sight.stopped:
+def _activity(observation: ProcessObservation, busy: float) -> str:
+    if observation.stopped:
         return "is stopped"
-    if sight.load >= busy:
-        return f"takes {min(sight.load, 99.0):.0%} of a core"
-    if sight.state == "R" and sight.load >= busy / 4:
-        return "computes"  # the state alone does not say so: kernels of sandboxes show it of any process
-    return _WORDS.get(sight.state, "sleeps")
+    if observation.load >= busy:
+        return f"takes {min(observation.load, 99.0):.0%} of a core"
+    if observation.state == "R" and observation.load >= busy / 4:
+        return "computes"  # the state alone is not enough: kernels of sandboxes show it for any process
+    return _STATE_TEXTS.get(observation.state, "sleeps")
 
 
-def _read(pid: int) -> tuple[str, float]:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        fields = text.rpartition(")")[2].split()
-        state, used = fields[_STATE], (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS
-    except (OSError, ValueError, IndexError):
+def _read(process: ProcessId) -> tuple[str, float]:
+    """Return the state of this very process, and the processor seconds that it has taken or waited for."""
+    stat = find(process)
+    if stat is None:
         return "", 0.0
-    return state, used + _waited(pid)
+    return stat.state, stat.cpu_ticks / _TICKS_PER_SECOND + _seconds_waited(process.pid)
 
 
-def _waited(pid: int) -> float:
-    """Seconds for which the process's threads have waited for a core, those that have ended left out."""
+def _seconds_waited(pid: int) -> float:
+    """Return how long the process's threads have waited for a core, without those that have ended."""
     waited = 0
-    with contextlib.suppress(OSError):  # it has gone, or the kernel keeps no account
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
+    with contextlib.suppress(OSError):  # the process has ended, or the kernel keeps no account
+        for thread in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                waited += int(
-                    Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii").split()[1]
-                )
+                waited += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
     return waited / 1e9

@@ -1,1 +1,1 @@
-"""The only place that imports ray, and only when it is used: ``import rayvisor`` never pays for it."""
+"""The only package that imports Ray, and only when it is used: ``import rayvisor`` does not import it."""

@@ -1,14 +1,13 @@
 """The actor classes, shipped by value.
 
-A class that workers find by importing rayvisor could not say that rayvisor is missing there: Ray would
-report that the actor failed to import. These shells are local classes, so they travel as code; what they
-hold is imported in their ``__init__``, and a worker without rayvisor, or with another version, answers so
-in plain words. That is the version check, on the very node and in the very environment of the host, and it
-costs nothing.
+A class that workers import from rayvisor could not report that rayvisor is missing there: Ray would report
+that the actor failed to import. These wrappers are local classes, so they are sent as code. They import
+what they wrap in ``__init__``, and a worker without rayvisor, or with another version, answers with that
+fact. This is the version check, on the node and in the environment of the host itself, at no further cost.
 
-An async actor runs each concurrency group on an event loop of its own, in a thread of its own. Everything
-that touches the resident therefore stays in the default group, on one loop; only the sentinel, which
-touches nothing, has a group, and still waits while that loop is busy.
+An async actor runs each concurrency group on its own event loop, in its own thread. Everything that touches
+the wrapped object therefore stays in the default group, on one loop. Only the sentinel, which touches
+nothing, has a group: it still waits while that loop is busy.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from typing import Any
 
 __all__ = ["agent_class", "host_class"]
 
-_CALLS_AT_ONCE = 1000
+_MAX_CONCURRENT_CALLS = 1000
 
 
 @cache
 def host_class() -> Any:
-    """The host actor's class, for this process's connection to Ray."""
+    """Return the class of host actors, for this process's connection to Ray."""
     import ray
 
     class RayvisorHost:
@@ -64,13 +63,13 @@ def host_class() -> Any:
 
             await asyncio.Event().wait()
 
-    remote: Any = ray.remote  # its types do not know of concurrency groups
-    return remote(concurrency_groups={"watch": 16}, max_concurrency=_CALLS_AT_ONCE)(RayvisorHost)
+    remote: Any = ray.remote  # its types lack concurrency groups
+    return remote(concurrency_groups={"watch": 16}, max_concurrency=_MAX_CONCURRENT_CALLS)(RayvisorHost)
 
 
 @cache
 def agent_class() -> Any:
-    """The node agent's class, for this process's connection to Ray."""
+    """Return the class of node agents, for this process's connection to Ray."""
     import ray
 
     class RayvisorNodeAgent:
@@ -93,5 +92,5 @@ def agent_class() -> Any:
 
             await asyncio.Event().wait()
 
-    remote: Any = ray.remote  # its types do not know of concurrency groups
-    return remote(concurrency_groups={"watch": 4}, max_concurrency=_CALLS_AT_ONCE)(RayvisorNodeAgent)
+    remote: Any = ray.remote  # its types lack concurrency groups
+    return remote(concurrency_groups={"watch": 4}, max_concurrency=_MAX_CONCURRENT_CALLS)(RayvisorNodeAgent)

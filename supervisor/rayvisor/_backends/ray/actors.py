@@ -1,8 +1,9 @@
-"""Users' actors: made with no restarts of Ray's own, watched from outside, ended in order or by force."""
+"""Users' actors: created without restarts by Ray, watched from outside, ended in order or by force."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import random
@@ -14,12 +15,14 @@ from typing import Any, Self
 
 import anyio
 
+from rayvisor._backends.ray.calls import Lane
+from rayvisor._backends.ray.cleanup import attempt, kill_actor
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.last_words import explain
 from rayvisor._backends.ray.options import explain_pending, ray_options
-from rayvisor._backends.ray.placement import Placements
-from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, ActorWatch, Watched
+from rayvisor._backends.ray.placement_groups import PlacementGroups
+from rayvisor._backends.ray.watch import ActorSnapshot, ActorState, ActorWatch, WatchedActor
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Termination
@@ -32,31 +35,31 @@ log = get_logger("rayvisor.ray")
 _CREATE_SECONDS = 20.0
 _KILL_SECONDS = 6.0
 _HOOK_SECONDS = 3600.0
-"""How long a user's function may hold a thread where nothing else is said."""
+"""Timeout of a user's function that is called without one."""
 _UNAVAILABLE_SECONDS = 0.1
-_WORDS_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
 
 
 class UserActor:
-    """One incarnation of a user's actor; `UserActorFactory.create` makes it, or it is adopted.
+    """One incarnation of a user's actor, made by `UserActorFactory.create` or adopted.
 
     Attributes
     ----------
     handle
-        Ray's handle, for whoever wants to call it directly.
+        Ray's handle, for direct calls.
     name
         Its name, unique on the cluster.
     """
 
     def __init__(
         self,
-        place: UserActorFactory,
+        factory: UserActorFactory,
         handle: Any,
         name: str,
         options: ActorOptions,
-        watched: Watched,
+        watched: WatchedActor,
     ) -> None:
-        self._place = place
+        self._factory = factory
         self._options = options
         self._watched = watched
         self._asked_to_end = False
@@ -64,33 +67,33 @@ class UserActor:
         self.handle = handle
         self.name = name
         self.ray_restarts = 0
-        """Which of its lives this incarnation is: how often Ray had restarted it before."""
+        """Number of restarts by Ray before this incarnation."""
 
     @property
-    def sight(self) -> ActorSnapshot:
-        """What is known of it now."""
-        return self._watched.sight
+    def snapshot(self) -> ActorSnapshot:
+        """Its known state."""
+        return self._watched.snapshot
 
     async def after(self, seen: ActorSnapshot) -> ActorSnapshot:
-        """Wait until there is something else to be seen."""
+        """Wait until there is another snapshot, and return it."""
         return await self._watched.after(seen)
 
     async def ready(self, timeout: float, unreachable: Callable[[Termination], object] | None = None) -> None:
-        """Wait until its ``__init__`` has run; while Ray cannot reach it, it is asked again and again.
+        """Wait until its ``__init__`` has run. While Ray cannot reach it, it is polled repeatedly.
 
         Parameters
         ----------
         timeout
             Seconds it may take.
         unreachable
-            Told each time that Ray could not reach it.
+            Called each time that Ray could not reach it.
 
         Raises
         ------
         HostGoneError
-            It ended instead; ``end.init_failed`` tells a failing ``__init__``.
+            It ended instead; ``end.init_failed`` marks a failing ``__init__``.
         TimeoutError
-            It is not up yet: the message says what the cluster lacks, if that is why.
+            It is not up yet; the message names what the cluster lacks, if that is the reason.
         """
         until = anyio.current_time() + timeout
         pause = _UNAVAILABLE_SECONDS
@@ -99,12 +102,12 @@ class UserActor:
             try:
                 await self._await(f"__init__ of {self.name}", self.handle.__ray_ready__.remote(), left)
             except RayCallTimeout as error:
-                hint = await self._place.why_pending(self._options)
+                hint = await self._factory.why_pending(self._options)
                 raise RayCallTimeout(error.call, timeout, hint=hint) from None
             except HostGoneError as gone:
                 if not gone.end.unavailable or anyio.current_time() >= until:
                     raise
-                # Ray has not ruled, and a ref that raised is spent: the same actor is asked anew.
+                # Its death is not confirmed, and a ref that raised is spent: the same actor is called again.
                 if unreachable is not None:
                     unreachable(gone.end)
                 pause = min(2 * pause, 2.0)
@@ -114,44 +117,48 @@ class UserActor:
 
     async def ended(self) -> Termination:
         """Wait until it has ended."""
-        sight = self.sight
-        while sight.state is not ActorState.DEAD and sight.restarts <= self.ray_restarts:
-            sight = await self.after(sight)
-        end = sight.end or Termination(causes=())
+        snapshot = self.snapshot
+        while snapshot.state is not ActorState.DEAD and snapshot.restarts <= self.ray_restarts:
+            snapshot = await self.after(snapshot)
+        end = snapshot.end or Termination(causes=())
         if not end.intended and not self._asked_to_end:
-            end = await self._in_its_own_words(end)
-        if sight.state is not ActorState.DEAD:
+            end = await self._with_last_words(end)
+        if snapshot.state is not ActorState.DEAD:
             return replace(end, restarted_by_ray=True, intended=end.intended or self._asked_to_end)
         return replace(end, intended=True) if self._asked_to_end else end
 
-    async def _in_its_own_words(self, end: Termination) -> Termination:
-        """Why it ended, where it said so before (`rv.fatal`): Ray only knows that its process went."""
-        actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - its only name
+    async def _with_last_words(self, end: Termination) -> Termination:
+        """Add what it said before it ended (`rv.fatal`): Ray only knows that its process has exited."""
+        actor_id = self.handle._actor_id.hex()  # noqa: SLF001 - Ray gives an actor's id in no other way
         call = functools.partial(explain, end, actor_id, self._since)
         try:
-            return await self._place.cluster.call(f"last words of {self.name}", call, timeout=_WORDS_SECONDS)
-        except Exception as error:  # noqa: BLE001 - Ray's account alone then
+            return await self._factory.cluster.call(
+                f"last words of {self.name}", call, timeout=_LAST_WORDS_SECONDS
+            )
+        except Exception as error:  # noqa: BLE001 - Ray's own report is used then
             log.debug("actor.last_words.unknown", actor=self.name, error=f"{type(error).__name__}: {error}")
             return end
 
     async def run(self, hook: ActorHook, timeout: float | None = None) -> Any:
-        """Call what the user wants to be called: a method by its name, or a function with the handle.
+        """Call a hook: a method by its name, or a function with the handle.
 
         Parameters
         ----------
         hook
-            What to call.
+            The method's name, or the function.
         timeout
-            Seconds; None: whoever calls this sees to it.
+            Seconds; None: the caller bounds the call, and a function holds its thread for at most an hour.
         """
         if isinstance(hook, str):
             return await self.call(hook, timeout=timeout)
         with anyio.fail_after(timeout):
             if inspect.iscoroutinefunction(hook):
                 return await hook(self.handle)
-            # It may block, and the loop must not.
+            # It may block, so it runs in a thread of the user lane.
             call = functools.partial(hook, self.handle)
-            result = await self._place.cluster.call("a hook", call, timeout=timeout or _HOOK_SECONDS)
+            result = await self._factory.cluster.call(
+                "a hook", call, timeout=timeout or _HOOK_SECONDS, lane=Lane.USER
+            )
             return await result if inspect.isawaitable(result) else result
 
     async def call(
@@ -162,12 +169,12 @@ class UserActor:
         *,
         timeout: float | None = None,
     ) -> Any:
-        """Call a method. What the method raises comes as Ray sends it.
+        """Call a method. Its exception is raised as Ray sends it.
 
         Parameters
         ----------
         method, args, kwargs
-            What to call.
+            The method and its arguments.
         timeout
             Seconds; None waits as long as the actor lives.
         """
@@ -175,9 +182,9 @@ class UserActor:
         return await self._await(f"{self.name}.{method}", bound.remote(*args, **(kwargs or {})), timeout)
 
     async def terminate(self, grace: float) -> Termination | None:
-        """Ask it to end after the calls that wait already, and wait; None if it has not by then.
+        """Ask it to end after the calls that are queued already, and wait; None if it has not ended by then.
 
-        Ray runs ``atexit`` functions and ``__del__`` of an actor that ends so.
+        Ray then runs the actor's ``atexit`` functions and ``__del__``.
         """
         self._asked_to_end = True
         self.handle.__ray_terminate__.remote()
@@ -186,17 +193,13 @@ class UserActor:
         return None
 
     async def kill(self, timeout: float = _KILL_SECONDS) -> bool:
-        """End it by force; whether its end is known within the deadline."""
+        """End it by force; return whether its end is known within ``timeout`` seconds."""
         self._asked_to_end = True
 
-        def kill() -> None:
-            import ray
-
-            ray.kill(self.handle)
-
+        kill = functools.partial(kill_actor, self.handle)
         gone = False
-        with anyio.move_on_after(timeout):
-            await self._place.cluster.call(f"ray.kill of {self.name}", kill, timeout=timeout)
+        with anyio.move_on_after(timeout), contextlib.suppress(RayCallTimeout):
+            await self._factory.cluster.call(f"ray.kill of {self.name}", kill, timeout=timeout)
             await self.ended()
             gone = True
         log.info("actor.killed", actor=self.name, gone=gone)
@@ -216,20 +219,20 @@ class UserActor:
             if not is_ray_error(error) or "RayTaskError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise
             end = end_of(error)
-            if end.unavailable and self.sight.restarts == self.ray_restarts:
-                self._watched.doubt(end.causes)
+            if end.unavailable and self.snapshot.restarts == self.ray_restarts:
+                self._watched.suspect(end.causes)
             raise HostGoneError(
                 self.name, 0, replace(end, intended=end.intended or self._asked_to_end)
             ) from None
 
 
 class UserActorFactory:
-    """Makes users' actors on a cluster. Use as a context manager, or call `close`.
+    """Creates users' actors on a cluster. Use it as a context manager, or call `close`.
 
     Parameters
     ----------
     cluster
-        The connection; it is the caller's, and stays open.
+        The connection. It belongs to the caller and stays open.
     push
         As for `ActorWatch`.
     """
@@ -237,13 +240,13 @@ class UserActorFactory:
     def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
         self.cluster = cluster
         self.watch = ActorWatch(cluster, push=push)
-        self._placements = Placements(cluster)
+        self._placement_groups = PlacementGroups(cluster)
         self._token = secrets.token_hex(4)
         self._actors: dict[str, UserActor] = {}
 
     @property
     def prefix(self) -> str:
-        """What the names of all actors made here begin with."""
+        """Prefix of the names of all actors created here."""
         return f"rayvisor-{self._token}/"
 
     async def __aenter__(self) -> Self:
@@ -262,22 +265,22 @@ class UserActorFactory:
         incarnation: int,
         options: ActorOptions | None = None,
     ) -> UserActor:
-        """Make an actor of a class, plain or made remote already; its ``max_restarts`` is 0 either way.
+        """Create an actor of a class, plain or remote already; its ``max_restarts`` is 0 either way.
 
         Parameters
         ----------
         cls, args, kwargs
-            What to make.
+            The class and its arguments.
         child, incarnation
-            Who it is: its name on the cluster is made of these and is unique.
+            Its identity: its unique name on the cluster is made of these.
         options
-            What it asks of the cluster.
+            Its resources and placement.
         """
         wanted = options or ActorOptions()
         name = f"{self.prefix}{child}/{incarnation}"
         if name in self._actors:
             raise ValueError(f"incarnation={incarnation}: {child!r} has had this incarnation already")
-        group = await self._placements.get(child, wanted.placement)
+        group = await self._placement_groups.get(child, wanted.placement)
         asked = ray_options(wanted, name=name, group=group)
 
         def make() -> Any:
@@ -287,43 +290,41 @@ class UserActorFactory:
             remote: Any = given if isinstance(given, ray.actor.ActorClass) else ray.remote(given)
             return remote.options(**asked).remote(*args, **(kwargs or {}))
 
-        def undo(handle: Any) -> None:
-            import ray
-
-            ray.kill(handle)
-
-        handle = await self.cluster.call(f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=undo)
+        handle = await self.cluster.call(
+            f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
+        )
         actor = self._actors[name] = UserActor(self, handle, name, wanted, self.watch.add(handle))
         log.info("actor.created", child=child, incarnation=incarnation, name=name)
         return actor
 
     async def forget(self, actor: UserActor) -> None:
-        """Let go of an actor that has ended."""
+        """Stop watching an actor that has ended."""
         self._actors.pop(actor.name, None)
         self.watch.remove(actor.handle)
 
     async def end_child(self, child: str, timeout: float) -> bool:
-        """Kill every actor of a child that is left and remove its placement group; whether all are gone."""
+        """Kill every remaining actor of a child, remove its placement group; return whether all are gone."""
         prefix = f"{self.prefix}{child}/"
         gone = await self._kill_all([a for a in self._actors.values() if a.name.startswith(prefix)], timeout)
-        await self._placements.remove(child)
+        await attempt(f"placement group of {child}", self._placement_groups.remove(child))
         return gone
 
     async def close(self, timeout: float = 30.0) -> None:
-        """Kill every actor that is left, and remove the placement groups."""
+        """Kill every remaining actor, and remove the placement groups. A failure of one skips no other."""
         await self._kill_all(list(self._actors.values()), timeout)
-        await self.watch.close()
-        await self._placements.close()
+        await attempt("watch of actors", self.watch.close())
+        await attempt("placement groups", self._placement_groups.close())
 
     async def why_pending(self, options: ActorOptions) -> str:
-        """Why an actor with these options does not come up, if the cluster's resources tell."""
+        """Return why an actor with these options does not start, if the cluster's resources show it."""
         try:
             return explain_pending(options, await self.cluster.node_resources())
         except RayCallTimeout as error:
             return str(error)
 
     async def _kill_all(self, actors: Sequence[UserActor], timeout: float) -> bool:
-        gone = await asyncio.gather(*(actor.kill(timeout) for actor in actors))
+        kills = (attempt(f"kill of {actor.name}", actor.kill(timeout)) for actor in actors)
+        gone = await asyncio.gather(*kills)
         for actor in actors:
             await self.forget(actor)
         return all(gone)

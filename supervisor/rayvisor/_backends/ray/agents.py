@@ -1,21 +1,23 @@
-"""One node agent on each node that has hosts, made when first needed and made again when it dies.
+"""One node agent on each node that has hosts, created when first needed and created again when it dies.
 
-What every host is (node, pid, start time, known processes) is kept here too: a new agent is told at once,
-and an agent that knows nothing still finds a host's processes by the key in their environment.
+The record of every host (node, identity, known processes) is kept here too: a new agent receives it at once,
+and an agent that has no record still finds a host's processes by the key in their environment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 
 from rayvisor._backends.ray.actor_classes import agent_class
+from rayvisor._backends.ray.calls import Lane
+from rayvisor._backends.ray.cleanup import attempt, kill_actor
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._core.protocol.links import CleanupReport, HostView
@@ -31,7 +33,7 @@ _CREATE_SECONDS = 30.0
 _ANSWER_SECONDS = 5.0
 _SLACK_SECONDS = 2.0
 _DELAYS = (0.0, 0.2, 1.0, 5.0)
-"""Seconds before an agent that died is made again: the last one repeats."""
+"""Seconds before an agent that died is created again; the last value repeats."""
 
 
 @dataclass
@@ -68,23 +70,23 @@ class NodeAgents:
     async def adopt(
         self, node_id: str, key: str, host: ProcessId, runtime_env: Mapping[str, Any], timeout: float
     ) -> None:
-        """Have a host's processes accounted for from now on.
+        """Have the node's agent account for a host's processes from now on.
 
         Raises
         ------
         TimeoutError
-            No agent could be had in time. The host stays on the list: the next agent is told of it.
+            There is no agent in time. The host stays listed, and the next agent adopts it.
         """
         node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
         node.hosts[key] = _Host(host)
         with anyio.fail_after(timeout):
             actor = await self._agent(node)
-            await actor.call.remote("adopt", key, host.pid, host.start_time)
+            await actor.call.remote("adopt", key, host)
 
     async def prepare(self, node_id: str, runtime_env: Mapping[str, Any]) -> None:
-        """Have an agent on a node before its first host is there."""
+        """Create the agent of a node before its first host is there."""
         node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
-        await self._attempt("agent.prepare", node, _CREATE_SECONDS, lambda: self._agent(node))
+        await self._call("agent.prepare", node, _CREATE_SECONDS, lambda: self._agent(node))
 
     async def record(self, node_id: str, key: str, processes: Sequence[ProcessId]) -> None:
         """Note an engine's processes; the agent also finds them by itself."""
@@ -94,10 +96,10 @@ class NodeAgents:
         node.hosts[key].processes = tuple(processes)
         if node.actor is not None:
             answer = node.actor.call.remote("record", key, tuple(processes))
-            await self._attempt("agent.record", node, _ANSWER_SECONDS, lambda: answer)
+            await self._call("agent.record", node, _ANSWER_SECONDS, lambda: answer)
 
     async def end(self, node_id: str, key: str, timeout: float) -> CleanupReport:
-        """Have a host's processes killed, and return the proof, or the best there is of one."""
+        """Have a host's processes killed, and return the proof, or as much as is known."""
         node = self._nodes.get(node_id)
         if node is None:
             return CleanupReport((), (), verified=False)
@@ -107,7 +109,7 @@ class NodeAgents:
             node.hosts.pop(key, None)
             return report
         if not await self._node_lives(node_id):
-            node.hosts.pop(key, None)  # nothing runs on a dead node: its word is enough
+            node.hosts.pop(key, None)  # nothing runs on a dead node: that is proof enough
             return CleanupReport((), (), verified=True)
         if report is not None:
             return report
@@ -115,30 +117,30 @@ class NodeAgents:
         return CleanupReport((), left, verified=False)
 
     async def snapshot(self, node_id: str, key: str) -> tuple[ProcessId, ...]:
-        """Look at a host's processes now; empty when nobody on its node can tell."""
+        """Return a host's processes as they are now; empty if no agent on its node answers."""
         node = self._nodes.get(node_id)
 
         async def ask() -> tuple[ProcessId, ...]:
             actor = await self._agent(node) if node is not None else None
             return tuple(await actor.call.remote("snapshot", key)) if actor is not None else ()
 
-        return await self._attempt("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
+        return await self._call("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
 
     async def view(self, node_id: str, key: str, stack_file: str, timeout: float) -> HostView:
-        """Look at a host that does not answer, from beside it; empty when nobody on its node can tell."""
+        """Observe a host that does not answer, from its node; empty if no agent there answers."""
         node = self._nodes.get(node_id)
 
         async def ask() -> HostView:
             actor = await self._agent(node) if node is not None else None
             return await actor.call.remote("view", key, stack_file) if actor is not None else HostView(())
 
-        view = await self._attempt("agent.view", node, timeout, ask) if node is not None else None
+        view = await self._call("agent.view", node, timeout, ask) if node is not None else None
         return view or HostView(())
 
     async def host_ended(self, node_id: str, key: str) -> tuple[int | None, int | None] | None:
-        """Wait until a host's node says that it has ended: its exit code and signal, as far as known.
+        """Wait until a host's node agent reports its end; return exit code and signal, as far as known.
 
-        None when nobody there can tell, or can any more: then Ray's word has to do.
+        None if no agent on that node can answer; the caller then relies on Ray's report.
         """
         node = self._nodes.get(node_id)
         if node is None or node.actor is None:
@@ -152,36 +154,32 @@ class NodeAgents:
         return how
 
     async def pid(self, node_id: str) -> int:
-        """Pid of a node's agent, 0 if it has none now."""
+        """Return the pid of a node's agent; 0 if it has none now."""
         node = self._nodes.get(node_id)
         if node is None or node.actor is None:
             return 0
         answer = node.actor.pid.remote()
-        return int(await self._attempt("agent.pid", node, _ANSWER_SECONDS, lambda: answer) or 0)
+        return int(await self._call("agent.pid", node, _ANSWER_SECONDS, lambda: answer) or 0)
 
     async def close(self) -> None:
-        """End the agents. Their hosts have been ended before."""
+        """End the agents, whose hosts have been ended before. A failure of one skips no other."""
         self._closed = True
         nodes = tuple(self._nodes.values())
-        for node in nodes:
-            if node.watcher is not None:
-                node.watcher.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await node.watcher
-        actors = [node.actor for node in nodes if node.actor is not None]
         self._nodes.clear()
+        watchers = [node.watcher for node in nodes if node.watcher is not None]
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*(attempt("ray.kill of a node agent", self._end(node)) for node in nodes))
 
-        def kill() -> None:
-            import ray
-
-            for actor in actors:
-                ray.kill(actor)
-
-        if actors:
-            await self._cluster.call("ray.kill of the node agents", kill, timeout=_ANSWER_SECONDS)
+    async def _end(self, node: _Node) -> None:
+        actor, node.actor = node.actor, None
+        if actor is not None:
+            kill = partial(kill_actor, actor)
+            await self._cluster.call("ray.kill of a node agent", kill, timeout=_ANSWER_SECONDS)
 
     async def _ask_for_end(self, node: _Node, key: str, timeout: float) -> CleanupReport | None:
-        """Ask the agent; once more if it dies meanwhile. None when nobody answers."""
+        """Ask the agent, and once more if it dies meanwhile. None if there is no answer."""
 
         async def ask() -> CleanupReport:
             actor = await self._agent(node)
@@ -189,7 +187,7 @@ class NodeAgents:
             return report
 
         for _ in range(2):
-            report = await self._attempt("agent.end", node, timeout + _SLACK_SECONDS, ask)
+            report = await self._call("agent.end", node, timeout + _SLACK_SECONDS, ask)
             if report is not None:
                 return report
             if not await self._node_lives(node.node_id):
@@ -200,12 +198,12 @@ class NodeAgents:
         try:
             return (await self._cluster.nodes()).get(node_id, False)
         except RayCallTimeout:
-            return True  # nobody says otherwise
+            return True  # Ray has not declared it dead
 
-    async def _attempt(
+    async def _call(
         self, event: str, node: _Node, timeout: float, work: Callable[[], Awaitable[T]]
     ) -> T | None:
-        """Do something that the agent's death may thwart. That is recorded; None tells the caller of it."""
+        """Await a call that the agent's death may break. That is logged, and None is returned."""
         try:
             with anyio.fail_after(timeout):
                 return await work()
@@ -242,24 +240,21 @@ class NodeAgents:
                 options["runtime_env"] = dict(node.runtime_env)
             return agent_class().options(**options).remote()
 
-        def undo(actor: Any) -> None:
-            import ray
-
-            ray.kill(actor)
-
-        actor = await self._cluster.call("node agent", create, timeout=_CREATE_SECONDS, undo=undo)
+        actor = await self._cluster.call(
+            "node agent", create, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
+        )
         try:
-            for key, host in list(node.hosts.items()):  # more may come meanwhile: they see to themselves
-                await actor.call.remote("adopt", key, host.process.pid, host.process.start_time)
+            for key, host in list(node.hosts.items()):  # those added meanwhile are adopted by their own call
+                await actor.call.remote("adopt", key, host.process)
                 await actor.call.remote("record", key, host.processes)
         except BaseException:
-            self._cluster.post("ray.kill of a node agent", lambda: undo(actor))
+            self._cluster.post("ray.kill of a node agent", lambda: kill_actor(actor))
             raise
         log.info("agent.up", node=node.node_id, name=name, hosts=len(node.hosts))
         return actor
 
     async def _watch(self, node: _Node) -> None:
-        """Wait for the agent's death and make it again, each time a little later, while the node lives."""
+        """Wait for the agent's death, and create it again after a growing delay, while the node lives."""
         while not self._closed:
             actor = node.actor
             if actor is not None:
@@ -280,4 +275,4 @@ class NodeAgents:
             if not await self._node_lives(node.node_id):
                 log.warning("agent.node_died", node=node.node_id)
                 return
-            await self._attempt("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))
+            await self._call("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))

@@ -1,4 +1,4 @@
-"""On which nodes hosts are, for those that are not to be on the same ones."""
+"""Anti-affinity: the nodes that hosts are on, for hosts that are to be on other ones."""
 
 from __future__ import annotations
 
@@ -8,14 +8,40 @@ from collections.abc import Sequence
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
 
-__all__ = ["Neighbours"]
+__all__ = ["AntiAffinity", "HostLocation"]
 
-SECONDS = 10.0
-"""So long a host waits to be made until it is known where the others are: some may have no room yet."""
+_WAIT_SECONDS = 10.0
+"""Longest wait for the locations of other hosts before a host is created: some may not find room yet."""
 
 
-class Neighbours:
-    """The nodes of the hosts of one place.
+class HostLocation:
+    """The node of one host, which is not known before the host has answered.
+
+    Parameters
+    ----------
+    child
+        Path of the host's child.
+    """
+
+    def __init__(self, child: str) -> None:
+        self.child = child
+        self.node: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Ray's id of the node; empty once the host has ended, or was never created."""
+        self.ended = False
+
+    def found(self, node_id: str) -> None:
+        """Set the node. Setting it again has no effect."""
+        if not self.node.done():
+            self.node.set_result(node_id)
+
+    def end(self) -> None:
+        """Release the waiters: the host has ended, or could not be created."""
+        self.ended = True
+        self.found("")
+
+
+class AntiAffinity:
+    """The locations of the hosts of one factory.
 
     Parameters
     ----------
@@ -25,37 +51,34 @@ class Neighbours:
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
-        self._nodes: dict[str, asyncio.Future[str]] = {}
+        self._locations: dict[str, HostLocation] = {}
 
-    def begin(self, child: str) -> None:
-        """A child's host is about to be made: where its former one was does not count any more."""
-        self._nodes[child] = asyncio.get_running_loop().create_future()
+    def begin(self, child: str) -> HostLocation:
+        """Register a host that is about to be created, in place of the child's former one.
 
-    def is_on(self, child: str, node_id: str) -> None:
-        """A child's host is on this node; empty: it has gone."""
-        node = self._nodes.get(child)
-        if node is None:
-            return
-        if node_id and not node.done():
-            node.set_result(node_id)
-        elif not node_id and node.done():  # else it is the next one's, which is under way
-            del self._nodes[child]
+        The caller ends the location in every case, also when the creation fails.
+        """
+        self._locations = {name: each for name, each in self._locations.items() if not each.ended}
+        location = self._locations[child] = HostLocation(child)
+        return location
 
     async def nodes(self, child: str, siblings: Sequence[str]) -> list[str]:
-        """On which nodes some siblings of a child are, by their names; none where there is one node only.
+        """Return the nodes of some of a child's siblings, given by name; empty in a cluster of one node.
 
-        Waits for hosts that were begun before the child's own, so that no two wait for each other.
+        Wait at most 10 s for hosts that were begun before the child's own: no two hosts wait for each other.
         """
-        above = child.rpartition("/")[0]
-        paths = [f"{above}/{name}" if above else name for name in siblings]
-        begun = [self._nodes[path] for path in paths if path in self._nodes]
-        if not begun or not await self._several():
+        parent = child.rpartition("/")[0]
+        paths = [f"{parent}/{name}" if parent else name for name in siblings]
+        found = [self._locations.get(path) for path in paths]
+        locations = [location for location in found if location is not None and not location.ended]
+        if not locations or not await self._has_several_nodes():
             return []
-        await asyncio.wait(begun, timeout=SECONDS)
-        return sorted({node.result() for node in begun if node.done()})
+        await asyncio.wait([location.node for location in locations], timeout=_WAIT_SECONDS)
+        known = {location.node.result() for location in locations if location.node.done()}
+        return sorted(known - {""})
 
-    async def _several(self) -> bool:
+    async def _has_several_nodes(self) -> bool:
         try:
             return sum((await self._cluster.nodes()).values()) > 1
         except RayCallTimeout:
-            return False  # to be apart is a wish, not a condition
+            return False  # anti-affinity is a preference, not a condition

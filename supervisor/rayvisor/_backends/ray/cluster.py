@@ -1,9 +1,9 @@
-"""The connection to a cluster: start a local Ray, or attach to one that runs and never shut it down.
+"""The connection to a cluster: start a local Ray, or attach to a running one and never shut that down.
 
     async with await RayCluster.connect() as cluster: ...
 
-What is given wins: an address; then a Ray that this process has initialised already; then ``RAY_ADDRESS``;
-otherwise a local Ray is started, quiet, without a dashboard. Only that one is ever shut down.
+The first of these wins: a given address; a Ray that this process has initialised already; ``RAY_ADDRESS``.
+Otherwise a local Ray is started, quiet and without a dashboard. Only that one is ever shut down.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from rayvisor._backends.process.identity import identify
 from rayvisor._backends.process.killing import end_processes
-from rayvisor._backends.process.tree import identify, tree
-from rayvisor._backends.ray.calls import CallThreads
+from rayvisor._backends.process.tree import tree
+from rayvisor._backends.ray.calls import CallThreads, Lane
+from rayvisor._backends.ray.cleanup import attempt
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError
@@ -26,7 +29,7 @@ __all__ = ["RayCluster", "start_or_join"]
 T = TypeVar("T")
 log = get_logger("rayvisor.ray")
 
-_OF_A_NEW_ONE = frozenset(
+_ONLY_AT_START = frozenset(
     {
         "num_cpus",
         "num_gpus",
@@ -37,11 +40,11 @@ _OF_A_NEW_ONE = frozenset(
         "_system_config",
     }
 )
-"""What ``ray.init`` refuses, or leaves aside, where it attaches to a cluster."""
+"""Arguments that ``ray.init`` refuses or ignores when it attaches to a cluster."""
 
 
 def start_or_join(arguments: Mapping[str, Any]) -> Any:
-    """Start or join a Ray; a local one that did not come up in the 30 s Ray gives it is tried once more."""
+    """Start or join a Ray. A local one that does not start in the 30 s Ray allows is started once more."""
     import ray
 
     try:
@@ -49,20 +52,20 @@ def start_or_join(arguments: Mapping[str, Any]) -> Any:
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
-        log.warning("ray.start.tried_again", why=str(error))
+        log.warning("ray.start.retried", reason=str(error))
         ray.shutdown()
         return ray.init(**arguments)
 
 
 class RayCluster:
-    """A connection to Ray; `connect` makes one.
+    """A connection to Ray, made by `connect`.
 
     Attributes
     ----------
     started
         Whether this object started the Ray it is connected to, and so may shut it down.
     namespace
-        Where named actors go.
+        Namespace of named actors.
     """
 
     def __init__(self, calls: CallThreads, *, started: bool, connected: bool, facts: dict[str, str]) -> None:
@@ -94,28 +97,28 @@ class RayCluster:
         address
             Of a running cluster; ``"local"`` starts one whatever ``RAY_ADDRESS`` says.
         num_cpus, num_gpus
-            For a Ray that is started: what it offers. None: what the machine has.
+            Resources of a Ray that is started. None: those of the machine.
         namespace
             For named actors. None: a fresh one.
         options
-            More arguments for ``ray.init``; these win. What only a Ray can be told that is started,
-            ``num_cpus`` for example, is left out where one is attached to.
+            More arguments for ``ray.init``; these win. Arguments that only a new Ray takes, such as
+            ``num_cpus``, are left out when attaching.
         timeout
             Seconds to wait.
         threads
-            How many blocking calls to Ray may be under way at once.
+            How many kills and look-ups may be under way at once, and as many creations; see `CallThreads`.
 
         Raises
         ------
         ClusterUnavailableError
-            No Ray could be started, or attached to.
+            No Ray could be started or attached to.
         """
         calls = CallThreads(threads)
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         space = namespace or f"rayvisor-{secrets.token_hex(4)}"
 
-        # Ray prints each worker's death to standard output. Deaths are ours to tell of, and output is the
-        # user's. It is read when ray is imported; a setting of the user's stays.
+        # Ray prints each worker's death to standard output. We report deaths, and that output belongs to the
+        # user. The variable is read when ray is imported; a value that the user has set stays.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
 
         def connect() -> RayCluster:
@@ -142,7 +145,7 @@ class RayCluster:
                 }
             given = options or {}
             if where != "local":
-                given = {name: value for name, value in given.items() if name not in _OF_A_NEW_ONE}
+                given = {name: value for name, value in given.items() if name not in _ONLY_AT_START}
             try:
                 context = start_or_join(arguments | given)
             except Exception as error:
@@ -168,16 +171,17 @@ class RayCluster:
         *,
         timeout: float = 10.0,
         undo: Callable[[T], object] | None = None,
+        lane: Lane = Lane.CONTROL,
     ) -> T:
-        """Run a blocking Ray call in a thread, see `CallThreads.run`."""
-        return await self._calls.run(name, function, timeout=timeout, undo=undo)
+        """Run a blocking call in a thread, see `CallThreads.run`."""
+        return await self._calls.run(name, function, timeout=timeout, undo=undo, lane=lane)
 
     def post(self, name: str, function: Callable[[], object]) -> None:
-        """Run a blocking Ray call that nobody waits for, see `CallThreads.post`."""
+        """Run a blocking Ray call without waiting for it, see `CallThreads.post`."""
         self._calls.post(name, function)
 
     async def nodes(self, timeout: float = 5.0) -> dict[str, bool]:
-        """Ids of the nodes Ray knows of, and whether each lives."""
+        """Return the ids of all nodes that Ray knows, and whether each is alive."""
 
         def nodes() -> dict[str, bool]:
             return {node["NodeID"]: bool(node["Alive"]) for node in _nodes()}
@@ -185,7 +189,7 @@ class RayCluster:
         return await self.call("ray.nodes", nodes, timeout=timeout)
 
     async def node_resources(self, timeout: float = 5.0) -> list[dict[str, float]]:
-        """What each living node has in all, free or not."""
+        """Return the total resources of each living node, free or not."""
 
         def resources() -> list[dict[str, float]]:
             return [dict(node["Resources"]) for node in _nodes() if node["Alive"]]
@@ -193,20 +197,20 @@ class RayCluster:
         return await self.call("ray.nodes", resources, timeout=timeout)
 
     async def close(self, timeout: float = 30.0) -> None:
-        """Let go of the cluster: shut down what `connect` started, leave everything else as it was."""
+        """Disconnect: shut down what `connect` started, and leave everything else as it was."""
         if self._closed:
             return
         self._closed = True
         left: tuple[ProcessId, ...] = ()
         if self.started:
-            left = await self.call("processes of ray", self._own_processes, timeout=5.0)
+            listing = self.call("processes of ray", self._own_processes, timeout=5.0)
+            left = await attempt("processes of ray", listing) or ()
         if self._connected:
-            await self.call("ray.shutdown", self._disconnect, timeout=timeout)
+            await attempt("ray.shutdown", self.call("ray.shutdown", self._disconnect, timeout=timeout))
         if left:
-            # Workers leave by themselves once their raylet is gone, but nobody waits for them; here
-            # somebody does.
-            report = await end_processes(left, key=None, timeout=5.0)
-            if not report.verified:
+            # Workers exit by themselves once their raylet is gone, but Ray does not wait for that.
+            report = await attempt("end of ray", end_processes(left, key=None, timeout=5.0))
+            if report is not None and not report.verified:
                 log.warning("ray.processes.left", processes=[process.pid for process in report.left])
         self._calls.close()
         log.info("ray.closed", shut_down=self.started)
@@ -218,14 +222,14 @@ class RayCluster:
             ray.shutdown()
 
     def _own_processes(self) -> tuple[ProcessId, ...]:
-        """The processes of the Ray that was started here: children that name its session, and theirs."""
+        """Return the processes of the Ray started here: children that name its session, and theirs."""
         me = identify(os.getpid())
         if me is None or not self._session:
             return ()
         found: dict[int, ProcessId] = {}
         for process in tree(me):
-            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as file:  # noqa: PTH123
-                if self._session.encode() in file.read():
+            with contextlib.suppress(OSError):
+                if self._session.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes():
                     found[process.pid] = process
         found.update((process.pid, process) for process in tree(*found.values()))
         return tuple(found.values())

@@ -1,8 +1,8 @@
-"""Ray's exceptions, turned into plain data.
+"""Ray's exceptions as plain data.
 
-Everything Ray raises is read by its class's name and its own attributes first, and only what Ray says in no
-other way is taken from the text. No class is looked up by importing its module, so that an exception of
-somebody else's (vLLM's above all) never makes the driver import what it came from.
+An exception of Ray's is read by the name of its class and its attributes first. The text is used only for
+facts that Ray gives in no other way. No class is looked up by importing its module, so that a foreign
+exception (of vLLM above all) never makes the driver import the module that it came from.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rayvisor.faults import Cause, Termination
 __all__ = [
     "RayCallTimeout",
     "WorkerPackageError",
-    "death_told",
     "end_of",
     "environment_failure",
     "init_failure",
     "is_ray_error",
     "out_of_memory",
     "without_advice",
+    "worker_death",
 ]
 
 _EXIT_TYPE = re.compile(r"[Ee]xit type: ([A-Z_]+)")
@@ -46,19 +46,19 @@ def _ray_names(error: BaseException) -> set[str]:
 
 
 def is_ray_error(error: BaseException) -> bool:
-    """Whether Ray raised this on its own account."""
+    """Return whether this is one of Ray's own errors."""
     return "RayError" in _ray_names(error)
 
 
 def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> Termination:
-    """Turn what awaiting an actor raised into a plain account of how it ended.
+    """Convert the exception of a call to an actor into a record of the actor's end.
 
     Parameters
     ----------
     error
-        What Ray raised.
+        The exception.
     node, log_file
-        What is known of the actor already.
+        Known facts about the actor.
     """
     names = _ray_names(error)
     text = str(error)
@@ -82,11 +82,11 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> Termi
     if getattr(error, "actor_init_failed", False) or _CREATION in text:
         return init_failure(text, node=node, log_file=log_file, outer=type(error).__name__)
     exit_type = _EXIT_TYPE.search(text)
-    end = death_told(outer, exit_type[1] if exit_type else "", text, node=node)
+    end = worker_death(outer, exit_type[1] if exit_type else "", text, node=node)
     return replace(
         end,
         traceback=text,
-        intended=end.intended or (not _taken(text) and bool(_KILLED.search(text))),
+        intended=end.intended or (not _lost_its_group(text) and bool(_KILLED.search(text))),
         preempted=bool(getattr(error, "preempted", False)),
         node_died=bool(_NODE_DEATH.search(text)),
         log_file=log_file,
@@ -94,14 +94,14 @@ def end_of(error: BaseException, *, node: str = "", log_file: str = "") -> Termi
 
 
 def out_of_memory(text: str, *, node: str = "") -> Termination:
-    """Account for a worker that Ray's memory monitor killed: what it saw, without the advice around it."""
+    """Record a worker that Ray's memory monitor killed: its reason, without the advice around it."""
     said = next((line for line in text.splitlines() if _LOW_ON_MEMORY.search(line)), "")
     cause = Cause("OutOfMemoryError", shortened(said) or "killed by Ray's memory monitor")
     return Termination(causes=(cause,), out_of_memory=True, signal=9, node=node, traceback=text)
 
 
 def environment_failure(text: str, *, node: str = "") -> Termination:
-    """Account for an environment that could not be made: why is in a traceback, where there is one."""
+    """Record an environment that could not be created; the reason is in a traceback, if there is one."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     raised = text_cause(text) if "Traceback (most recent call last)" in text else None
     why = () if raised is None or raised.type == "UnknownError" else (raised,)
@@ -113,7 +113,7 @@ def environment_failure(text: str, *, node: str = "") -> Termination:
 def init_failure(
     text: str, *, node: str = "", log_file: str = "", outer: str = "ActorDiedError"
 ) -> Termination:
-    """Account for an actor whose ``__init__`` raised, as its traceback tells."""
+    """Record an actor whose ``__init__`` raised, with the exception from its traceback."""
     summary = Cause(outer, "the actor's __init__ raised")
     return Termination(
         causes=(summary, text_cause(text)),
@@ -124,53 +124,53 @@ def init_failure(
     )
 
 
-def death_told(outer: Cause, kind: str, detail: str, *, node: str = "") -> Termination:
-    """Account for the end of an actor's worker.
+def worker_death(outer: Cause, kind: str, detail: str, *, node: str = "") -> Termination:
+    """Record the end of an actor's worker.
 
     Parameters
     ----------
     outer
-        What is said of the actor.
+        The cause that names the actor's end.
     kind
         Ray's exit type of the worker; empty if it is not known.
     detail
-        Ray's words on it.
+        Ray's description of the exit.
     node
         Address of its node.
     """
     code = _EXIT_CODE.search(detail)
     number = _SIGNAL.search(detail)
-    # Ray calls this intended; whoever supervises the actor did not intend it.
-    taken = _taken(detail)
-    if taken:
+    # Ray calls this intended, but the supervisor did not intend it.
+    lost_its_group = _lost_its_group(detail)
+    if lost_its_group:
         kind = "PlacementGroupRemoved"
     return Termination(
         causes=(outer, Cause(kind, _detail(detail))) if kind else (outer,),
         exit_code=int(code[1]) if code else None,
         signal=int(number[1]) if number else None,
-        intended=not taken and kind in _INTENDED_TYPES,
+        intended=not lost_its_group and kind in _INTENDED_TYPES,
         out_of_memory=kind == "NODE_OUT_OF_MEMORY",
         node=node,
     )
 
 
-def _taken(text: str) -> bool:
+def _lost_its_group(text: str) -> bool:
     return "its placement group was removed" in text
 
 
 def without_advice(text: str) -> str:
-    """Ray's words without the advice that follows them."""
+    """Return a text of Ray's without the advice that follows it."""
     return shortened(_ADVICE.split(text, maxsplit=1)[0])
 
 
 def _because(text: str) -> str:
-    """The sentence in which Ray says why, without the table of names and ids above it."""
+    """Return the sentence with Ray's reason, without the table of names and ids above it."""
     lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
     return shortened(lines[-1].partition(" Worker exit type:")[0]) if lines else ""
 
 
 def _detail(text: str) -> str:
-    """What Ray knows of the exit, without the advice that follows it."""
+    """Return Ray's detail of the exit, without the advice that follows it."""
     _, _, detail = text.rpartition("xit detail: ")
     detail = _ADVICE.split(detail, maxsplit=1)[0]
     return shortened(detail.splitlines()[0]) if detail else ""

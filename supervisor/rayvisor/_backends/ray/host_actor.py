@@ -1,11 +1,12 @@
-"""What lives inside a host actor: the engine host, and the reaper that guards its processes.
+"""The content of a host actor: the engine host, and the reaper that guards its processes.
 
-Every answer is plain data. An exception is turned into `Failure` here, in the host, so that no class of an
-engine's ever has to be imported by the driver to read it.
+Every answer is plain data. An exception is turned into a `Failure` here, in the host, so that the driver
+never has to import a class of an engine to read it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.guard import Guard
-from rayvisor._backends.process.stack_dump import StackKeeper
+from rayvisor._backends.process.stack_dump import StackDumper
+from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._core.protocol.causes import Causes, plain_causes
 from rayvisor._core.protocol.wire import EngineInfo, GenerateCommand, HostDescription, HostItem
 from rayvisor._log import get_logger
@@ -26,8 +28,8 @@ __all__ = ["Failure", "HostActor", "HostHello"]
 
 log = get_logger("rayvisor.host")
 
-_HELD_UP_SECONDS = 0.5
-"""When the event loop has been held up for so long, its stack is written down."""
+_BLOCKED_SECONDS = 0.5
+"""When the event loop has been blocked for this time, its stack is written to a file."""
 
 
 class HostHello(NamedTuple):
@@ -38,7 +40,7 @@ class HostHello(NamedTuple):
     reaper: int
     """Pid of the reaper that guards it, 0 if none could be started."""
     log_file: str
-    """What the host process itself writes goes there."""
+    """File that the host process's standard error goes to; empty if there is none."""
 
 
 class Failure(NamedTuple):
@@ -65,26 +67,37 @@ class HostActor:
 
     def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
         self._guard: Guard | None = None
+        self._guarding = asyncio.Lock()
         try:
-            # A worker's parent is its raylet. Ray's own check for its death misses some (it looks for pid 1).
+            # A worker's parent is its raylet. Ray's own check for its death (for pid 1) misses cases.
             self._guard = Guard(key, with_parent=True)
         except (OSError, RuntimeError):
-            # The node agent still ends what is left; the host works without a reaper, and says so.
+            # The node agent still kills what is left. The host works without a reaper, and reports that.
             log.exception("host.reaper.failed", child=child, epoch=epoch)
         self._host = EngineHost(child, epoch, engine)
-        self._stack: StackKeeper | None = None
+        self._stack: StackDumper | None = None
 
     async def describe(self, node_id: str) -> HostHello | Failure:
-        reaper = 0
         try:
-            if self._guard is not None:
-                reaper = self._guard.wait_ready()
+            reaper = await self._reaper_pid()
             if self._stack is None:
-                self._stack = StackKeeper(_HELD_UP_SECONDS)
+                self._stack = StackDumper(_BLOCKED_SECONDS)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
             return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data
             return _failure(error)
+
+    async def _reaper_pid(self) -> int:
+        """Return the pid of the reaper once it watches this process; 0 if it could not be started."""
+        async with self._guarding:
+            if self._guard is None:
+                return 0
+            try:
+                return await run_in_thread(self._guard.wait_ready)
+            except RuntimeError:
+                log.exception("host.reaper.failed", child=self._host.child, epoch=self._host.epoch)
+                self._guard = None
+                return 0
 
     async def ensure_started(
         self, incarnation: int, arguments: Mapping[str, Any], timeout: float, limits: StallLimits = PATIENT
@@ -144,7 +157,7 @@ class HostActor:
 
 
 def _standard_error() -> str:
-    """The file that this process's standard error goes to, if it is one."""
+    """Return the file that this process's standard error goes to; empty if it is no file."""
     try:
         path = Path("/proc/self/fd/2").readlink()
     except OSError:

@@ -1,13 +1,12 @@
-"""Last words in the cluster's key-value store: every process that is connected to the cluster reads them.
+"""Last words in the cluster's key-value store, which every process connected to the cluster can read.
 
-They are kept for as long as the cluster lives, by job, so that one job's crashes are not another's.
+They are kept by job for as long as the cluster lives: one job does not see the crashes of another.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from rayvisor._core.protocol.last_words import LastWords
 from rayvisor.faults import Termination
@@ -19,47 +18,50 @@ _OF_ACTOR = "last_words_of/"
 
 
 class ClusterStore:
-    """Keeps last words of one job."""
+    """Keeps the last words of one job's processes."""
 
     def __init__(self, job: str, actor: str, node: str) -> None:
         self._prefix = f"last_words/{job}/"
         self._where = (actor, node)
 
     def put(self, words: LastWords) -> None:
-        """Keep them."""
+        """Keep the last words of this process."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
         mine = f"{time.time_ns()}-{words.pid}"
         keys = [f"{self._prefix}{words.name}/{mine}"]
         keys += [f"{_OF_ACTOR}{words.actor_id}/{mine}"] if words.actor_id else []
         for key in keys:
-            _kv()._internal_kv_put(key.encode(), words.dump(), namespace=_NAMESPACE)  # noqa: SLF001 - its only name
+            _internal_kv_put(key.encode(), words.dump(), namespace=_NAMESPACE)
 
     def read(self, name: str) -> list[LastWords]:
-        """All that were kept under a name."""
+        """Return the last words under a name; all of them for an empty one."""
         return _below(f"{self._prefix}{name}/" if name else self._prefix)
 
     def where(self) -> tuple[str, str]:
-        """Ids of the actor and the node."""
+        """Return the ids of this process's actor and node."""
         return self._where
 
 
 def _below(prefix: str) -> list[LastWords]:
-    kv = _kv()
-    keys = kv._internal_kv_list(prefix.encode(), namespace=_NAMESPACE)  # noqa: SLF001 - as above
-    texts = [kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]  # noqa: SLF001 - as above
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    keys = _internal_kv_list(prefix.encode(), namespace=_NAMESPACE)
+    texts = [_internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
     return sorted((LastWords.load(text) for text in texts if text), key=lambda words: words.at)
 
 
 def explain(end: Termination, actor_id: str, since: float) -> Termination:
-    """Add to Ray's account of an actor's end what the actor said itself, if it did. It asks Ray, and blocks.
+    """Add an actor's last words, if there are any, to Ray's report of its end. This calls Ray, and blocks.
 
     Parameters
     ----------
     end
-        Ray's account.
+        Ray's report.
     actor_id
-        Of the actor; its lives share it.
+        Id of the actor, which all its incarnations share.
     since
-        When this life of it began, seconds since the epoch.
+        Start of this incarnation, in seconds since the epoch.
     """
     said = [words for words in _below(f"{_OF_ACTOR}{actor_id}/") if words.at >= since]
     if not said:
@@ -69,14 +71,8 @@ def explain(end: Termination, actor_id: str, since: float) -> Termination:
     return replace(end, causes=causes, traceback=words.traceback, exit_code=words.exit_code)
 
 
-def _kv() -> Any:
-    import ray.experimental.internal_kv
-
-    return ray.experimental.internal_kv
-
-
 def connected() -> ClusterStore | None:
-    """The store of the cluster that this process is part of; None if it is part of none."""
+    """Return the store of the cluster that this process is connected to; None if there is none."""
     import ray
 
     if not ray.is_initialized():

@@ -1,4 +1,4 @@
-"""What an actor asks of the cluster, in Ray's words; and how many GPUs an engine needs."""
+"""Actor options in Ray's terms, and the number of GPUs that an engine needs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rayvisor.specs import ActorOptions, NodePin
 __all__ = ["engine_gpus", "explain_pending", "ray_options", "runtime_env"]
 
 NODE_LABEL = "ray.io/node-id"
-"""Ray labels every node with its id."""
+"""The label with which Ray gives every node its id."""
 
 
 def engine_gpus(arguments: Mapping[str, Any], device: str | None = None) -> int:
-    """How many GPUs an engine needs: tensor x pipeline parallel size, none on the CPU.
+    """Return the number of GPUs that an engine needs: tensor x pipeline parallel size; none on the CPU.
 
     Parameters
     ----------
     arguments
         The engine's arguments.
     device
-        ``"cpu"`` or ``"cuda"``. None: what the arguments say; failing that the CPU if the vLLM that is
-        installed is the one built for it.
+        ``"cpu"`` or ``"cuda"``. None: the one in the arguments; without one, the CPU if the installed vLLM is
+        built for it.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def _is_cpu_build() -> bool:
 
 
 def runtime_env(options: ActorOptions) -> dict[str, Any]:
-    """The runtime environment, with the extra variables merged in."""
+    """Return the runtime environment, with the extra variables merged in."""
     environment = dict(options.runtime_env)
     if options.env_vars:
         environment["env_vars"] = {**environment.get("env_vars", {}), **options.env_vars}
@@ -57,20 +57,20 @@ def runtime_env(options: ActorOptions) -> dict[str, Any]:
 def ray_options(
     options: ActorOptions, *, name: str, group: Any = None, bundle: int = 0, avoid: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Arguments for an actor class's ``options``.
+    """Return the arguments for an actor class's ``options``.
 
     Parameters
     ----------
     options
-        What was asked for.
+        The requested options.
     name
         The actor's name.
     group
         The placement group it goes into, if any.
     bundle
-        Which bundle of it.
+        Index of its bundle.
     avoid
-        Ids of nodes that it is to be on only if no other has room; a scheduling that was asked for wins.
+        Ids of nodes to use only if no other one has room. A requested scheduling takes precedence.
     """
     found: dict[str, Any] = {"name": name, "max_restarts": 0, "max_task_retries": 0}
     plain = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "memory": options.memory}
@@ -103,9 +103,9 @@ def ray_options(
 
 
 def explain_pending(options: ActorOptions, nodes: Sequence[Mapping[str, float]]) -> str:
-    """Say what no node of the cluster has for an actor that does not come up; empty if one could take it.
+    """Return what every node lacks for an actor that does not start; empty if one node could take it.
 
-    Ray raises nothing for what can never be scheduled: it waits, since an autoscaler may add a node.
+    Ray raises no error for an actor that can never be scheduled, since an autoscaler may add a node.
 
     Examples
     --------

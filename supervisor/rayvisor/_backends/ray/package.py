@@ -1,4 +1,4 @@
-"""Which rayvisor this is, and whether the workers have the same."""
+"""The version of this rayvisor, and the check that workers have the same one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def local_version() -> str:
 
 
 def package_folders() -> tuple[str, ...]:
-    """The folders of the packages that workers need, for ``py_modules``."""
+    """Return the folders of the packages that workers need, for ``py_modules``."""
     folders = []
     for name in ("rayvisor", "statecharts"):
         spec = find_spec(name)

@@ -1,7 +1,7 @@
-"""Ray's push channels: what its control store tells of its own accord.
+"""Ray's push channels: changes that its control store publishes.
 
-The API is private. While it is missing, or broken, whoever reads a channel asks Ray's public API instead: a
-channel says whether it has news to give, and when to ask for what it may have missed.
+The API is private. While it is missing or broken, the reader of a channel polls Ray's public API instead. A
+channel says whether it is active, and when changes may have been missed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal
 
 import anyio
@@ -23,24 +24,24 @@ log = get_logger("rayvisor.ray")
 _SUBSCRIBE_SECONDS = 10.0
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = (0.5, 10.0)
-"""Before a channel that broke is opened again: at first, and at most."""
+"""The first and the longest pause before a channel that broke is opened again."""
 _BATCH = 500
 
 
 class PushChannel:
-    """One channel, read by one task until it is closed; opened again when it breaks.
+    """One channel, read by one task until it is closed, and opened again when it breaks.
 
     Parameters
     ----------
     cluster
         The connection.
     kind
-        Of what it tells.
-    hear
-        Takes the key and the record of each change.
-    catch_up
-        Called when changes may have been missed: once it is open, since it tells only what comes after that,
-        and once it is not.
+        What it publishes.
+    on_record
+        Called with the key and the record of each change.
+    on_gap
+        Called when changes may have been missed: once the channel is open, since it publishes only later
+        changes, and once it is not.
     """
 
     def __init__(
@@ -48,35 +49,35 @@ class PushChannel:
         cluster: RayCluster,
         kind: Literal["Actor", "NodeInfo"],
         *,
-        hear: Callable[[bytes, Any], None],
-        catch_up: Callable[[], None],
+        on_record: Callable[[bytes, Any], None],
+        on_gap: Callable[[], None],
     ) -> None:
         self._cluster = cluster
         self._kind = kind
-        self._hear = hear
-        self._catch_up = catch_up
+        self._on_record = on_record
+        self._on_gap = on_gap
         self._task: asyncio.Task[None] | None = None
         self._subscription: _Subscription | None = None
         self._open = False
         self._closed = False
-        self.missing = False
+        self.unsupported = False
         """Whether this Ray has no such channel."""
 
     @property
-    def telling(self) -> bool:
-        """Whether it tells of changes now."""
-        return self._open and not self.missing
+    def active(self) -> bool:
+        """Whether changes are published now."""
+        return self._open and not self.unsupported
 
     def start(self) -> None:
-        """Open it, once."""
+        """Open it. Further calls have no effect."""
         if self._task is None:
             self._task = asyncio.create_task(self._read(), name=f"Ray's channel {self._kind}")
 
     async def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._closed = True
         if self._subscription is not None:
-            # Cancelled instead, Ray's would leave a task behind that complains when Ray is gone.
+            # A cancelled subscription of Ray's leaves a task behind that fails when Ray is gone.
             await self._subscription.close()
         if self._task is not None:
             self._task.cancel()
@@ -90,7 +91,7 @@ class PushChannel:
                 with anyio.fail_after(_SUBSCRIBE_SECONDS):
                     await subscription.subscribe()
                 self._open, pause = True, _PAUSE_SECONDS[0]
-                self._catch_up()
+                self._on_gap()
                 try:
                     await self._read_on(subscription)
                 finally:
@@ -99,32 +100,32 @@ class PushChannel:
                 if self._closed:
                     return
                 log.warning(
-                    "ray.push.broke", channel=self._kind, error="the subscription has ended", again=pause
+                    "ray.push.broke", channel=self._kind, error="the subscription has ended", retry_in=pause
                 )
             except (ImportError, AttributeError, TypeError) as error:
-                self.missing = True  # this Ray's is another one
+                self.unsupported = True  # this Ray has another API
                 log.warning("ray.push.missing", channel=self._kind, error=str(error)[:500])
-                self._catch_up()
+                self._on_gap()
                 return
-            except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
-                if self._closed:  # Ray's own poll fails where the end and an answer come together
+            except Exception as error:  # noqa: BLE001 - a private API may fail in any way; polling continues
+                if self._closed:  # Ray's own poll fails if an answer comes during the close
                     return
-                why = f"{type(error).__name__}: {error}"[:500]
-                log.warning("ray.push.broke", channel=self._kind, error=why, again=pause)
-            self._catch_up()
+                reason = f"{type(error).__name__}: {error}"[:500]
+                log.warning("ray.push.broke", channel=self._kind, error=reason, retry_in=pause)
+            self._on_gap()
             await anyio.sleep(pause)
             pause = min(2 * pause, longest)
 
     async def _read_on(self, subscription: _Subscription) -> None:
-        while news := await subscription.poll():
+        while changes := await subscription.poll():
             if self._closed:
                 return
-            for key, record in news:
-                self._hear(key, record)
+            for key, record in changes:
+                self._on_record(key, record)
 
     def _make(self) -> _Subscription:
-        # Imported in a thread: it takes its time, and the loop has none.
-        import ray.core.generated.gcs_pb2  # noqa: F401 - the records
+        # Imported in a thread, since it would block the loop.
+        import_module("ray.core.generated.gcs_pb2")  # the classes of the records
         from ray._private import gcs_pubsub
 
         subscriber = getattr(gcs_pubsub, f"GcsAio{self._kind}Subscriber")
@@ -133,7 +134,7 @@ class PushChannel:
 
 
 class _Subscription:
-    """A subscriber of Ray's: made on the event loop that reads it."""
+    """A subscriber of Ray's, created on the event loop that reads it."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -149,7 +150,7 @@ class _Subscription:
     async def close(self) -> None:
         made, self._made = self._made, None
         if made is not None:
-            # Whatever it raises, it is of no use any more.
+            # It is not used any more, so its errors do not matter.
             with (
                 anyio.CancelScope(shield=True),
                 anyio.move_on_after(_CLOSE_SECONDS),

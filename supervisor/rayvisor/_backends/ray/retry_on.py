@@ -1,4 +1,4 @@
-"""Which errors are worth another attempt: by type, by a function, or by the class of the fault."""
+"""The errors that are retried: chosen by type, by a function, or by the class of the fault."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FORMS = "must be exception types, a FaultClass, or a function of the error that
 
 
 def wanted(retry_on: RetryOn) -> Wanted:
-    """Make one function of what a caller may say.
+    """Return a predicate for each of the forms that a caller may give.
 
     Raises
     ------
     SpecError
-        It is none of the forms; also for types that are no ``Exception``, which are never caught.
+        It has none of the forms, or a type is not an ``Exception``: such types are never caught.
     """
     value: Any = retry_on
     if isinstance(value, FaultClass | type):
@@ -52,18 +52,18 @@ def wanted(retry_on: RetryOn) -> Wanted:
 
 
 def is_cancellation(error: Exception) -> bool:
-    """Whether it says that somebody called the work off, though Python counts it among the errors."""
+    """Return whether an error is a cancellation, although it derives from ``Exception``."""
     if isinstance(error, concurrent.futures.CancelledError):
         return True
     return is_ray_error(error) and "TaskCancelledError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def class_of(error: Exception) -> FaultClass:
-    """Say which class an error belongs to, as if something that is starting had ended with it.
+    """Return the fault class of an error, as if a starting child had ended with it.
 
-    What nobody has ruled on yet is TRANSIENT: an actor that Ray cannot reach, gRPC's UNAVAILABLE, a
-    connection that broke or was refused, also where one of them is the cause of what was raised. An actor
-    that has *died* of one in its ``__init__`` is not: nothing is left to wait for.
+    An error whose outcome is not confirmed yet is TRANSIENT: an actor that Ray cannot reach, gRPC's
+    UNAVAILABLE, a connection that broke or was refused, also where one of them is the cause of the error. An
+    actor that has *died* of one in its ``__init__`` is not: nothing is left to wait for.
     """
     end = end_of(error)
     actor_died = not end.unavailable and _is_named(error, "RayActorError")
@@ -84,7 +84,7 @@ def _is_named(error: BaseException, name: str) -> bool:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Follow what was said to be the cause; an error met while another was handled is one of its own."""
+    """Follow the explicit causes only: an error raised while another was handled is a separate one."""
     for _ in range(_MOST_LINKS):
         inner = getattr(error, "cause", None) if _is_named(error, "RayTaskError") else error.__cause__
         if not isinstance(inner, BaseException) or inner is error:
@@ -99,6 +99,6 @@ def _passes(error: BaseException) -> bool:
     code = getattr(error, "code", None)  # a gRPC error has a method of this name
     try:
         status = code() if callable(code) else None
-    except Exception:  # noqa: BLE001 - somebody else's method of this name, which wants more: no gRPC error
+    except Exception:  # noqa: BLE001 - an unrelated method of this name with arguments: no gRPC error
         return False
     return getattr(status, "name", "") == "UNAVAILABLE"

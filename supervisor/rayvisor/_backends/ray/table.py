@@ -1,9 +1,8 @@
 """Ray's table of actors as plain data: where an actor is, how often Ray restarted it, and how it ended.
 
-What stands in a row is structured: the kind of death, the exit type of its worker, preemption, a context for
-running out of memory. An exception that a caller gets says the same in a sentence; where there is a row, it
-is the row that counts. Reading the table needs Ray's own, private client: whoever asks is told None where it
-fails.
+A row is structured: the kind of death, the exit type of its worker, preemption, a context for running out
+of memory. An exception that a caller gets has the same in a sentence; where there is a row, the row counts.
+Reading the table needs Ray's private client.
 """
 
 from __future__ import annotations
@@ -14,43 +13,43 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from rayvisor._backends.ray.errors import (
-    death_told,
     environment_failure,
     init_failure,
     out_of_memory,
     without_advice,
+    worker_death,
 )
 from rayvisor.faults import Cause, Termination
 
-__all__ = ["ActorState", "Row", "died_of", "look_up", "read_row", "worker_end"]
+__all__ = ["ActorState", "Row", "actor_end", "look_up", "read_row", "worker_end"]
 
 _INTENDED = frozenset({"RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED"})
 _NIL = b"\xff"
-"""What Ray's id of nothing is made of."""
+"""The byte that Ray's nil ids consist of."""
 _PREEMPTED = "AUTOSCALER_DRAIN_PREEMPTED"
 
 
 class ActorState(IntEnum):
-    """Where Ray says that an actor is; in the order in which one life of it goes through them."""
+    """The state of an actor according to Ray, in the order in which an incarnation goes through them."""
 
     RESTARTING = 0
-    """Also: not made yet."""
+    """Also an actor that is not created yet."""
     ALIVE = 1
     DEAD = 2
 
 
 class Row(NamedTuple):
-    """What Ray's table says of an actor."""
+    """The row of an actor in Ray's table."""
 
     state: ActorState
     restarts: int
-    """How often Ray has restarted it."""
+    """Number of restarts by Ray."""
     max_restarts: int
-    """How often it may; -1: always."""
+    """Number of restarts that Ray may make; -1: unlimited."""
     worker: bytes
     """Id of its worker; empty while it has none."""
     last_worker: bytes
-    """Id of the worker of its life before, where the row tells."""
+    """Id of the worker of its incarnation before, where the row has it."""
     pid: int
     node: str
     """Address of its node."""
@@ -64,7 +63,7 @@ class Row(NamedTuple):
 
     @property
     def lost_its_node(self) -> bool:
-        """Whether it ended with its node: then nobody is left to note how its worker ended."""
+        """Whether it ended with its node: then Ray has no record of how its worker ended."""
         cause = self.data.death_cause
         context = cause.actor_died_error_context
         told: bool = cause.WhichOneof("context") == "actor_died_error_context"
@@ -72,7 +71,7 @@ class Row(NamedTuple):
 
 
 def read_row(data: Any) -> Row:
-    """Read a record of the table."""
+    """Convert a record of the table."""
     names = {3: ActorState.RESTARTING, 2: ActorState.ALIVE, 4: ActorState.DEAD}
     return Row(
         state=names.get(data.state, ActorState.RESTARTING),
@@ -87,7 +86,7 @@ def read_row(data: Any) -> Row:
 
 
 def look_up(actor_id: Any) -> Row | None:
-    """Ask for an actor's row. It blocks; None if Ray knows no such actor."""
+    """Return an actor's row; None if Ray knows no such actor. This blocks."""
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
@@ -97,7 +96,7 @@ def look_up(actor_id: Any) -> Row | None:
 
 
 def worker_end(worker: bytes, node: str) -> Termination | None:
-    """Ask how a worker ended. It blocks, for a moment where Ray has not noted it yet; None if it does not."""
+    """Return how a worker ended; None if Ray does not record it within a second. This blocks."""
     from ray import WorkerID
     from ray._private.state import state
     from ray.core.generated import common_pb2, gcs_pb2
@@ -105,20 +104,20 @@ def worker_end(worker: bytes, node: str) -> Termination | None:
     table: Any = gcs_pb2.WorkerTableData  # type: ignore[attr-defined]  # as above
     kinds: Any = common_pb2.WorkerExitType  # type: ignore[attr-defined]  # as above
     for pause in (0.02, 0.1, 0.3, 0.5, 0.0):
-        # The accessor is private; there is no other way.
-        found = state._connect_and_get_accessor().get_worker_info(WorkerID(worker))  # noqa: SLF001
+        accessor = state._connect_and_get_accessor()  # noqa: SLF001 - there is no public one
+        found = accessor.get_worker_info(WorkerID(worker))
         row = None if found is None else table.FromString(found)
         if row is not None and not row.is_alive:
             kind = kinds.Name(row.exit_type)
-            return death_told(
+            return worker_death(
                 Cause("ActorDiedError", "its worker process has died"), kind, row.exit_detail, node=node
             )
         time.sleep(pause)
     return None
 
 
-def died_of(row: Row, worker: Termination | None) -> Termination:
-    """Say how an actor ended whose row says DEAD.
+def actor_end(row: Row, worker: Termination | None) -> Termination:
+    """Return how an actor ended whose row is DEAD.
 
     Parameters
     ----------
@@ -164,7 +163,7 @@ def _died(row: Row, text: str, worker: Termination | None) -> Termination:
         if worker is None:
             _, _, tail = text.partition("Worker exit type: ")
             kind, _, detail = tail.partition(" Worker exit detail: ")
-            worker = death_told(outer, kind, detail, node=row.node)
+            worker = worker_death(outer, kind, detail, node=row.node)
         causes = (outer, *worker.causes[1:])
         return replace(worker, causes=causes, preempted=preempted, node=row.node, traceback=text)
     return Termination(

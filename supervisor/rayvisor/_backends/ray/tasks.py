@@ -1,4 +1,4 @@
-"""Ray tasks: submitting them, learning of their end and of their attempts, cancelling them."""
+"""Ray tasks: submitting them, watching their end and their attempts, and cancelling them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 log = get_logger("rayvisor.tasks")
 
 _EAGER_BYTES = 1 << 20
-"""What is not larger is brought to the driver as soon as it is there."""
+"""Values up to this size are brought to the driver as soon as they are ready."""
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 1.0
 _READ_SECONDS = 2.0
@@ -51,12 +51,12 @@ _SYSTEM: Mapping[str, str] = {
 
 
 def prepare(function: Any, policy: TaskPolicy) -> tuple[Any, str]:
-    """Turn what the caller gave into one of Ray's remote functions, with ``max_calls``; and its name.
+    """Return the caller's function as one of Ray's remote functions, with ``max_calls``, and its name.
 
     Raises
     ------
     SpecError
-        It is no function.
+        It is not a function.
     """
     import ray
 
@@ -71,18 +71,18 @@ def prepare(function: Any, policy: TaskPolicy) -> tuple[Any, str]:
             )
         remote = ray.remote(function) if policy.max_calls is None else None
     if policy.max_calls is not None:
-        plain = function._function if kind == "RemoteFunction" else function  # noqa: SLF001 - no public way
+        plain = function._function if kind == "RemoteFunction" else function  # noqa: SLF001 - there is no public way
         options = dict(function._default_options) if kind == "RemoteFunction" else {}  # noqa: SLF001 - as above
-        # Ray takes it when the function is made remote, and at no other time.
+        # Ray accepts it only when the function is made remote.
         remote = ray.remote(**{**options, "max_calls": policy.max_calls})(plain)
     return remote, str(getattr(remote, "_function_name", "")).rpartition(".")[2] or "task"
 
 
 def retries_of(remote: Any, policy: TaskPolicy) -> int:
-    """How often a task is run again, in Ray's order of precedence."""
+    """Return the number of retries of a task, in Ray's order of precedence."""
     from ray._private.ray_constants import DEFAULT_TASK_MAX_RETRIES
 
-    own = remote._default_options.get("max_retries")  # noqa: SLF001 - no public way
+    own = remote._default_options.get("max_retries")  # noqa: SLF001 - there is no public way
     for value in (policy.max_retries, own, os.environ.get("RAY_TASK_MAX_RETRIES")):
         if value is not None:
             return int(value)
@@ -90,12 +90,12 @@ def retries_of(remote: Any, policy: TaskPolicy) -> int:
 
 
 def require_ray() -> None:
-    """See that Ray is still there: in a thread of ours, a call to it would start another one.
+    """Check that Ray is still connected: otherwise a call in one of our threads would start another Ray.
 
     Raises
     ------
     ClusterUnavailableError
-        It was shut down.
+        Ray was shut down.
     """
     import ray
 
@@ -109,13 +109,13 @@ def submit(remote: Any, policy: TaskPolicy, args: tuple[Any, ...], kwargs: dict[
     Raises
     ------
     SpecError
-        It gives more than one ref.
+        It returns more than one ref.
     """
     import ray
 
     options = dict(policy.options)
     if policy.backoff is not None:
-        options |= {"max_retries": 0, "retry_exceptions": False}  # the attempts are ours
+        options |= {"max_retries": 0, "retry_exceptions": False}  # we make the attempts
     else:
         if policy.max_retries is not None:
             options["max_retries"] = policy.max_retries
@@ -128,7 +128,7 @@ def submit(remote: Any, policy: TaskPolicy, args: tuple[Any, ...], kwargs: dict[
 
 
 def cancel(ref: Any, *, force: bool) -> None:
-    """Interrupt the task, or end its worker. A task that has ended stays as it is."""
+    """Interrupt the task, or kill its worker. A task that has ended is not changed."""
     import ray
 
     require_ray()
@@ -136,21 +136,21 @@ def cancel(ref: Any, *, force: bool) -> None:
 
 
 def cancelled(name: str) -> BaseException:
-    """Ray's error for a task that was called off before Ray had anything to say."""
+    """Return Ray's error for a task that was cancelled before Ray had reported anything."""
     from ray.exceptions import TaskCancelledError
 
     return TaskCancelledError(error_message=f"{name} was cancelled")
 
 
 def get(ref: Any, timeout: float | None) -> Any:
-    """Bring a value here, blocking this thread."""
+    """Return the value of a ref, blocking this thread."""
     import ray
 
     return ray.get(ref, timeout=timeout)
 
 
 async def fetch(ref: Any) -> tuple[bool, Any]:
-    """What a ready ref holds, unless that is large and elsewhere: (whether it is here, it)."""
+    """Return (True, the value) of a ready ref; (False, None) if the value is large and on another node."""
     from ray.experimental import get_local_object_locations
 
     where = get_local_object_locations([ref]).get(ref, {})
@@ -160,7 +160,7 @@ async def fetch(ref: Any) -> tuple[bool, Any]:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Say what kind of end an exception is, and take Ray's wrapping off it."""
+    """Return the outcome that an exception stands for, without Ray's wrapping."""
     causes = plain_causes(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     if not is_ray_error(error):
@@ -176,7 +176,7 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """What the task's function raised, its remote traceback in a note; other errors as they are."""
+    """Return the exception of the task's function, with its remote traceback in a note; others unchanged."""
     inner = error
     while is_ray_error(inner):
         cause = getattr(inner, "cause", None)
@@ -193,38 +193,38 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 class Readiness:
-    """Tells when refs are ready, without bringing their values here: one thread for all of them.
+    """Reports when refs are ready, without bringing their values here. One thread serves all of them.
 
-    It polls, since a process that has a call of Ray's under way while Ray is being shut down is ended by
-    Ray, or hangs in it. At exit it stops before Ray does.
+    It polls, since Ray ends a process that is inside one of its calls during its shutdown, or hangs in that
+    call. At exit it stops before Ray does.
     """
 
     def __init__(self) -> None:
-        self._leaving = threading.Event()
+        self._exiting = threading.Event()
         self._registered = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting: dict[Any, Callable[[BaseException | None], None]] = {}
         self._thread: threading.Thread | None = None
 
-    def tell(self, ref: Any, ready: Callable[[BaseException | None], None]) -> None:
-        """Call ``ready`` once when the ref is, with None, or with what keeps anybody from knowing."""
+    def call_when_ready(self, ref: Any, ready: Callable[[BaseException | None], None]) -> None:
+        """Call ``ready`` once the ref is ready, with None, or with the error that prevents an answer."""
         with self._changed:
             self._waiting[ref] = ready
             if not self._registered:
                 self._registered = True
-                atexit.register(self._stop)  # after Ray's own, so it runs before that
+                atexit.register(self._stop)  # registered after Ray's own, so it runs before it
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="rayvisor-tasks-ready", daemon=True)
                 self._thread.start()
 
     def forget(self, ref: Any) -> None:
-        """Wait for it no longer."""
+        """Stop waiting for a ref."""
         with self._changed:
             self._waiting.pop(ref, None)
 
     def fail(self, error: BaseException) -> None:
-        """Tell everybody that nobody will know: Ray is gone, and may hold the thread for ever."""
+        """Report this error for every ref: Ray is gone, and may block the thread forever."""
         with self._changed:
             waiting, self._waiting = self._waiting, {}
             self._thread = None
@@ -232,7 +232,7 @@ class Readiness:
             call(error)
 
     def _stop(self) -> None:
-        self._leaving.set()
+        self._exiting.set()
         thread = self._thread
         if thread is not None:
             thread.join(_STOP_SECONDS)
@@ -248,13 +248,13 @@ class Readiness:
                 if not refs:
                     self._thread = None
                     return
-            if self._leaving.wait(_POLL_SECONDS):
+            if self._exiting.wait(_POLL_SECONDS):
                 return
             failure: BaseException | None = None
             try:
                 require_ray()
                 ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-            except Exception as error:  # noqa: BLE001 - whoever waits is told
+            except Exception as error:  # noqa: BLE001 - it is reported to the waiters
                 ready, failure = refs, error
             for ref in ready:
                 with self._changed:
@@ -264,10 +264,10 @@ class Readiness:
 
 
 class AttemptReader:
-    """Reads what the cluster's state has on the attempts of tasks: what Ray's state API answers from.
+    """Reads the attempts of tasks from the cluster's state.
 
-    The store that it answers from is asked directly, since the state API itself needs a dashboard; where
-    that fails, the state API is asked.
+    It reads the store behind Ray's state API directly, since the API itself needs a dashboard. Where that
+    fails, it uses the API.
     """
 
     def __init__(self) -> None:
@@ -275,23 +275,23 @@ class AttemptReader:
         self._stub: tuple[str, Any, Any] | None = None
 
     def read(self, ref: Any) -> list[TaskAttempt]:
-        """Ask; empty where nobody answers. It blocks, for some milliseconds as a rule, seconds at most."""
+        """Return the attempts; empty without an answer. This blocks for milliseconds, at most seconds."""
         try:
             require_ray()
             return self._from_store(ref.task_id().binary())
-        except Exception as error:  # noqa: BLE001 - private interfaces may change in any way; there is another one
+        except Exception as error:  # noqa: BLE001 - a private interface may fail in any way; the API is next
             first = f"{type(error).__name__}: {error}"[:200]
         try:
             require_ray()
             return self._from_state_api(ref.task_id().hex())
-        except Exception as error:  # noqa: BLE001 - the history is then made of what was raised
+        except Exception as error:  # noqa: BLE001 - the history then consists of the errors raised
             log.debug(
                 "task.attempts.unknown", store=first, state_api=f"{type(error).__name__}: {error}"[:200]
             )
             return []
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         with self._lock:
             if self._stub is not None:
                 self._stub[1].close()
@@ -302,7 +302,7 @@ class AttemptReader:
         from ray._private.gcs_utils import create_gcs_channel
         from ray.core.generated import common_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
-        # Modules made by protobuf's compiler: mypy sees no names in them.
+        # These modules are generated by protobuf's compiler: mypy sees no names in them.
         common: Any = common_pb2
         service: Any = gcs_service_pb2
         grpc_service: Any = gcs_service_pb2_grpc

@@ -1,8 +1,8 @@
-"""Waiting for Ray's object refs, and again for those that could not be reached.
+"""Waiting for Ray's object refs, and waiting again for those that could not be reached.
 
-A ref that has raised is spent, as far as Ray goes: it raises the same for ever, while its actor answers a new
-call. Waiting again on it costs nothing, though, and helps where the wait broke and not the call. So a ref
-whose wait failed is waited for once more, and only if that fails, too, is its actor asked anew.
+A ref that has raised is spent: Ray raises the same error forever, while its actor answers a new call.
+Waiting for it again costs nothing, though, and helps where the wait failed and not the call. So a ref whose
+wait failed is waited for once more, and only if that fails too is its actor called again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["RefWaiter", "Waited", "is_ref"]
 
 
 def is_ref(value: object) -> bool:
-    """Whether this is one of Ray's object refs. Does not import ray: who holds one has."""
+    """Return whether this is one of Ray's object refs. Does not import ray: an owner of a ref has."""
     if "ray" not in sys.modules:
         return False
     import ray
@@ -32,24 +32,24 @@ class Waited:
 
     Parameters
     ----------
-    place
-        Its place in what the caller gave.
+    index
+        Its index in the caller's list.
     ref
         The ref.
     judge
-        Called with what a wait raised: seconds until the next one, or it raises that error.
+        Called with the error of a wait: returns the seconds until the next one, or raises that error.
     reprobe
-        Asks for a new ref in the place of one that is spent.
+        Returns a new ref in place of a spent one, given its index.
     """
 
     def __init__(
         self,
-        place: int,
+        index: int,
         ref: Any,
         judge: Callable[[Exception], float],
         reprobe: Callable[[int], Any] | None,
     ) -> None:
-        self.place = place
+        self.index = index
         self.ref = ref
         self._judge = judge
         self._reprobe = reprobe
@@ -57,16 +57,16 @@ class Waited:
         self.last: Exception | None = None
 
     def failed(self, error: Exception) -> float:
-        """Take note of a failed wait; seconds until the next one, 0 where a new ref is waited for at once."""
+        """Record a failed wait; return the seconds until the next one, 0 for one on a new ref."""
         self.last = error
         if self._failed and self._reprobe is not None:
             self._failed = False
             try:
-                self.ref = self._reprobe(self.place)
+                self.ref = self._reprobe(self.index)
             except Exception as refused:  # noqa: BLE001 - the caller's predicate judges it
                 return self._judge(refused)
             if not is_ref(self.ref):
-                raise TypeError(f"reprobe({self.place}) returned {self.ref!r}: it must return an object ref")
+                raise TypeError(f"reprobe({self.index}) returned {self.ref!r}: it must return an object ref")
             return 0.0
         delay = self._judge(error)
         self._failed = True
@@ -74,26 +74,26 @@ class Waited:
 
 
 class RefWaiter:
-    """Waits for refs side by side, each with attempts of its own; the first that is given up ends the wait.
+    """Waits for refs concurrently, each with its own attempts; the first that is given up ends the wait.
 
     Parameters
     ----------
     waited
         The refs.
-    longest
-        Seconds in all; None waits as long as it takes.
+    timeout
+        Seconds for all of them; None: no limit.
     """
 
-    def __init__(self, waited: Sequence[Waited], longest: float | None) -> None:
+    def __init__(self, waited: Sequence[Waited], timeout: float | None) -> None:
         self._waited = waited
-        self._longest = longest
+        self._timeout = timeout
         self._values: dict[int, Any] = {}
 
     def wait(self) -> list[Any]:
-        """Wait, blocking this thread."""
+        """Wait for all values, blocking this thread."""
         import ray
 
-        until = None if self._longest is None else time.monotonic() + self._longest
+        until = None if self._timeout is None else time.monotonic() + self._timeout
         pending = list(self._waited)
         order = itertools.count()
         resting: list[tuple[float, int, Waited]] = []
@@ -109,34 +109,34 @@ class RefWaiter:
             if not pending:
                 time.sleep(left or 0.0)
                 continue
-            # Refs may be given twice; Ray wants each once.
+            # A ref may be in the list twice, while Ray wants each once.
             ready, _ = ray.wait(list({one.ref for one in pending}), num_returns=1, timeout=left)
             done = set(ready)
-            going_on: list[Waited] = []
+            still_pending: list[Waited] = []
             for one in pending:
                 if one.ref not in done:
-                    going_on.append(one)
+                    still_pending.append(one)
                     continue
                 try:
-                    self._values[one.place] = ray.get(
+                    self._values[one.index] = ray.get(
                         one.ref, timeout=None if until is None else max(0.0, until - time.monotonic())
                     )
-                except Exception as error:  # noqa: BLE001 - its judge raises what is not worth another wait
+                except Exception as error:  # noqa: BLE001 - the judge raises errors that are not retried
                     due = one.failed(error)
                     heapq.heappush(resting, (time.monotonic() + due, next(order), one))
-            pending = going_on
-        return [self._values[one.place] for one in self._waited]
+            pending = still_pending
+        return [self._values[one.index] for one in self._waited]
 
     async def wait_in_loop(self) -> list[Any]:
-        """Wait on asyncio's event loop."""
+        """Wait for all values on asyncio's event loop."""
         tasks = [
-            asyncio.create_task(self._one(one), name=f"wait for ref {one.place}") for one in self._waited
+            asyncio.create_task(self._one(one), name=f"wait for ref {one.index}") for one in self._waited
         ]
         if not tasks:
             return []
         try:
             done, pending = await asyncio.wait(
-                tasks, timeout=self._longest, return_when=asyncio.FIRST_EXCEPTION
+                tasks, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION
             )
             for task in tasks:
                 if task in done:
@@ -147,21 +147,21 @@ class RefWaiter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return [self._values[one.place] for one in self._waited]
+        return [self._values[one.index] for one in self._waited]
 
     async def _one(self, one: Waited) -> None:
         while True:
             try:
-                self._values[one.place] = await one.ref
+                self._values[one.index] = await one.ref
             except Exception as error:  # noqa: BLE001 - as above
                 await asyncio.sleep(one.failed(error))
             else:
                 return
 
     def _overdue(self, count: int) -> Exception:
-        """The error of a wait that took too long: the last one there was, else that it took too long."""
-        errors = [one.last for one in self._waited if one.place not in self._values and one.last is not None]
-        why = f"{count} of {len(self._waited)} refs are not there after timeout={self._longest:g} s"
+        """Return the error of a wait that took too long: the last error of a ref, or else a TimeoutError."""
+        errors = [one.last for one in self._waited if one.index not in self._values and one.last is not None]
+        why = f"{count} of {len(self._waited)} refs are not ready after timeout={self._timeout:g} s"
         if errors:
             errors[-1].add_note(f"rayvisor.retry: {why}")
             return errors[-1]

@@ -1,13 +1,14 @@
-"""What becomes of actors, learnt from outside, for actors whose methods are somebody else's.
+"""The state of actors, learnt from outside, for actors whose methods belong to others.
 
 A user's actor gets no method of ours and no concurrency group (that would move its methods off its main
-thread), so what becomes of it is learnt from the cluster. By push: one subscription for all actors, some 11
-ms after the fact, with snapshots of Ray's table now and then. The push API of Ray is private; while it is
-missing or broken each actor is asked instead, by a call that Ray gives every actor and that is answered
-between the actor's own. Either way it comes as one [`ActorSnapshot`][rayvisor._backends.ray.watch.Sight].
+thread), so its state is learnt from the cluster: by push, with one subscription for all actors, about 11 ms
+after a change, and by looking it up in Ray's table periodically. Ray's push API is private. While it is
+missing or broken, each actor is polled instead, with a call that Ray gives every actor and that is answered
+between the actor's own. Both ways lead to one
+[`ActorSnapshot`][rayvisor._backends.ray.watch.ActorSnapshot].
 
-An actor that Ray cannot reach (ActorUnavailableError) is not dead: Ray has not ruled. It is doubted, and
-asked again until it answers, or Ray rules.
+An actor that Ray cannot reach (ActorUnavailableError) is not dead, since its death is not confirmed. It is
+suspect, and is polled until it answers or Ray reports its death.
 """
 
 from __future__ import annotations
@@ -22,37 +23,37 @@ import anyio
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._backends.ray.push import PushChannel
-from rayvisor._backends.ray.table import ActorState, Row, died_of, look_up, read_row, worker_end
+from rayvisor._backends.ray.table import ActorState, Row, actor_end, look_up, read_row, worker_end
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 
-__all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "Watched"]
+__all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "WatchedActor"]
 
 log = get_logger("rayvisor.ray")
 
-_ASK_SECONDS = 0.5
-"""Between two questions to an actor while nothing is pushed."""
+_POLL_SECONDS = 0.5
+"""Between two polls of an actor while nothing is pushed."""
 _SNAPSHOT_SECONDS = 10.0
 _ROW_SECONDS = 5.0
 _WORKER_SECONDS = 2.0
-_DOUBT_SECONDS = (0.1, 2.0)
-"""The first pause, and the longest, before an actor that could not be reached is asked again."""
+_SUSPECT_SECONDS = (0.1, 2.0)
+"""The first and the longest pause before an actor that could not be reached is polled again."""
 _PAUSES = (0.05, 0.2, 0.5, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ActorSnapshot:
-    """What is known of an actor now."""
+    """The known state of an actor."""
 
     state: ActorState
     restarts: int = 0
-    """How often it was restarted by Ray, as far as is known: a new life is a higher number."""
+    """Number of restarts by Ray, as far as known: it tells one incarnation from the next."""
     end: Termination | None = None
-    """How its last life ended, once one has."""
-    doubts: tuple[Cause, ...] = ()
-    """Why it cannot be reached just now; Ray has not ruled whether it lives."""
+    """How its last incarnation ended, once one has."""
+    suspect_causes: tuple[Cause, ...] = ()
+    """Why it cannot be reached now; its death is not confirmed."""
     max_restarts: int | None = None
-    """How often Ray may restart it (-1: always); None: not known."""
+    """Number of restarts that Ray may make (-1: unlimited); None: not known."""
 
     @property
     def restartable(self) -> bool:
@@ -62,68 +63,68 @@ class ActorSnapshot:
         return alive and most is not None and (most < 0 or self.restarts < most)
 
 
-class Watched:
+class WatchedActor:
     """One actor that is watched.
 
     Attributes
     ----------
     handle
         Ray's handle.
-    sight
-        What is known of it now.
+    snapshot
+        Its known state.
     """
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.watchers = 0
-        self.sight = ActorSnapshot(ActorState.RESTARTING)
+        self.snapshot = ActorSnapshot(ActorState.RESTARTING)
         self.worker = b""
-        """Id of the worker that it lives in, or lived in last."""
+        """Id of its worker, or of its last one."""
         self.node = ""
         """Address of that worker's node."""
-        self.seated: object = None
-        """Process and node that answered last, while nothing is pushed."""
-        self.asked_for = asyncio.Event()
-        self.turn = asyncio.Lock()
-        """Rows are taken in the order in which they came."""
-        self._news = asyncio.Event()
+        self.answered_by: object = None
+        """Id of the worker that answered the last poll."""
+        self.poll_soon = asyncio.Event()
+        self.lock = asyncio.Lock()
+        """Held while a row is applied: rows are applied in the order in which they came."""
+        self._changed = asyncio.Event()
 
-    def show(self, sight: ActorSnapshot) -> None:
-        """Take a new sight, if it is news: lives follow each other, and so do the states of one."""
-        now = self.sight
-        if sight != now and now.state is not ActorState.DEAD and _order(sight) >= _order(now):
-            self.sight = sight
-            news, self._news = self._news, asyncio.Event()
-            news.set()
+    def update(self, snapshot: ActorSnapshot) -> None:
+        """Set a new snapshot unless it is older: incarnations follow each other, as do the states of each."""
+        now = self.snapshot
+        if snapshot != now and now.state is not ActorState.DEAD and _order(snapshot) >= _order(now):
+            self.snapshot = snapshot
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
 
-    def doubt(self, causes: tuple[Cause, ...]) -> None:
-        """Take note that it could not be reached, and have it asked at once."""
-        if self.sight.state is ActorState.ALIVE:
-            self.show(replace(self.sight, doubts=causes))
-            self.asked_for.set()
+    def suspect(self, causes: tuple[Cause, ...]) -> None:
+        """Record that it could not be reached, and have it polled at once."""
+        if self.snapshot.state is ActorState.ALIVE:
+            self.update(replace(self.snapshot, suspect_causes=causes))
+            self.poll_soon.set()
 
     def reached(self, ray_restarts: int) -> None:
-        """Take note that it has answered in this life of its."""
-        if self.sight.doubts and self.sight.restarts == ray_restarts:
-            self.show(replace(self.sight, doubts=()))
+        """Record that it has answered in this incarnation."""
+        if self.snapshot.suspect_causes and self.snapshot.restarts == ray_restarts:
+            self.update(replace(self.snapshot, suspect_causes=()))
 
     async def after(self, seen: ActorSnapshot) -> ActorSnapshot:
-        """Wait until there is something else to be seen."""
-        while self.sight == seen:
-            await self._news.wait()
-        return self.sight
+        """Wait until the snapshot is another one, and return it."""
+        while self.snapshot == seen:
+            await self._changed.wait()
+        return self.snapshot
 
     async def ended(self) -> Termination:
-        """Wait until it has ended for good."""
-        sight = self.sight
-        while sight.state is not ActorState.DEAD or sight.end is None:
-            sight = await self.after(sight)
-        return sight.end
+        """Wait until it has ended permanently."""
+        snapshot = self.snapshot
+        while snapshot.state is not ActorState.DEAD or snapshot.end is None:
+            snapshot = await self.after(snapshot)
+        return snapshot.end
 
 
-def _order(sight: ActorSnapshot) -> tuple[int, int, int]:
-    # An actor that is dead is so whatever the number of its lives.
-    return (sight.state is ActorState.DEAD, sight.restarts, sight.state)
+def _order(snapshot: ActorSnapshot) -> tuple[int, int, int]:
+    # A dead actor stays dead whatever the number of its restarts.
+    return (snapshot.state is ActorState.DEAD, snapshot.restarts, snapshot.state)
 
 
 class ActorWatch:
@@ -134,40 +135,40 @@ class ActorWatch:
     cluster
         The connection.
     push
-        Whether to try Ray's push API. Without it every actor is asked.
+        Whether to try Ray's push API. Without it every actor is polled.
     """
 
     def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
         self._cluster = cluster
-        self._channel = PushChannel(cluster, "Actor", hear=self._hear, catch_up=self._ask_for_all)
-        self._channel.missing = not push
-        self._watched: dict[bytes, Watched] = {}
+        self._channel = PushChannel(cluster, "Actor", on_record=self._on_record, on_gap=self._poll_all)
+        self._channel.unsupported = not push
+        self._watched: dict[bytes, WatchedActor] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self._explaining: set[asyncio.Task[None]] = set()
+        self._applying: set[asyncio.Task[None]] = set()
 
     @property
     def push(self) -> bool:
-        """Whether Ray's push API is there, and wanted."""
-        return not self._channel.missing
+        """Whether Ray's push API exists and is to be used."""
+        return not self._channel.unsupported
 
     @property
     def pushing(self) -> bool:
-        """Whether news come by push now."""
-        return self._channel.telling
+        """Whether changes are pushed now."""
+        return self._channel.active
 
-    def add(self, actor: Any) -> Watched:
-        """Watch an actor; each `add` asks for a `remove`."""
+    def add(self, actor: Any) -> WatchedActor:
+        """Watch an actor; each `add` needs a `remove`."""
         key = _key(actor)
         if key not in self._watched:
-            watched = self._watched[key] = Watched(actor)
-            if not self._channel.missing:
+            watched = self._watched[key] = WatchedActor(actor)
+            if not self._channel.unsupported:
                 self._channel.start()
-            self._tasks[key] = asyncio.create_task(self._attend(watched), name="watch of an actor")
+            self._tasks[key] = asyncio.create_task(self._poll_repeatedly(watched), name="watch of an actor")
         self._watched[key].watchers += 1
         return self._watched[key]
 
     def remove(self, actor: Any) -> None:
-        """Watch an actor no more, if nobody else does."""
+        """Undo one `add`; after the last one the actor is no longer watched."""
         key = _key(actor)
         if key in self._watched:
             self._watched[key].watchers -= 1
@@ -178,70 +179,70 @@ class ActorWatch:
         watched, task = self._watched.pop(key, None), self._tasks.pop(key, None)
         if task is not None:
             task.cancel()
-        if watched is not None and watched.sight.state is not ActorState.DEAD:
-            cause = Cause("ActorLetGo", "nobody watches this actor any more")
-            watched.show(ActorSnapshot(ActorState.DEAD, end=Termination(causes=(cause,), unavailable=True)))
+        if watched is not None and watched.snapshot.state is not ActorState.DEAD:
+            cause = Cause("ActorNotWatched", "this actor is no longer watched")
+            watched.update(ActorSnapshot(ActorState.DEAD, end=Termination(causes=(cause,), unavailable=True)))
 
     async def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all actors."""
         await self._channel.close()
-        tasks = [*self._tasks.values(), *self._explaining]
+        tasks = [*self._tasks.values(), *self._applying]
         for key in list(self._watched):
             self._drop(key)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def look(self, watched: Watched) -> None:
-        """Look the actor up in Ray's table; without an answer nothing changes."""
+    async def refresh(self, watched: WatchedActor) -> None:
+        """Look up the actor in Ray's table; without an answer nothing changes."""
         row = await self._row(watched)
         if row is not None:
-            await self._take_news(watched, row)
+            await self._apply_logged(watched, row)
 
-    async def _row(self, watched: Watched) -> Row | None:
+    async def _row(self, watched: WatchedActor) -> Row | None:
         actor_id = watched.handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
         try:
             return await self._cluster.call(
                 "the actor's row", lambda: look_up(actor_id), timeout=_ROW_SECONDS
             )
         except RayCallTimeout as timeout:
-            log.warning("ray.table.silent", why=str(timeout))
-        except Exception as error:  # noqa: BLE001 - a private API may fail in any way; asking carries on
+            log.warning("ray.table.silent", error=str(timeout))
+        except Exception as error:  # noqa: BLE001 - a private API may fail in any way; polling continues
             log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
         return None
 
     # --- push -----------------------------------------------------------------------------------
 
-    def _hear(self, key: bytes, record: Any) -> None:
+    def _on_record(self, key: bytes, record: Any) -> None:
         watched = self._watched.get(key)
         if watched is None:
             return
         row = read_row(record)
-        task = asyncio.create_task(self._take_news(watched, row), name="news of an actor")
-        self._explaining.add(task)
-        task.add_done_callback(self._explaining.discard)
+        task = asyncio.create_task(self._apply_logged(watched, row), name="record of an actor")
+        self._applying.add(task)
+        task.add_done_callback(self._applying.discard)
 
-    async def _take_news(self, watched: Watched, row: Row) -> None:
+    async def _apply_logged(self, watched: WatchedActor, row: Row) -> None:
         try:
-            await self._take(watched, row)
-        except Exception:  # a record that cannot be read must not cost the news: the actor is asked
+            await self._apply(watched, row)
+        except Exception:  # a change must not be lost to a record that cannot be read: the actor is polled
             log.exception("ray.record.unreadable", state=row.state)
-            watched.asked_for.set()
+            watched.poll_soon.set()
 
-    async def _take(self, watched: Watched, row: Row) -> None:
-        """Show what a row says, with how the actor's worker ended."""
-        async with watched.turn:
-            if watched.sight.state is ActorState.DEAD:
+    async def _apply(self, watched: WatchedActor, row: Row) -> None:
+        """Update the snapshot from a row, and with how the actor's worker ended."""
+        async with watched.lock:
+            if watched.snapshot.state is ActorState.DEAD:
                 return
-            watched.show(await self._seen(watched, row))
+            watched.update(await self._snapshot_from(watched, row))
             watched.worker, watched.node = row.worker or watched.worker, row.node or watched.node
 
-    async def _seen(self, watched: Watched, row: Row) -> ActorSnapshot:
-        sight = watched.sight
-        end, doubts = sight.end, sight.doubts
-        newer = row.restarts > sight.restarts or row.state is ActorState.DEAD
+    async def _snapshot_from(self, watched: WatchedActor, row: Row) -> ActorSnapshot:
+        snapshot = watched.snapshot
+        end, suspect_causes = snapshot.end, snapshot.suspect_causes
+        newer = row.restarts > snapshot.restarts or row.state is ActorState.DEAD
         if newer and (row.restarts or row.state is ActorState.DEAD):
-            doubts = ()
+            suspect_causes = ()
             # While an actor is being restarted its row names no worker.
             node = row.node or watched.node
             ended = b"" if row.state is ActorState.ALIVE else row.worker
@@ -250,13 +251,13 @@ class ActorWatch:
                 ended = await self._last_worker(watched)
             worker = None if row.lost_its_node else await self._worker(ended, node)
             if row.state is ActorState.DEAD:
-                end = died_of(row, worker)
+                end = actor_end(row, worker)
             else:
                 end = worker or Termination(causes=(Cause("ActorDiedError", "Ray restarts it"),), node=node)
-        return ActorSnapshot(row.state, row.restarts, end, doubts, row.max_restarts)
+        return ActorSnapshot(row.state, row.restarts, end, suspect_causes, row.max_restarts)
 
-    async def _last_worker(self, watched: Watched) -> bytes:
-        """Ask for what a record that was pushed leaves out; the table may be a moment behind."""
+    async def _last_worker(self, watched: WatchedActor) -> bytes:
+        """Look up the worker that a pushed record leaves out; the table may be a moment behind."""
         for pause in _PAUSES:
             row = await self._row(watched)
             if row is None or row.last_worker:
@@ -271,84 +272,88 @@ class ActorWatch:
             return await self._cluster.call(
                 "the worker's row", lambda: worker_end(worker, node), timeout=_WORKER_SECONDS
             )
-        except Exception as error:  # noqa: BLE001 - as above: what the actor's own row says is enough
+        except Exception as error:  # noqa: BLE001 - as above: the actor's own row is enough
             log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
             return None
 
-    def _ask_for_all(self) -> None:
+    def _poll_all(self) -> None:
         for watched in self._watched.values():
-            watched.asked_for.set()
+            watched.poll_soon.set()
 
-    # --- asking -----------------------------------------------------------------------------------
+    # --- polling ----------------------------------------------------------------------------------
 
-    async def _attend(self, watched: Watched) -> None:
-        """Ask again and again: rarely while news are pushed, often while they are not, or in doubt."""
+    async def _poll_repeatedly(self, watched: WatchedActor) -> None:
+        """Poll until it is dead: rarely while changes are pushed, otherwise, or while suspect, often."""
         pause = 0.0
-        look = True
-        while watched.sight.state is not ActorState.DEAD:
-            if look and self.pushing:
-                await self.look(watched)
-            away = self.pushing and watched.sight.state is ActorState.RESTARTING
-            if away or await self._ask(watched):
-                pause = _SNAPSHOT_SECONDS if self.pushing else _ASK_SECONDS
+        look_up_first = True
+        while watched.snapshot.state is not ActorState.DEAD:
+            if look_up_first and self.pushing:
+                await self.refresh(watched)
+            away = self.pushing and watched.snapshot.state is ActorState.RESTARTING
+            if away or await self._poll(watched):
+                pause = _SNAPSHOT_SECONDS if self.pushing else _POLL_SECONDS
             else:
-                first, longest = _DOUBT_SECONDS
-                # Many actors of a lost node are not to be asked in one instant.
+                first, longest = _SUSPECT_SECONDS
+                # The many actors of a lost node must not be polled in the same instant.
                 pause = min(max(first, 2 * pause), longest) * random.uniform(0.5, 1.0)
-                watched.asked_for.clear()
+                watched.poll_soon.clear()
             with anyio.move_on_after(pause):
-                await watched.asked_for.wait()
-            look = watched.asked_for.is_set() or bool(watched.sight.doubts)
-            watched.asked_for.clear()
+                await watched.poll_soon.wait()
+            look_up_first = watched.poll_soon.is_set() or bool(watched.snapshot.suspect_causes)
+            watched.poll_soon.clear()
 
-    async def _ask(self, watched: Watched) -> bool:
-        """Have the actor answer or fail; False if it cannot be reached."""
-        ray_restarts = watched.sight.restarts
+    async def _poll(self, watched: WatchedActor) -> bool:
+        """Have the actor answer or fail; return False if it cannot be reached."""
+        ray_restarts = watched.snapshot.restarts
         try:
-            # A question of ours is never repeated by Ray: it waits its turn behind the actor's own calls.
-            seated = await watched.handle.__ray_call__.options(max_task_retries=0).remote(_seat())
-        except Exception as error:  # noqa: BLE001 - Ray's are sorted out; with others asking is of no use
+            # Ray never retries a poll. It waits its turn behind the actor's own calls.
+            worker = await watched.handle.__ray_call__.options(max_task_retries=0).remote(_worker_id())
+        except Exception as error:  # noqa: BLE001 - Ray's errors are sorted out; after others a poll is useless
             if not is_ray_error(error):
-                log.warning("actor.not_asked", error=f"{type(error).__name__}: {error}"[:500])
+                log.warning("actor.not_polled", error=f"{type(error).__name__}: {error}"[:500])
                 return True
             end = end_of(error)
-            if watched.sight.restarts != ray_restarts:
-                return True  # that was another life of it
+            if watched.snapshot.restarts != ray_restarts:
+                return True  # it was another incarnation
             if end.unavailable:
-                watched.doubt(end.causes)
+                watched.suspect(end.causes)
                 return False
             if "RayActorError" in {kind.__name__ for kind in type(error).__mro__} or end.out_of_memory:
-                await self.look(watched)  # the table knows more, if it can be had
-                watched.show(ActorSnapshot(ActorState.DEAD, watched.sight.restarts, end))
+                await self.refresh(watched)  # the table has more details, if it can be read
+                watched.update(ActorSnapshot(ActorState.DEAD, watched.snapshot.restarts, end))
             return True
-        if watched.sight.restarts == ray_restarts:
-            await self._answered(watched, seated)
+        if watched.snapshot.restarts == ray_restarts:
+            await self._on_answer(watched, worker)
         return True
 
-    async def _answered(self, watched: Watched, seated: object) -> None:
-        before, watched.seated = watched.seated, seated
-        ray_restarts, moved = watched.sight.restarts, before not in {None, seated}
+    async def _on_answer(self, watched: WatchedActor, worker: object) -> None:
+        before, watched.answered_by = watched.answered_by, worker
+        ray_restarts, moved = watched.snapshot.restarts, before not in {None, worker}
         if moved:
-            await self.look(watched)  # another life of it, of which no news has come
-        sight = watched.sight
-        here = replace(sight, state=ActorState.ALIVE, doubts=())
-        if self.pushing or not moved or sight.restarts > ray_restarts:
-            watched.show(here)
+            await self.refresh(watched)  # another incarnation, whose start was not pushed
+        snapshot = watched.snapshot
+        here = replace(snapshot, state=ActorState.ALIVE, suspect_causes=())
+        if self.pushing or not moved or snapshot.restarts > ray_restarts:
+            watched.update(here)
         else:
-            end = Termination(causes=(*sight.doubts, Cause("ActorDiedError", "Ray has restarted it")))
-            watched.show(replace(here, restarts=sight.restarts + 1, end=end))
+            end = Termination(
+                causes=(*snapshot.suspect_causes, Cause("ActorDiedError", "Ray has restarted it"))
+            )
+            watched.update(replace(here, restarts=snapshot.restarts + 1, end=end))
 
 
-def _seat() -> Any:
-    """What tells one process of an actor from the next; sent whole, since rayvisor may not be there."""
+def _worker_id() -> Any:
+    """Return a function for the actor that returns its worker's id, which differs after each restart.
 
-    def slot(_: object) -> tuple[str, int]:
-        import os
-        import socket
+    It is a local function, so that it is sent by value: rayvisor may be missing in the actor's environment.
+    """
 
-        return socket.gethostname(), os.getpid()
+    def worker_id(_: object) -> str:
+        import ray
 
-    return slot
+        return ray.get_runtime_context().get_worker_id()
+
+    return worker_id
 
 
 def _key(actor: Any) -> bytes:

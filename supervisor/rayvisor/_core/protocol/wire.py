@@ -36,12 +36,15 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class ProcessId(NamedTuple):
-    """A process, identified safely even if its pid is reused."""
+    """The identity of a process, safe against reuse of its pid and against steps of the wall clock."""
 
     pid: int
-    start_time: float
-    """``psutil.Process.create_time()``: seconds since the epoch."""
+    start_ticks: int
+    """Its start, in the kernel's clock ticks since boot."""
+    boot_id: str
+    """The kernel's id of that boot; empty where the kernel has none."""
     name: str
+    """Its title or command. It may change, and is not part of the identity."""
 
 
 class ProcessObservation(NamedTuple):

@@ -107,8 +107,8 @@ async def prove(
             if cause is None:
                 return
             why = str(cause)
-            if actor.sight.end is not None and actor.sight.state is actor.sight.state.DEAD:
-                raise HostGoneError(actor.name, 0, actor.sight.end)
+            if actor.snapshot.end is not None and actor.snapshot.state is actor.snapshot.state.DEAD:
+                raise HostGoneError(actor.name, 0, actor.snapshot.end)
             await anyio.sleep(min(hooks.limits.probe_interval, 1.0))
     raise TimeoutError(f"its first probe was not answered within {timeout:.3g} s: {why}")
 
@@ -168,17 +168,17 @@ class ActorHealthMonitor:
     async def _follow(self) -> None:
         """Follow its state as Ray reports it."""
         actor = self._actor
-        sight = actor.sight
+        snapshot = actor.snapshot
         since = math.inf
-        while sight.state is not sight.state.DEAD and sight.restarts == actor.ray_restarts:
-            self._note_suspicion("ray", sight.doubts)
-            since = min(since, anyio.current_time()) if sight.doubts else math.inf
+        while snapshot.state is not snapshot.state.DEAD and snapshot.restarts == actor.ray_restarts:
+            self._note_suspicion("ray", snapshot.suspect_causes)
+            since = min(since, anyio.current_time()) if snapshot.suspect_causes else math.inf
             left = since + UNREACHABLE_SECONDS - anyio.current_time()
             with anyio.move_on_after(left) as waited:
-                sight = await actor.after(sight)
+                snapshot = await actor.after(snapshot)
             if waited.cancelled_caught:
                 silence = Cause("ActorUnreachable", f"Ray could not reach it for {UNREACHABLE_SECONDS:g} s")
-                causes = (silence, *sight.doubts)
+                causes = (silence, *snapshot.suspect_causes)
                 self._settle(Termination(causes=causes, source="ray", lost=True, phase="serving"))
                 return
         self._settle(process_lost(await actor.ended(), "serving"))

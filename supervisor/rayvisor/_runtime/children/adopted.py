@@ -142,8 +142,8 @@ class AdoptedIncarnation:
 
 
 def _over(actor: UserActor) -> bool:
-    sight = actor.sight
-    return sight.state is sight.state.DEAD or sight.restarts != actor.ray_restarts
+    snapshot = actor.snapshot
+    return snapshot.state is snapshot.state.DEAD or snapshot.restarts != actor.ray_restarts
 
 
 async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from rayvisor._backends.process.observation import in_words, stopped_cause
+from rayvisor._backends.process.observation import describe, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
@@ -98,5 +98,5 @@ def _causes(view: HostView, silent: float) -> tuple[Cause, ...]:
     if stopped is not None:
         return Cause("HostStalled", message), Cause(stopped.type, f"the {stopped.message}")
     where = view.stack.strip().splitlines()[:1]
-    seen = [in_words(view.sights[:1], BUSY_SHARE), *(f"its loop is at {line.strip()}" for line in where)]
+    seen = [describe(view.sights[:1], BUSY_SHARE), *(f"its loop is at {line.strip()}" for line in where)]
     return (Cause("HostStalled", "; ".join([message, *filter(None, seen)])),)

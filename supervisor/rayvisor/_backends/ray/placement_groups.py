@@ -1,20 +1,23 @@
-"""Placement groups belong to children: made once, reused by the next incarnations, removed at the end."""
+"""Placement groups of children: created once, reused by the next incarnations, removed at the end."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
+from rayvisor._backends.ray.calls import Lane
+from rayvisor._backends.ray.cleanup import attempt, remove_group
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._log import get_logger
 from rayvisor.specs import PlacementOptions
 
-__all__ = ["Placements"]
+__all__ = ["PlacementGroups"]
 
 log = get_logger("rayvisor.ray")
 
 
-class Placements:
+class PlacementGroups:
     """The placement groups of one connection's children.
 
     Parameters
@@ -29,7 +32,7 @@ class Placements:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def get(self, child: str, wanted: PlacementOptions | None) -> Any:
-        """The child's group, made if there is none yet, or none any more; None if it wants none."""
+        """Return the child's group, which is created if it does not exist; None if the child wants none."""
         async with self._locks.setdefault(child, asyncio.Lock()):
             held = self._groups.get(child)
             if held is not None:
@@ -43,15 +46,17 @@ class Placements:
             return group
 
     async def remove(self, child: str) -> None:
-        """Give a child's group back. What runs in it has been ended before."""
+        """Remove a child's group. The actors in it have been ended before."""
         async with self._locks.setdefault(child, asyncio.Lock()):
             await self._remove(child)
         self._locks.pop(child, None)
 
     async def close(self) -> None:
-        """Give all groups back."""
-        for child in tuple(self._groups):
-            await self.remove(child)
+        """Remove all groups. A failure of one skips no other."""
+        groups = tuple(self._groups)
+        await asyncio.gather(
+            *(attempt(f"placement group of {child}", self.remove(child)) for child in groups)
+        )
 
     async def _create(self, child: str, wanted: PlacementOptions) -> Any:
         def create() -> Any:
@@ -59,21 +64,17 @@ class Placements:
 
             return placement_group([dict(bundle) for bundle in wanted.bundles], strategy=wanted.strategy)
 
-        def undo(group: Any) -> None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(group)
-
-        group = await self._cluster.call(f"placement group of {child}", create, undo=undo)
-        log.info("placement.made", child=child, group=group.id.hex())
+        group = await self._cluster.call(
+            f"placement group of {child}", create, undo=remove_group, lane=Lane.CREATE
+        )
+        log.info("placement.created", child=child, group=group.id.hex())
         return group
 
     async def _exists(self, group: Any) -> bool:
         def look() -> bool:
             from ray.util.placement_group import placement_group_table
 
-            # Ray itself moves a group whose node is lost to another one: only a removed one has to be made
-            # anew.
+            # Ray itself moves a group whose node is lost to another one: only a removed one is created again.
             return placement_group_table(group).get("state") not in {None, "REMOVED"}
 
         return await self._cluster.call("placement group table", look)
@@ -83,10 +84,6 @@ class Placements:
         if held is None:
             return
 
-        def remove() -> None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(held[1])
-
+        remove = partial(remove_group, held[1])
         await self._cluster.call(f"removal of the placement group of {child}", remove)
         log.info("placement.removed", child=child, group=held[1].id.hex())
