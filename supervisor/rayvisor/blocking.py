@@ -29,6 +29,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId, Prompt
 from rayvisor._core.requests.errors import RequestError
+from rayvisor._core.requests.limits import OnWeightsChanged
 from rayvisor._core.requests.results import Completion, GenerationChunk, Usage
 from rayvisor._core.requests.stats import PoolStats
 from rayvisor._core.supervision.calls import ChildCounts, ChildStatus
@@ -36,7 +37,7 @@ from rayvisor._runtime import signals
 from rayvisor._runtime.broadcaster import RecordStream
 from rayvisor._runtime.lifecycle import Hook
 from rayvisor._runtime.operations import PauseMode
-from rayvisor._runtime.pool.pool import EnginePool, OnWeightsChanged
+from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.streams import Generation
 from rayvisor._runtime.session import only_follows
 from rayvisor.errors import SupervisorStoppedError

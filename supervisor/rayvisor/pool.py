@@ -39,10 +39,10 @@ from rayvisor._core.requests.errors import (
     UnmovableRequestError,
     WeightsChangedError,
 )
-from rayvisor._core.requests.limits import RequestLimits
+from rayvisor._core.requests.limits import OnWeightsChanged, RequestLimits
 from rayvisor._core.requests.results import Completion, Divergence, GenerationChunk, SampleResult, Usage
 from rayvisor._core.requests.stats import EngineStats, PoolStats
-from rayvisor._runtime.pool.pool import EnginePool, OnWeightsChanged
+from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.streams import Generation
 
 __all__ = [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from rayvisor._public import shown_as
 from rayvisor._validation import MakesError, is_number, is_whole, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.engines import WEIGHTS_CHANGED
 
-__all__ = ["Counts", "RequestLimits", "check_bounds"]
+__all__ = ["Counts", "OnWeightsChanged", "RequestLimits", "check_bounds"]
 
+OnWeightsChanged = Literal["splice", "restart", "fail"]
+"""A way to handle a request whose weights change under it."""
 DIVERGENCE = ("splice", "fail")
 """Ways to handle a request that differs when it is generated again."""
 

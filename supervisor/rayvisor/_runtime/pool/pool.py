@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rayvisor._core.requests.errors import QueueFullError
+from rayvisor._core.requests.limits import OnWeightsChanged
 from rayvisor._public import shown_as
 from rayvisor._runtime.pool.batch import Params, pairs, run_batch
 
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from rayvisor._runtime.pool.runtime import PoolRuntime
     from rayvisor._runtime.pool.streams import Generation
 
-__all__ = ["EnginePool", "OnWeightsChanged"]
-
-OnWeightsChanged = Literal["splice", "restart", "fail"]
+__all__ = ["EnginePool"]
 
 
 class EnginePool:

@@ -32,7 +32,7 @@ from rayvisor._core.requests.errors import (
     GenerationInUseError,
     RequestError,
 )
-from rayvisor._core.requests.limits import RequestLimits
+from rayvisor._core.requests.limits import OnWeightsChanged, RequestLimits
 from rayvisor._core.requests.results import Usage
 from rayvisor._core.requests.scheduler import RequestScheduler
 from rayvisor._core.requests.state import Place
@@ -45,7 +45,6 @@ from rayvisor.faults import Fault
 
 if TYPE_CHECKING:
     from rayvisor._runtime.pool.batch import Params
-    from rayvisor._runtime.pool.pool import OnWeightsChanged
 
 __all__ = ["PoolRuntime"]
 
