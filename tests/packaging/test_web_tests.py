@@ -52,14 +52,14 @@ def test_a_required_check_whose_tool_is_missing_fails(
 ) -> None:
     assert run(monkeypatch, "--require", "graphviz,mermaid", missing="no Graphviz here") == 1
     printed = capsys.readouterr().err
-    assert "graphviz is required, but did not run in full: no Graphviz here" in printed
+    assert "graphviz is required, but did not run completely: no Graphviz here" in printed
     assert "mermaid" not in printed
 
 
 @pytest.mark.parametrize(
     ("outcomes", "why"),
     [
-        (Counter[str](), "pytest reported no test of it"),
+        (Counter[str](), "pytest reported none of its tests"),
         (Counter(passed=3, skipped=1), "1 skipped"),
     ],
 )
@@ -82,12 +82,14 @@ def test_the_site_cannot_be_required_together_with_options_for_pytest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--require", "docs", "-k", "graphviz") == 1
-    assert "it does not run together with options for pytest" in capsys.readouterr().err
+    assert "it does not run with options for pytest" in capsys.readouterr().err
 
 
 def test_an_unknown_required_check_is_refused() -> None:
     assert web_tests._required("chromium,docs") == {"chromium", "docs"}
-    with pytest.raises(argparse.ArgumentTypeError, match="no check is named 'chrome'; there are: chromium, "):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="no check is named 'chrome'; the checks are chromium, "
+    ):
         web_tests._required("chrome")
 
 

@@ -1,0 +1,368 @@
+"""Timeouts and intervals of rayvisor's own machinery, all in seconds.
+
+One frozen `Timeouts` is made with a tree and passed down to everything that waits. The times that users
+choose for their children (start timeouts, stall limits, shutdown times, backoff) are in the specs of the children.
+
+>>> from dataclasses import replace
+>>> Timeouts().ray.create_host
+20.0
+>>> Timeouts(runtime=RuntimeTimeouts(clean=5.0)).runtime.clean
+5.0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "DEFAULT_TIMEOUTS",
+    "CommandTimeouts",
+    "EdgeTimeouts",
+    "HostTimeouts",
+    "ProcessTimeouts",
+    "RayTimeouts",
+    "RuntimeTimeouts",
+    "ServerTimeouts",
+    "Timeouts",
+    "VllmTimeouts",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessTimeouts:
+    """Processes of a node: looking at them, ending them, proving that they are gone."""
+
+    gone_poll: float = 0.02
+    """Between two looks whether a killed process is gone."""
+    hold: float = 0.5
+    """A process that is to be killed is first stopped for at most this long, so that it starts no others."""
+    exit_poll: float = 0.005
+    """Between two looks for a child that has not ended yet, when a process ends itself."""
+    sweep: float = 5.0
+    """Between two sweeps of the node agent for processes that it does not know yet."""
+    load: float = 0.2
+    """How long the load of a process is measured."""
+    reaper_scan: float = 0.5
+    """Between two scans of the reaper for new processes of its host."""
+    reaper_kill: float = 8.0
+    """How long the reaper tries to kill what a dead host has left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTimeouts:
+    """An engine host: its stream, its engine, and hosts in the driver's own process."""
+
+    batch_interval: float = 0.04
+    """Between two batches of items while tokens flow."""
+    batch_interval_urgent: float = 0.002
+    """Between two batches when an item should not wait, such as a first token."""
+    heartbeat: float = 1.0
+    """After this long without items an empty batch is sent: it shows that host and loop are alive."""
+    fault_status_poll: float = 0.05
+    """Between two looks at the fault status of an engine that reports one."""
+    fault_status_reminder: float = 1.0
+    """How often an engine that stays unhealthy is reported again, as the first report may have been early."""
+    predecessor_end: float = 10.0
+    """How long an older engine may take to end when a newer one is to start."""
+    answer: float = 10.0
+    """How long a host in the driver's process may take to answer."""
+    answer_slack: float = 5.0
+    """How much longer than the call's own timeout an answer is waited for."""
+    log_retention: float = 7 * 86400.0
+    """How long logs of hosts that are gone are kept."""
+    log_settle: float = 0.1
+    """How long the log of a dead engine is waited for to be complete."""
+    log_poll: float = 0.002
+    """Between two looks at that log."""
+    sim_kill: float = 5.0
+    """How long the processes of a simulated engine may take to disappear after SIGKILL."""
+    sim_exit: float = 1.0
+    """How long a simulated engine may take to end by itself."""
+    sim_scan: float = 0.1
+    """Between two scans of a simulated engine for new processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmTimeouts:
+    """The vLLM engine and the template process that it is forked from."""
+
+    scan: float = 0.1
+    """Between two scans for new processes of a starting engine."""
+    report_poll: float = 0.02
+    """Between two looks for vLLM's own report of a death."""
+    report: float = 2.0
+    """How long vLLM's own report of a death is waited for."""
+    kill: float = 5.0
+    """How long engine processes may take to disappear after SIGKILL."""
+    cleanup: float = 5.0
+    """How long vLLM's clean-up of a dead engine may take."""
+    dead_flag: float = 0.25
+    """How long vLLM may take to mark an engine as dead after a process of it died."""
+    release: float = 1.0
+    """How long the release of an engine's client may take."""
+    abort: float = 1.0
+    """How long vLLM may take to accept an abort."""
+    host_check: float = 1.0
+    """How often a template checks that its host is alive; its socket may live on in another process."""
+    template_status: float = 5.0
+    """How long a template's status is waited for."""
+    template_status_poll: float = 0.05
+    """Between two looks at that status."""
+    template_poll: float = 0.1
+    """Between two looks at a template that imports."""
+    template_answer: float = 5.0
+    """How long a template may take to answer."""
+    template_idle: float = 15.0
+    """How long a template that imports may be without any processor time before it is given up."""
+    template_import: float = 600.0
+    """How long a template may take to import vLLM."""
+    sockets_abandoned: float = 600.0
+    """A folder of sockets in which nothing has changed for this long belongs to a host that was killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTimeouts:
+    """A ``vllm serve`` process."""
+
+    request: float = 5.0
+    """How long an answer of the server's API may take."""
+    follow: float = 0.1
+    """Between two looks at an instruction that the server carries out."""
+    kill: float = 5.0
+    """How long its processes may take to disappear after SIGKILL."""
+    poll: float = 0.1
+    """Between two looks at a server that starts."""
+    spawn_poll: float = 0.01
+    """Between two looks for the process that was just spawned."""
+    report: float = 1.0
+    """How long the server's own report of a death is waited for."""
+    leave: float = 1.0
+    """How long a server may take to leave by itself once its engine is dead."""
+    settled: float = 60.0
+    """A server that does not count tokens counts as productive after being healthy for this long."""
+    sim_stop: float = 5.0
+    """How long the simulated server may take to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayTimeouts:
+    """Calls to Ray, its actors and its control store."""
+
+    create_host: float = 20.0
+    """How long Ray may take to accept the creation of a host actor."""
+    create_actor: float = 20.0
+    """How long Ray may take to accept the creation of a user's actor."""
+    create_agent: float = 30.0
+    """How long a node agent may take to come up."""
+    agent_answer: float = 5.0
+    """How long a node agent may take to answer."""
+    agent_slack: float = 2.0
+    """How much longer than the call's own timeout a node agent is waited for."""
+    host_answer: float = 10.0
+    """How long a host may take to answer."""
+    host_slack: float = 5.0
+    """How much longer than the call's own timeout a host is waited for."""
+    host_kill: float = 1.0
+    """How long Ray's kill of a host is waited for before its node agent is asked."""
+    host_adoption: float = 30.0
+    """How long the agent of its node may take to adopt a new host."""
+    apart_from: float = 10.0
+    """How long the creation of a host waits for the nodes of the hosts that it is to be apart from."""
+    loop_blocked: float = 0.5
+    """When a host's event loop has been blocked for this long, its stack is written down."""
+    actor_kill: float = 6.0
+    """How long Ray may take to confirm that a killed actor is dead."""
+    user_call: float = 3600.0
+    """How long a user's function may hold a thread where it has no timeout of its own."""
+    unavailable_retry: float = 0.1
+    """The first pause before an actor that Ray cannot reach is called again."""
+    last_words: float = 1.0
+    """How long the last words of a dead actor are waited for."""
+    adopted_poll: float = 0.2
+    """Between two looks for the name of an actor that is to be adopted."""
+    adopted_restart: float = 10.0
+    """How long Ray may take to begin the restart of an adopted actor."""
+    adopted_reach: float = 5.0
+    """How long an adopted actor may take to be reached."""
+    node_poll: float = 1.0
+    """Between two looks at the node table while nothing is pushed."""
+    snapshot: float = 10.0
+    """How long a snapshot of Ray's tables may take."""
+    subscribe: float = 10.0
+    """How long a subscription to Ray's control store may take."""
+    subscription_close: float = 1.0
+    """How long the end of a subscription may take."""
+    resubscribe_first: float = 0.5
+    """The first pause before a broken subscription is opened again."""
+    resubscribe_longest: float = 10.0
+    """The longest of these pauses."""
+    task_poll: float = 0.02
+    """Between two looks at the refs of running tasks."""
+    task_stop: float = 1.0
+    """How long the reader of task attempts may take to stop."""
+    task_read: float = 2.0
+    """How long a look at Ray's table of task attempts may take."""
+    task_forced_cancel: float = 15.0
+    """How long a task may take to end after a forced cancellation."""
+    actor_poll: float = 0.5
+    """Between two looks at an actor while nothing is pushed."""
+    actor_row: float = 5.0
+    """How long a look at one actor in Ray's table may take."""
+    worker_row: float = 2.0
+    """How long a look at one worker in Ray's table may take."""
+    suspect_first: float = 0.1
+    """The first pause before an actor that could not be reached is called again."""
+    suspect_longest: float = 2.0
+    """The longest of these pauses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeTimeouts:
+    """Effects of the core as they are carried out, and the end of a tree."""
+
+    unreachable: float = 30.0
+    """How long Ray may be unable to reach an actor; by default it takes 16 s to find that a node is lost."""
+    proof: float = 10.0
+    """How long the end of an actor or a host, and its proof, may take."""
+    outcome: float = 2.0
+    """How long an outcome that Ray has not confirmed yet is waited for."""
+    stream_reopen: float = 0.05
+    """The pause before a host's broken stream is opened again."""
+    coroutine_kill: float = 1.0
+    """How long a task that was cancelled past its shields is waited for; Python has nothing stronger."""
+    host_view: float = 5.0
+    """How long the look at a silent host from outside may take."""
+    starting_host_poll: float = 1.0
+    """Between two looks at a host whose engine starts."""
+    recovery_poll: float = 0.01
+    """Between two looks at an engine that recovers."""
+    recovery_lag: float = 0.5
+    """How much later than its acknowledgement an engine's new status may come."""
+    unwind: float = 1.0
+    """How long a cancelled call may take to clean up before it is abandoned."""
+    start_slack: float = 10.0
+    """How much longer than its start timeout a start is waited for."""
+    stop_slack: float = 30.0
+    """How much longer than its shutdown time a stop may take, for the kill and its proof."""
+    clean: float = 30.0
+    """How long ending the rest of an incarnation, and its proof, may take."""
+    release: float = 30.0
+    """How long giving back the resources of a child may take."""
+    freeze: float = 10.0
+    """How long an engine may take to pause or resume generation."""
+    pause_hook: float = 60.0
+    """How long a pause or resume hook may take."""
+    pause_hook_retry: float = 0.5
+    """The first pause before a hook is called again; doubled each time."""
+    gate_retry: float = 0.5
+    """The first pause before a readiness gate is tried again; doubled each time."""
+    send: float = 10.0
+    """How long a host may take to accept a command for its engine."""
+    close: float = 60.0
+    """How long giving everything back may take once the tree has ended."""
+    resisting_tasks: float = 5.0
+    """How long tasks that ignore their cancellation are waited for at the very end."""
+    loop_blocked: float = 2.0
+    """An event loop that is blocked for this long is reported."""
+    watchdog_round: float = 0.5
+    """Between two looks of the watchdog thread."""
+    watchdog_tick: float = 0.05
+    """Between two looks of the watchdog thread at a loop that may be blocked."""
+    next_incarnation: float = 60.0
+    """How long an idempotent call without a timeout waits for the next incarnation."""
+    actor_lookup: float = 10.0
+    """How long looking up an actor by name may take."""
+    actor_lookup_retry: float = 0.1
+    """Between two look-ups, in processes other than the supervisor's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeTimeouts:
+    """Interfaces to a running tree: control socket, live page, published records."""
+
+    connect: float = 5.0
+    """How long connecting to a control socket may take."""
+    answer: float = 900.0
+    """How long an answer may take unless the call says otherwise; a restart waits for its engine."""
+    read: float = 10.0
+    """How long a client may take to send its request."""
+    write: float = 10.0
+    """How long a client may take to read an answer."""
+    close: float = 1.0
+    """How long closing a connection may take."""
+    linger: float = 1.0
+    """How long a refused client is read from before its connection is closed."""
+    accept_retry: float = 0.1
+    """The pause after an accept that failed."""
+    live_read: float = 10.0
+    """How long a reader of ``/live`` may take for a message before it is dropped."""
+    live_interval: float = 0.2
+    """The shortest time between two messages of ``/live``."""
+    live_gather: float = 0.02
+    """Changes within this time of the first one go into the same message."""
+    live_poll: float = 1.0
+    """How often figures that no record announces are read while somebody reads."""
+    live_silence: float = 5.0
+    """The longest time without a message; the page takes three times that for a broken connection."""
+    live_jitter: float = 0.5
+    """A time computed from an age moves by less than this without counting as changed."""
+    live_rate: float = 1.0
+    """The window over which rates are computed."""
+    publish_linger: float = 1.0
+    """How long the end waits for the last published messages to be sent."""
+    publish_report: float = 10.0
+    """Dropped messages are logged at most this often."""
+    claim: float = 5.0
+    """How long claiming the path of a socket may take."""
+    probe: float = 1.0
+    """How long a socket may take to show that it is answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandTimeouts:
+    """Commands, the demo and the testing module."""
+
+    silence: float = 12.0
+    """A tree sends something every five seconds; after this long without it the connection is lost."""
+    reconnect: float = 0.5
+    """Between two attempts to connect again."""
+    figures: float = 5.0
+    """Between two lines of figures."""
+    frame: float = 0.25
+    """Between two pictures on a terminal."""
+    fresh: float = 30.0
+    """For this long after a change a child is shown before unchanged ones."""
+    pause_slack: float = 30.0
+    """How much longer than its own timeout a pause is waited for."""
+    stop: float = 3600.0
+    """How long ``rayvisor stop`` waits for the end of the tree."""
+    last_lines: float = 5.0
+    """How long ``rayvisor run`` waits for its last lines to be written."""
+    train: float = 900.0
+    """How long the training of the demo's model may take."""
+    demo_settle: float = 10.0
+    """How long the last processes of the demo may take to disappear."""
+    demo_open: float = 30.0
+    """How long the demo waits for its live page to be opened."""
+    demo_phase: float = 2.0
+    """Between two lines about the same phase of a start."""
+    rehearsal: float = 30.0
+    """How long an engine may take to accept a rehearsed fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """All timeouts and intervals of rayvisor's own machinery, by layer."""
+
+    process: ProcessTimeouts = field(default_factory=ProcessTimeouts)
+    host: HostTimeouts = field(default_factory=HostTimeouts)
+    vllm: VllmTimeouts = field(default_factory=VllmTimeouts)
+    server: ServerTimeouts = field(default_factory=ServerTimeouts)
+    ray: RayTimeouts = field(default_factory=RayTimeouts)
+    runtime: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
+    edges: EdgeTimeouts = field(default_factory=EdgeTimeouts)
+    commands: CommandTimeouts = field(default_factory=CommandTimeouts)
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+"""The timeouts of a tree that was given no others."""
