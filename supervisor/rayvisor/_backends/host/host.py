@@ -53,6 +53,7 @@ from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["EngineHost", "HostDescription"]
 
@@ -90,7 +91,16 @@ class EngineHost:
         The folder of the engines' logs; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
     """
 
-    def __init__(self, child: str, epoch: int, engine: str, log_folder: str = "") -> None:
+    def __init__(
+        self,
+        child: str,
+        epoch: int,
+        engine: str,
+        log_folder: str = "",
+        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._timeouts = timeouts
         self.child = child
         self.epoch = epoch
         self.kind = engine
