@@ -15,6 +15,7 @@ from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind, TaskLifecycle
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
 from rayvisor.specs import TaskAttempt, TaskPolicy
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["Task", "TaskAttempt", "TaskPolicy", "submit"]
 
@@ -25,7 +26,6 @@ _FIRST_LOOK = 0.3
 _SLOWEST_LOOK = 5.0
 _LAST_LOOKS = 8
 _LAST_LOOK = 0.4
-_FORCED_SECONDS = 15.0
 _FEW = 20
 _RAY_LOOK = 1.0
 
@@ -75,8 +75,15 @@ class Task(Generic[T]):
     """
 
     def __init__(
-        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], policy: TaskPolicy
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        policy: TaskPolicy,
+        *,
+        timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray,
     ) -> None:
+        self._timeouts = timeouts
         self.policy = policy
         """The policy it was submitted under."""
         self._args, self._kwargs = args, kwargs
@@ -266,7 +273,7 @@ class Task(Generic[T]):
                 if not ready.done():
                     self._forced = True
                     await asyncio.to_thread(ray_tasks.cancel, ref, force=True)
-                    await asyncio.wait([ready], timeout=_FORCED_SECONDS)
+                    await asyncio.wait([ready], timeout=self._timeouts.task_forced_cancel)
                 if not ready.done():
                     return Outcome(OutcomeKind.CANCELLED, ray_tasks.cancelled(self.name), "UNKNOWN"), nothing
             ready.result()

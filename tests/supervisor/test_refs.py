@@ -13,6 +13,7 @@ import rayvisor as rv
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor.blocking import BlockingRef
 from rayvisor.faults import Termination
+from rayvisor.specs.timeouts import RuntimeTimeouts
 
 NAMES = {"timeout": 3, "idempotent": "no", "method": "GET", "self": 1, "path": "/", "args": (), "kwargs": {}}
 """Arguments of a user's method that share their names with options and parameters of `call`."""
@@ -96,13 +97,15 @@ async def test_options_make_another_reference_and_keep_what_is_not_given(actors:
 
 
 def test_options_travel_with_a_reference(actors: FakeActors) -> None:
-    ref = rv.ChildRef("a", actors).options(idempotent=True, timeout=5.0)
+    timeouts = RuntimeTimeouts(next_incarnation=3.0)
+    ref = rv.ChildRef("a", actors, timeouts=timeouts).options(idempotent=True, timeout=5.0)
     copy = pickle.loads(pickle.dumps(ref))  # noqa: S301 - our own bytes
-    assert (copy.path, copy._address, copy._idempotent, copy._timeout) == (
+    assert (copy.path, copy._address, copy._idempotent, copy._timeout, copy._timeouts) == (
         "a",
         ("namespace", "prefix"),
         True,
         5.0,
+        timeouts,
     )
 
 

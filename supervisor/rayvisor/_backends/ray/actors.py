@@ -27,6 +27,7 @@ from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorHook, ActorOptions
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["UserActor", "UserActorFactory"]
 
@@ -235,9 +236,14 @@ class UserActorFactory:
         The connection. It belongs to the caller and stays open.
     push
         As for `ActorWatch`.
+    timeouts
+        Timeouts of the calls to Ray.
     """
 
-    def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
+    def __init__(
+        self, cluster: RayCluster, *, push: bool = True, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray
+    ) -> None:
+        self.timeouts = timeouts
         self.cluster = cluster
         self.watch = ActorWatch(cluster, push=push)
         self._placement_groups = PlacementGroups(cluster)

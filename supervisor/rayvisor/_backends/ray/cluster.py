@@ -23,6 +23,7 @@ from rayvisor._backends.ray.cleanup import attempt
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["RayCluster", "start_or_join"]
 
@@ -68,7 +69,16 @@ class RayCluster:
         Namespace of named actors.
     """
 
-    def __init__(self, calls: CallThreads, *, started: bool, connected: bool, facts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        calls: CallThreads,
+        *,
+        started: bool,
+        connected: bool,
+        facts: dict[str, str],
+        timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray,
+    ) -> None:
+        self.timeouts = timeouts
         self._calls = calls
         self._connected = connected
         self._session = facts["session"]
@@ -89,6 +99,7 @@ class RayCluster:
         options: dict[str, Any] | None = None,
         timeout: float = 60.0,
         threads: int = 8,
+        timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray,
     ) -> RayCluster:
         """Start a local Ray or attach to one that runs.
 
@@ -107,6 +118,8 @@ class RayCluster:
             Seconds to wait.
         threads
             How many kills and look-ups may be under way at once, and as many creations; see `CallThreads`.
+        timeouts
+            Timeouts of the calls to Ray.
 
         Raises
         ------
@@ -130,7 +143,7 @@ class RayCluster:
                     raise ClusterUnavailableError(
                         where, f"this process is connected to {facts['gcs_address']} already"
                     )
-                return cls(calls, started=False, connected=False, facts=facts)
+                return cls(calls, started=False, connected=False, facts=facts, timeouts=timeouts)
             arguments: dict[str, Any] = {
                 "address": where,
                 "namespace": space,
@@ -150,7 +163,8 @@ class RayCluster:
                 context = start_or_join(arguments | given)
             except Exception as error:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
-            return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
+            facts = _facts(context.address_info)
+            return cls(calls, started=where == "local", connected=True, facts=facts, timeouts=timeouts)
 
         cluster = await calls.run("ray.init", connect, timeout=timeout, undo=cls._disconnect)
         log.info(

@@ -22,6 +22,7 @@ from rayvisor._backends.ray.placement_groups import PlacementGroups
 from rayvisor._core.protocol.links import CleanupReport, merge_reports
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["RayHostFactory"]
 
@@ -37,9 +38,12 @@ class RayHostFactory:
     ----------
     cluster
         The connection. It belongs to the caller and stays open.
+    timeouts
+        Timeouts of the hosts, and of the calls to Ray.
     """
 
-    def __init__(self, cluster: RayCluster) -> None:
+    def __init__(self, cluster: RayCluster, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.timeouts = timeouts
         self.cluster = cluster
         self.agents = NodeAgents(cluster)
         self.nodes = NodeWatch(cluster)
