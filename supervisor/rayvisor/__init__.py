@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         server,
         subtree,
     )
+    from rayvisor.specs.timeouts import Timeouts
     from rayvisor.status import ChildKind
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
@@ -150,6 +151,7 @@ _HOMES = {
     "TaskPolicy": "tasks",
     "TaskTimeoutError": "errors",
     "TemplateError": "errors",
+    "Timeouts": "specs.timeouts",
     "UnguardedMainError": "errors",
     "UnknownChildError": "errors",
     "Usage": "pool",
@@ -239,6 +241,7 @@ __all__ = [
     "TaskPolicy",
     "TaskTimeoutError",
     "TemplateError",
+    "Timeouts",
     "UnguardedMainError",
     "UnknownChildError",
     "Usage",

@@ -44,6 +44,7 @@ from rayvisor.errors import SupervisorStoppedError
 from rayvisor.records import Record
 from rayvisor.refs import ChildRef, ServerRef
 from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
+from rayvisor.specs.timeouts import Timeouts
 from rayvisor.status import Node
 from rayvisor.supervisor import Supervisor
 from statecharts import Drawing
@@ -72,6 +73,7 @@ class SupervisorOptions(TypedDict, total=False):
     call_limit: int
     control: str | os.PathLike[str] | bool | None
     publish: str | bool | None
+    timeouts: Timeouts | None
 
 
 def run_in_thread(

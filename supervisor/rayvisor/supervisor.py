@@ -73,6 +73,7 @@ from rayvisor.specs import (
     SupervisorSpec,
     SupervisorStart,
 )
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind, Node, walk
 from statecharts.lifecycles import CHARTS
 
@@ -90,8 +91,6 @@ __all__ = ["Supervisor"]
 
 log = get_logger("rayvisor.supervisor")
 
-RESIST_SECONDS = 5.0
-"""How long a task that ignores its cancellation is awaited at the very end."""
 _ACTORS = frozenset({ChildKind.ACTOR, ChildKind.ADOPT})
 _WAYS_OUT: Mapping[str, str] = {
     ChildKind.ACTOR: "use sup.actor({path!r})",
@@ -136,11 +135,14 @@ class Supervisor:
         ``"tcp://127.0.0.1:5570"`` (port 0: a free one) or ``"ipc://PATH"``; True for a free port of the
         loopback interface, which no other machine can reach. Needs pyzmq (the extra ``publish``); the
         messages are described in docs/events.md.
+    timeouts
+        Timeouts and intervals of rayvisor's own machinery, a [`Timeouts`][rayvisor.Timeouts]; None: its
+        defaults. The times of the children (start timeouts, shutdown times, stall limits) are in their specs.
 
     Raises
     ------
     SpecError
-        If the spec is not a SupervisorSpec, or ``publish`` is not an address.
+        If the spec is not a SupervisorSpec, ``publish`` is not an address, or ``timeouts`` is no Timeouts.
     ControlSocketError
         On entering, before anything is started: the control socket cannot be opened.
     UnguardedMainError
@@ -178,11 +180,16 @@ class Supervisor:
         handle_signals: bool = True,
         control: str | os.PathLike[str] | bool | None = None,
         publish: str | bool | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if not isinstance(spec, SupervisorSpec):
             raise SpecError("spec", spec, "must be a SupervisorSpec")
+        chosen: object = DEFAULT_TIMEOUTS if timeouts is None else timeouts
+        if not isinstance(chosen, Timeouts):
+            raise SpecError("timeouts", timeouts, "must be a Timeouts")
         self.spec = spec
-        self._environment = Environment(address, ray_options, local=local)
+        self._timeouts = chosen
+        self._environment = Environment(address, ray_options, local=local, timeouts=chosen)
         self._environment.check(spec)
         self._random = Random(seed)
         self._call_limit = call_limit
@@ -201,8 +208,10 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
         self._body: anyio.CancelScope | None = None
-        self._control = ControlServer(self, control, self._history) if control else None
-        self._publisher = None if publish in (None, False) else Publisher(publish)
+        self._control = (
+            ControlServer(self, control, self._history, timeouts=chosen.edges) if control else None
+        )
+        self._publisher = None if publish in (None, False) else Publisher(publish, timeouts=chosen.edges)
         if self._publisher is not None:
             self._broadcaster.attach(self._publisher.put)
         # The control socket and the live pages that are open.
@@ -229,6 +238,7 @@ class Supervisor:
             machines=self._machines,
             call_limit=self._call_limit,
             handle_signals=self._handle_signals,
+            timeouts=self._timeouts,
         )
         self._task = asyncio.create_task(session.run(), name="rayvisor")
         try:
@@ -271,11 +281,11 @@ class Supervisor:
     async def _close_servers(self) -> None:
         """Close the control socket and the live pages, whatever ends the block."""
         servers, self._servers = self._servers, []
-        await _close_all([server.end for server in servers])
+        await _close_all([server.end for server in servers], self._timeouts.runtime.resisting_tasks)
 
     async def _close_publisher(self) -> None:
         if self._publisher is not None:
-            await _close_all([self._publisher.end])
+            await _close_all([self._publisher.end], self._timeouts.runtime.resisting_tasks)
 
     async def kill(self) -> None:
         """End everything immediately, without waiting for shutdown times, as a second signal does."""
@@ -294,11 +304,12 @@ class Supervisor:
         # Bounded by the shutdown times of the children, and by the timeouts of everything after them.
         cancelled = await outlast(session.released, session.kill)
         await self._close_servers()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+        seconds = self._timeouts.runtime.resisting_tasks
+        with anyio.CancelScope(shield=True), anyio.move_on_after(seconds):
             await session.closed.wait()
         await self._close_publisher()
         if not session.closed.is_set():
-            log.error("tasks.resist", seconds=RESIST_SECONDS, tasks=_other_tasks())
+            log.error("tasks.resist", seconds=seconds, tasks=_other_tasks())
         return cancelled
 
     @staticmethod
@@ -332,7 +343,9 @@ class Supervisor:
         if kind == ChildKind.SERVER:
             return ServerRef(path, self)
         return ChildRef(
-            path, session.actors if kind in _ACTORS else _NoActor(lambda: self._wrong_kind(child, "actor"))
+            path,
+            session.actors if kind in _ACTORS else _NoActor(lambda: self._wrong_kind(child, "actor")),
+            timeouts=self._timeouts.runtime,
         )
 
     def pool(self, path: str) -> EnginePool:
@@ -372,7 +385,7 @@ class Supervisor:
         child = self._child(path)
         if kind_of(child) not in _ACTORS:
             raise self._wrong_kind(child, "actor")
-        return ChildRef(path, self._running.actors)
+        return ChildRef(path, self._running.actors, timeouts=self._timeouts.runtime)
 
     def server(self, path: str) -> ServerRef:
         """Return a reference to the server at ``path``.
@@ -717,7 +730,7 @@ class Supervisor:
         """
         if self._has_ended:
             raise SupervisorStoppedError("")
-        page = WebPage(self, self._history, port, host, metrics=metrics)
+        page = WebPage(self, self._history, port, host, metrics=metrics, timeouts=self._timeouts.edges)
         self._servers.append(page)
         try:
             await page.start()
@@ -884,8 +897,8 @@ class _NoActor:
         raise self._error()
 
 
-async def _close_all(closes: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """Close these side by side, within a bounded time, even if cancelled, and whichever of them fails."""
+async def _close_all(closes: Sequence[Callable[[], Awaitable[object]]], timeout: float) -> None:
+    """Close these side by side, within ``timeout`` seconds, even if cancelled, whichever of them fails."""
 
     async def run(close: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -893,7 +906,7 @@ async def _close_all(closes: Sequence[Callable[[], Awaitable[object]]]) -> None:
         except Exception:
             log.exception("close.failed", what=getattr(close, "__qualname__", repr(close)))
 
-    with anyio.CancelScope(shield=True), anyio.move_on_after(RESIST_SECONDS):
+    with anyio.CancelScope(shield=True), anyio.move_on_after(timeout):
         async with anyio.create_task_group() as tasks:
             for close in closes:
                 tasks.start_soon(run, close)

@@ -110,7 +110,7 @@ def test_a_model_is_made_once_even_when_two_ask_at_the_same_time(
     made: list[str] = []
     both = threading.Barrier(2, timeout=60)
 
-    def make(kind: str, folder: Path, _report: object) -> None:
+    def make(kind: str, folder: Path, _report: object, _timeout: float) -> None:
         made.append(kind)
         folder.mkdir()
 

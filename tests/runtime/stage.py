@@ -20,6 +20,7 @@ from rayvisor._runtime.loop import Runtime
 from rayvisor._runtime.reporting import EventReporter
 from rayvisor.faults import Cause, Exit, Termination
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from statecharts.lifecycles import CHARTS
 from tests.waiting import until
 
@@ -156,6 +157,7 @@ async def play(
     backend: ScriptedBackend | None = None,
     call_limit: int = 100,
     flags: Mapping[str, Any] | None = None,
+    timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
 ) -> AsyncIterator[Stage]:
     """Run a tree whose children a `ScriptedBackend` carries."""
     backend = backend or ScriptedBackend()
@@ -170,6 +172,7 @@ async def play(
             machines=machines,
             reporter=EventReporter(broadcaster),
             call_limit=call_limit,
+            timeouts=timeouts,
         )
         tasks.start_soon(runtime.run)
         yield Stage(runtime, backend, broadcaster.records, tasks)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import anyio
@@ -12,20 +13,17 @@ import pytest
 
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
-from rayvisor._runtime import deadlines, incarnations
 from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
 from rayvisor.faults import Cause, FaultClass, Termination
 from rayvisor.specs import ChildSpec, Shutdown
-from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children, play
+from rayvisor.specs.timeouts import RuntimeTimeouts
+from tests.runtime import stage
+from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children
 
-
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of a tenth of a second where the product has ten seconds and more."""
-    for name in ("START_SLACK_SECONDS", "STOP_SLACK_SECONDS", "CLEAN_SECONDS", "RELEASE_SECONDS"):
-        monkeypatch.setattr(incarnations, name, 0.1)
-    monkeypatch.setattr(deadlines, "UNWIND_SECONDS", 0.05)
+IMPATIENT = RuntimeTimeouts(start_slack=0.1, stop_slack=0.1, clean=0.1, release=0.1, unwind=0.05)
+"""Timeouts of a tenth of a second where the product has ten seconds and more."""
+play = functools.partial(stage.play, timeouts=IMPATIENT)
 
 
 async def hang(_: ScriptedIncarnation) -> None:
@@ -392,10 +390,7 @@ async def test_a_sibling_with_the_same_configuration_has_shown_that_it_can_serve
         assert stage.at("b") == "SERVING"
 
 
-async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(incarnations, "RELEASE_SECONDS", 30.0)
+async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again() -> None:
     gate = anyio.Event()
 
     class Slow(ScriptedBackend):
@@ -403,7 +398,8 @@ async def test_what_a_dead_child_held_is_given_back_before_it_is_started_again(
             await gate.wait()
             await super().release(child)
 
-    async with play(*children("a"), backend=Slow()) as stage:
+    timeouts = replace(IMPATIENT, release=30.0)
+    async with play(*children("a"), backend=Slow(), timeouts=timeouts) as stage:
         await stage.up()
         await stage.runtime.call(m.Verb.TERMINATE_CHILD, "", "a")
         stage.tasks.start_soon(stage.runtime.call, m.Verb.RESTART_CHILD, "", "a")

@@ -9,15 +9,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
-import pytest
 
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
-from rayvisor._runtime import pause_hooks
 from rayvisor._runtime.broadcaster import RecordBroadcaster
 from rayvisor._runtime.pause_hooks import PauseHooks
 from rayvisor._runtime.reporting import EventReporter
 from rayvisor.specs import ActorHooks
+from rayvisor.specs.timeouts import RuntimeTimeouts
 from statecharts import Configuration, compile_chart
 from statecharts.lifecycles import ACTOR
 
@@ -51,7 +50,10 @@ async def paused(
     broadcaster = RecordBroadcaster(time.monotonic)
     broadcaster.attach(records.append)
     async with anyio.create_task_group() as tasks:
-        runs = PauseHooks(tasks, cast("Any", actor), actor.call, EventReporter(broadcaster))
+        timeouts = RuntimeTimeouts(pause_hook_retry=0.001)
+        runs = PauseHooks(
+            tasks, cast("Any", actor), actor.call, EventReporter(broadcaster), timeouts=timeouts
+        )
 
         def fire(event: str) -> None:
             before = actor.at
@@ -107,9 +109,7 @@ async def test_while_a_hook_runs_only_the_state_that_is_wanted_last_counts() -> 
         assert actor.calls == ["a hold", "a go_on"]
 
 
-async def test_a_hook_that_fails_each_time_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pause_hooks, "RETRY_SECONDS", 0.001)
-
+async def test_a_hook_that_fails_each_time_is_recorded() -> None:
     async def fail() -> None:
         raise OSError("no")
 

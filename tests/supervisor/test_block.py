@@ -14,7 +14,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor import supervisor as module
+from rayvisor.specs.timeouts import RuntimeTimeouts
 
 Diary = list[str]
 
@@ -309,9 +309,9 @@ async def test_an_automatic_shutdown_cancels_the_block_and_is_no_error(diary: Di
 
 
 async def test_leaving_is_bounded_though_a_child_ignores_its_cancellation(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "RESIST_SECONDS", 0.1)
+    timeouts = rv.Timeouts(runtime=RuntimeTimeouts(resisting_tasks=0.1))
     release = anyio.Event()
 
     async def resist() -> None:
@@ -321,7 +321,7 @@ async def test_leaving_is_bounded_though_a_child_ignores_its_cancellation(
 
     spec = rv.SupervisorSpec(children=[rv.coroutine("stubborn", resist, shutdown=0.1)])
     with anyio.fail_after(60):
-        async with rv.Supervisor(spec) as sup:
+        async with rv.Supervisor(spec, timeouts=timeouts) as sup:
             watch = sup.watch()
     assert [x.child async for x in watch if isinstance(x, r.CleanupUnverified)] == ["stubborn"]
     assert "tasks.resist" in caplog.text

@@ -13,10 +13,10 @@ import anyio
 import pytest
 
 import rayvisor as rv
-from rayvisor import supervisor as module
 from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
+from rayvisor.specs.timeouts import RuntimeTimeouts
 
 
 async def idle() -> None:
@@ -152,9 +152,8 @@ async def test_one_that_cannot_be_closed_keeps_none_of_the_others_open(
 
 
 async def test_one_that_does_not_close_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RESIST_SECONDS", 0.2)
     monkeypatch.setattr(WebPage, "end", lambda _: anyio.sleep_forever())
-    sup = tree(control=path)
+    sup = tree(control=path, timeouts=rv.Timeouts(runtime=RuntimeTimeouts(resisting_tasks=0.2)))
     page = await sup.serve_web()
     with anyio.fail_after(10):
         async with sup:

@@ -97,13 +97,15 @@ async def test_options_make_another_reference_and_keep_what_is_not_given(actors:
 
 
 def test_options_travel_with_a_reference(actors: FakeActors) -> None:
-    ref = rv.ChildRef("a", actors).options(idempotent=True, timeout=5.0)
+    timeouts = RuntimeTimeouts(next_incarnation=3.0)
+    ref = rv.ChildRef("a", actors, timeouts=timeouts).options(idempotent=True, timeout=5.0)
     copy = pickle.loads(pickle.dumps(ref))  # noqa: S301 - our own bytes
-    assert (copy.path, copy._address, copy._idempotent, copy._timeout) == (
+    assert (copy.path, copy._address, copy._idempotent, copy._timeout, copy._timeouts) == (
         "a",
         ("namespace", "prefix"),
         True,
         5.0,
+        timeouts,
     )
 
 

@@ -162,7 +162,7 @@ def test_a_hang_is_cancelled_then_forced_and_not_run_again(flaky: Callable[..., 
             with contextlib.suppress(BaseException):  # it takes no notice of an interrupt
                 time.sleep(600)
 
-    rv.submit(call, str, policy=policy()).result(60)  # the start of a worker could take longer than the timeout
+    rv.submit(call, str, policy=policy()).result(60)  # starts a worker: the timeout is not for that
     task = rv.submit(hang, policy=policy(timeout=2.0, cancel_grace=0.3, max_retries=5))
     until_now(lambda: task.state == "RUNNING")
     with pytest.raises(rv.TaskTimeoutError, match=r"hang took longer than timeout=2 s") as raised:

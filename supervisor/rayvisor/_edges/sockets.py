@@ -20,14 +20,13 @@ from itertools import count
 from pathlib import Path
 
 from rayvisor.errors import ControlSocketError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["claim", "default_folder", "free_path", "is_listening", "live_sockets"]
 
 FOLDER_VARIABLE = "RAYVISOR_CONTROL_DIR"
 LONGEST_PATH = 107
 """Maximum length, in bytes, of the path of a Unix socket."""
-CLAIM_SECONDS = 5.0
-PROBE_SECONDS = 1.0
 
 _NUMBERS = count(1)
 
@@ -47,35 +46,37 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}" / "control"
 
 
-def free_path() -> Path:
+def free_path(*, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> Path:
     """Return a path for the socket of one more tree of this process, named after its pid."""
     folder = default_folder()
     while True:
         number = next(_NUMBERS)
         path = folder / (f"{os.getpid()}.sock" if number == 1 else f"{os.getpid()}-{number}.sock")
-        if not is_listening(path):
+        if not is_listening(path, timeouts.probe):
             return path
 
 
-def live_sockets(folder: Path | None = None) -> list[Path]:
+def live_sockets(
+    folder: Path | None = None, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges
+) -> list[Path]:
     """Return the sockets in a folder that have a listening process, sorted by pid."""
     folder = default_folder() if folder is None else folder
     try:
         found = [path for path in folder.iterdir() if path.suffix == ".sock"]
     except OSError:
         return []
-    return sorted((path for path in found if is_listening(path)), key=_order)
+    return sorted((path for path in found if is_listening(path, timeouts.probe)), key=_order)
 
 
 def _order(path: Path) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
-def is_listening(path: Path) -> bool:
-    """Return whether a process listens at a path, including one that is stopped or busy."""
+def is_listening(path: Path, timeout: float = DEFAULT_TIMEOUTS.edges.probe) -> bool:
+    """Return whether a process listens at a path, including one that does not answer within ``timeout``."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with probe:
-        probe.settimeout(PROBE_SECONDS)
+        probe.settimeout(timeout)
         try:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
@@ -88,7 +89,7 @@ def is_listening(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
+def claim(path: Path, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> Iterator[None]:
     """Make sure that a socket can be bound at ``path``, and keep other processes from doing so meanwhile.
 
     Raises
@@ -108,8 +109,8 @@ def claim(path: Path) -> Iterator[None]:
         raise ControlSocketError(str(path), f"its folder cannot be used: {error.strerror}") from error
     try:
         _check_folder(path, os.fstat(descriptor))
-        _lock(path, descriptor)
-        _clear(path)
+        _lock(path, descriptor, timeouts.claim)
+        _clear(path, timeouts.probe)
         yield
     finally:
         os.close(descriptor)  # releases the lock
@@ -129,29 +130,29 @@ def _check_folder(path: Path, about: os.stat_result) -> None:
         )
 
 
-def _lock(path: Path, descriptor: int) -> None:
+def _lock(path: Path, descriptor: int, timeout: float) -> None:
     """Lock the folder for the milliseconds of checking, removing and binding."""
-    deadline = time.monotonic() + CLAIM_SECONDS
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if time.monotonic() >= deadline:
                 raise ControlSocketError(
-                    str(path), f"its folder has been locked by another process for {CLAIM_SECONDS:g} s"
+                    str(path), f"its folder has been locked by another process for {timeout:g} s"
                 ) from None
             time.sleep(0.01)
         else:
             return
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, probe: float) -> None:
     try:
         about = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(about.st_mode):
         raise ControlSocketError(str(path), "exists and is not a socket; remove it or use another path")
-    if is_listening(path):
+    if is_listening(path, probe):
         raise ControlSocketError(str(path), "a running tree listens there; stop it or use another socket")
     path.unlink(missing_ok=True)

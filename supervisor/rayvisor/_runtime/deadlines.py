@@ -8,15 +8,21 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+
 __all__ = ["bounded", "outlast"]
 
 T = TypeVar("T")
 
-UNWIND_SECONDS = 1.0
-"""How long a call that was cancelled may take to clean up before it is abandoned."""
 
-
-async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: float, name: str) -> T:
+async def bounded(
+    tasks: TaskGroup,
+    call: Callable[[], Awaitable[T]],
+    seconds: float,
+    name: str,
+    *,
+    unwind: float = DEFAULT_TIMEOUTS.runtime.unwind,
+) -> T:
     """Await a call, giving up after ``seconds`` even if it ignores cancellation.
 
     Parameters
@@ -29,6 +35,8 @@ async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: f
         The timeout; ``math.inf`` for none.
     name
         Name of the task.
+    unwind
+        Seconds that a cancelled call may take to clean up before it is abandoned.
 
     Raises
     ------
@@ -56,7 +64,7 @@ async def bounded(tasks: TaskGroup, call: Callable[[], Awaitable[T]], seconds: f
     finally:
         scope.cancel()
     if not over.is_set():
-        with anyio.move_on_after(UNWIND_SECONDS):
+        with anyio.move_on_after(unwind):
             await over.wait()
     if errors:
         raise errors[0]

@@ -11,6 +11,7 @@ from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor._core.paths import join
 from rayvisor.errors import SpecError
 from rayvisor.specs import SupervisorSpec
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind
 
 if TYPE_CHECKING:
@@ -35,12 +36,22 @@ class Environment:
         More arguments for ``ray.init``.
     local
         Whether engines' hosts run in this process, and Ray is not used at all.
+    timeouts
+        Timeouts of what is opened.
     """
 
-    def __init__(self, address: str | None, ray_options: Mapping[str, Any] | None, *, local: bool) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        ray_options: Mapping[str, Any] | None,
+        *,
+        local: bool,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         self._address = address
         self._ray_options = dict(ray_options or {})
         self._local = local
+        self._timeouts = timeouts
         self._cluster: RayCluster | None = None
         self._connecting = anyio.Lock()
 
@@ -56,17 +67,17 @@ class Environment:
     async def hosts(self) -> HostFactory:
         """Return the factory of engines' hosts."""
         if self._local:
-            return LocalHostFactory()
+            return LocalHostFactory(self._timeouts)
         # Imported here: a tree without engines or actors needs no Ray, and does not wait for its import.
         from rayvisor._backends.ray.host_factory import RayHostFactory
 
-        return RayHostFactory(await self._connect())
+        return RayHostFactory(await self._connect(), timeouts=self._timeouts)
 
     async def actors(self) -> UserActorFactory:
         """Return the factory of users' actors."""
         from rayvisor._backends.ray.actors import UserActorFactory
 
-        return UserActorFactory(await self._connect())
+        return UserActorFactory(await self._connect(), timeouts=self._timeouts.ray)
 
     def gpus(self, arguments: Mapping[str, Any]) -> float:
         """Return how many GPUs an engine with these arguments needs."""
@@ -86,7 +97,9 @@ class Environment:
             if self._cluster is None:
                 from rayvisor._backends.ray.cluster import RayCluster
 
-                self._cluster = await RayCluster.connect(self._address, options=self._ray_options or None)
+                self._cluster = await RayCluster.connect(
+                    self._address, options=self._ray_options or None, timeouts=self._timeouts
+                )
             return self._cluster
 
 

@@ -32,6 +32,7 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.served_starts import ServedStarts
 from rayvisor.faults import KILLED, SHUTDOWN, Cause, Fault, Termination, classify, crashed
 from rayvisor.specs import Shutdown
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._runtime.children.protocol import ChildBackend
@@ -43,15 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["IncarnationManager"]
 
 log = get_logger("rayvisor.supervisor")
-
-START_SLACK_SECONDS = 10.0
-"""How much longer than its timeout a start is awaited: the incarnation enforces the timeout if it can."""
-STOP_SLACK_SECONDS = 30.0
-"""How much longer than its shutdown time a stop may take, for the kill and its proof."""
-CLEAN_SECONDS = 30.0
-"""Timeout of ending what is left of an incarnation, proof included."""
-RELEASE_SECONDS = 30.0
-"""Timeout of releasing the resources of a child."""
 
 
 class IncarnationManager:
@@ -69,6 +61,8 @@ class IncarnationManager:
         Sends an event to the core.
     reporter
         Reports faults and what could not be ended.
+    timeouts
+        Timeouts of the effects that it carries out.
     """
 
     def __init__(
@@ -78,7 +72,10 @@ class IncarnationManager:
         machines: Mapping[str, LifecycleMachine],
         post: Callable[[m.Event], None],
         reporter: EventReporter,
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
+        self._timeouts = timeouts
         self._tasks = tasks
         self._backends = backends
         self._machines = machines
@@ -215,7 +212,7 @@ class IncarnationManager:
         timeout = effect.spec.start_timeout
         limits = getattr(effect.spec.start, "limits", None)  # an engine's start that makes progress gets more
         longest = timeout if limits is None else limits.longest(timeout)
-        with anyio.move_on_after(longest + START_SLACK_SECONDS):
+        with anyio.move_on_after(longest + self._timeouts.start_slack):
             await run.settled.wait()
             return
         run.scope.cancel()
@@ -293,13 +290,13 @@ class IncarnationManager:
                         "stop",
                         lambda incarnation: incarnation.stop(effect.shutdown, effect.reason),
                         run.incarnation,
-                        math.inf if effect.shutdown.endless else seconds + STOP_SLACK_SECONDS,
+                        math.inf if effect.shutdown.endless else seconds + self._timeouts.stop_slack,
                     )
                     exit_ = SHUTDOWN
                 self._grace_scopes.discard(grace_scope)
             if not verified:
                 exit_ = KILLED
-                verified = await self._try(effect, "stop", _kill, run.incarnation, CLEAN_SECONDS)
+                verified = await self._try(effect, "stop", _kill, run.incarnation, self._timeouts.clean)
         self._check_verified(effect, "stop", verified=verified)
         self._post(m.Exited(effect.child, effect.incarnation, exit_, gone=True))
 
@@ -313,7 +310,11 @@ class IncarnationManager:
         verified = True
         if run is not None and run.incarnation is not None:
             verified = await self._try(
-                effect, "clean", lambda incarnation: incarnation.clean(), run.incarnation, CLEAN_SECONDS
+                effect,
+                "clean",
+                lambda incarnation: incarnation.clean(),
+                run.incarnation,
+                self._timeouts.clean,
             )
         self._check_verified(effect, "clean", verified=verified)
         self._post(m.Gone(effect.child, effect.incarnation, verified))
@@ -328,7 +329,7 @@ class IncarnationManager:
 
     async def _kill(self, run: Run, incarnation: Incarnation, effect: m.Kill) -> None:
         run.scope.cancel()
-        verified = await self._try(effect, "kill", _kill, incarnation, CLEAN_SECONDS)
+        verified = await self._try(effect, "kill", _kill, incarnation, self._timeouts.clean)
         self._check_verified(effect, "kill", verified=verified)
 
     # --- in place -------------------------------------------------------------------------------
@@ -346,7 +347,13 @@ class IncarnationManager:
         try:
             act = _recovery_of(incarnation, effect)
             name = f"{effect.action} of {effect.child}"
-            await bounded(self._tasks, lambda: act(effect.action), effect.timeout, name)
+            await bounded(
+                self._tasks,
+                lambda: act(effect.action),
+                effect.timeout,
+                name,
+                unwind=self._timeouts.unwind,
+            )
             ok = True
         except Exception as error:  # noqa: BLE001 - whatever a user's method raises is reported to the core
             if run is not None and (run.scope.cancel_called or run.over.is_set()):
@@ -367,10 +374,10 @@ class IncarnationManager:
         return None if record is None else record.runs.get(effect.incarnation)
 
     async def _unwind(self, run: Run | None) -> None:
-        """Cancel an incarnation's own task, and wait a second for its end."""
+        """Cancel an incarnation's own task, and wait a moment for its end."""
         if run is not None:
             run.scope.cancel()
-            with anyio.move_on_after(1.0):
+            with anyio.move_on_after(self._timeouts.unwind):
                 await run.over.wait()
 
     async def _try(
@@ -384,7 +391,9 @@ class IncarnationManager:
         """Call an incarnation's stop or clean; return False if it failed or took too long."""
         name = f"{what} of {effect.child}#{effect.incarnation}"
         try:
-            return await bounded(self._tasks, lambda: call(incarnation), seconds, name)
+            return await bounded(
+                self._tasks, lambda: call(incarnation), seconds, name, unwind=self._timeouts.unwind
+            )
         except TimeoutError as error:
             log.warning("end.overdue", child=effect.child, incarnation=effect.incarnation, why=str(error))
         except Exception:
@@ -401,8 +410,9 @@ class IncarnationManager:
             await bounded(
                 self._tasks,
                 lambda: backend.release(record.child),
-                RELEASE_SECONDS,
+                self._timeouts.release,
                 f"release of {record.child}",
+                unwind=self._timeouts.unwind,
             )
         except Exception:
             log.exception("release.failed", child=record.child)

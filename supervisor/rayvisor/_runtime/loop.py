@@ -20,6 +20,7 @@ from rayvisor._runtime.mailbox import Mailbox
 from rayvisor._runtime.watchdog import Watchdog
 from rayvisor.errors import SupervisorStoppedError
 from rayvisor.faults import KILLED
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from random import Random
@@ -82,9 +83,11 @@ class Runtime:
         How many calls may wait for their answer.
     observer
         Receives every effect.
+    timeouts
+        Timeouts of the effects, and of the watchdog.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each of its own meaning
         self,
         spec: SupervisorSpec,
         random: Random,
@@ -95,15 +98,18 @@ class Runtime:
         reporter: EventReporter,
         call_limit: int,
         observer: EffectObserver | None = None,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
         self.core = Core(spec, random)
-        self.incarnations = IncarnationManager(tasks, backends, machines, self.post, reporter)
+        self.incarnations = IncarnationManager(
+            tasks, backends, machines, self.post, reporter, timeouts=timeouts
+        )
         self.ended: m.TreeEnded | None = None
         self.settled = anyio.Event()
         """Set when the tree is up, or has ended."""
         self.over = anyio.Event()
         """Set when the tree has ended."""
-        self.watchdog = Watchdog(lambda: self.core.asking, reporter.loop_blocked)
+        self.watchdog = Watchdog(lambda: self.core.asking, reporter.loop_blocked, timeouts=timeouts)
         self._tasks = tasks
         self._reporter = reporter
         self._mailbox = Mailbox(call_limit)

@@ -13,7 +13,6 @@ import anyio
 from rayvisor._core.paths import split
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
-from rayvisor._runtime.pause_hooks import HOOK_SECONDS
 from rayvisor._validation import one_of, seconds
 from rayvisor.errors import CallError, SpecError, UnknownChildError
 
@@ -36,8 +35,6 @@ __all__ = [
 
 PauseMode = Literal["wait", "keep", "abort"]
 MODES = ("wait", "keep", "abort")
-FREEZE_SECONDS = 10.0
-"""Timeout of an engine's own pause or resume."""
 _KEEP = {"mode": "keep", "clear_cache": False}
 
 log = get_logger("rayvisor.supervisor")
@@ -67,9 +64,9 @@ async def pause(session: Session, path: str, *, mode: PauseMode, timeout: float)
 async def resume(session: Session, path: str) -> None:
     """Lift a pause; requests that were kept in flight continue."""
     await _freeze(session, _engines_by_pool(session, path), frozen=False)
-    await _ask_servers(session, path, "resume_generation", {}, FREEZE_SECONDS)
+    await _ask_servers(session, path, "resume_generation", {}, session.timeouts.runtime.freeze)
     await _call_on_child(session, m.Verb.RESUME, path)
-    await session.pause_hooks.settled(path, HOOK_SECONDS)
+    await session.pause_hooks.settled(path, session.timeouts.runtime.pause_hook)
     for pool, engines in _engines_by_pool(session, path):
         pool.pausing.keep(engines, kept=False)
 
@@ -134,12 +131,12 @@ async def _freeze(session: Session, pools: Sequence[tuple[PoolRuntime, list[str]
 
     An engine that cannot continues to compute into its own buffers: the pool does not read its output.
     """
-    engines = session.engines
+    engines, timeout = session.engines, session.timeouts.runtime.freeze
 
     async def ask(pausing: PauseControl, child: str, incarnation: int) -> None:
         method, options = ("pause_generation", _KEEP) if frozen else ("resume_generation", {})
         try:
-            await engines.ask(child, incarnation, method, (), options, FREEZE_SECONDS)
+            await engines.ask(child, incarnation, method, (), options, timeout)
         except (CallError, TimeoutError) as error:
             log.warning("engine.not_asked", child=child, incarnation=incarnation, call=method, why=str(error))
         else:

@@ -17,6 +17,7 @@ from rayvisor._core.paths import contains
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from rayvisor.status import is_up
 
 if TYPE_CHECKING:
@@ -28,11 +29,7 @@ __all__ = ["PauseHooks"]
 
 log = get_logger("rayvisor.actors")
 
-HOOK_SECONDS = 60.0
-"""Timeout of a hook."""
 TRIES = 3
-RETRY_SECONDS = 0.5
-"""Delay before the second try; it doubles with each further one."""
 PAUSED = "REQUESTED"
 """The flag of a child that an operator has paused."""
 
@@ -63,6 +60,8 @@ class PauseHooks:
         Calls a hook of a child's present incarnation.
     reporter
         Reports hooks that fail.
+    timeouts
+        Timeout of a hook, and the pauses between its tries.
     """
 
     def __init__(
@@ -71,7 +70,10 @@ class PauseHooks:
         core: Core,
         call: Callable[[str, ActorHook], Awaitable[Any]],
         reporter: EventReporter,
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
+        self._timeouts = timeouts
         self._tasks = tasks
         self._core = core
         self._call = call
@@ -131,7 +133,11 @@ class PauseHooks:
         for attempt in range(TRIES):
             try:
                 await bounded(
-                    self._tasks, lambda: self._call(child, hook), HOOK_SECONDS, f"{name} of {child}"
+                    self._tasks,
+                    lambda: self._call(child, hook),
+                    self._timeouts.pause_hook,
+                    f"{name} of {child}",
+                    unwind=self._timeouts.unwind,
                 )
             except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
                 why = f"{type(error).__name__}: {error}"[:500]
@@ -141,7 +147,7 @@ class PauseHooks:
                 if attempt + 1 == TRIES:
                     self._reporter.actor_hook_failed(child, name, why)
                 else:
-                    await anyio.sleep(RETRY_SECONDS * 2**attempt)
+                    await anyio.sleep(self._timeouts.pause_hook_retry * 2**attempt)
             else:
                 log.info("actor.hook.called", child=child, hook=name)
                 return

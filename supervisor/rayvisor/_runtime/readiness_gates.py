@@ -16,6 +16,7 @@ from rayvisor._runtime.deadlines import bounded
 from rayvisor._validation import is_whole
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import Gate
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from rayvisor.status import is_up
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ __all__ = ["ReadinessGates"]
 log = get_logger("rayvisor.gates")
 
 TRIES = 3
-RETRY_SECONDS = 0.5
-"""Delay before the second try; it doubles with each further one."""
 
 
 class ReadinessGates:
@@ -49,6 +48,8 @@ class ReadinessGates:
         Sends an event to the core.
     weights
         Called with child, incarnation and version when a gate returns the version of the engine's weights.
+    timeouts
+        The pauses between the tries of a gate.
     """
 
     def __init__(
@@ -59,7 +60,10 @@ class ReadinessGates:
         incarnations: IncarnationManager,
         post: Callable[[m.Event], None],
         weights: Callable[[str, int, int], None],
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
+        self._timeouts = timeouts
         self._tasks = tasks
         self._core = core
         self._engines = engines
@@ -109,7 +113,9 @@ class ReadinessGates:
             name = f"the gate of {child}"
             for attempt in range(TRIES):
                 try:
-                    version = await bounded(self._tasks, lambda: function(gate), timeout, name)
+                    version = await bounded(
+                        self._tasks, lambda: function(gate), timeout, name, unwind=self._timeouts.unwind
+                    )
                 except Exception as error:  # noqa: BLE001 - a user's gate may raise anything
                     log.warning(
                         "gate.closed",
@@ -127,7 +133,7 @@ class ReadinessGates:
                     self._post(m.Reported(child, incarnation, "synced", stales=stales))
                     return
                 if attempt + 1 < TRIES:
-                    await anyio.sleep(RETRY_SECONDS * 2**attempt)
+                    await anyio.sleep(self._timeouts.gate_retry * 2**attempt)
                 else:
                     self._incarnations.condemn(child, incarnation, termination)
 

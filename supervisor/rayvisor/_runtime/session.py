@@ -31,6 +31,7 @@ from rayvisor._runtime.readiness_gates import ReadinessGates
 from rayvisor.errors import RayvisorError, StartFailedError, SupervisorGaveUpError
 from rayvisor.faults import Cause, Fault, FaultClass
 from rayvisor.specs import SupervisorSpec
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ __all__ = ["Session", "only_follows", "reason_of"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.supervisor")
-
-CLOSE_SECONDS = 60.0
-"""Timeout of each step that closes something once the tree has ended."""
 
 
 class Session:
@@ -69,9 +67,11 @@ class Session:
         How many calls may wait for their answer.
     handle_signals
         Whether SIGINT and SIGTERM end the tree.
+    timeouts
+        Timeouts of the runtime and of everything that it opens.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each of its own meaning
         self,
         spec: SupervisorSpec,
         *,
@@ -82,6 +82,7 @@ class Session:
         machines: Mapping[str, LifecycleMachine],
         call_limit: int,
         handle_signals: bool,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._spec = spec
         self._environment = environment
@@ -97,6 +98,8 @@ class Session:
         self._actors: ActorBackend | None = None
         self._pools: PoolRegistry | None = None
         self._runtime: Runtime | None = None
+        self.timeouts = timeouts
+        """The timeouts of the tree."""
         self.began = time.monotonic()
         """When this run began."""
         self.signal: int | None = None
@@ -205,14 +208,15 @@ class Session:
     async def _run(self, tasks: anyio.abc.TaskGroup) -> None:
         if self._handle_signals:
             await tasks.start(self._listen)
-        self._engines = EngineBackend(self._environment.hosts, tasks, self, self._environment.gpus)
-        self._actors = ActorBackend(self._environment.actors, self)
+        environment, timeouts = self._environment, self.timeouts.runtime
+        self._engines = EngineBackend(environment.hosts, tasks, self, environment.gpus, timeouts=timeouts)
+        self._actors = ActorBackend(environment.actors, self, timeouts=timeouts)
         self._backends: Mapping[str, ChildBackend] = {
             ChildKind.ENGINE: self._engines,
             ChildKind.SERVER: self._engines,
             ChildKind.ACTOR: self._actors,
             ChildKind.ADOPT: self._actors,
-            ChildKind.COROUTINE: CoroutineBackend(tasks),
+            ChildKind.COROUTINE: CoroutineBackend(tasks, timeouts=timeouts),
             ChildKind.SUPERVISOR: SubtreeBackend(self.open),
         }
         with self._opening:
@@ -226,11 +230,22 @@ class Session:
             reporter=self._reporter,
             call_limit=self._call_limit,
             observer=self,
+            timeouts=timeouts,
         )
-        self._pools = PoolRegistry(self._engines, tasks, self._rng, self._on_useful)
-        self.pause_hooks = PauseHooks(tasks, runtime.core, self._actors.run, self._reporter)
+        self._pools = PoolRegistry(
+            self._engines, tasks, self._rng, self._on_useful, send_timeout=timeouts.send
+        )
+        self.pause_hooks = PauseHooks(
+            tasks, runtime.core, self._actors.run, self._reporter, timeouts=timeouts
+        )
         self._gates = ReadinessGates(
-            tasks, runtime.core, self._engines, runtime.incarnations, runtime.post, self._pools.weights
+            tasks,
+            runtime.core,
+            self._engines,
+            runtime.incarnations,
+            runtime.post,
+            self._pools.weights,
+            timeouts=timeouts,
         )
         if self._halted:
             runtime.post(m.Halt())  # asked for while the environment was opened
@@ -268,7 +283,7 @@ class Session:
             steps += [("engines", self._engines.close), ("actors", self._actors.close)]
         for name, close in [*steps, ("environment", self._environment.close)]:
             try:
-                with anyio.fail_after(CLOSE_SECONDS):
+                with anyio.fail_after(self.timeouts.runtime.close):
                     await close()
             except Exception:  # one step that fails must not keep the next from running
                 log.exception("close.failed", what=name)

@@ -17,14 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 __all__ = ["BlockedPeriod", "Watchdog"]
 
 log = get_logger("rayvisor.supervisor")
-
-LIMIT_SECONDS = 2.0
-_ROUND_SECONDS = 0.5
-_TICK_SECONDS = 0.05
 
 
 class BlockedPeriod(NamedTuple):
@@ -45,8 +42,8 @@ class Watchdog:
         Returns the name of the strategy that is planning at this moment, or ``""``. Called in the thread.
     report
         Called on the loop, when it runs again, for each time that it was blocked.
-    limit
-        Seconds that the loop may be blocked before it is logged.
+    timeouts
+        How long the loop may be blocked before it is logged, and how often that is checked.
     """
 
     def __init__(
@@ -54,11 +51,13 @@ class Watchdog:
         asking: Callable[[], str],
         report: Callable[[BlockedPeriod], object],
         *,
-        limit: float = LIMIT_SECONDS,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
         self._asking = asking
         self._report = report
-        self._limit = limit
+        self._limit = timeouts.loop_blocked
+        self._round = min(timeouts.watchdog_round, self._limit / 4)
+        self._tick = timeouts.watchdog_tick
         self._over = threading.Event()
         self.lag: tuple[float, int] = (0.0, 0)
         """By how many seconds the loop was late in all, and how often that was measured."""
@@ -78,10 +77,10 @@ class Watchdog:
             yield
         finally:
             self._over.set()
-            thread.join(_TICK_SECONDS * 4)  # it checks every tick, so the thread does not outlive the block
+            thread.join(self._tick * 4)  # it checks every tick, so the thread does not outlive the block
 
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        while not self._over.wait(min(_ROUND_SECONDS, self._limit / 4)):
+        while not self._over.wait(self._round):
             alive = threading.Event()
             began = time.monotonic()
             try:
@@ -110,7 +109,7 @@ class Watchdog:
 
     def _answered(self, alive: threading.Event, until: float) -> bool:
         """Wait for the loop's answer; also over when the watch is."""
-        while not alive.wait(_TICK_SECONDS):
+        while not alive.wait(self._tick):
             if self._over.is_set():
                 return True
             if time.monotonic() >= until:

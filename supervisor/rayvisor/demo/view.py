@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rayvisor import records as r
 from rayvisor._edges.live import text as live_text
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +27,6 @@ __all__ = ["Lines", "LiveView", "summary"]
 
 _KEPT_LINES = 14
 _REFRESHES = 10
-_PHASE_SECONDS = 2.0
 
 
 class Lines:
@@ -38,10 +38,19 @@ class Lines:
         Writes a line.
     label
         The platform, which says if the engine is simulated.
+    timeouts
+        How often a lasting phase of a start is shown.
     """
 
-    def __init__(self, write: Callable[[str], object], label: str) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        label: str,
+        *,
+        timeouts: CommandTimeouts = DEFAULT_TIMEOUTS.commands,
+    ) -> None:
         self._write = write
+        self._interval = timeouts.demo_phase
         self._began = time.monotonic()
         self._reported_at: dict[str, float] = {}
         self._readings: list[ReceivedStream] = []
@@ -76,7 +85,7 @@ class Lines:
         """Write a start phase when it begins, and every few seconds while it lasts."""
         key = f"{record.child}#{record.incarnation} {record.phase}"
         now = time.monotonic()
-        if now - self._reported_at.get(key, 0.0) >= _PHASE_SECONDS:
+        if now - self._reported_at.get(key, 0.0) >= self._interval:
             self._reported_at[key] = now
             who = f"{record.child} #{record.incarnation}"
             self.line("starting", f"{who}: {record.phase} {record.detail} ({record.elapsed:.1f} s)")

@@ -1,9 +1,9 @@
 """Timeouts and intervals of rayvisor's own machinery, all in seconds.
 
 One frozen `Timeouts` is made with a tree and passed down to everything that waits. The times that users
-choose for their children (start timeouts, stall limits, shutdown times, backoff) are in the children's specs.
+choose for their children (start timeouts, stall limits, shutdown times, backoff) are in the specs of the
+children.
 
->>> from dataclasses import replace
 >>> Timeouts().ray.create_host
 20.0
 >>> Timeouts(runtime=RuntimeTimeouts(clean=5.0)).runtime.clean
@@ -12,7 +12,12 @@ choose for their children (start timeouts, stall limits, shutdown times, backoff
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import cast
+
+from rayvisor._validation import seconds
+from rayvisor.errors import SpecError
 
 __all__ = [
     "DEFAULT_TIMEOUTS",
@@ -28,8 +33,18 @@ __all__ = [
 ]
 
 
+class _Group:
+    """A group of timeouts. A value that is no finite number of seconds raises SpecError."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]  # every group is a dataclass
+            seconds(each.name, getattr(self, each.name), below=math.inf)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessTimeouts:
+class ProcessTimeouts(_Group):
     """Processes of a node: looking at them, ending them, proving that they are gone."""
 
     death_poll: float = 0.02
@@ -53,7 +68,7 @@ class ProcessTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostTimeouts:
+class HostTimeouts(_Group):
     """An engine host: its stream, its engine, and hosts in the driver's own process."""
 
     batch_interval: float = 0.04
@@ -87,7 +102,7 @@ class HostTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmTimeouts:
+class VllmTimeouts(_Group):
     """The vLLM engine and the template process that it is forked from."""
 
     scan: float = 0.1
@@ -125,7 +140,7 @@ class VllmTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTimeouts:
+class ServerTimeouts(_Group):
     """A ``vllm serve`` process."""
 
     request: float = 5.0
@@ -149,7 +164,7 @@ class ServerTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RayTimeouts:
+class RayTimeouts(_Group):
     """Calls to Ray, its actors and its control store."""
 
     connect: float = 60.0
@@ -241,7 +256,7 @@ class RayTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeTimeouts:
+class RuntimeTimeouts(_Group):
     """Effects of the core as they are carried out, and the end of a tree."""
 
     unreachable: float = 30.0
@@ -301,7 +316,7 @@ class RuntimeTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeTimeouts:
+class EdgeTimeouts(_Group):
     """Interfaces to a running tree: control socket, live page, published records."""
 
     connect: float = 5.0
@@ -343,7 +358,7 @@ class EdgeTimeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandTimeouts:
+class CommandTimeouts(_Group):
     """Commands, the demo and the testing module."""
 
     silence: float = 12.0
@@ -376,7 +391,37 @@ class CommandTimeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """All timeouts and intervals of rayvisor's own machinery, by layer."""
+    """All timeouts and intervals of rayvisor's own machinery, in seconds, by layer.
+
+    Parameters
+    ----------
+    process
+        Processes of a node: looking at them, ending them, proving that they are gone.
+    host
+        Engine hosts: their streams, their engines, and hosts in the driver's own process.
+    vllm
+        vLLM engines, and the template processes that they are forked from.
+    server
+        ``vllm serve`` processes.
+    ray
+        Calls to Ray, its actors and its control store.
+    runtime
+        Starting, ending and watching the children, and the end of a tree.
+    edges
+        Control socket, live page and published records.
+    commands
+        Commands, the demo and the testing module.
+
+    Raises
+    ------
+    SpecError
+        A group of another type. A group raises it for a value that is no finite number of seconds.
+
+    Examples
+    --------
+    >>> Timeouts(runtime=RuntimeTimeouts(clean=5.0)).runtime.clean
+    5.0
+    """
 
     process: ProcessTimeouts = field(default_factory=ProcessTimeouts)
     host: HostTimeouts = field(default_factory=HostTimeouts)
@@ -386,6 +431,12 @@ class Timeouts:
     runtime: RuntimeTimeouts = field(default_factory=RuntimeTimeouts)
     edges: EdgeTimeouts = field(default_factory=EdgeTimeouts)
     commands: CommandTimeouts = field(default_factory=CommandTimeouts)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            group, kind = getattr(self, each.name), cast("type[_Group]", each.default_factory)
+            if not isinstance(group, kind):
+                raise SpecError(each.name, group, f"must be a {kind.__name__}")
 
 
 DEFAULT_TIMEOUTS = Timeouts()

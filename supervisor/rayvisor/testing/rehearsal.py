@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fail_next_step", "hang_next_step", "rehearse"]
 
-ARM_SECONDS = 30.0
-
 
 def rehearse(pool: ChildSpec, *, recovery_timeout: float = 120.0) -> ChildSpec:
     """Enable fault tolerance on the CPU in the engines of a pool or group, to test the response to faults.
@@ -129,5 +127,6 @@ async def _ask_worker(
         os.kill(target.pid, number)
         return
     incarnation = supervisor.status(child).incarnation
-    engines = supervisor._running.engines  # noqa: SLF001 - not public; a gate's hook can make the same call
-    await engines.ask(child, incarnation, "collective_rpc", (method,), {"args": args}, ARM_SECONDS)
+    session = supervisor._running  # noqa: SLF001 - not public; a gate's hook can make the same call
+    engines, timeout = session.engines, session.timeouts.commands.rehearsal
+    await engines.ask(child, incarnation, "collective_rpc", (method,), {"args": args}, timeout)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import rayvisor as rv
 from rayvisor._edges.http import server
+from rayvisor.specs.timeouts import EdgeTimeouts
 from tests.edges.control.http_client import exchange, get, idle, pool, states, tree
 from tests.waiting import until
 
@@ -59,11 +60,9 @@ def test_any_bytes_at_all_leave_the_tree_as_it_was(tmp_path: Path, data: bytes) 
     anyio.run(run)
 
 
-async def test_one_that_says_nothing_is_let_go_after_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "READ_SECONDS", 0.2)
-    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+async def test_one_that_says_nothing_is_let_go_after_a_while(tmp_path: Path) -> None:
+    timeouts = rv.Timeouts(edges=EdgeTimeouts(read=0.2))
+    async with tree(tmp_path, rv.coroutine("idler", idle), timeouts=timeouts) as (_, path):
         status, told = await exchange(path, b"GET /status HTTP/1.1\r\nHo")
         assert (status, told["error"]["type"]) == (408, "TooSlow")
 
@@ -140,12 +139,11 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_holds_nobody_up(tmp_
         assert missed["count"] > 1000
 
 
-async def test_a_client_that_takes_no_answer_is_let_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
+async def test_a_client_that_takes_no_answer_is_let_go(tmp_path: Path) -> None:
+    timeouts = rv.Timeouts(edges=EdgeTimeouts(write=0.3))
     names = [f"{'x' * 500}{number}" for number in range(500)]  # an answer larger than the socket's buffer
-    async with tree(tmp_path, *(rv.coroutine(name, idle) for name in names)) as (sup, path):
+    children = [rv.coroutine(name, idle) for name in names]
+    async with tree(tmp_path, *children, timeouts=timeouts) as (sup, path):
         unresponsive = socket.socket(socket.AF_UNIX)
         with unresponsive:
             unresponsive.connect(str(path))

@@ -136,9 +136,11 @@ async def idle() -> None:
 
 
 @asynccontextmanager
-async def tree(*children: rv.ChildSpec, **flags: Any) -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
+async def tree(
+    *children: rv.ChildSpec, timeouts: rv.Timeouts | None = None, **flags: Any
+) -> AsyncIterator[tuple[rv.Supervisor, Browser]]:
     """Run a tree without Ray that has a page."""
     spec = rv.SupervisorSpec(**{"intensity": 3, "period": 900.0, **flags}, children=children)
-    async with rv.Supervisor(spec, local=True, seed=7, handle_signals=False) as sup:
+    async with rv.Supervisor(spec, local=True, seed=7, handle_signals=False, timeouts=timeouts) as sup:
         page = await sup.serve_web()
         yield sup, Browser(page.url)

@@ -15,7 +15,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor._edges.http import server
-from rayvisor._edges.live import live
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from tests.edges.web.browser import Browser, Reader, idle, tree
 from tests.waiting import until
 
@@ -90,11 +90,12 @@ async def test_who_was_away_gets_what_differs_and_a_stranger_gets_everything() -
                 assert lost.messages[0]["full"] is True
 
 
-async def test_a_tree_to_which_nothing_happens_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.01)
-    monkeypatch.setattr(live, "MESSAGE_INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(live, "SILENCE_SECONDS", 0.3)
-    async with tree(rv.coroutine("a", idle)) as (_, browser), browser.reading() as reader:
+async def test_a_tree_to_which_nothing_happens_says_that_it_is_there() -> None:
+    timeouts = rv.Timeouts(edges=EdgeTimeouts(live_poll=0.01, live_interval=0.01, live_silence=0.3))
+    async with (
+        tree(rv.coroutine("a", idle), timeouts=timeouts) as (_, browser),
+        browser.reading() as reader,
+    ):
         await reader.until(lambda r: r.silences >= 2)
 
 
@@ -141,12 +142,10 @@ async def test_the_start_is_seen_and_the_end_is_told() -> None:
         await sup.serve_web()
 
 
-async def test_a_dead_reader_is_dropped_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayvisor._edges.web.server.WRITE_SECONDS", 0.3)
-    monkeypatch.setattr(live, "MESSAGE_INTERVAL_SECONDS", 0.001)
-    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.002)
+async def test_a_dead_reader_is_dropped_and_holds_nothing_up() -> None:
+    timeouts = rv.Timeouts(edges=EdgeTimeouts(write=0.3, live_interval=0.001, live_poll=0.002))
     wide = [rv.coroutine(f"{'wide' * 200}-{number}", idle) for number in range(60)]
-    async with tree(*wide) as (sup, browser):
+    async with tree(*wide, timeouts=timeouts) as (sup, browser):
         (page,) = sup._servers
         assert isinstance(page, rv.WebPage)
         async with browser.reading():  # it never reads
@@ -180,7 +179,7 @@ async def test_two_hundred_children_cost_little_and_only_what_changed_is_sent() 
         await reader.until(lambda r: r.nodes["child-19"]["incarnation"] == 2)
         taken, busy = time.monotonic() - began, time.process_time() - busy
         after = reader.messages[before:]
-        assert len(after) <= taken / live.MESSAGE_INTERVAL_SECONDS + 2
+        assert len(after) <= taken / DEFAULT_TIMEOUTS.edges.live_interval + 2
         assert sum(len(message["nodes"]) for message in after) <= 60
         assert busy < 0.5 * taken + 0.5
 

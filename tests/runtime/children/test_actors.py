@@ -37,15 +37,14 @@ def backend() -> ActorBackend:
     return ActorBackend(cast("Any", None), cast("Any", None))
 
 
+def ref_to(backend: ActorBackend) -> ChildRef:
+    return ChildRef("a", backend, timeouts=RuntimeTimeouts(actor_lookup_retry=3600.0))
+
+
 def up(backend: ActorBackend, name: str) -> Any:
     actor: Any = Actor(name)
     backend.up("a", actor)
     return actor
-
-
-def reference(backend: ActorBackend) -> ChildRef:
-    """Return a reference that would take an hour to poll."""
-    return ChildRef("a", backend, timeouts=RuntimeTimeouts(actor_lookup_retry=3600.0))
 
 
 def fire(backend: ActorBackend, *events: str) -> None:
@@ -61,7 +60,7 @@ async def test_a_call_that_waits_continues_when_the_actor_comes_up(backend: Acto
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await reference(backend).options(idempotent=True, timeout=60.0).call("x"))
+        answers.append(await ref_to(backend).options(idempotent=True, timeout=60.0).call("x"))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
@@ -77,7 +76,7 @@ async def test_a_call_that_waits_continues_when_the_actor_is_resumed(backend: Ac
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await reference(backend).call("x"))
+        answers.append(await ref_to(backend).call("x"))
 
     up(backend, "a#1")
     fire(backend, "started", "pause")
@@ -96,7 +95,7 @@ async def test_a_call_waits_for_the_incarnation_after_one_that_has_left(backend:
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await reference(backend).options(idempotent=True).call("x"))
+        answers.append(await ref_to(backend).options(idempotent=True).call("x"))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:

@@ -30,6 +30,7 @@ from rayvisor._runtime.children.slots import host_lost
 from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
+from rayvisor.specs.timeouts import RuntimeTimeouts
 
 HOST = ProcessId(4711, 0, "", "host")
 INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0, "", "core"),), 0.1)
@@ -167,7 +168,13 @@ class Stage:
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         self.place = FakePlace()
         self.told: list[tuple[Any, ...]] = []
-        self.backend = EngineBackend(self._open, tasks, self, lambda arguments: float(arguments["x"]))
+        self.backend = EngineBackend(
+            self._open,
+            tasks,
+            self,
+            lambda arguments: float(arguments["x"]),
+            timeouts=RuntimeTimeouts(outcome=0.01, stream_reopen=0.001),
+        )
 
     async def _open(self) -> FakePlace:
         return self.place
@@ -210,12 +217,6 @@ async def staged() -> AsyncIterator[Stage]:
         await stage.backend.open()
         yield stage
         tasks.cancel_scope.cancel()
-
-
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "UNAVAILABLE_SECONDS", 0.01)
-    monkeypatch.setattr(engines, "RELISTEN_SECONDS", 0.001)
 
 
 async def test_an_engine_that_died_alone_is_followed_in_the_same_host() -> None:

@@ -36,6 +36,7 @@ from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["LocalHost", "LocalHostFactory"]
 
@@ -186,9 +187,16 @@ class LocalHost:
 
 
 class LocalHostFactory:
-    """Creates hosts in this process. Use as a context manager, or call `close`."""
+    """Creates hosts in this process. Use as a context manager, or call `close`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    timeouts
+        Timeouts of the hosts.
+    """
+
+    def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.timeouts = timeouts
         self._hosts: dict[tuple[str, int], LocalHost] = {}
 
     async def __aenter__(self) -> Self:

@@ -14,12 +14,9 @@ from urllib.parse import urlencode
 
 from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
 from rayvisor.errors import ControlSocketError, RayvisorError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
-
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 900.0
-"""Default timeout of an answer; a restart waits for its engine."""
 
 
 class ControlRefusedError(RayvisorError):
@@ -54,15 +51,16 @@ class LiveMessage:
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path, answer_timeout: float | None) -> None:
+    def __init__(self, path: Path, connect_timeout: float, answer_timeout: float | None) -> None:
         super().__init__("localhost")
+        self._connect_timeout = connect_timeout
         self._path = path
         self._answer_timeout = answer_timeout
 
     def connect(self) -> None:
         """Connect, and set the timeout for the answer."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(CONNECT_SECONDS)
+        connection.settimeout(self._connect_timeout)
         try:
             connection.connect(str(self._path))
         except BaseException:
@@ -79,10 +77,13 @@ class ControlClient:
     ----------
     path
         Path of the tree's socket.
+    timeouts
+        How long connecting, and an answer, may take.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> None:
         self.path = path
+        self._timeouts = timeouts
 
     def get(self, route: str, timeout: float = 30.0, **query: str) -> Any:
         """Send a query and return the answer.
@@ -97,13 +98,13 @@ class ControlClient:
         target = f"{route}?{urlencode(query)}" if query else route
         return self._exchange("GET", target, None, timeout)
 
-    def post(self, route: str, body: dict[str, Any], timeout: float = ANSWER_SECONDS) -> Any:
-        """Send a command and wait for its result; raises as ``get``."""
-        return self._exchange("POST", route, body, timeout)
+    def post(self, route: str, body: dict[str, Any], timeout: float | None = None) -> Any:
+        """Send a command and wait for its result, by default 15 minutes at most; raises as ``get``."""
+        return self._exchange("POST", route, body, self._timeouts.answer if timeout is None else timeout)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield every event from now on until the tree has ended; raises as ``get``."""
-        connection = _UnixConnection(self.path, None)
+        connection = _UnixConnection(self.path, self._timeouts.connect, None)
         try:
             response = self._ask(connection, "GET", "/v1/events", None)
             if response.status != http.client.OK:
@@ -125,7 +126,7 @@ class ControlClient:
         timeout
             Maximum time, in seconds, between two messages.
         """
-        connection = _UnixConnection(self.path, timeout)
+        connection = _UnixConnection(self.path, self._timeouts.connect, timeout)
         try:
             response = self._ask(connection, "GET", f"/v1/live?{urlencode({'last': last})}", None)
             if response.status != http.client.OK:
@@ -147,14 +148,14 @@ class ControlClient:
     def wait_until_gone(self, timeout: float) -> bool:
         """Wait until no process listens at the socket; return False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while is_listening(self.path):
+        while is_listening(self.path, self._timeouts.probe):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)
         return True
 
     def _exchange(self, method: str, target: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        connection = _UnixConnection(self.path, timeout)
+        connection = _UnixConnection(self.path, self._timeouts.connect, timeout)
         try:
             response = self._ask(connection, method, target, body)
             content = response.read()
@@ -181,7 +182,7 @@ class ControlClient:
         elif isinstance(error, ConnectionRefusedError):
             why = "no process listens there any more; the process that created it has ended"
         elif isinstance(error, TimeoutError):
-            why = f"no answer within {timeout or CONNECT_SECONDS:g} s"
+            why = f"no answer within {timeout or self._timeouts.connect:g} s"
         elif isinstance(error, http.client.HTTPException | ConnectionError):
             why = f"the connection broke before the answer arrived ({type(error).__name__})"
         else:
@@ -199,7 +200,7 @@ def _refused(status: int, content: bytes) -> ControlRefusedError:
         )
 
 
-def find(socket: Path | None = None) -> ControlClient:
+def find(socket: Path | None = None, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> ControlClient:
     """Return the client of the tree at a socket; without a socket, of this user's only running tree.
 
     Raises
@@ -208,22 +209,24 @@ def find(socket: Path | None = None) -> ControlClient:
         If no tree runs, or several do; the message lists them.
     """
     if socket is not None:
-        return ControlClient(socket)
+        return ControlClient(socket, timeouts=timeouts)
     folder = default_folder()
-    found = live_sockets(folder)
+    found = live_sockets(folder, timeouts=timeouts)
     if len(found) == 1:
-        return ControlClient(found[0])
+        return ControlClient(found[0], timeouts=timeouts)
     if not found:
         raise ControlSocketError(
             str(folder), "no tree runs; `rayvisor run` and Supervisor(control=True) create a socket here"
         )
-    lines = "".join(f"\n  --socket {path}  ({_described(path)})" for path in found)
+    lines = "".join(
+        f"\n  --socket {path}  ({_described(ControlClient(path, timeouts=timeouts))})" for path in found
+    )
     raise ControlSocketError(str(folder), f"{len(found)} trees run; choose one of them:{lines}")
 
 
-def _described(path: Path) -> str:
+def _described(client: ControlClient) -> str:
     try:
-        tree = ControlClient(path).get("/v1/status", 2.0)["tree"]
+        tree = client.get("/v1/status", 2.0)["tree"]
     except RayvisorError as error:
         return str(error)
     children = ", ".join(child["path"] for child in tree["children"]) or "no children"

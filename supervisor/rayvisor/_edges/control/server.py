@@ -18,6 +18,7 @@ from rayvisor._edges.live.live import Live
 from rayvisor._edges.sockets import claim, free_path
 from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._edges.live.history import History
@@ -38,13 +39,20 @@ class ControlServer(HttpServer):
         Path of the socket; True for one that `find` finds.
     history
         The recent history of the tree.
+    timeouts
+        Timeouts of the server, of its live state, and of the socket.
     """
 
     def __init__(
-        self, controls: Controls, path: str | os.PathLike[str] | Literal[True], history: History
+        self,
+        controls: Controls,
+        path: str | os.PathLike[str] | Literal[True],
+        history: History,
+        *,
+        timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges,
     ) -> None:
-        super().__init__("rayvisor control")
-        self.path = free_path() if path is True else Path(path).absolute()
+        super().__init__("rayvisor control", timeouts=timeouts)
+        self.path = free_path(timeouts=timeouts) if path is True else Path(path).absolute()
         self._controls = controls
         self._history = history
         self._own: tuple[int, int] | None = None
@@ -52,9 +60,9 @@ class ControlServer(HttpServer):
 
     def handler(self, start_task: StartTask) -> Handler:
         """Return a handler for all routes, without authentication: only the user can open the socket."""
-        live = self._live or Live(self._controls, self._history)
+        live = self._live or Live(self._controls, self._history, timeouts=self._timeouts)
         start_task(live.follow)
-        routes = Routes(self._controls, start_task, live.events)
+        routes = Routes(self._controls, start_task, live.events, timeouts=self._timeouts)
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             return await routes.answer(
@@ -73,14 +81,14 @@ class ControlServer(HttpServer):
         """
         with ExitStack() as claimed:
             # In a thread: it reads files, and may wait for other processes.
-            await anyio.to_thread.run_sync(claimed.enter_context, claim(self.path))
+            await anyio.to_thread.run_sync(claimed.enter_context, claim(self.path, timeouts=self._timeouts))
             try:
                 self._listeners = (await _listen(self.path),)
                 about = self.path.lstat()
             except OSError as error:
                 raise ControlSocketError(str(self.path), error.strerror or str(error)) from error
         self._own = (about.st_dev, about.st_ino)
-        self._live = Live(self._controls, self._history)
+        self._live = Live(self._controls, self._history, timeouts=self._timeouts)
         log.info("control.open", socket=str(self.path))
 
     def close(self) -> None:

@@ -44,6 +44,7 @@ from rayvisor.errors import (
     SupervisorStoppedError,
     UnknownChildError,
 )
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor.records import Record
@@ -54,9 +55,6 @@ log = get_logger("rayvisor.control")
 
 INSTRUCTIONS_KEPT = 32
 INSTRUCTIONS_RUNNING_MAX = 16
-LIVE_SECONDS = 10.0
-"""Time that a reader of ``/live`` may take for a message; then it is disconnected and may reconnect."""
-
 
 StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 """Starts a task in the server's task group."""
@@ -110,6 +108,8 @@ class Routes:
         Starts a task in the server's task group.
     live
         Returns the server-sent events after the one with the given id. Without it there is no ``/live``.
+    timeouts
+        How long a reader of ``/live`` may take for a message; then it is disconnected and may reconnect.
     """
 
     def __init__(
@@ -117,7 +117,10 @@ class Routes:
         controls: Controls,
         start_task: StartTask,
         live: Callable[[str], AsyncIterator[bytes]] | None = None,
+        *,
+        timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges,
     ) -> None:
+        self._timeouts = timeouts
         self._controls = controls
         self._start_task = start_task
         self._instructions: deque[_InstructionStatus] = deque(maxlen=INSTRUCTIONS_KEPT)
@@ -188,10 +191,9 @@ class Routes:
         _only(given)
         return Answer(200, lines=_lines(self._controls.watch()), kind="application/jsonl")
 
-    @staticmethod
-    async def _live(live: Callable[[str], AsyncIterator[bytes]], given: Mapping[str, Any]) -> Answer:
+    async def _live(self, live: Callable[[str], AsyncIterator[bytes]], given: Mapping[str, Any]) -> Answer:
         last = str(_only(given, last="")["last"])
-        return Answer(200, lines=live(last), kind="text/event-stream", timeout=LIVE_SECONDS)
+        return Answer(200, lines=live(last), kind="text/event-stream", timeout=self._timeouts.live_read)
 
     # --- commands -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import h11
 
 from rayvisor._edges.http.routes import Answer, RefusalError, StartTask
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["Handler", "HttpServer"]
 
@@ -30,12 +31,7 @@ CONNECTIONS_MAX = 32
 STREAMS_MAX = 8
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
-READ_SECONDS = 10.0
-WRITE_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
-LINGER_SECONDS = 1.0
 LINGER_BYTES = 1 << 20
-ACCEPT_RETRY_SECONDS = 0.1
 
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 
@@ -47,10 +43,13 @@ class HttpServer(ABC):
     ----------
     name
         Name of the task.
+    timeouts
+        How long clients may take, and how long the end may.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> None:
         self._name = name
+        self._timeouts = timeouts
         self._task: asyncio.Task[None] | None = None
         self._listeners: Sequence[anyio.abc.SocketListener] = ()
         self._closing = anyio.Event()
@@ -73,10 +72,10 @@ class HttpServer(ABC):
         self._task.add_done_callback(_ended)
 
     async def end(self) -> None:
-        """Close and wait until the task has ended, for 2 s at most."""
+        """Close and wait until the task has ended, for twice the timeout of closing (2 s) at most."""
         self.close()
         if self._task is not None:
-            await asyncio.wait((self._task,), timeout=2 * CLOSE_SECONDS)
+            await asyncio.wait((self._task,), timeout=2 * self._timeouts.close)
 
     def close(self) -> None:
         """Stop accepting connections; open ones get a short time to finish."""
@@ -94,12 +93,12 @@ class HttpServer(ABC):
                     tasks.start_soon(self._accept, listener, handler, tasks)
                 await self._closing.wait()
                 if self._open:
-                    with anyio.move_on_after(CLOSE_SECONDS):
+                    with anyio.move_on_after(self._timeouts.close):
                         await self._idle.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self.close()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self._timeouts.close):
                 for listener in listeners:
                     await listener.aclose()
 
@@ -112,7 +111,7 @@ class HttpServer(ABC):
             except OSError as error:
                 # For example, no file descriptor is free. Accepting continues a little later.
                 log.warning("control.accept.failed", why=str(error))
-                await anyio.sleep(ACCEPT_RETRY_SECONDS)
+                await anyio.sleep(self._timeouts.accept_retry)
                 continue
             if self._open >= CONNECTIONS_MAX:
                 log.warning("control.full", connections=self._open)
@@ -127,7 +126,7 @@ class HttpServer(ABC):
             async with stream:
                 await self._exchange(stream, handler)
         except TimeoutError:
-            log.warning("control.client.slow", seconds=WRITE_SECONDS)
+            log.warning("control.client.slow", seconds=self._timeouts.write)
         except _GONE as error:
             log.debug("control.client.gone", why=f"{type(error).__name__}: {error}")
         except Exception:
@@ -141,12 +140,12 @@ class HttpServer(ABC):
         """Read one request and send one answer."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
-            with anyio.fail_after(READ_SECONDS):
+            with anyio.fail_after(self._timeouts.read):
                 request, body = await _read(http, stream)
             answer = await handler(request, body)
         except TimeoutError:
             answer = RefusalError(
-                408, "TooSlow", f"the request did not arrive within {READ_SECONDS:g} s"
+                408, "TooSlow", f"the request did not arrive within {self._timeouts.read:g} s"
             ).answer
         except h11.RemoteProtocolError as error:
             answer = RefusalError(error.error_status_hint, "BadRequest", str(error)).answer
@@ -160,12 +159,12 @@ class HttpServer(ABC):
                 return
         payload = json.dumps(answer.body).encode() + b"\n" if answer.content is None else answer.content
         headers = [*_headers(answer), ("Content-Length", str(len(payload)))]
-        with anyio.fail_after(WRITE_SECONDS):
+        with anyio.fail_after(self._timeouts.write):
             await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
             await _send(http, stream, h11.Data(payload))
             await _send(http, stream, h11.EndOfMessage())
         if http.their_state is not h11.DONE:
-            await _discard_rest(stream)
+            await _discard_rest(stream, self._timeouts.linger)
 
     async def _stream(self, http: h11.Connection, stream: anyio.abc.SocketStream, answer: Answer) -> None:
         """Send lines as they are produced until the reader disconnects."""
@@ -212,9 +211,9 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
             raise anyio.EndOfStream  # the client sent nothing
 
 
-async def _discard_rest(stream: anyio.abc.SocketStream) -> None:
+async def _discard_rest(stream: anyio.abc.SocketStream, timeout: float) -> None:
     """Discard the rest of a refused request; closing before it is read would reset the answer."""
-    with anyio.move_on_after(LINGER_SECONDS), contextlib.suppress(*_GONE):
+    with anyio.move_on_after(timeout), contextlib.suppress(*_GONE):
         await stream.send_eof()
         for _ in range(LINGER_BYTES // HEAD_BYTES):
             await stream.receive(HEAD_BYTES)

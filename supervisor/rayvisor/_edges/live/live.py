@@ -17,6 +17,7 @@ import anyio
 
 from rayvisor._edges.live.history import FAULTS_KEPT
 from rayvisor.errors import SupervisorStoppedError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from rayvisor.status import ChildKind, chart_of, walk
 
 if TYPE_CHECKING:
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
     from rayvisor.status import Node
 
 __all__ = ["Live", "VersionedState"]
-
-MESSAGE_INTERVAL_SECONDS = 0.2
-"""Minimum time between two messages, so at most five per second are sent."""
-GATHER_SECONDS = 0.02
-"""Changes within this time after the first are sent together, for example a fault and its decision."""
-REFRESH_SECONDS = 1.0
-"""Interval at which figures without records are refreshed while there are readers."""
-SILENCE_SECONDS = 5.0
-"""Maximum time between two messages; the page treats three times this as a broken connection."""
-JITTER_SECONDS = 0.5
-"""A time that is recomputed from an age fluctuates a little; smaller differences are not a change."""
-RATE_SECONDS = 1.0
 
 
 class VersionedState:
@@ -108,9 +97,14 @@ class Live:
         The supervisor.
     history
         The recent history of the tree.
+    timeouts
+        Its intervals (``live_...``).
     """
 
-    def __init__(self, controls: Controls, history: History) -> None:
+    def __init__(
+        self, controls: Controls, history: History, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges
+    ) -> None:
+        self._timeouts = timeouts
         self._controls = controls
         self._watch = controls.watch()
         self._history = history
@@ -143,14 +137,14 @@ class Live:
             if not self.readers:
                 self._wanted = anyio.Event()
                 await self._wanted.wait()
-            with anyio.move_on_after(REFRESH_SECONDS):
+            with anyio.move_on_after(self._timeouts.live_poll):
                 await self._dirty.wait()
                 if not self._state.last():
                     self._refresh()  # the tree may end before its first refresh
-                await anyio.sleep(GATHER_SECONDS)
+                await anyio.sleep(self._timeouts.live_gather)
             self._dirty = anyio.Event()
             self._tick()
-            await anyio.sleep(MESSAGE_INTERVAL_SECONDS)
+            await anyio.sleep(self._timeouts.live_interval)
 
     def _tick(self) -> None:
         self._refresh()
@@ -172,7 +166,7 @@ class Live:
         self._wanted.set()
         try:
             yield b"retry: 1000\n\n"
-            if time.monotonic() - self._refreshed_at >= MESSAGE_INTERVAL_SECONDS:
+            if time.monotonic() - self._refreshed_at >= self._timeouts.live_interval:
                 self._refresh()
             sent_at = time.monotonic()
             while True:
@@ -186,7 +180,7 @@ class Live:
                     yield b"event: over\ndata: {}\n\n"
                     return
                 # A tick without a change sends nothing and does not reset the heartbeat.
-                with anyio.move_on_after(sent_at + SILENCE_SECONDS - time.monotonic()) as silence:
+                with anyio.move_on_after(sent_at + self._timeouts.live_silence - time.monotonic()) as silence:
                     await self._ticked.wait()
                 if silence.cancelled_caught:
                     yield b": still there\n\n"
@@ -269,12 +263,12 @@ class Live:
         if age is None:
             return None
         moment = round(now - age + self._wall, 1)
-        return known if known is not None and abs(known - moment) < JITTER_SECONDS else moment
+        return known if known is not None and abs(known - moment) < self._timeouts.live_jitter else moment
 
     def _rate(self, path: str, tokens: int, now: float) -> float:
-        """Return the tokens per second over at least the last second."""
+        """Return the tokens per second over at least the window of rates."""
         at, count, rate = self._rates.get(path, (now, tokens, 0.0))
-        if now - at >= RATE_SECONDS:
+        if now - at >= self._timeouts.live_rate:
             rate = round((tokens - count) / (now - at), 1)
             at, count = now, tokens
         self._rates[path] = (at, count, rate)

@@ -21,6 +21,7 @@ from rayvisor._edges.publish.messages import Messages
 from rayvisor._edges.sockets import claim
 from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError, PublishError, SpecError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     import zmq
@@ -34,10 +35,6 @@ log = get_logger("rayvisor.publish")
 LOOPBACK = "tcp://127.0.0.1:0"
 HIGH_WATER = 1000
 """Maximum length of a subscriber's queue, in messages."""
-LINGER_MILLISECONDS = 1000
-"""Time that closing waits for the last messages to be sent."""
-WARN_INTERVAL_SECONDS = 10.0
-"""Minimum time between two warnings about overflows."""
 LONGEST_REQUEST = 1024
 """Maximum size, in bytes, of a message from a subscriber (the name of a topic)."""
 
@@ -55,6 +52,8 @@ class Publisher:
         ``tcp://HOST:PORT`` or ``ipc://PATH``; True for a free port of the loopback interface.
     high_water
         Maximum length of a subscriber's queue, in messages.
+    timeouts
+        How long the end waits for the last messages, and how often overflows are logged.
 
     Raises
     ------
@@ -62,7 +61,14 @@ class Publisher:
         If it is not such an address.
     """
 
-    def __init__(self, where: object, *, high_water: int = HIGH_WATER) -> None:
+    def __init__(
+        self,
+        where: object,
+        *,
+        high_water: int = HIGH_WATER,
+        timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges,
+    ) -> None:
+        self._timeouts = timeouts
         self._wanted = _checked(where)
         self._high_water = high_water
         self._messages = Messages(uuid4().hex[:12])
@@ -90,7 +96,7 @@ class Publisher:
         ipc = _IPC.fullmatch(self._wanted)
         with ExitStack() as claimed:
             if ipc is not None:
-                claim_of_path = claim(Path(ipc[1]))
+                claim_of_path = claim(Path(ipc[1]), timeouts=self._timeouts)
                 try:
                     # libzmq would take over a socket in use, and delete any file at the path.
                     await anyio.to_thread.run_sync(claimed.enter_context, claim_of_path)
@@ -99,7 +105,7 @@ class Publisher:
             self._context = context = zmq.Context()
             self._socket = made = context.socket(zmq.PUB)
             made.sndhwm = self._high_water
-            made.linger = LINGER_MILLISECONDS
+            made.linger = round(self._timeouts.publish_linger * 1000)
             made.maxmsgsize = LONGEST_REQUEST
             made.ipv6 = "[" in self._wanted
             try:
@@ -145,7 +151,7 @@ class Publisher:
 
     def _warn_overflow(self, topic: bytes) -> None:
         now = time.monotonic()
-        if self.overflows == 1 or now - self._warned_at >= WARN_INTERVAL_SECONDS:
+        if self.overflows == 1 or now - self._warned_at >= self._timeouts.publish_report:
             self._warned_at = now
             log.warning(
                 "publish.overflow",
@@ -155,7 +161,7 @@ class Publisher:
             )
 
     async def end(self) -> None:
-        """Close the socket; the last messages get 1 s to be sent."""
+        """Close the socket; the last messages get a short time (1 s) to be sent."""
         socket, self._socket = self._socket, None
         context, self._context = self._context, None
         if self.overflows:

@@ -22,13 +22,14 @@ import h11
 
 from rayvisor._edges.controls import Controls
 from rayvisor._edges.http.routes import Answer, RefusalError, Routes, StartTask
-from rayvisor._edges.http.server import WRITE_SECONDS, Handler, HttpServer
+from rayvisor._edges.http.server import Handler, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.web.auth import Authenticator, headers_by_name
 from rayvisor._log import get_logger
 from rayvisor._public import shown_as
 from rayvisor._validation import is_whole
 from rayvisor.errors import ControlSocketError, SpecError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from statecharts import render
 from statecharts.lifecycles import CHARTS
 
@@ -79,6 +80,8 @@ class WebPage(HttpServer):
         Address or name to listen on.
     metrics
         Whether ``/metrics`` is served, without the token.
+    timeouts
+        Timeouts of the server and of its live state.
 
     Raises
     ------
@@ -94,19 +97,20 @@ class WebPage(HttpServer):
         host: str = "127.0.0.1",
         *,
         metrics: bool = True,
+        timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges,
     ) -> None:
         given: tuple[object, object] = (port, host)
         if not is_whole(given[0], 0) or port >= 1 << 16:
             raise SpecError("port", port, "must be a whole number from 0 (a free one) to 65535")
         if not isinstance(given[1], str) or not host:
             raise SpecError("host", host, "must be an address or a name of this machine, such as '127.0.0.1'")
-        super().__init__("rayvisor web")
+        super().__init__("rayvisor web", timeouts=timeouts)
         self.host = host
         self.port = port
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
         self._metrics = metrics
-        self._live = Live(controls, history)
+        self._live = Live(controls, history, timeouts=timeouts)
 
     def __str__(self) -> str:
         return self.url
@@ -156,7 +160,10 @@ class WebPage(HttpServer):
     def handler(self, start_task: StartTask) -> Handler:
         """Return a handler that answers authenticated requests."""
         start_task(self._live.follow)
-        authenticator, routes = Authenticator(self.token, self.host), Routes(self._controls, start_task)
+        authenticator, routes = (
+            Authenticator(self.token, self.host),
+            Routes(self._controls, start_task, timeouts=self._timeouts),
+        )
 
         async def answer(request: h11.Request, body: bytes) -> Answer:
             try:
@@ -190,7 +197,7 @@ class WebPage(HttpServer):
 
     def _stream_to(self, headers: Mapping[str, str]) -> Answer:
         lines = self._live.events(headers.get("last-event-id", ""))
-        return Answer(200, lines=lines, kind="text/event-stream", timeout=WRITE_SECONDS)
+        return Answer(200, lines=lines, kind="text/event-stream", timeout=self._timeouts.write)
 
 
 def _file(path: str) -> Answer:

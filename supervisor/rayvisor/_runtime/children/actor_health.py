@@ -20,6 +20,7 @@ from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["ActorHealthMonitor", "ActorReports", "process_lost", "prove"]
 
 log = get_logger("rayvisor.actors")
-
-UNREACHABLE_SECONDS = 30.0
-"""Seconds for which Ray may be unable to reach an actor; by default it detects a lost node after 16 s."""
 
 
 class ActorReports(Protocol):
@@ -126,15 +124,24 @@ class ActorHealthMonitor:
         How it is probed.
     reports
         Receives its suspicions.
+    timeouts
+        How long Ray may be unable to reach it.
     """
 
     def __init__(
-        self, incarnation: tuple[str, int], actor: UserActor, hooks: ActorHooks, reports: ActorReports
+        self,
+        incarnation: tuple[str, int],
+        actor: UserActor,
+        hooks: ActorHooks,
+        reports: ActorReports,
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
         self._incarnation = incarnation
         self._actor = actor
         self._hooks = hooks
         self._reports = reports
+        self._timeouts = timeouts
         self._suspicions: dict[str, tuple[Cause, ...]] = {}
         self._over = anyio.Event()
         self._termination = Termination(causes=())
@@ -169,15 +176,15 @@ class ActorHealthMonitor:
         """Follow its state as Ray reports it."""
         actor = self._actor
         snapshot = actor.snapshot
-        since = math.inf
+        since, longest = math.inf, self._timeouts.unreachable
         while snapshot.state is not snapshot.state.DEAD and snapshot.restarts == actor.ray_restarts:
             self._note_suspicion("ray", snapshot.suspect_causes)
             since = min(since, anyio.current_time()) if snapshot.suspect_causes else math.inf
-            left = since + UNREACHABLE_SECONDS - anyio.current_time()
+            left = since + longest - anyio.current_time()
             with anyio.move_on_after(left) as waited:
                 snapshot = await actor.after(snapshot)
             if waited.cancelled_caught:
-                silence = Cause("ActorUnreachable", f"Ray could not reach it for {UNREACHABLE_SECONDS:g} s")
+                silence = Cause("ActorUnreachable", f"Ray could not reach it for {longest:g} s")
                 causes = (silence, *snapshot.suspect_causes)
                 self._settle(Termination(causes=causes, source="ray", lost=True, phase="serving"))
                 return

@@ -18,6 +18,7 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor, UserActorFactory
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["ActorBackend"]
 
 _WITHHELD = {"SUSPECT": "not answering just now", "REQUESTED": "paused"}
-PROOF_SECONDS = 10.0
-"""Timeout of the end of an actor and the proof of it."""
 
 
 class ActorBackend:
@@ -41,13 +40,20 @@ class ActorBackend:
         Creates the factory of the actors.
     reports
         Receives suspicions.
+    timeouts
+        Timeouts of what its incarnations do.
     """
 
     def __init__(
-        self, open_factory: Callable[[], Awaitable[UserActorFactory]], reports: ActorReports
+        self,
+        open_factory: Callable[[], Awaitable[UserActorFactory]],
+        reports: ActorReports,
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
         self._open_factory = open_factory
         self.reports = reports
+        self.timeouts = timeouts
         self._factory: UserActorFactory | None = None
         self._opening = anyio.Lock()
         self._current: dict[str, UserActor] = {}
@@ -163,7 +169,7 @@ class ActorBackend:
         if child in self._adoptions:
             self._adoptions[child].let_go()
         elif self._factory is not None:
-            await self._factory.end_child(child, PROOF_SECONDS)
+            await self._factory.end_child(child, self.timeouts.proof)
 
     async def close(self) -> None:
         """Kill what is left of all children."""
@@ -227,7 +233,11 @@ class ActorIncarnation:
         actor: Any = self._actor
         subject = (self._child, self._incarnation)
         termination = await ActorHealthMonitor(
-            subject, actor, self._start.hooks, self._backend.reports
+            subject,
+            actor,
+            self._start.hooks,
+            self._backend.reports,
+            timeouts=self._backend.timeouts,
         ).until_it_ends()
         self._left()
         return termination
@@ -252,7 +262,7 @@ class ActorIncarnation:
         self._left()
         if self._actor is None:
             return True
-        gone = await self._actor.kill(PROOF_SECONDS)
+        gone = await self._actor.kill(self._backend.timeouts.proof)
         if gone:
             await self._factory.forget(self._actor)
         return gone

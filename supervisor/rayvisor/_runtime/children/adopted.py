@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rayvisor._backends.ray.adopted import Adoption
     from rayvisor.faults import Exit
     from rayvisor.specs import ActorHooks, ChildSpec, Shutdown
+    from rayvisor.specs.timeouts import RuntimeTimeouts
 
 __all__ = ["AdoptedIncarnation", "ended_in_order"]
 
@@ -34,6 +35,7 @@ class _Backend(Protocol):
     """Records which actor is the child's current incarnation."""
 
     reports: ActorReports
+    timeouts: RuntimeTimeouts
 
     def up(self, child: str, actor: UserActor) -> None: ...
 
@@ -87,7 +89,11 @@ class AdoptedIncarnation:
         """Wait until this incarnation has ended."""
         actor: Any = self._actor
         termination = await ActorHealthMonitor(
-            self._subject, actor, self._hooks, self._backend.reports
+            self._subject,
+            actor,
+            self._hooks,
+            self._backend.reports,
+            timeouts=self._backend.timeouts,
         ).until_it_ends()
         self._left()
         if termination.restarted_by_ray or self._adoption.renewable(actor):

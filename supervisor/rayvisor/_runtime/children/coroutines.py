@@ -15,6 +15,7 @@ from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +27,21 @@ __all__ = ["CoroutineBackend"]
 
 log = get_logger("rayvisor.supervisor")
 
-STUBBORN_SECONDS = 1.0
-"""How long a task that was cancelled despite its shields is awaited; Python has no stronger means."""
-
 
 class CoroutineBackend:
-    """Runs coroutine children as tasks of the supervisor's own group."""
+    """Runs coroutine children as tasks of the supervisor's own group.
 
-    def __init__(self, tasks: TaskGroup) -> None:
+    Parameters
+    ----------
+    tasks
+        The group.
+    timeouts
+        How long a task that resists its cancellation is awaited.
+    """
+
+    def __init__(self, tasks: TaskGroup, *, timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime) -> None:
         self._tasks = tasks
+        self._timeouts = timeouts
 
     async def open(self) -> None:
         """Do nothing: there is nothing to prepare."""
@@ -43,7 +50,10 @@ class CoroutineBackend:
         self, child: str, incarnation: int, spec: ChildSpec, predecessor: Exit | None
     ) -> CoroutineIncarnation:
         """Create an incarnation; nothing is started by it."""
-        return CoroutineIncarnation(self._tasks, f"{child}#{incarnation}", spec, predecessor)
+        name = f"{child}#{incarnation}"
+        return CoroutineIncarnation(
+            self._tasks, name, spec, predecessor, kill_timeout=self._timeouts.coroutine_kill
+        )
 
     async def release(self, child: str) -> None:
         """Do nothing: nothing outlives an incarnation."""
@@ -55,8 +65,17 @@ class CoroutineBackend:
 class CoroutineIncarnation:
     """One run of the coroutine function."""
 
-    def __init__(self, tasks: TaskGroup, name: str, spec: ChildSpec, predecessor: Exit | None) -> None:
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        name: str,
+        spec: ChildSpec,
+        predecessor: Exit | None,
+        *,
+        kill_timeout: float,
+    ) -> None:
         self._tasks = tasks
+        self._kill_timeout = kill_timeout
         self._name = name
         self._start = cast("CoroutineStart", spec.start)
         self._timeout = spec.start_timeout
@@ -143,7 +162,7 @@ class CoroutineIncarnation:
         if not self._started:
             return True
         pause = 0.001
-        with anyio.move_on_after(STUBBORN_SECONDS):
+        with anyio.move_on_after(self._kill_timeout):
             while not self._over.is_set():
                 # asyncio's own cancellation, which no shield of anyio's stops; repeated if it was swallowed.
                 if self._task is not None:

@@ -37,6 +37,7 @@ from rayvisor._runtime.children.recovery import await_instruction, recover
 from rayvisor._runtime.children.slots import EngineSlot, host_lost
 from rayvisor.errors import ChildUnavailableError, EngineCallError, RayvisorError
 from rayvisor.faults import Cause, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor.faults import Exit
@@ -46,15 +47,11 @@ __all__ = ["EngineBackend", "EngineReports"]
 
 log = get_logger("rayvisor.engines")
 
-PROOF_SECONDS = 10.0
-"""Seconds that ending a host, with the proof, may take."""
 ENDLESS_SECONDS = 365.0 * 86400
 UNAVAILABLE_TRIES = 4
 """How often an unavailable host is called again before it counts as lost."""
-UNAVAILABLE_SECONDS = 2.0
 STREAM_TRIES = 7
 """How often in a row a stream without items is opened again before the host counts as lost."""
-RELISTEN_SECONDS = 0.05
 URLS_KEPT = 1000
 """For how many servers the last URL is kept: they return to it, also when they are started by hand."""
 
@@ -91,6 +88,8 @@ class EngineBackend:
         Receives the reports of the engines.
     gpus
         Returns how many GPUs an engine with these arguments needs, where its child does not say.
+    timeouts
+        Timeouts of what its incarnations do.
     """
 
     def __init__(
@@ -99,7 +98,10 @@ class EngineBackend:
         tasks: TaskGroup,
         reports: EngineReports,
         gpus: Callable[[Mapping[str, Any]], float],
+        *,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
+        self.timeouts = timeouts
         self._open_factory = open_factory
         self._opening = anyio.Lock()
         self._tasks = tasks
@@ -211,7 +213,7 @@ class EngineBackend:
         slot.unhealthy = False  # its group no longer waits for it
         if self._factory is not None:
             slot.stop_listening()
-            await self._factory.end_child(child, PROOF_SECONDS)
+            await self._factory.end_child(child, self.timeouts.proof)
 
     async def close(self) -> None:
         """End all hosts."""
@@ -273,7 +275,8 @@ class EngineBackend:
         with scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._listen, slot, link)
-                group.start_soon(monitor_host, slot, link, partial(self._note_suspicion, slot))
+                suspect = partial(self._note_suspicion, slot)
+                group.start_soon(partial(monitor_host, slot, link, suspect, timeouts=self.timeouts))
                 await self._watch(slot, link)
                 group.cancel_scope.cancel()
 
@@ -295,7 +298,7 @@ class EngineBackend:
                 why = f"{type(error).__name__}: {error}"
             log.warning("host.stream.broke", child=slot.child, epoch=slot.epoch, why=why)
             self._reports.items_missing(slot.child, slot.incarnation, why)
-            await anyio.sleep(RELISTEN_SECONDS * 2**empty_streams)
+            await anyio.sleep(self.timeouts.stream_reopen * 2**empty_streams)
         slot.settle(Termination(causes=(Cause("StreamBroken", why),), source="host", lost=True))
 
     def _take(self, slot: EngineSlot, items: Sequence[HostItem]) -> None:
@@ -336,7 +339,7 @@ class EngineBackend:
             self._reports.condition(slot.child, slot.incarnation, event, causes)
 
     async def _watch(self, slot: EngineSlot, link: HostLink) -> None:
-        tries = 0
+        tries, timeout = 0, self.timeouts.outcome
         while True:
             end = await link.ended()
             tries += 1
@@ -345,9 +348,9 @@ class EngineBackend:
             # Not confirmed: call the same host again, a bounded number of times; it is never created twice.
             self._note_suspicion(slot, "ray", end.causes or (end.root,))
             try:
-                await link.ready(UNAVAILABLE_SECONDS)
+                await link.ready(timeout)
             except (HostGoneError, HostCallFailedError, TimeoutError):
-                await anyio.sleep(UNAVAILABLE_SECONDS / UNAVAILABLE_TRIES * tries)
+                await anyio.sleep(timeout / UNAVAILABLE_TRIES * tries)
             else:
                 tries = 0
                 self._note_suspicion(slot, "ray", ())
@@ -411,7 +414,7 @@ class EngineIncarnation:
         if action == "await":
             await await_instruction(slot, self._incarnation, timeout)
         else:
-            await recover(slot, self._incarnation, action, timeout)
+            await recover(slot, self._incarnation, action, timeout, timeouts=self._backend.timeouts)
 
     async def ended(self) -> Termination:
         """Wait until the engine, or its host, has ended."""
@@ -451,7 +454,7 @@ class EngineIncarnation:
 
     async def _engine_gone(self, link: HostLink) -> bool:
         try:
-            with anyio.fail_after(PROOF_SECONDS):
+            with anyio.fail_after(self._backend.timeouts.proof):
                 await link.stop_engine(self._incarnation, 0.0)
         except (HostGoneError, HostCallFailedError, TimeoutError):
             return False
@@ -459,5 +462,5 @@ class EngineIncarnation:
 
     async def _host_gone(self, link: HostLink) -> bool:
         self._slot.leave(link)
-        report = await link.end(PROOF_SECONDS)
+        report = await link.end(self._backend.timeouts.proof)
         return report.verified

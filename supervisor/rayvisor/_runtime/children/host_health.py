@@ -15,6 +15,7 @@ from rayvisor._backends.process.observation import describe, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink, HostView
@@ -24,14 +25,16 @@ __all__ = ["monitor_host"]
 
 log = get_logger("rayvisor.engines")
 
-VIEW_SECONDS = 5.0
-"""Seconds that an observation of a silent host from outside may take."""
-STARTING_LOOK_SECONDS = 1.0
-
 Suspect = Callable[[str, tuple[Cause, ...]], None]
 
 
-async def monitor_host(slot: EngineSlot, link: HostLink, suspect: Suspect) -> None:
+async def monitor_host(
+    slot: EngineSlot,
+    link: HostLink,
+    suspect: Suspect,
+    *,
+    timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
+) -> None:
     """Watch a host's heartbeats for as long as it belongs to the slot; end its incarnation if it hangs.
 
     Parameters
@@ -40,18 +43,21 @@ async def monitor_host(slot: EngineSlot, link: HostLink, suspect: Suspect) -> No
         The slot and its host.
     suspect
         Called with the observer and the causes when the host may hang, and without causes when it does not.
+    timeouts
+        How often the host of a starting engine is checked, and how long an observation from outside may take.
     """
     while True:
         if slot.end is None:
             if slot.info is not None:
-                await _while_serving(slot, link, suspect)
+                await _while_serving(slot, link, suspect, timeouts.host_view)
             elif anyio.current_time() - slot.last_heartbeat > slot.silence_timeout:
                 # While an engine starts, its host is busy: the start's own timeout counts.
-                await _condemn(slot, link, anyio.current_time() - slot.last_heartbeat, "starting")
-        await anyio.sleep(min(STARTING_LOOK_SECONDS, slot.limits.probe_interval))
+                silent = anyio.current_time() - slot.last_heartbeat
+                await _condemn(slot, link, silent, "starting", timeouts.host_view)
+        await anyio.sleep(min(timeouts.starting_host_poll, slot.limits.probe_interval))
 
 
-async def _while_serving(slot: EngineSlot, link: HostLink, suspect: Suspect) -> None:
+async def _while_serving(slot: EngineSlot, link: HostLink, suspect: Suspect, view_timeout: float) -> None:
     incarnation = slot.incarnation
     now = anyio.current_time()
     watch = StallWatch(slot.limits, now)
@@ -67,16 +73,16 @@ async def _while_serving(slot: EngineSlot, link: HostLink, suspect: Suspect) -> 
             case HealthAction.CLEAR:
                 suspect("heartbeat", ())
             case HealthAction.STALLED:
-                await _condemn(slot, link, watch.silent, "serving")
+                await _condemn(slot, link, watch.silent, "serving", view_timeout)
                 return
             case _:
                 pass
 
 
-async def _condemn(slot: EngineSlot, link: HostLink, silent: float, phase: str) -> None:
+async def _condemn(slot: EngineSlot, link: HostLink, silent: float, phase: str, view_timeout: float) -> None:
     """End the incarnation because of its host's silence, with the causes that can be seen."""
     incarnation = slot.incarnation
-    view = await link.view(VIEW_SECONDS)
+    view = await link.view(view_timeout)
     if slot.incarnation != incarnation:
         return  # it has ended for another reason meanwhile
     causes = _causes(view, silent)

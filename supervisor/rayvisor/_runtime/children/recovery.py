@@ -15,6 +15,7 @@ import anyio
 
 from rayvisor._core.protocol.links import HostCallFailedError, HostGoneError
 from rayvisor._runtime.children.protocol import RecoveryFailedError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["await_instruction", "recover", "recovery_seconds"]
 
-POLL_SECONDS = 0.01
-"""Between two queries of the engine's status, which it does not push at a known time."""
-LAG_SECONDS = 0.5
-"""Seconds by which an engine's new status may lag its acknowledgement, or its end a failed call."""
 OWN_SHARE = 0.9
 """Share of the supervisor's timeout that is used: a failure here can name its reason."""
 ENGINE_SHARE = 0.8
@@ -39,7 +36,14 @@ def recovery_seconds(timeout: float, info: EngineInfo) -> float:
     return min(own, info.recovery_timeout * ENGINE_SHARE) if info.recovery_timeout else own
 
 
-async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout: float) -> None:
+async def recover(
+    slot: EngineSlot,
+    incarnation: int,
+    instruction: str,
+    timeout: float,
+    *,
+    timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
+) -> None:
     """Have an engine carry out an instruction, and wait until it is healthy again.
 
     Parameters
@@ -50,6 +54,8 @@ async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout:
         The name of the instruction.
     timeout
         Seconds it may take.
+    timeouts
+        How often its status is queried, and how far that may lag.
 
     Raises
     ------
@@ -63,7 +69,7 @@ async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout:
             f"the engine does not know the instruction {instruction!r}; it knows {known}"
         )
     seconds = recovery_seconds(timeout, info)
-    attempt = _Attempt(link, incarnation, instruction, seconds)
+    attempt = _Attempt(link, incarnation, instruction, seconds, timeouts)
     try:
         with anyio.fail_after(seconds):
             while not await attempt.accepted():
@@ -75,10 +81,10 @@ async def recover(slot: EngineSlot, incarnation: int, instruction: str, timeout:
     except TimeoutError:
         raise RecoveryFailedError(f"{attempt.waits_for} within {seconds:.3g} s") from None
     except HostGoneError as gone:
-        await _let_end_come_first(slot)
+        await _let_end_come_first(slot, timeouts.recovery_lag)
         raise RecoveryFailedError(f"its host has ended: {gone.end.root}") from None
     except HostCallFailedError as failed:
-        await _let_end_come_first(slot)
+        await _let_end_come_first(slot, timeouts.recovery_lag)
         root = failed.causes[-1] if failed.causes else failed
         raise RecoveryFailedError(f"the instruction {instruction!r} failed: {root}") from None
 
@@ -115,20 +121,28 @@ def _serving(slot: EngineSlot, incarnation: int) -> tuple[HostLink, EngineInfo]:
     return slot.link, slot.info
 
 
-async def _let_end_come_first(slot: EngineSlot) -> None:
+async def _let_end_come_first(slot: EngineSlot, lag: float) -> None:
     """Wait for an end that may be why a call failed: the end is the fault, the failure its consequence."""
-    with anyio.move_on_after(LAG_SECONDS):
+    with anyio.move_on_after(lag):
         await slot.ended()
 
 
 class _Attempt:
     """One attempt to have an engine recover."""
 
-    def __init__(self, link: HostLink, incarnation: int, instruction: str, seconds: float) -> None:
+    def __init__(
+        self,
+        link: HostLink,
+        incarnation: int,
+        instruction: str,
+        seconds: float,
+        timeouts: RuntimeTimeouts,
+    ) -> None:
         self._link = link
         self._incarnation = incarnation
         self._instruction = instruction
         self._seconds = seconds
+        self._timeouts = timeouts
         self.waits_for = ""
 
     async def accepted(self) -> bool:
@@ -153,13 +167,13 @@ class _Attempt:
     async def recovered(self) -> None:
         """Wait until the engine reports itself healthy; a new fault ends the wait."""
         self.waits_for = f"{self._instruction!r} was acknowledged, but the engine was not healthy"
-        until = anyio.current_time() + LAG_SECONDS
+        until = anyio.current_time() + self._timeouts.recovery_lag
         while (status := await self._status()) != "healthy":
             if status == "dead" or anyio.current_time() > until:
                 raise RecoveryFailedError(
                     f"{self._instruction!r} was acknowledged, but the engine is {status}"
                 )
-            await anyio.sleep(POLL_SECONDS)
+            await anyio.sleep(self._timeouts.recovery_poll)
 
     async def _status(self) -> str:
         """Return the worst status among its engines."""

@@ -17,6 +17,7 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
 from rayvisor.specs import EnginePoolSpec
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 from rayvisor.status import is_up
 
 if TYPE_CHECKING:
@@ -43,11 +44,20 @@ class PoolRegistry:
         Source of sampling seeds.
     on_useful
         Called with child and incarnation the first time that an incarnation does useful work.
+    send_timeout
+        Seconds that a host may take to accept a command.
     """
 
     def __init__(
-        self, engines: EngineBackend, tasks: TaskGroup, rng: Random, on_useful: Callable[[str, int], None]
+        self,
+        engines: EngineBackend,
+        tasks: TaskGroup,
+        rng: Random,
+        on_useful: Callable[[str, int], None],
+        *,
+        send_timeout: float = DEFAULT_TIMEOUTS.runtime.send,
     ) -> None:
+        self._send_timeout = send_timeout
         self._engines = engines
         self._tasks = tasks
         self._rng = rng
@@ -179,6 +189,7 @@ class PoolRegistry:
             limits=limits,
             on_useful=self._on_useful,
             rng=Random(self._rng.getrandbits(64)),
+            send_timeout=self._send_timeout,
         )
         self._handles[path] = EnginePool(pool)
         pool.start(self._tasks)

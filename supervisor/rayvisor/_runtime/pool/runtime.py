@@ -42,6 +42,7 @@ from rayvisor._runtime.pool.pause_control import PauseControl
 from rayvisor._runtime.pool.sender import CommandSender, EngineTransport
 from rayvisor._runtime.pool.streams import Generation, Stream
 from rayvisor.faults import Fault
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from rayvisor._runtime.pool.batch import Params
@@ -84,7 +85,7 @@ class PoolRuntime:
         on_useful: Callable[[str, int], None] = lambda _child, _incarnation: None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
-        send_timeout: float = 10.0,
+        send_timeout: float = DEFAULT_TIMEOUTS.runtime.send,
     ) -> None:
         self.name = name
         self._transport = transport

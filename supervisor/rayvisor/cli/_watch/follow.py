@@ -10,16 +10,14 @@ from rayvisor._edges.control.client import ControlClient, ControlRefusedError, f
 from rayvisor._edges.sockets import default_folder, live_sockets
 from rayvisor.cli._watch.tree_state import Update
 from rayvisor.errors import ControlSocketError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts, Timeouts
 
 __all__ = ["follow"]
 
-SILENCE_SECONDS = 12.0
-"""Timeout of the connection; a tree sends a message at least every 5 s."""
-RECONNECT_SECONDS = 0.5
 _BUSY = 503
 
 
-def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
+def follow(socket: Path | None, ended: Event, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Iterator[Update]:
     """Yield the updates of a tree forever; the tree may end and return.
 
     Parameters
@@ -28,6 +26,8 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
         Control socket of the tree; None for the only running tree, whichever that is at the time.
     ended
         Set when the consumer has stopped.
+    timeouts
+        How long the tree may send nothing, and the pause before connecting again.
 
     Raises
     ------
@@ -38,12 +38,16 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
     """
     last, lost, over, followed = "", "", False, socket
     while not ended.is_set():
-        client = ControlClient(socket) if socket is not None else _found(followed)
+        client = (
+            ControlClient(socket, timeouts=timeouts.edges)
+            if socket is not None
+            else _found(followed, timeouts.edges)
+        )
         try:
             if client is None:
                 why = "no tree runs here"
             else:
-                for message in client.live(last, SILENCE_SECONDS):
+                for message in client.live(last, timeouts.commands.silence):
                     if message.kind == "state":
                         last, lost, over, followed = message.id, "", False, client.path
                         yield Update("state", message.data)
@@ -59,7 +63,7 @@ def follow(socket: Path | None, ended: Event) -> Iterator[Update]:
         if why != lost and not over:
             yield Update("lost", why=why)
         lost = why
-        ended.wait(RECONNECT_SECONDS)
+        ended.wait(timeouts.commands.reconnect)
 
 
 def _why(error: ControlSocketError | ControlRefusedError) -> str:
@@ -71,9 +75,11 @@ def _why(error: ControlSocketError | ControlRefusedError) -> str:
     return str(error)
 
 
-def _found(followed: Path | None) -> ControlClient | None:
+def _found(followed: Path | None, timeouts: EdgeTimeouts) -> ControlClient | None:
     """Return the tree followed so far, otherwise the only running one; None if none runs."""
-    sockets = live_sockets(default_folder())
+    sockets = live_sockets(default_folder(), timeouts=timeouts)
     if followed in sockets:
-        return ControlClient(followed)
-    return find() if len(sockets) > 1 else ControlClient(sockets[0]) if sockets else None
+        return ControlClient(followed, timeouts=timeouts)
+    if len(sockets) > 1:
+        return find(timeouts=timeouts)
+    return ControlClient(sockets[0], timeouts=timeouts) if sockets else None

@@ -8,10 +8,10 @@ from typing import Any
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
 from rayvisor.cli._watch.tree_state import TreeState
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
 
 __all__ = ["Lines"]
 
-FIGURE_SECONDS = 5.0
 _HEADS = ("NAME", "KIND", "STATE", "#", "UP", "RESTARTS", "REQUESTS")
 
 
@@ -26,10 +26,13 @@ class Lines:
     ----------
     tree
         The state of the tree; it is updated between two calls of ``news``.
+    timeouts
+        How often figures are shown.
     """
 
-    def __init__(self, tree: TreeState) -> None:
+    def __init__(self, tree: TreeState, *, timeouts: CommandTimeouts = DEFAULT_TIMEOUTS.commands) -> None:
         self._tree = tree
+        self._interval = timeouts.figures
         self._link = ""
         self._steps: dict[str, Sequence[Step]] = {}
         self._faults: dict[int, tuple[Any, str]] = {}
@@ -102,7 +105,7 @@ class Lines:
         """Yield the request figures. They change constantly, so they are shown every few seconds only."""
         tree = self._tree
         sums = tree.figures()
-        if sums is None or sums == self._figures or tree.now - self._figures_at < FIGURE_SECONDS:
+        if sums is None or sums == self._figures or tree.now - self._figures_at < self._interval:
             return
         self._figures, self._figures_at = sums, tree.now
         yield self._line(

@@ -23,18 +23,29 @@ from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
 from rayvisor.cli._watch.tree_state import TreeState, Update
 from rayvisor.errors import RayvisorError, UnknownChildError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["watch"]
 
-FRAME_SECONDS = 0.25
 QUEUED_UPDATES_MAX = 32
 
 
-def watch(socket: Path | None, path: str, *, as_json: bool) -> None:
+def watch(socket: Path | None, path: str, *, as_json: bool, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
     """Show a tree until Ctrl-C: as a picture on a terminal, otherwise as lines.
+
+    Parameters
+    ----------
+    socket
+        Control socket of the tree; None for the only running tree, whichever that is at the time.
+    path
+        Show what is at or below this path.
+    as_json
+        Print the messages of the tree.
+    timeouts
+        When the connection counts as lost, and how often something is shown.
 
     Raises
     ------
@@ -46,11 +57,11 @@ def watch(socket: Path | None, path: str, *, as_json: bool) -> None:
     with _terminated():
         try:
             if as_json:
-                _json(socket)
+                _json(socket, timeouts)
             elif sys.stdout.isatty() and os.environ.get("TERM") not in {"dumb", ""}:
-                _screen(socket, path)
+                _screen(socket, path, timeouts)
             else:
-                _lines(socket, path)
+                _lines(socket, path, timeouts)
         except KeyboardInterrupt:
             return  # the normal way to end it
 
@@ -69,17 +80,17 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _json(socket: Path | None) -> None:
-    for update in follow(socket, Event()):
+def _json(socket: Path | None, timeouts: Timeouts) -> None:
+    for update in follow(socket, Event(), timeouts=timeouts):
         form = {"event": update.kind, **update.data, **({"why": update.why} if update.why else {})}
         click.echo(json.dumps(form))
 
 
-def _lines(socket: Path | None, path: str) -> None:
+def _lines(socket: Path | None, path: str, timeouts: Timeouts) -> None:
     tree = TreeState(path)
-    lines = Lines(tree)
+    lines = Lines(tree, timeouts=timeouts.commands)
     seen = False
-    for update in follow(socket, Event()):
+    for update in follow(socket, Event(), timeouts=timeouts):
         tree.take(update)
         seen = seen or _is_there(tree)
         for line in lines.news():
@@ -93,20 +104,20 @@ def _is_there(tree: TreeState) -> bool:
     return not tree.is_empty
 
 
-def _screen(socket: Path | None, path: str) -> None:
+def _screen(socket: Path | None, path: str, timeouts: Timeouts) -> None:
     console, tree = Console(highlight=False), TreeState(path)
     ended = Event()
     arrived: Queue[Update | RayvisorError] = Queue(QUEUED_UPDATES_MAX)
 
     def read() -> None:
         try:
-            for update in follow(socket, ended):
+            for update in follow(socket, ended, timeouts=timeouts):
                 arrived.put(update)
         except RayvisorError as error:
             arrived.put(error)
 
     def current(*, last: bool = False) -> RenderableType:
-        return picture(tree, console.width, console.height, last=last)
+        return picture(tree, console.width, console.height, last=last, fresh=timeouts.commands.fresh)
 
     # A separate thread waits on the socket, so that countdowns continue while the tree sends nothing.
     Thread(target=read, name="follow", daemon=True).start()
@@ -114,7 +125,7 @@ def _screen(socket: Path | None, path: str) -> None:
     try:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
-                for update in _received(arrived):
+                for update in _received(arrived, timeouts.commands.frame):
                     if isinstance(update, RayvisorError):
                         raise update
                     tree.take(update)
@@ -126,10 +137,10 @@ def _screen(socket: Path | None, path: str) -> None:
             console.print(current(last=True))
 
 
-def _received(arrived: Queue[Update | RayvisorError]) -> Iterator[Update | RayvisorError]:
+def _received(arrived: Queue[Update | RayvisorError], frame: float) -> Iterator[Update | RayvisorError]:
     """Yield the updates that have arrived, after waiting at most one frame."""
     with suppress(Empty):
-        yield arrived.get(timeout=FRAME_SECONDS)
-        time.sleep(FRAME_SECONDS / 2)  # a burst of updates is drawn as one frame
+        yield arrived.get(timeout=frame)
+        time.sleep(frame / 2)  # a burst of updates is drawn as one frame
         while True:
             yield arrived.get_nowait()

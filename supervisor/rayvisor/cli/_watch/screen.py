@@ -12,6 +12,7 @@ from rich.text import Text
 from rayvisor._core.paths import ancestors, split
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["picture", "tree_table"]
 
 FAULTS_SHOWN = 4
-FRESH_SECONDS = 30.0
-"""For this long after a transition, a child is shown before unchanged ones."""
 LEAST_ROWS = 4
 NARROW = 90
 """Terminals with fewer columns show no kinds and no requests of children."""
@@ -37,7 +36,14 @@ _HEADS = 2
 """Rows that the table takes beside its children, including the row of the terminal's cursor."""
 
 
-def picture(tree: TreeState, width: int, height: int, *, last: bool = False) -> RenderableType:
+def picture(
+    tree: TreeState,
+    width: int,
+    height: int,
+    *,
+    last: bool = False,
+    fresh: float = DEFAULT_TIMEOUTS.commands.fresh,
+) -> RenderableType:
     """Return the picture for a terminal of this size; ``last`` for the one that stays after the command."""
     parts: list[RenderableType] = [_head(tree, last=last)]
     sums = tree.figures()
@@ -51,7 +57,7 @@ def picture(tree: TreeState, width: int, height: int, *, last: bool = False) -> 
     below = 2 + 2 * len(faults) if faults else 0
     rows = max(LEAST_ROWS, height - above - _HEADS - below)
     if not tree.is_empty:
-        parts += [Text(""), tree_table(tree, rows, wide=width >= NARROW)]
+        parts += [Text(""), tree_table(tree, rows, wide=width >= NARROW, fresh=fresh)]
     if faults:
         more = len(tree.faults) - len(faults)
         parts += [
@@ -105,7 +111,13 @@ def _figures(sums: Mapping[str, float]) -> Text:
     return text
 
 
-def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableType:
+def tree_table(
+    tree: TreeState,
+    rows: int,
+    *,
+    wide: bool = True,
+    fresh: float = DEFAULT_TIMEOUTS.commands.fresh,
+) -> RenderableType:
     """Return the tree with a row for each child; if rows are short, unhealthy and changed children first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
     table.add_column("CHILD", no_wrap=True, overflow="ellipsis", min_width=_NAME)
@@ -114,7 +126,7 @@ def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableTy
     if wide:
         table.add_column("REQUESTS", no_wrap=True, overflow="ellipsis")
     nodes = tree.nodes
-    shown = _chosen(tree, nodes, rows)
+    shown = _chosen(tree, nodes, rows, fresh)
     hidden = [node for node in nodes if node["path"] not in shown]
     for node in nodes:
         if node["path"] in shown:
@@ -126,13 +138,13 @@ def tree_table(tree: TreeState, rows: int, *, wide: bool = True) -> RenderableTy
     return Group(table, Text(f"and {len(hidden)} more, {rest}", style="dim"))
 
 
-def _chosen(tree: TreeState, nodes: list[Mapping[str, Any]], rows: int) -> set[str]:
+def _chosen(tree: TreeState, nodes: list[Mapping[str, Any]], rows: int, fresh: float) -> set[str]:
     if len(nodes) <= rows:
         return {node["path"] for node in nodes}
 
     def urgency(node: Mapping[str, Any]) -> tuple[bool, bool]:
-        fresh = bool(node["steps"]) and tree.now - node["steps"][-1][3] < FRESH_SECONDS
-        return live_text.state(node) in _WELL, not fresh
+        changed = bool(node["steps"]) and tree.now - node["steps"][-1][3] < fresh
+        return live_text.state(node) in _WELL, not changed
 
     chosen: set[str] = set()
     for node in sorted(nodes, key=urgency):  # stable: equally urgent children stay in tree order
