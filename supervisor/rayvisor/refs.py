@@ -21,6 +21,7 @@ import anyio
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._validation import seconds
 from rayvisor.errors import ChildUnavailableError, SpecError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,10 +34,6 @@ __all__ = ["ChildRef", "ServerRef"]
 
 ATTEMPTS = 3
 """How many incarnations an idempotent call is tried on: a call that kills each one must still end."""
-WAIT_SECONDS = 60.0
-"""How long an idempotent call without a timeout waits for the next incarnation."""
-LOOKUP_SECONDS = 10.0
-PAUSE_SECONDS = 0.1
 
 
 class _Actor(Protocol):
@@ -112,7 +109,7 @@ class ChildRef:
     that is up now.
     """
 
-    __slots__ = ("_actors", "_address", "_adopted", "_idempotent", "_timeout", "path")
+    __slots__ = ("_actors", "_address", "_adopted", "_idempotent", "_timeout", "_timeouts", "path")
 
     def __init__(
         self,
@@ -123,6 +120,7 @@ class ChildRef:
         *,
         idempotent: bool = False,
         timeout: float | None = None,
+        timeouts: RuntimeTimeouts = DEFAULT_TIMEOUTS.runtime,
     ) -> None:
         self.path = path
         self._actors = actors
@@ -130,6 +128,7 @@ class ChildRef:
         self._adopted = adopted
         self._idempotent = idempotent
         self._timeout = timeout
+        self._timeouts = timeouts
 
     def __repr__(self) -> str:
         return f"<ChildRef {self.path}>"
@@ -138,7 +137,9 @@ class ChildRef:
         address, adopted = self._address, self._adopted
         if self._actors is not None:
             address, adopted = self._actors.address, self._actors.reference(self.path)
-        made = functools.partial(ChildRef, idempotent=self._idempotent, timeout=self._timeout)
+        made = functools.partial(
+            ChildRef, idempotent=self._idempotent, timeout=self._timeout, timeouts=self._timeouts
+        )
         return (made, (self.path, None, address, adopted))
 
     def options(
@@ -177,7 +178,13 @@ class ChildRef:
         elif timeout is not None:
             seconds("timeout", timeout)
         return ChildRef(
-            self.path, self._actors, self._address, self._adopted, idempotent=idempotent, timeout=timeout
+            self.path,
+            self._actors,
+            self._address,
+            self._adopted,
+            idempotent=idempotent,
+            timeout=timeout,
+            timeouts=self._timeouts,
         )
 
     def handle(self) -> Any:
@@ -246,13 +253,13 @@ class ChildRef:
 
     async def _wait(self, spent: str, until: float | None) -> _Actor | None:
         """Wait for an incarnation that is not spent."""
-        with anyio.move_on_after(_left(until) if until is not None else WAIT_SECONDS):
+        with anyio.move_on_after(self._timeouts.next_incarnation if until is None else _left(until)):
             while True:
                 actor = await self._find()
                 if actor is not None and actor.name != spent and not self._withheld:
                     return actor
                 if self._actors is None:
-                    await anyio.sleep(PAUSE_SECONDS)
+                    await anyio.sleep(self._timeouts.actor_lookup_retry)
                 else:
                     await self._actors.changed(self.path)
         return None
@@ -274,7 +281,7 @@ class ChildRef:
             return FoundActor(self.path, 0, self._adopted)
         from rayvisor._backends.ray.lookup import find_in_thread
 
-        return await find_in_thread(*self._names(), self.path, LOOKUP_SECONDS)
+        return await find_in_thread(*self._names(), self.path, self._timeouts.actor_lookup)
 
     def _names(self) -> tuple[str, str]:
         if self._address is None:

@@ -15,19 +15,15 @@ from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind, TaskLifecycle
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
 from rayvisor.specs import TaskAttempt, TaskPolicy
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["Task", "TaskAttempt", "TaskPolicy", "submit"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.tasks")
 
-_FIRST_LOOK = 0.3
-_SLOWEST_LOOK = 5.0
 _LAST_LOOKS = 8
-_LAST_LOOK = 0.4
-_FORCED_SECONDS = 15.0
 _FEW = 20
-_RAY_LOOK = 1.0
 
 
 def submit(function: Any, /, *args: Any, policy: TaskPolicy | None = None, **kwargs: Any) -> Task[Any]:
@@ -75,10 +71,17 @@ class Task(Generic[T]):
     """
 
     def __init__(
-        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], policy: TaskPolicy
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        policy: TaskPolicy,
+        *,
+        timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray,
     ) -> None:
         self.policy = policy
         """The policy it was submitted under."""
+        self._timeouts = timeouts
         self._args, self._kwargs = args, kwargs
         self._remote, self.name = ray_tasks.prepare(function, policy)
         self._life = TaskLifecycle(
@@ -266,7 +269,7 @@ class Task(Generic[T]):
                 if not ready.done():
                     self._forced = True
                     await asyncio.to_thread(ray_tasks.cancel, ref, force=True)
-                    await asyncio.wait([ready], timeout=_FORCED_SECONDS)
+                    await asyncio.wait([ready], timeout=self._timeouts.task_forced_cancel)
                 if not ready.done():
                     return Outcome(OutcomeKind.CANCELLED, ray_tasks.cancelled(self.name), "UNKNOWN"), nothing
             ready.result()
@@ -288,11 +291,11 @@ class Task(Generic[T]):
 
     async def _look(self, ref: Any, submission: int) -> None:
         """Read from the cluster's state whether a worker has taken it, and Ray's own retries."""
-        pause = _FIRST_LOOK
+        pause = self._timeouts.task_look_first
         while True:
             await asyncio.sleep(pause * _DRIVER.crowd)
             self._life.observed(submission, await asyncio.to_thread(_READER.read, ref))
-            pause = min(pause * 1.5, _SLOWEST_LOOK)
+            pause = min(pause * 1.5, self._timeouts.task_look_longest)
 
     async def _last_look(self) -> None:
         """Complete the history of attempts: the cluster's state is about a second late."""
@@ -302,13 +305,14 @@ class Task(Generic[T]):
                     del self._unread[submission]
             if not self._unread:
                 return
-            await asyncio.sleep(_LAST_LOOK * _DRIVER.crowd)
+            await asyncio.sleep(self._timeouts.task_last_look * _DRIVER.crowd)
 
 
 class _Driver:
     """The thread that supervises all tasks of this process; it lives as long as there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray) -> None:
+        self._timeouts = timeouts
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -351,7 +355,7 @@ class _Driver:
         self._loop = asyncio.get_running_loop()
         up.set()
         try:
-            while not await _within(idle, _RAY_LOOK):
+            while not await _within(idle, self._timeouts.task_ray_check):
                 try:
                     ray_tasks.require_ray()
                 except ClusterUnavailableError as error:

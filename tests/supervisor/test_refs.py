@@ -13,6 +13,7 @@ import rayvisor as rv
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor.blocking import BlockingRef
 from rayvisor.faults import Termination
+from rayvisor.specs.timeouts import RuntimeTimeouts
 
 NAMES = {"timeout": 3, "idempotent": "no", "method": "GET", "self": 1, "path": "/", "args": (), "kwargs": {}}
 """Arguments of a user's method that share their names with options and parameters of `call`."""
@@ -104,6 +105,16 @@ def test_options_travel_with_a_reference(actors: FakeActors) -> None:
         True,
         5.0,
     )
+
+
+async def test_timeouts_travel_with_a_reference(actors: FakeActors) -> None:
+    actors.paused["a"] = "paused"
+    ref = rv.ChildRef("a", actors, timeouts=RuntimeTimeouts(next_incarnation=0.02)).options(idempotent=True)
+    with pytest.raises(rv.ChildUnavailableError, match="paused"):
+        with anyio.fail_after(5.0):
+            await ref.call("x")
+    copy = pickle.loads(pickle.dumps(ref))  # noqa: S301 - our own bytes
+    assert copy._timeouts == ref._timeouts
 
 
 @pytest.mark.parametrize("options", [{"timeout": -1}, {"timeout": "soon"}, {"idempotent": 1}])

@@ -1,8 +1,7 @@
 """Timeouts and intervals of rayvisor's own machinery, all in seconds.
 
 One frozen `Timeouts` is made with a tree and passed down to everything that waits. The times that users
-choose for their children (start timeouts, stall limits, shutdown times, backoff) are in the specs of the
-children.
+choose for their children (start timeouts, stall limits, shutdown times, backoff) are in the children's specs.
 
 >>> from dataclasses import replace
 >>> Timeouts().ray.create_host
@@ -33,20 +32,24 @@ __all__ = [
 class ProcessTimeouts:
     """Processes of a node: looking at them, ending them, proving that they are gone."""
 
-    gone_poll: float = 0.02
-    """Between two looks whether a killed process is gone."""
-    hold: float = 0.5
-    """A process that is to be killed is first stopped for at most this long, so that it starts no others."""
-    exit_poll: float = 0.005
-    """Between two looks for a child that has not ended yet, when a process ends itself."""
-    sweep: float = 5.0
-    """Between two sweeps of the node agent for processes that it does not know yet."""
+    death_poll: float = 0.02
+    """Between two looks at watched processes whose deaths the kernel does not report."""
+    gone_poll: float = 0.005
+    """Between two looks whether killed processes are gone."""
+    suspend: float = 0.5
+    """How long a kill of a tree without a key waits until all its processes are stopped."""
     load: float = 0.2
     """How long the load of a process is measured."""
+    agent_scan: float = 0.5
+    """Between two scans of the node agent for new processes of a host."""
+    agent_kill: float = 5.0
+    """How long the node agent tries to kill what a dead host has left."""
     reaper_scan: float = 0.5
     """Between two scans of the reaper for new processes of its host."""
     reaper_kill: float = 8.0
     """How long the reaper tries to kill what a dead host has left."""
+    reaper_start: float = 10.0
+    """How long the reaper may take to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,16 @@ class ServerTimeouts:
 class RayTimeouts:
     """Calls to Ray, its actors and its control store."""
 
+    connect: float = 60.0
+    """How long starting a local Ray, or attaching to a running one, may take."""
+    disconnect: float = 30.0
+    """How long the shutdown of Ray may take."""
+    call: float = 10.0
+    """How long a call to Ray may take that has no timeout of its own."""
+    node_table: float = 5.0
+    """How long reading Ray's table of nodes may take."""
+    own_processes: float = 5.0
+    """How long finding the processes of a Ray that was started here, and then ending them, may take."""
     create_host: float = 20.0
     """How long Ray may take to accept the creation of a host actor."""
     create_actor: float = 20.0
@@ -170,27 +183,29 @@ class RayTimeouts:
     host_adoption: float = 30.0
     """How long the agent of its node may take to adopt a new host."""
     apart_from: float = 10.0
-    """How long the creation of a host waits for the nodes of the hosts that it is to be apart from."""
+    """How long the creation of a host waits for the nodes of its siblings; some may not find room yet."""
     loop_blocked: float = 0.5
     """When a host's event loop has been blocked for this long, its stack is written down."""
     actor_kill: float = 6.0
     """How long Ray may take to confirm that a killed actor is dead."""
     user_call: float = 3600.0
-    """How long a user's function may hold a thread where it has no timeout of its own."""
-    unavailable_retry: float = 0.1
-    """The first pause before an actor that Ray cannot reach is called again."""
+    """How long a user's function may take that is called without a timeout; it holds a thread meanwhile."""
+    unavailable_retry_first: float = 0.2
+    """The first pause before a starting actor that Ray cannot reach is called again; doubled each time."""
+    unavailable_retry_longest: float = 2.0
+    """The longest of these pauses."""
     last_words: float = 1.0
     """How long the last words of a dead actor are waited for."""
     adopted_poll: float = 0.2
     """Between two looks for the name of an actor that is to be adopted."""
     adopted_restart: float = 10.0
-    """How long Ray may take to begin the restart of an adopted actor."""
+    """How long ending an incarnation of an adopted actor may take, whether Ray then restarts it or not."""
     adopted_reach: float = 5.0
     """How long an adopted actor may take to be reached."""
     node_poll: float = 1.0
     """Between two looks at the node table while nothing is pushed."""
-    snapshot: float = 10.0
-    """How long a snapshot of Ray's tables may take."""
+    pushed_poll: float = 10.0
+    """Between two looks at an actor, or at the node table, while changes are pushed."""
     subscribe: float = 10.0
     """How long a subscription to Ray's control store may take."""
     subscription_close: float = 1.0
@@ -200,13 +215,21 @@ class RayTimeouts:
     resubscribe_longest: float = 10.0
     """The longest of these pauses."""
     task_poll: float = 0.02
-    """Between two looks at the refs of running tasks."""
+    """Between two looks whether the refs of running tasks are ready."""
     task_stop: float = 1.0
-    """How long the reader of task attempts may take to stop."""
+    """How long the exit of this process waits for the thread that looks at the refs to stop."""
     task_read: float = 2.0
     """How long a look at Ray's table of task attempts may take."""
     task_forced_cancel: float = 15.0
     """How long a task may take to end after a forced cancellation."""
+    task_look_first: float = 0.3
+    """The first pause between two looks at the attempts of a task that runs; each is half as long again."""
+    task_look_longest: float = 5.0
+    """The longest of these pauses."""
+    task_last_look: float = 0.4
+    """Between two looks at the attempts of a task that has ended; Ray records them about a second late."""
+    task_ray_check: float = 1.0
+    """Between two checks that Ray is still connected while tasks run."""
     actor_poll: float = 0.5
     """Between two looks at an actor while nothing is pushed."""
     actor_row: float = 5.0

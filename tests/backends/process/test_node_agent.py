@@ -17,6 +17,7 @@ from rayvisor._backends.process.identity import alive, boot_id, identify
 from rayvisor._backends.process.node_agent import NodeAgent
 from rayvisor._backends.process.tree import MARKER
 from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.specs.timeouts import ProcessTimeouts
 from tests.waiting import until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -32,7 +33,7 @@ def known(pid: int) -> ProcessId:
 
 @pytest.fixture
 async def agent() -> AsyncIterator[NodeAgent]:
-    agent = NodeAgent(interval=0.05)
+    agent = NodeAgent(timeouts=ProcessTimeouts(agent_scan=0.05))
     yield agent
     await agent.close()
 

@@ -8,6 +8,7 @@ import pytest
 from rayvisor._backends.ray.anti_affinity import AntiAffinity
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
+from rayvisor.specs.timeouts import RayTimeouts
 
 
 class Cluster:
@@ -34,6 +35,15 @@ async def test_a_host_that_is_created_later_waits_for_the_locations_of_the_other
     first.found("a")
     first.found("a")  # its host answers again
     assert await asking == ["a"]
+
+
+async def test_a_host_that_finds_no_node_in_time_is_not_waited_for() -> None:
+    cluster: Any = Cluster("a", "b")
+    affinity = AntiAffinity(cluster, timeouts=RayTimeouts(apart_from=0.01))
+    affinity.begin("llm/1")
+    affinity.begin("llm/2").found("b")
+    async with asyncio.timeout(5.0):
+        assert await affinity.nodes("llm/3", ("1", "2")) == ["b"]
 
 
 async def test_a_host_that_was_not_begun_or_has_ended_is_not_waited_for() -> None:

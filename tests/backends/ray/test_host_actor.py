@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rayvisor._backends.process import reaper
-from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.ray.host_actor import HostActor, HostHello
+from rayvisor.specs.timeouts import ProcessTimeouts, Timeouts
 
 
 @pytest.mark.parametrize("body", ["raise SystemExit(3)", "import time; time.sleep(600)"])
@@ -20,9 +20,8 @@ async def test_a_host_whose_reaper_does_not_start_works_without_one_and_says_so(
     program.write_text(body)
     monkeypatch.setattr(reaper, "__file__", str(program))
     monkeypatch.setenv(reaper.MARKER, "")
-    wait_ready = Guard.wait_ready
-    monkeypatch.setattr(Guard, "wait_ready", lambda guard: wait_ready(guard, 0.3))
-    actor = HostActor("tests/host-actor", "llm/1", 1, "sim")
+    timeouts = Timeouts(process=ProcessTimeouts(reaper_start=0.3))
+    actor = HostActor("tests/host-actor", "llm/1", 1, "sim", timeouts=timeouts)
     hellos = await asyncio.gather(*(actor.describe("node-1") for _ in range(3)))
     for hello in hellos:
         assert isinstance(hello, HostHello)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 from ray.exceptions import ActorUnavailableError
 
@@ -22,6 +23,7 @@ from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorOptions, NodePin
+from rayvisor.specs.timeouts import ProcessTimeouts, Timeouts
 
 pytestmark = pytest.mark.ray
 
@@ -227,6 +229,15 @@ async def test_ctrl_c_in_the_terminal_leaves_the_host_and_its_reaper_running(
     assert all(alive(process) for process in info.processes)
     os.kill(pid, signal.SIGKILL)
     await until_gone(*info.processes)
+
+
+async def test_the_timeouts_of_the_driver_reach_the_host_and_its_reaper(cluster: RayCluster) -> None:
+    timeouts = Timeouts(process=ProcessTimeouts(reaper_scan=0.375, reaper_kill=7.5))
+    async with RayHostFactory(cluster, timeouts=timeouts) as factory:
+        host = await factory.create(child="llm/1", epoch=1, engine="sim", options=PLAIN)
+        await host.ready(90)
+        command = psutil.Process(host.reaper).cmdline()
+        assert {"0.375", "7.5"} <= {*command}
 
 
 @pytest.mark.parametrize("body", ["__version__ = '0.0.1'", "raise ImportError('no rayvisor here')"])

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.push import PushChannel
+from rayvisor.specs.timeouts import RayTimeouts
 from tests.waiting import until
 
 
@@ -40,7 +41,8 @@ class Failing:
 
 def channel(failing: Failing) -> PushChannel:
     cluster = cast("RayCluster", failing)
-    return PushChannel(cluster, "Actor", on_record=lambda *_: None, on_gap=lambda: None)
+    timeouts = RayTimeouts(resubscribe_first=0.01)
+    return PushChannel(cluster, "Actor", on_record=lambda *_: None, on_gap=lambda: None, timeouts=timeouts)
 
 
 async def test_one_that_fails_is_opened_again_and_one_that_fails_as_it_is_closed_is_no_news() -> None:

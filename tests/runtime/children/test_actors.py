@@ -8,10 +8,10 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from rayvisor import refs
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime.children.actors import ActorBackend
 from rayvisor.refs import ChildRef
+from rayvisor.specs.timeouts import RuntimeTimeouts
 from statecharts import compile_chart
 from statecharts.lifecycles import ACTOR
 
@@ -33,8 +33,7 @@ class Actor:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> ActorBackend:
-    monkeypatch.setattr(refs, "PAUSE_SECONDS", 3600.0)
+def backend() -> ActorBackend:
     return ActorBackend(cast("Any", None), cast("Any", None))
 
 
@@ -42,6 +41,11 @@ def up(backend: ActorBackend, name: str) -> Any:
     actor: Any = Actor(name)
     backend.up("a", actor)
     return actor
+
+
+def reference(backend: ActorBackend) -> ChildRef:
+    """Return a reference that would take an hour to poll."""
+    return ChildRef("a", backend, timeouts=RuntimeTimeouts(actor_lookup_retry=3600.0))
 
 
 def fire(backend: ActorBackend, *events: str) -> None:
@@ -57,7 +61,7 @@ async def test_a_call_that_waits_continues_when_the_actor_comes_up(backend: Acto
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await ChildRef("a", backend).options(idempotent=True, timeout=60.0).call("x"))
+        answers.append(await reference(backend).options(idempotent=True, timeout=60.0).call("x"))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
@@ -73,7 +77,7 @@ async def test_a_call_that_waits_continues_when_the_actor_is_resumed(backend: Ac
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await ChildRef("a", backend).call("x"))
+        answers.append(await reference(backend).call("x"))
 
     up(backend, "a#1")
     fire(backend, "started", "pause")
@@ -92,7 +96,7 @@ async def test_a_call_waits_for_the_incarnation_after_one_that_has_left(backend:
     answers: list[str] = []
 
     async def call() -> None:
-        answers.append(await ChildRef("a", backend).options(idempotent=True).call("x"))
+        answers.append(await reference(backend).options(idempotent=True).call("x"))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:

@@ -61,6 +61,7 @@ class LocalHost:
         self._factory = factory
         self._host = EngineHost(child, epoch, engine, timeouts=timeouts)
         self._timeouts = timeouts.host
+        self._process_timeouts = timeouts.process
         self._newest = 0
         self._processes: tuple[ProcessId, ...] = ()
         self._end: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
@@ -138,7 +139,7 @@ class LocalHost:
     async def view(self, timeout: float) -> HostView:
         """Observe the engine's processes; the host itself is this process, which runs."""
         del timeout
-        return HostView(tuple(await observe(self._processes)))
+        return HostView(tuple(await observe(self._processes, load=self._process_timeouts.load)))
 
     async def ended(self) -> Termination:
         """Wait until the host has ended."""
@@ -158,7 +159,7 @@ class LocalHost:
         known = self._processes
         if not self._end.done():
             self._end.set_result(end)
-        report = await end_processes(known, key=None, timeout=timeout)
+        report = await end_processes(known, key=None, timeout=timeout, timeouts=self._process_timeouts)
         try:
             with anyio.fail_after(timeout):
                 await self._host.stop_engine(self._newest, 0.0)

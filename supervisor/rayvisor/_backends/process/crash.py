@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable
 from rayvisor._backends.process.identity import own_identity
 from rayvisor._backends.process.killing import Killing
 from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["arm", "end_children", "end_process"]
-
-_PAUSE_SECONDS = 0.005
 
 
 def arm(code: int, timeout: float) -> threading.Timer:
@@ -40,13 +39,15 @@ def end_process(code: int, steps: Iterable[Callable[[], object]]) -> None:
     os._exit(code)
 
 
-def end_children(timeout: float) -> tuple[ProcessId, ...]:
+def end_children(
+    timeout: float, *, timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process
+) -> tuple[ProcessId, ...]:
     """Kill everything below this process, wait at most ``timeout`` seconds, and return what was killed."""
     until = time.monotonic() + timeout
     killing = Killing((own_identity(),), suspend_timeout=timeout / 4)
     while not killing.proven and time.monotonic() < until:
         if killing.round():
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(timeouts.gone_poll)
     return tuple(killing.killed.values())
 
 

@@ -23,6 +23,7 @@ from rayvisor._backends.process.identity import alive, identify, same
 from rayvisor._backends.process.pidfd import PidfdHandle
 from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["TAG", "TAG_LENGTH", "Ended", "ProcessTree", "new_tag", "process_id"]
 
@@ -31,7 +32,6 @@ TAG = "RAYVISOR_ENGINE"
 TAG_LENGTH = 32
 """Length of every tag in characters: one can be written over another in place."""
 
-_POLL_SECONDS = 0.02
 _SPAWNED = "starting::process"
 
 
@@ -50,10 +50,13 @@ class ProcessTree:
     ----------
     tag
         Value of the environment variable `TAG` that its processes are started with.
+    timeouts
+        Intervals between two looks at its processes.
     """
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, *, timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process) -> None:
         self.tag = tag
+        self._timeouts = timeouts
         self._top: int | None = None
         self._top_name = ""
         self._held: dict[int, PidfdHandle] = {}
@@ -155,7 +158,7 @@ class ProcessTree:
                     return ()
             if time.monotonic() >= until:
                 return left
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(self._timeouts.gone_poll)
 
     async def all_gone(self, until: Callable[[], float]) -> bool:
         """Wait until no recorded process runs, and return True, or until that time on the monotonic clock.
@@ -165,7 +168,7 @@ class ProcessTree:
         while self.alive():
             if time.monotonic() >= until():
                 return False
-            await asyncio.sleep(_POLL_SECONDS / 4)
+            await asyncio.sleep(self._timeouts.gone_poll)
         return True
 
     def alive(self) -> tuple[ProcessId, ...]:
@@ -219,7 +222,7 @@ class ProcessTree:
 
     async def _poll_deaths(self) -> None:
         while True:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(self._timeouts.death_poll)
             for pid in [pid for pid in self._watched if not self._held[pid].alive()]:
                 self._on_death(pid)
 

@@ -16,6 +16,7 @@ from rayvisor._backends.process import reaper
 from rayvisor._backends.process.identity import alive
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["Guard"]
 
@@ -36,6 +37,8 @@ class Guard:
         Pid of the child to watch instead of this process.
     log_file
         File to which the reaper writes what it had to kill; empty: this process's standard error.
+    timeouts
+        Times of the reaper: its start, its scans and its kill.
 
     Raises
     ------
@@ -44,8 +47,15 @@ class Guard:
     """
 
     def __init__(
-        self, key: str, *, with_parent: bool = False, child: int | None = None, log_file: str = ""
+        self,
+        key: str,
+        *,
+        with_parent: bool = False,
+        child: int | None = None,
+        log_file: str = "",
+        timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process,
     ) -> None:
+        self._timeouts = timeouts
         guarded = reaper.read_stat(os.getpid() if child is None else child)
         if guarded is None:
             raise RuntimeError("/proc does not show the process: it cannot be guarded")
@@ -55,6 +65,7 @@ class Guard:
             os.environ[reaper.MARKER] = key
         program = str(Path(reaper.__file__).resolve())
         command = [sys.executable, "-I", "-S", program, str(guarded.pid), str(guarded.start_ticks), key]
+        command += [str(timeouts.reaper_scan), str(timeouts.reaper_kill)]
         parent = reaper.read_stat(guarded.ppid) if with_parent else None
         if parent is not None:
             command += [str(parent.pid), str(parent.start_ticks)]
@@ -71,13 +82,8 @@ class Guard:
             )
         self.pid = 0
 
-    def wait_ready(self, timeout: float = 10.0) -> int:
+    def wait_ready(self) -> int:
         """Wait until the reaper watches, and return its pid. This blocks for some ten milliseconds.
-
-        Parameters
-        ----------
-        timeout
-            Seconds to wait.
 
         Raises
         ------
@@ -87,6 +93,7 @@ class Guard:
         if not self.pid:
             if self._starter.stdout is None:
                 raise RuntimeError("the reaper was started without a pipe")
+            timeout = self._timeouts.reaper_start
             until = time.monotonic() + timeout
             with self._starter.stdout as output:
                 line = _read_line(output, until)

@@ -13,10 +13,10 @@ from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._backends.process.tree import kill, marked, suspend, tree
 from rayvisor._core.protocol.links import CleanupReport
 from rayvisor._core.protocol.wire import ProcessId
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["Killing", "end_processes"]
 
-_SUSPEND_SECONDS = 0.5
 _QUIET_ROUNDS = 2
 """A child may just have been forking in the first round that finds nothing."""
 
@@ -41,7 +41,7 @@ class Killing:
         processes: Iterable[ProcessId],
         *,
         key: str | None = None,
-        suspend_timeout: float = _SUSPEND_SECONDS,
+        suspend_timeout: float = DEFAULT_TIMEOUTS.process.suspend,
     ) -> None:
         self._known = {process.pid: process for process in processes}
         self._key = key
@@ -85,6 +85,7 @@ async def end_processes(
     key: str | None,
     timeout: float,
     killed: dict[int, ProcessId] | None = None,
+    timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process,
 ) -> CleanupReport:
     """Kill these processes and everything below them, and wait for the proof that all are gone.
 
@@ -96,11 +97,13 @@ async def end_processes(
         Seconds to wait for the proof.
     killed
         Receives the killed processes after each round; the report names everything in it at the end.
+    timeouts
+        The wait until all are stopped, and the first pause between two rounds.
     """
     until = time.monotonic() + timeout
-    killing = Killing(processes, key=key)
+    killing = Killing(processes, key=key, suspend_timeout=timeouts.suspend)
     killed = {} if killed is None else killed
-    pause = 0.005
+    pause = timeouts.gone_poll
     while True:
         living = await run_in_thread(killing.round)
         # Rounds run in a thread, and several may end one host: what they share changes on the loop only.

@@ -27,12 +27,11 @@ from rayvisor._backends.process.tree import tree
 from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["NodeAgent"]
 
 log = get_logger("rayvisor.process")
-
-_SWEEP_SECONDS = 5.0
 
 HowEnded = tuple[int | None, int | None]
 """Exit code and signal, as far as the kernel shows them."""
@@ -79,12 +78,12 @@ class NodeAgent:
 
     Parameters
     ----------
-    interval
-        Seconds between two records of a tree.
+    timeouts
+        Interval between two records of a tree, and times for killing and observing.
     """
 
-    def __init__(self, interval: float = 0.5) -> None:
-        self._interval = interval
+    def __init__(self, *, timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process) -> None:
+        self._timeouts = timeouts
         self._hosts: dict[str, _AdoptedHost] = {}
 
     async def adopt(self, key: str, process: ProcessId) -> bool:
@@ -120,7 +119,7 @@ class NodeAgent:
         if host is None:
             return HostView(())
         others = [process for process in host.known.values() if process.pid != host.process.pid]
-        observations = await observe([host.process, *others])
+        observations = await observe([host.process, *others], load=self._timeouts.load)
         stack = await run_in_thread(stack_of, stack_file) if stack_file else ""
         return HostView(tuple(observations), stack)
 
@@ -129,7 +128,9 @@ class NodeAgent:
         host = self._hosts.get(key)
         known = host.known.values() if host is not None else ()
         killed = host.killed if host is not None else None
-        report = await end_processes(tuple(known), key=key, timeout=timeout, killed=killed)
+        report = await end_processes(
+            tuple(known), key=key, timeout=timeout, killed=killed, timeouts=self._timeouts
+        )
         if report.verified:
             await self.forget(key)
         return report
@@ -167,7 +168,11 @@ class NodeAgent:
         try:
             await self._wait_for_death(host)
             report = await end_processes(
-                tuple(host.known.values()), key=host.key, timeout=_SWEEP_SECONDS, killed=host.killed
+                tuple(host.known.values()),
+                key=host.key,
+                timeout=self._timeouts.agent_kill,
+                killed=host.killed,
+                timeouts=self._timeouts,
             )
         except Exception:
             # The host stays adopted: end() still kills everything known, and what carries the key.
@@ -189,7 +194,7 @@ class NodeAgent:
         try:
             while alive(host.process):
                 handle.watch(died.set)  # also watches threads that were started since
-                with anyio.move_on_after(self._interval):
+                with anyio.move_on_after(self._timeouts.agent_scan):
                     await died.wait()
                     break
                 try:

@@ -18,13 +18,11 @@ import anyio
 from rayvisor._backends.process.identity import find
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
 from rayvisor.faults import Cause
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["Sampler", "describe", "observe", "stopped_cause"]
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_LOAD_SECONDS = 0.2
-"""Time between the two samples that a load is computed from."""
-
 _STATE_TEXTS = {"D": "waits for a device", "Z": "has ended", "X": "has ended", "": "has ended"}
 
 
@@ -49,11 +47,21 @@ class Sampler:
         return observations
 
 
-async def observe(processes: Sequence[ProcessId]) -> list[ProcessObservation]:
-    """Observe processes that have no earlier sample: it takes 0.2 s to compute their load."""
+async def observe(
+    processes: Sequence[ProcessId], *, load: float = DEFAULT_TIMEOUTS.process.load
+) -> list[ProcessObservation]:
+    """Observe processes that have no earlier sample.
+
+    Parameters
+    ----------
+    processes
+        The processes.
+    load
+        Seconds between the two samples that a load is computed from.
+    """
     sampler = Sampler()
     sampler.sample(processes, time.monotonic())
-    await anyio.sleep(_LOAD_SECONDS)
+    await anyio.sleep(load)
     return sampler.sample(processes, time.monotonic())
 
 

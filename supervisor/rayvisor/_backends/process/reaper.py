@@ -1,17 +1,18 @@
 """The reaper: kills the processes that a host leaves behind when it dies by SIGKILL.
 
-A host starts it as a separate program, ``python -I -S reaper.py PID TICKS KEY [PARENT TICKS]``. It imports
-the standard library only, so it is ready after about ten milliseconds and takes a few megabytes. The rest of
-the package uses its parser of ``/proc`` through `rayvisor._backends.process.identity`: there is no other one.
+A host starts it as a separate program, ``python -I -S reaper.py PID TICKS KEY SCAN KILL [PARENT TICKS]``. It
+imports the standard library only, so it is ready after about ten milliseconds and takes a few megabytes. The
+rest of the package uses its parser of ``/proc`` through `rayvisor._backends.process.identity`: there is no
+other one.
 
 It runs in its own session and forks once, so that it is a child of no process of the host: neither Ctrl-C in
 the terminal nor Ray's clean-up of a dead worker's group or children ends it. It watches the host through a
-pidfd, and records the host's process tree twice a second, together with the processes that the host names
+pidfd, and records the host's process tree every SCAN seconds, together with the processes that the host names
 over a pipe. When the host dies, it kills every recorded process, every process that those have started
-since, and every process whose environment carries the host's key. A host that leaves in order writes ``bye``.
-With two more arguments, the pid and start ticks of the host's parent, it also kills the host when that parent
-dies: a host without a raylet serves no requests, and holds the memory that its successor needs. In each case
-the reaper exits within seconds.
+since, and every process whose environment carries the host's key, for at most KILL seconds. A host that
+leaves in order writes ``bye``. With two more arguments, the pid and start ticks of the host's parent, it also
+kills the host when that parent dies: a host without a raylet serves no requests, and holds the memory that
+its successor needs. In each case the reaper exits within seconds.
 
 The pipe carries lines: ``process PID TICKS`` and ``bye``.
 """
@@ -29,8 +30,6 @@ from typing import NamedTuple
 MARKER = "RAYVISOR_HOST"
 """Name of the environment variable that a host's processes carry; its value is the host's key."""
 
-_SCAN_SECONDS = 0.5
-_KILL_SECONDS = 8.0
 _QUIET_ROUNDS = 2
 """A child may just have been forking in the first round that finds nothing."""
 _GONE_STATES = frozenset("ZX")
@@ -209,10 +208,20 @@ def _list_or_nothing(path: str) -> list[str]:
 class _HostWatch:
     """The reaper's record of one host."""
 
-    def __init__(self, host: int, start_ticks: int, key: str, parent: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        host: int,
+        start_ticks: int,
+        key: str,
+        scan_interval: float,
+        kill_timeout: float,
+        parent: tuple[int, int] | None,
+    ) -> None:
         self.host = host
         self.start_ticks = start_ticks
         self.key = key
+        self.scan_interval = scan_interval
+        self.kill_timeout = kill_timeout
         self.parent = parent
         self.recorded: dict[int, ProcessStat] = {}
         self.dismissed = False
@@ -241,9 +250,9 @@ class _HostWatch:
         self.recorded.pop(os.getpid(), None)
 
     def kill(self) -> list[ProcessStat]:
-        """Kill until two rounds in a row find nothing, for at most 8 s."""
+        """Kill until two rounds in a row find nothing, or the timeout has passed."""
         killed: dict[int, ProcessStat] = {}
-        until = time.monotonic() + _KILL_SECONDS
+        until = time.monotonic() + self.kill_timeout
         host = read_stat(self.host)
         if host is not None and host.start_ticks == self.start_ticks:
             self.recorded[host.pid] = host  # it lives: its parent died
@@ -269,7 +278,7 @@ def _serve(watch: _HostWatch) -> None:
             poller.register(os.pidfd_open(pid), select.POLLIN)
     rest = b""
     while watch.should_continue():
-        if 0 in dict(poller.poll(_SCAN_SECONDS * 1000)):
+        if 0 in dict(poller.poll(watch.scan_interval * 1000)):
             data = os.read(0, 65536)
             if not data:
                 poller.unregister(0)  # closed: from now on only the pidfd reports the host's death
@@ -290,7 +299,8 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     host, start_ticks, key = int(arguments[0]), int(arguments[1]), arguments[2]
-    parent = (int(arguments[3]), int(arguments[4])) if arguments[3:] else None
+    scan_interval, kill_timeout = float(arguments[3]), float(arguments[4])
+    parent = (int(arguments[5]), int(arguments[6])) if arguments[5:] else None
     if os.fork():
         os._exit(0)  # init becomes the reaper's parent: a clean-up of the host's children does not find it
     with contextlib.suppress(OSError):
@@ -298,7 +308,7 @@ def main(arguments: list[str]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.close(quiet)
-    _serve(_HostWatch(host, start_ticks, key, parent))
+    _serve(_HostWatch(host, start_ticks, key, scan_interval, kill_timeout, parent))
 
 
 if __name__ == "__main__":

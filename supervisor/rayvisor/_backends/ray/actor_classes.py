@@ -4,6 +4,7 @@ A class that workers import from rayvisor could not report that rayvisor is miss
 that the actor failed to import. These wrappers are local classes, so they are sent as code. They import
 what they wrap in ``__init__``, and a worker without rayvisor, or with another version, answers with that
 fact. This is the version check, on the node and in the environment of the host itself, at no further cost.
+For the same reason timeouts are passed as pickled bytes, and loaded after that check.
 
 An async actor runs each concurrency group on its own event loop, in its own thread. Everything that touches
 the wrapped object therefore stays in the default group, on one loop. Only the sentinel, which touches
@@ -26,7 +27,11 @@ def host_class() -> Any:
     import ray
 
     class RayvisorHost:
-        def __init__(self, key: str, child: str, epoch: int, engine: str, wanted: str) -> None:
+        def __init__(
+            self, key: str, child: str, epoch: int, engine: str, wanted: str, timeouts: bytes
+        ) -> None:
+            import pickle
+
             import ray as here
 
             self._node_id = here.get_runtime_context().get_node_id()
@@ -40,7 +45,9 @@ def host_class() -> Any:
                 if self._version == wanted:
                     from rayvisor._backends.ray.host_actor import HostActor
 
-                    self._host = HostActor(key, child, epoch, engine)
+                    # Only now: a worker without rayvisor could not load them.
+                    loaded = pickle.loads(timeouts)  # noqa: S301 - the driver's own
+                    self._host = HostActor(key, child, epoch, engine, timeouts=loaded)
             except ImportError as error:
                 self._version = None
                 self._problem = f"{type(error).__name__}: {error}"
@@ -73,10 +80,12 @@ def agent_class() -> Any:
     import ray
 
     class RayvisorNodeAgent:
-        def __init__(self) -> None:
+        def __init__(self, timeouts: bytes) -> None:
+            import pickle
+
             from rayvisor._backends.process.node_agent import NodeAgent
 
-            self._agent = NodeAgent()
+            self._agent = NodeAgent(timeouts=pickle.loads(timeouts))  # noqa: S301 - the driver's own
 
         async def call(self, method: str, *arguments: Any) -> Any:
             return await getattr(self._agent, method)(*arguments)

@@ -27,17 +27,11 @@ from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorHook, ActorOptions
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["UserActor", "UserActorFactory"]
 
 log = get_logger("rayvisor.ray")
-
-_CREATE_SECONDS = 20.0
-_KILL_SECONDS = 6.0
-_HOOK_SECONDS = 3600.0
-"""Timeout of a user's function that is called without one."""
-_UNAVAILABLE_SECONDS = 0.1
-_LAST_WORDS_SECONDS = 1.0
 
 
 class UserActor:
@@ -60,6 +54,7 @@ class UserActor:
         watched: WatchedActor,
     ) -> None:
         self._factory = factory
+        self._timeouts = factory.timeouts
         self._options = options
         self._watched = watched
         self._asked_to_end = False
@@ -96,7 +91,7 @@ class UserActor:
             It is not up yet; the message names what the cluster lacks, if that is the reason.
         """
         until = anyio.current_time() + timeout
-        pause = _UNAVAILABLE_SECONDS
+        pause = self._timeouts.unavailable_retry_first
         while True:
             left = max(0.1, until - anyio.current_time())
             try:
@@ -110,8 +105,8 @@ class UserActor:
                 # Its death is not confirmed, and a ref that raised is spent: the same actor is called again.
                 if unreachable is not None:
                     unreachable(gone.end)
-                pause = min(2 * pause, 2.0)
                 await anyio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(2 * pause, self._timeouts.unavailable_retry_longest)
             else:
                 return
 
@@ -133,7 +128,7 @@ class UserActor:
         call = functools.partial(explain, end, actor_id, self._since)
         try:
             return await self._factory.cluster.call(
-                f"last words of {self.name}", call, timeout=_LAST_WORDS_SECONDS
+                f"last words of {self.name}", call, timeout=self._timeouts.last_words
             )
         except Exception as error:  # noqa: BLE001 - Ray's own report is used then
             log.debug("actor.last_words.unknown", actor=self.name, error=f"{type(error).__name__}: {error}")
@@ -157,7 +152,7 @@ class UserActor:
             # It may block, so it runs in a thread of the user lane.
             call = functools.partial(hook, self.handle)
             result = await self._factory.cluster.call(
-                "a hook", call, timeout=timeout or _HOOK_SECONDS, lane=Lane.USER
+                "a hook", call, timeout=timeout or self._timeouts.user_call, lane=Lane.USER
             )
             return await result if inspect.isawaitable(result) else result
 
@@ -192,8 +187,9 @@ class UserActor:
             return await self.ended()
         return None
 
-    async def kill(self, timeout: float = _KILL_SECONDS) -> bool:
-        """End it by force; return whether its end is known within ``timeout`` seconds."""
+    async def kill(self, timeout: float | None = None) -> bool:
+        """End it by force; return whether its end is known within ``timeout`` seconds (by default 6)."""
+        timeout = self._timeouts.actor_kill if timeout is None else timeout
         self._asked_to_end = True
 
         kill = functools.partial(kill_actor, self.handle)
@@ -235,11 +231,16 @@ class UserActorFactory:
         The connection. It belongs to the caller and stays open.
     push
         As for `ActorWatch`.
+    timeouts
+        For calls to Ray and its actors.
     """
 
-    def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
+    def __init__(
+        self, cluster: RayCluster, *, push: bool = True, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray
+    ) -> None:
         self.cluster = cluster
-        self.watch = ActorWatch(cluster, push=push)
+        self.timeouts = timeouts
+        self.watch = ActorWatch(cluster, push=push, timeouts=timeouts)
         self._placement_groups = PlacementGroups(cluster)
         self._token = secrets.token_hex(4)
         self._actors: dict[str, UserActor] = {}
@@ -291,7 +292,11 @@ class UserActorFactory:
             return remote.options(**asked).remote(*args, **(kwargs or {}))
 
         handle = await self.cluster.call(
-            f"the actor {child}", make, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
+            f"the actor {child}",
+            make,
+            timeout=self.timeouts.create_actor,
+            undo=kill_actor,
+            lane=Lane.CREATE,
         )
         actor = self._actors[name] = UserActor(self, handle, name, wanted, self.watch.add(handle))
         log.info("actor.created", child=child, incarnation=incarnation, name=name)

@@ -30,11 +30,6 @@ __all__ = ["Adoption"]
 
 log = get_logger("rayvisor.ray")
 
-_LOOK_SECONDS = 0.2
-"""Between two look-ups of a name that does not exist yet."""
-_RENEW_SECONDS = 10.0
-_REACH_SECONDS = 5.0
-
 
 class Adoption:
     """The record of one adopted child, for as long as its tree lasts and across its incarnations.
@@ -51,6 +46,7 @@ class Adoption:
 
     def __init__(self, factory: UserActorFactory, child: str, start: AdoptStart) -> None:
         self._factory = factory
+        self._timeouts = factory.timeouts
         self._child = child
         self._who = f"the actor of {child}"
         self.start = start
@@ -90,7 +86,9 @@ class Adoption:
                 if self.renewable(actor):
                     if not await self.renew(actor):
                         raise RayCallTimeout(
-                            self._who, _RENEW_SECONDS, hint="its last incarnation does not end"
+                            self._who,
+                            self._timeouts.adopted_restart,
+                            hint="its last incarnation does not end",
                         )
                     snapshot = await self._settled(actor, until, timeout)
                 else:
@@ -109,7 +107,7 @@ class Adoption:
             log.info("actor.found_dead", child=self._child, cause=str(end.root))
             if anyio.current_time() > until:
                 raise RayCallTimeout(self._who, timeout, hint=f"the one there is has ended: {end.root}")
-            await anyio.sleep(_LOOK_SECONDS)
+            await anyio.sleep(self._timeouts.adopted_poll)
 
     @property
     def replaceable(self) -> bool:
@@ -134,8 +132,9 @@ class Adoption:
 
         kill = partial(kill_actor, actor.handle, no_restart=not again)
         over = False
-        with anyio.move_on_after(_RENEW_SECONDS):
-            await self._factory.cluster.call(f"ray.kill of {actor.name}", kill, timeout=_RENEW_SECONDS)
+        timeout = self._timeouts.adopted_restart
+        with anyio.move_on_after(timeout):
+            await self._factory.cluster.call(f"ray.kill of {actor.name}", kill, timeout=timeout)
             await actor.ended()
             over = True
         log.info("actor.renewed" if again else "actor.killed", child=self._child, over=over)
@@ -164,7 +163,7 @@ class Adoption:
                     where = f" in namespace {self.start.namespace!r}" if self.start.namespace else ""
                     hint = "is it detached, and its namespace the right one?"
                     raise RayCallTimeout(f"an actor named {self.start.name!r}{where}", timeout, hint=hint)
-                await anyio.sleep(_LOOK_SECONDS)
+                await anyio.sleep(self._timeouts.adopted_poll)
         return known
 
     async def _by_name(self) -> Any:
@@ -189,13 +188,12 @@ class Adoption:
             raise TypeError(f"make={make!r} returned {made!r}, which is not a handle of a Ray actor")
         return made
 
-    @staticmethod
-    async def _reachable(actor: UserActor) -> None:
+    async def _reachable(self, actor: UserActor) -> None:
         """Wait briefly: this process's own connection learns later than others that a restart is over."""
         with contextlib.suppress(
             RayCallTimeout, HostGoneError
         ):  # it is busy, or its end is reported separately
-            await actor.ready(_REACH_SECONDS)
+            await actor.ready(self._timeouts.adopted_reach)
 
     async def _settled(self, actor: UserActor, until: float, timeout: float) -> ActorSnapshot:
         """Wait until it is alive or dead."""

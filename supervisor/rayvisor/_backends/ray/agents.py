@@ -7,6 +7,7 @@ and an agent that has no record still finds a host's processes by the key in the
 from __future__ import annotations
 
 import asyncio
+import pickle
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +24,13 @@ from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["NodeAgents"]
 
 T = TypeVar("T")
 log = get_logger("rayvisor.ray")
 
-_CREATE_SECONDS = 30.0
-_ANSWER_SECONDS = 5.0
-_SLACK_SECONDS = 2.0
 _DELAYS = (0.0, 0.2, 1.0, 5.0)
 """Seconds before an agent that died is created again; the last value repeats."""
 
@@ -60,10 +59,15 @@ class NodeAgents:
     ----------
     cluster
         The connection.
+    timeouts
+        For calls to the agents, and for the agents themselves.
     """
 
-    def __init__(self, cluster: RayCluster) -> None:
+    def __init__(self, cluster: RayCluster, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self._cluster = cluster
+        self._timeouts = timeouts.ray
+        # As bytes: a worker without rayvisor could not load the argument, and would not report the reason.
+        self._agent_timeouts = pickle.dumps(timeouts.process)
         self._nodes: dict[str, _Node] = {}
         self._closed = False
 
@@ -86,7 +90,7 @@ class NodeAgents:
     async def prepare(self, node_id: str, runtime_env: Mapping[str, Any]) -> None:
         """Create the agent of a node before its first host is there."""
         node = self._nodes.setdefault(node_id, _Node(node_id, runtime_env))
-        await self._call("agent.prepare", node, _CREATE_SECONDS, lambda: self._agent(node))
+        await self._call("agent.prepare", node, self._timeouts.create_agent, lambda: self._agent(node))
 
     async def record(self, node_id: str, key: str, processes: Sequence[ProcessId]) -> None:
         """Note an engine's processes; the agent also finds them by itself."""
@@ -96,7 +100,7 @@ class NodeAgents:
         node.hosts[key].processes = tuple(processes)
         if node.actor is not None:
             answer = node.actor.call.remote("record", key, tuple(processes))
-            await self._call("agent.record", node, _ANSWER_SECONDS, lambda: answer)
+            await self._call("agent.record", node, self._timeouts.agent_answer, lambda: answer)
 
     async def end(self, node_id: str, key: str, timeout: float) -> CleanupReport:
         """Have a host's processes killed, and return the proof, or as much as is known."""
@@ -120,11 +124,14 @@ class NodeAgents:
         """Return a host's processes as they are now; empty if no agent on its node answers."""
         node = self._nodes.get(node_id)
 
-        async def ask() -> tuple[ProcessId, ...]:
-            actor = await self._agent(node) if node is not None else None
-            return tuple(await actor.call.remote("snapshot", key)) if actor is not None else ()
+        if node is None:
+            return ()
 
-        return await self._call("agent.snapshot", node, _ANSWER_SECONDS, ask) or () if node else ()
+        async def ask() -> tuple[ProcessId, ...]:
+            actor = await self._agent(node)
+            return tuple(await actor.call.remote("snapshot", key))
+
+        return await self._call("agent.snapshot", node, self._timeouts.agent_answer, ask) or ()
 
     async def view(self, node_id: str, key: str, stack_file: str, timeout: float) -> HostView:
         """Observe a host that does not answer, from its node; empty if no agent there answers."""
@@ -159,7 +166,7 @@ class NodeAgents:
         if node is None or node.actor is None:
             return 0
         answer = node.actor.pid.remote()
-        return int(await self._call("agent.pid", node, _ANSWER_SECONDS, lambda: answer) or 0)
+        return int(await self._call("agent.pid", node, self._timeouts.agent_answer, lambda: answer) or 0)
 
     async def close(self) -> None:
         """End the agents, whose hosts have been ended before. A failure of one skips no other."""
@@ -176,7 +183,7 @@ class NodeAgents:
         actor, node.actor = node.actor, None
         if actor is not None:
             kill = partial(kill_actor, actor)
-            await self._cluster.call("ray.kill of a node agent", kill, timeout=_ANSWER_SECONDS)
+            await self._cluster.call("ray.kill of a node agent", kill, timeout=self._timeouts.agent_answer)
 
     async def _ask_for_end(self, node: _Node, key: str, timeout: float) -> CleanupReport | None:
         """Ask the agent, and once more if it dies meanwhile. None if there is no answer."""
@@ -187,7 +194,7 @@ class NodeAgents:
             return report
 
         for _ in range(2):
-            report = await self._call("agent.end", node, timeout + _SLACK_SECONDS, ask)
+            report = await self._call("agent.end", node, timeout + self._timeouts.agent_slack, ask)
             if report is not None:
                 return report
             if not await self._node_lives(node.node_id):
@@ -238,10 +245,10 @@ class NodeAgents:
             }
             if node.runtime_env:
                 options["runtime_env"] = dict(node.runtime_env)
-            return agent_class().options(**options).remote()
+            return agent_class().options(**options).remote(self._agent_timeouts)
 
         actor = await self._cluster.call(
-            "node agent", create, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
+            "node agent", create, timeout=self._timeouts.create_agent, undo=kill_actor, lane=Lane.CREATE
         )
         try:
             for key, host in list(node.hosts.items()):  # those added meanwhile are adopted by their own call
@@ -275,4 +282,4 @@ class NodeAgents:
             if not await self._node_lives(node.node_id):
                 log.warning("agent.node_died", node=node.node_id)
                 return
-            await self._call("agent.create", node, _CREATE_SECONDS, lambda: self._agent(node))
+            await self._call("agent.create", node, self._timeouts.create_agent, lambda: self._agent(node))

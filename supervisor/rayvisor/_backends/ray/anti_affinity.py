@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["AntiAffinity", "HostLocation"]
-
-_WAIT_SECONDS = 10.0
-"""Longest wait for the locations of other hosts before a host is created: some may not find room yet."""
 
 
 class HostLocation:
@@ -47,10 +45,13 @@ class AntiAffinity:
     ----------
     cluster
         The connection.
+    timeouts
+        For the wait for the locations of other hosts.
     """
 
-    def __init__(self, cluster: RayCluster) -> None:
+    def __init__(self, cluster: RayCluster, *, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray) -> None:
         self._cluster = cluster
+        self._timeouts = timeouts
         self._locations: dict[str, HostLocation] = {}
 
     def begin(self, child: str) -> HostLocation:
@@ -65,7 +66,8 @@ class AntiAffinity:
     async def nodes(self, child: str, siblings: Sequence[str]) -> list[str]:
         """Return the nodes of some of a child's siblings, given by name; empty in a cluster of one node.
 
-        Wait at most 10 s for hosts that were begun before the child's own: no two hosts wait for each other.
+        Wait, by default at most 10 s, for hosts that were begun before the child's own: no two hosts wait for
+        each other.
         """
         parent = child.rpartition("/")[0]
         paths = [f"{parent}/{name}" if parent else name for name in siblings]
@@ -73,7 +75,7 @@ class AntiAffinity:
         locations = [location for location in found if location is not None and not location.ended]
         if not locations or not await self._has_several_nodes():
             return []
-        await asyncio.wait([location.node for location in locations], timeout=_WAIT_SECONDS)
+        await asyncio.wait([location.node for location in locations], timeout=self._timeouts.apart_from)
         known = {location.node.result() for location in locations if location.node.done()}
         return sorted(known - {""})
 

@@ -23,6 +23,7 @@ from rayvisor._backends.ray.cleanup import attempt
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["RayCluster", "start_or_join"]
 
@@ -68,8 +69,17 @@ class RayCluster:
         Namespace of named actors.
     """
 
-    def __init__(self, calls: CallThreads, *, started: bool, connected: bool, facts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        calls: CallThreads,
+        *,
+        started: bool,
+        connected: bool,
+        facts: dict[str, str],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         self._calls = calls
+        self._timeouts = timeouts
         self._connected = connected
         self._session = facts["session"]
         self._closed = False
@@ -87,8 +97,8 @@ class RayCluster:
         num_gpus: float | None = None,
         namespace: str | None = None,
         options: dict[str, Any] | None = None,
-        timeout: float = 60.0,
         threads: int = 8,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> RayCluster:
         """Start a local Ray or attach to one that runs.
 
@@ -103,10 +113,10 @@ class RayCluster:
         options
             More arguments for ``ray.init``; these win. Arguments that only a new Ray takes, such as
             ``num_cpus``, are left out when attaching.
-        timeout
-            Seconds to wait.
         threads
             How many kills and look-ups may be under way at once, and as many creations; see `CallThreads`.
+        timeouts
+            For connecting (by default 60 s), for calls to Ray, and for the end of a Ray started here.
 
         Raises
         ------
@@ -130,7 +140,7 @@ class RayCluster:
                     raise ClusterUnavailableError(
                         where, f"this process is connected to {facts['gcs_address']} already"
                     )
-                return cls(calls, started=False, connected=False, facts=facts)
+                return cls(calls, started=False, connected=False, facts=facts, timeouts=timeouts)
             arguments: dict[str, Any] = {
                 "address": where,
                 "namespace": space,
@@ -150,9 +160,10 @@ class RayCluster:
                 context = start_or_join(arguments | given)
             except Exception as error:
                 raise ClusterUnavailableError(where, f"{type(error).__name__}: {error}") from error
-            return cls(calls, started=where == "local", connected=True, facts=_facts(context.address_info))
+            facts = _facts(context.address_info)
+            return cls(calls, started=where == "local", connected=True, facts=facts, timeouts=timeouts)
 
-        cluster = await calls.run("ray.init", connect, timeout=timeout, undo=cls._disconnect)
+        cluster = await calls.run("ray.init", connect, timeout=timeouts.ray.connect, undo=cls._disconnect)
         log.info(
             "ray.connected", started=cluster.started, address=cluster.gcs_address, namespace=cluster.namespace
         )
@@ -169,47 +180,51 @@ class RayCluster:
         name: str,
         function: Callable[[], T],
         *,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         undo: Callable[[T], object] | None = None,
         lane: Lane = Lane.CONTROL,
     ) -> T:
-        """Run a blocking call in a thread, see `CallThreads.run`."""
+        """Run a blocking call in a thread, see `CallThreads.run`; without a timeout, by default for 10 s."""
+        timeout = self._timeouts.ray.call if timeout is None else timeout
         return await self._calls.run(name, function, timeout=timeout, undo=undo, lane=lane)
 
     def post(self, name: str, function: Callable[[], object]) -> None:
         """Run a blocking Ray call without waiting for it, see `CallThreads.post`."""
         self._calls.post(name, function)
 
-    async def nodes(self, timeout: float = 5.0) -> dict[str, bool]:
+    async def nodes(self) -> dict[str, bool]:
         """Return the ids of all nodes that Ray knows, and whether each is alive."""
 
         def nodes() -> dict[str, bool]:
             return {node["NodeID"]: bool(node["Alive"]) for node in _nodes()}
 
-        return await self.call("ray.nodes", nodes, timeout=timeout)
+        return await self.call("ray.nodes", nodes, timeout=self._timeouts.ray.node_table)
 
-    async def node_resources(self, timeout: float = 5.0) -> list[dict[str, float]]:
+    async def node_resources(self) -> list[dict[str, float]]:
         """Return the total resources of each living node, free or not."""
 
         def resources() -> list[dict[str, float]]:
             return [dict(node["Resources"]) for node in _nodes() if node["Alive"]]
 
-        return await self.call("ray.nodes", resources, timeout=timeout)
+        return await self.call("ray.nodes", resources, timeout=self._timeouts.ray.node_table)
 
-    async def close(self, timeout: float = 30.0) -> None:
+    async def close(self) -> None:
         """Disconnect: shut down what `connect` started, and leave everything else as it was."""
         if self._closed:
             return
         self._closed = True
         left: tuple[ProcessId, ...] = ()
+        times = self._timeouts.ray
         if self.started:
-            listing = self.call("processes of ray", self._own_processes, timeout=5.0)
+            listing = self.call("processes of ray", self._own_processes, timeout=times.own_processes)
             left = await attempt("processes of ray", listing) or ()
         if self._connected:
-            await attempt("ray.shutdown", self.call("ray.shutdown", self._disconnect, timeout=timeout))
+            shutdown = self.call("ray.shutdown", self._disconnect, timeout=times.disconnect)
+            await attempt("ray.shutdown", shutdown)
         if left:
             # Workers exit by themselves once their raylet is gone, but Ray does not wait for that.
-            report = await attempt("end of ray", end_processes(left, key=None, timeout=5.0))
+            end = end_processes(left, key=None, timeout=times.own_processes, timeouts=self._timeouts.process)
+            report = await attempt("end of ray", end)
             if report is not None and not report.verified:
                 log.warning("ray.processes.left", processes=[process.pid for process in report.left])
         self._calls.close()

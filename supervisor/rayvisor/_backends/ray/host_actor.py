@@ -23,13 +23,11 @@ from rayvisor._log import get_logger
 from rayvisor.faults import Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["Failure", "HostActor", "HostHello"]
 
 log = get_logger("rayvisor.host")
-
-_BLOCKED_SECONDS = 0.5
-"""When the event loop has been blocked for this time, its stack is written to a file."""
 
 
 class HostHello(NamedTuple):
@@ -63,25 +61,30 @@ class HostActor:
         The host's key: every process that it starts carries it in its environment.
     child, epoch, engine
         As for `EngineHost`.
+    timeouts
+        For the host, its reaper and its engine.
     """
 
-    def __init__(self, key: str, child: str, epoch: int, engine: str) -> None:
+    def __init__(
+        self, key: str, child: str, epoch: int, engine: str, *, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
+        self._timeouts = timeouts
         self._guard: Guard | None = None
         self._guarding = asyncio.Lock()
         try:
             # A worker's parent is its raylet. Ray's own check for its death (for pid 1) misses cases.
-            self._guard = Guard(key, with_parent=True)
+            self._guard = Guard(key, with_parent=True, timeouts=timeouts.process)
         except (OSError, RuntimeError):
             # The node agent still kills what is left. The host works without a reaper, and reports that.
             log.exception("host.reaper.failed", child=child, epoch=epoch)
-        self._host = EngineHost(child, epoch, engine)
+        self._host = EngineHost(child, epoch, engine, timeouts=timeouts)
         self._stack: StackDumper | None = None
 
     async def describe(self, node_id: str) -> HostHello | Failure:
         try:
             reaper = await self._reaper_pid()
             if self._stack is None:
-                self._stack = StackDumper(_BLOCKED_SECONDS)
+                self._stack = StackDumper(self._timeouts.ray.loop_blocked)
             description = (await self._host.describe())._replace(stack_file=self._stack.path)
             return HostHello(description, node_id, reaper, _standard_error())
         except Exception as error:  # noqa: BLE001 - sent as plain data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import secrets
 from collections.abc import Sequence
 from typing import Any, Self
@@ -22,12 +23,11 @@ from rayvisor._backends.ray.placement_groups import PlacementGroups
 from rayvisor._core.protocol.links import CleanupReport, merge_reports
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["RayHostFactory"]
 
 log = get_logger("rayvisor.ray")
-
-_CREATE_SECONDS = 20.0
 
 
 class RayHostFactory:
@@ -37,13 +37,17 @@ class RayHostFactory:
     ----------
     cluster
         The connection. It belongs to the caller and stays open.
+    timeouts
+        For calls to Ray, for the hosts and for the node agents.
     """
 
-    def __init__(self, cluster: RayCluster) -> None:
+    def __init__(self, cluster: RayCluster, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.cluster = cluster
-        self.agents = NodeAgents(cluster)
-        self.nodes = NodeWatch(cluster)
-        self._anti_affinity = AntiAffinity(cluster)
+        self.timeouts = timeouts.ray
+        self.agents = NodeAgents(cluster, timeouts=timeouts)
+        self.nodes = NodeWatch(cluster, timeouts=timeouts.ray)
+        self._host_timeouts = pickle.dumps(timeouts)
+        self._anti_affinity = AntiAffinity(cluster, timeouts=timeouts.ray)
         self._placement_groups = PlacementGroups(cluster)
         self._token = secrets.token_hex(4)
         self._hosts: dict[str, RayHost] = {}
@@ -75,10 +79,18 @@ class RayHostFactory:
             version = package.local_version()
 
             def make() -> Any:
-                return host_class().options(**actor_options).remote(key, child, epoch, engine, version)
+                return (
+                    host_class()
+                    .options(**actor_options)
+                    .remote(key, child, epoch, engine, version, self._host_timeouts)
+                )
 
             actor = await self.cluster.call(
-                f"the host actor of {child}", make, timeout=_CREATE_SECONDS, undo=kill_actor, lane=Lane.CREATE
+                f"the host actor of {child}",
+                make,
+                timeout=self.timeouts.create_host,
+                undo=kill_actor,
+                lane=Lane.CREATE,
             )
         except BaseException:
             location.end()  # siblings that wait for it must not wait in vain

@@ -35,15 +35,12 @@ if TYPE_CHECKING:
     from rayvisor._backends.ray.agents import NodeAgents
     from rayvisor._backends.ray.cluster import RayCluster
     from rayvisor._backends.ray.nodes import NodeWatch
+    from rayvisor.specs.timeouts import RayTimeouts
 
 __all__ = ["RayHost", "package_env"]
 
 log = get_logger("rayvisor.ray")
 
-_KILL_SECONDS = 1.0
-_ANSWER_SECONDS = 10.0
-_SLACK_SECONDS = 5.0
-_AGENT_SECONDS = 30.0
 _UNREAD_BATCHES = 64
 """Batches that may wait for a driver that does not read them; then the host waits."""
 
@@ -76,6 +73,7 @@ class HostServices(Protocol):
     cluster: RayCluster
     agents: NodeAgents
     nodes: NodeWatch
+    timeouts: RayTimeouts
 
     async def why_pending(self, options: ActorOptions) -> str:
         """Return why an actor with these options does not start; empty if the cluster does not show it."""
@@ -99,6 +97,7 @@ class RayHost:
         options: ActorOptions,
     ) -> None:
         self._services = services
+        self._timeouts = services.timeouts
         self._actor = actor
         self._options = options
         self._hello: HostHello | None = None
@@ -182,7 +181,7 @@ class RayHost:
             left = max(0.1, timeout - (time.monotonic() - began))
             # The host itself ends the start in time, and names the phase; ours is for a host that hangs.
             ref = self._actor.call.remote("ensure_started", incarnation, dict(arguments), left, limits)
-            return await self._call("ensure_started", ref, limits.longest(left) + _SLACK_SECONDS)
+            return await self._call("ensure_started", ref, limits.longest(left) + self._timeouts.host_slack)
 
         answer: EngineInfo | Termination = await _retry_unavailable(ask)
         if isinstance(answer, EngineInfo) and self._hello is not None:
@@ -198,28 +197,29 @@ class RayHost:
     async def stop_engine(self, incarnation: int, grace: float) -> None:
         """End the engine, see `HostLink.stop_engine`."""
         ref = self._actor.call.remote("stop_engine", incarnation, grace)
-        await self._call("stop_engine", ref, grace + _ANSWER_SECONDS)
+        await self._call("stop_engine", ref, grace + self._timeouts.host_answer)
 
     async def submit(self, incarnation: int, orders: Sequence[GenerateCommand]) -> None:
         """Submit requests to the engine."""
-        await self._call(
-            "submit", self._actor.call.remote("submit", incarnation, list(orders)), _ANSWER_SECONDS
-        )
+        ref = self._actor.call.remote("submit", incarnation, list(orders))
+        await self._call("submit", ref, self._timeouts.host_answer)
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End requests in the engine."""
-        await self._call("abort", self._actor.call.remote("abort", list(requests)), _ANSWER_SECONDS)
+        ref = self._actor.call.remote("abort", list(requests))
+        await self._call("abort", ref, self._timeouts.host_answer)
 
     async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading a request's output."""
-        await self._call("flow", self._actor.call.remote("flow", request, attempt, is_open), _ANSWER_SECONDS)
+        ref = self._actor.call.remote("flow", request, attempt, is_open)
+        await self._call("flow", ref, self._timeouts.host_answer)
 
     async def ask(
         self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out a call, see `HostLink.ask`."""
         ref = self._actor.call.remote("ask", incarnation, method, tuple(args), dict(kwargs), timeout)
-        return await self._call(method, ref, timeout + _SLACK_SECONDS)
+        return await self._call(method, ref, timeout + self._timeouts.host_slack)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
         """Iterate over the host's items, a batch a tick; HostGoneError is raised when the host ends."""
@@ -268,7 +268,7 @@ class RayHost:
         kill = partial(kill_actor, self._actor)
         try:
             await self._services.cluster.call(
-                f"ray.kill of the host of {self.child}", kill, timeout=min(timeout, _KILL_SECONDS)
+                f"ray.kill of the host of {self.child}", kill, timeout=min(timeout, self._timeouts.host_kill)
             )
         except RayCallTimeout:
             pass  # a stopped process is ended by the agent's SIGKILL instead
@@ -334,7 +334,7 @@ class RayHost:
                 self.key,
                 process,
                 package_env(self._options),
-                min(timeout, _AGENT_SECONDS),
+                min(timeout, self._timeouts.host_adoption),
             )
         except Exception as error:
             if not isinstance(error, TimeoutError) and not is_ray_error(error):

@@ -1,8 +1,8 @@
 """The loss of nodes of the cluster, and its reasons.
 
 Ray's control store pushes a loss as soon as it has declared the node dead. Its node table is polled too:
-every 10 s, and every second while nothing is pushed. The link to a host learns of the loss of its node
-here, without calling an actor that cannot be reached any more.
+by default every 10 s, and every second while nothing is pushed. The link to a host learns of the loss of its
+node here, without calling an actor that cannot be reached any more.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import anyio
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.push import PushChannel
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["NodeWatch"]
 
 log = get_logger("rayvisor.ray")
 
-_POLL_SECONDS = 1.0
-_SNAPSHOT_SECONDS = 10.0
 _DEAD = 1
 _REASONS = {
     1: "it was removed",
@@ -39,12 +38,19 @@ class NodeWatch:
     cluster
         The connection.
     push
-        Whether to try Ray's push API. Without it the table is polled every second.
+        Whether to try Ray's push API. Without it the table is polled, by default every second.
+    timeouts
+        Intervals between two polls, and times of the push API.
     """
 
-    def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
+    def __init__(
+        self, cluster: RayCluster, *, push: bool = True, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray
+    ) -> None:
         self._cluster = cluster
-        self._channel = PushChannel(cluster, "NodeInfo", on_record=self._on_record, on_gap=self._poll_soon)
+        self._timeouts = timeouts
+        self._channel = PushChannel(
+            cluster, "NodeInfo", on_record=self._on_record, on_gap=self._poll_soon, timeouts=timeouts
+        )
         self._channel.unsupported = not push
         self._lost: dict[str, asyncio.Future[str]] = {}
         self._poll_now = asyncio.Event()
@@ -88,7 +94,8 @@ class NodeWatch:
         while True:
             self._poll_now.clear()
             await self._poll()
-            with anyio.move_on_after(_SNAPSHOT_SECONDS if self.pushing else _POLL_SECONDS):
+            pause = self._timeouts.pushed_poll if self.pushing else self._timeouts.node_poll
+            with anyio.move_on_after(pause):
                 await self._poll_now.wait()
 
     async def _poll(self) -> None:

@@ -16,15 +16,12 @@ import anyio
 
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["PushChannel"]
 
 log = get_logger("rayvisor.ray")
 
-_SUBSCRIBE_SECONDS = 10.0
-_CLOSE_SECONDS = 1.0
-_PAUSE_SECONDS = (0.5, 10.0)
-"""The first and the longest pause before a channel that broke is opened again."""
 _BATCH = 500
 
 
@@ -42,6 +39,8 @@ class PushChannel:
     on_gap
         Called when changes may have been missed: once the channel is open, since it publishes only later
         changes, and once it is not.
+    timeouts
+        For opening and closing it, and pauses before it is opened again.
     """
 
     def __init__(
@@ -51,8 +50,10 @@ class PushChannel:
         *,
         on_record: Callable[[bytes, Any], None],
         on_gap: Callable[[], None],
+        timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray,
     ) -> None:
         self._cluster = cluster
+        self._timeouts = timeouts
         self._kind = kind
         self._on_record = on_record
         self._on_gap = on_gap
@@ -84,13 +85,14 @@ class PushChannel:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _read(self) -> None:
-        pause, longest = _PAUSE_SECONDS
+        first, longest = self._timeouts.resubscribe_first, self._timeouts.resubscribe_longest
+        pause = first
         while True:
             try:
                 subscription = self._subscription = await self._cluster.call("the push API", self._make)
-                with anyio.fail_after(_SUBSCRIBE_SECONDS):
+                with anyio.fail_after(self._timeouts.subscribe):
                     await subscription.subscribe()
-                self._open, pause = True, _PAUSE_SECONDS[0]
+                self._open, pause = True, first
                 self._on_gap()
                 try:
                     await self._read_on(subscription)
@@ -130,14 +132,17 @@ class PushChannel:
 
         subscriber = getattr(gcs_pubsub, f"GcsAio{self._kind}Subscriber")
         address = self._cluster.gcs_address
-        return _Subscription(lambda: subscriber(address=address))
+        return _Subscription(
+            lambda: subscriber(address=address), close_timeout=self._timeouts.subscription_close
+        )
 
 
 class _Subscription:
     """A subscriber of Ray's, created on the event loop that reads it."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], *, close_timeout: float) -> None:
         self._make = make
+        self._close_timeout = close_timeout
         self._made: Any = None
 
     async def subscribe(self) -> None:
@@ -153,7 +158,7 @@ class _Subscription:
             # It is not used any more, so its errors do not matter.
             with (
                 anyio.CancelScope(shield=True),
-                anyio.move_on_after(_CLOSE_SECONDS),
+                anyio.move_on_after(self._close_timeout),
                 contextlib.suppress(Exception),
             ):
                 await made.close()

@@ -16,6 +16,7 @@ from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError
 from rayvisor.specs import TaskAttempt, TaskPolicy
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = [
     "AttemptReader",
@@ -36,9 +37,6 @@ log = get_logger("rayvisor.tasks")
 
 _EAGER_BYTES = 1 << 20
 """Values up to this size are brought to the driver as soon as they are ready."""
-_POLL_SECONDS = 0.02
-_STOP_SECONDS = 1.0
-_READ_SECONDS = 2.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SYSTEM: Mapping[str, str] = {
     "WorkerCrashedError": "WORKER_DIED",
@@ -197,9 +195,15 @@ class Readiness:
 
     It polls, since Ray ends a process that is inside one of its calls during its shutdown, or hangs in that
     call. At exit it stops before Ray does.
+
+    Parameters
+    ----------
+    timeouts
+        Interval between two polls, and for the stop at exit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray) -> None:
+        self._timeouts = timeouts
         self._exiting = threading.Event()
         self._registered = False
         self._lock = threading.Lock()
@@ -235,7 +239,7 @@ class Readiness:
         self._exiting.set()
         thread = self._thread
         if thread is not None:
-            thread.join(_STOP_SECONDS)
+            thread.join(self._timeouts.task_stop)
 
     def _work(self) -> None:
         import ray
@@ -248,7 +252,7 @@ class Readiness:
                 if not refs:
                     self._thread = None
                     return
-            if self._exiting.wait(_POLL_SECONDS):
+            if self._exiting.wait(self._timeouts.task_poll):
                 return
             failure: BaseException | None = None
             try:
@@ -268,9 +272,15 @@ class AttemptReader:
 
     It reads the store behind Ray's state API directly, since the API itself needs a dashboard. Where that
     fails, it uses the API.
+
+    Parameters
+    ----------
+    timeouts
+        For one read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray) -> None:
+        self._timeouts = timeouts
         self._lock = threading.Lock()
         self._stub: tuple[str, Any, Any] | None = None
 
@@ -316,7 +326,7 @@ class AttemptReader:
         wanted = request.filters.task_filters.add()
         wanted.task_id = task_id
         wanted.predicate = service.FilterPredicate.EQUAL
-        reply = stub.GetTaskEvents(request, timeout=_READ_SECONDS)
+        reply = stub.GetTaskEvents(request, timeout=self._timeouts.task_read)
         rows = []
         for event in reply.events_by_task:
             updates = event.state_updates
@@ -338,8 +348,7 @@ class AttemptReader:
             )
         return rows
 
-    @staticmethod
-    def _from_state_api(task_id: str) -> list[TaskAttempt]:
+    def _from_state_api(self, task_id: str) -> list[TaskAttempt]:
         import ray
         from ray.util.state import list_tasks
 
@@ -347,7 +356,7 @@ class AttemptReader:
             address=ray.get_runtime_context().gcs_address,
             filters=[("task_id", "=", task_id)],
             detail=True,
-            timeout=int(_READ_SECONDS),
+            timeout=int(self._timeouts.task_read),
             raise_on_missing_output=False,
         )
         return [

@@ -26,18 +26,12 @@ from rayvisor._backends.ray.push import PushChannel
 from rayvisor._backends.ray.table import ActorState, Row, actor_end, look_up, read_row, worker_end
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "WatchedActor"]
 
 log = get_logger("rayvisor.ray")
 
-_POLL_SECONDS = 0.5
-"""Between two polls of an actor while nothing is pushed."""
-_SNAPSHOT_SECONDS = 10.0
-_ROW_SECONDS = 5.0
-_WORKER_SECONDS = 2.0
-_SUSPECT_SECONDS = (0.1, 2.0)
-"""The first and the longest pause before an actor that could not be reached is polled again."""
 _PAUSES = (0.05, 0.2, 0.5, 0.0)
 
 
@@ -136,11 +130,18 @@ class ActorWatch:
         The connection.
     push
         Whether to try Ray's push API. Without it every actor is polled.
+    timeouts
+        Intervals between two polls, and times for Ray's tables and its push API.
     """
 
-    def __init__(self, cluster: RayCluster, *, push: bool = True) -> None:
+    def __init__(
+        self, cluster: RayCluster, *, push: bool = True, timeouts: RayTimeouts = DEFAULT_TIMEOUTS.ray
+    ) -> None:
         self._cluster = cluster
-        self._channel = PushChannel(cluster, "Actor", on_record=self._on_record, on_gap=self._poll_all)
+        self._timeouts = timeouts
+        self._channel = PushChannel(
+            cluster, "Actor", on_record=self._on_record, on_gap=self._poll_all, timeouts=timeouts
+        )
         self._channel.unsupported = not push
         self._watched: dict[bytes, WatchedActor] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -203,7 +204,7 @@ class ActorWatch:
         actor_id = watched.handle._actor_id  # noqa: SLF001 - Ray gives an actor's id in no other way
         try:
             return await self._cluster.call(
-                "the actor's row", lambda: look_up(actor_id), timeout=_ROW_SECONDS
+                "the actor's row", lambda: look_up(actor_id), timeout=self._timeouts.actor_row
             )
         except RayCallTimeout as timeout:
             log.warning("ray.table.silent", error=str(timeout))
@@ -270,7 +271,7 @@ class ActorWatch:
             return None
         try:
             return await self._cluster.call(
-                "the worker's row", lambda: worker_end(worker, node), timeout=_WORKER_SECONDS
+                "the worker's row", lambda: worker_end(worker, node), timeout=self._timeouts.worker_row
             )
         except Exception as error:  # noqa: BLE001 - as above: the actor's own row is enough
             log.warning("ray.table.unavailable", error=f"{type(error).__name__}: {error}"[:500])
@@ -291,11 +292,11 @@ class ActorWatch:
                 await self.refresh(watched)
             away = self.pushing and watched.snapshot.state is ActorState.RESTARTING
             if away or await self._poll(watched):
-                pause = _SNAPSHOT_SECONDS if self.pushing else _POLL_SECONDS
+                pause = self._timeouts.pushed_poll if self.pushing else self._timeouts.actor_poll
             else:
-                first, longest = _SUSPECT_SECONDS
+                pause = min(max(self._timeouts.suspect_first, 2 * pause), self._timeouts.suspect_longest)
                 # The many actors of a lost node must not be polled in the same instant.
-                pause = min(max(first, 2 * pause), longest) * random.uniform(0.5, 1.0)
+                pause *= random.uniform(0.5, 1.0)
                 watched.poll_soon.clear()
             with anyio.move_on_after(pause):
                 await watched.poll_soon.wait()

@@ -82,12 +82,13 @@ class ServerEngine:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._host_timeouts = timeouts.host
+        self._process_timeouts = timeouts.process
         self._timeouts = timeouts.server
         self._incarnation = incarnation
         self._arguments = dict(arguments)
         self._log_file = log_file or temporary_log("server")
         self._log_position = 0
-        self._tree = ProcessTree(new_tag())
+        self._tree = ProcessTree(new_tag(), timeouts=timeouts.process)
         self._port_socket: socket.socket | None = None
         self._program: ServerProgram | None = None
         self._api: ServerApi | None = None
@@ -143,7 +144,11 @@ class ServerEngine:
         options: Sequence[str] = given["args"]
         environment: Mapping[str, str] = given.get("env") or {}
         program = self._program = ServerProgram(
-            command_of(given, port), environment, self._tree.tag, self._log_file
+            command_of(given, port),
+            environment,
+            self._tree.tag,
+            self._log_file,
+            timeouts=self._process_timeouts,
         )
         self._tree.descend_from(program.pid, TITLE)
         await self._tree.scan()

@@ -101,7 +101,7 @@ class SimEngine:
         self._given = dict(arguments)
         self._arguments = {**DEFAULTS, **arguments}
         self._log_file = log_file or temporary_log("sim")
-        self._tree = ProcessTree(tag or new_tag())
+        self._tree = ProcessTree(tag or new_tag(), timeouts=timeouts.process)
         self._core: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()

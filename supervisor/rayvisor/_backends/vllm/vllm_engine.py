@@ -95,7 +95,7 @@ class VllmEngine:
         self._arguments = dict(arguments)
         self._log_file = log_file or temporary_log("vllm")
         self._log_position = 0
-        self._tree = ProcessTree(new_tag())
+        self._tree = ProcessTree(new_tag(), timeouts=timeouts.process)
         self._children: dict[int, BaseProcess] = {}
         # One thread for the whole incarnation: a child process may end with the thread that has started it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
