@@ -81,6 +81,8 @@ class HostTimeouts(_Group):
     """Between two looks at the fault status of an engine that reports one."""
     fault_status_reminder: float = 1.0
     """How often an engine that stays unhealthy is reported again, as the first report may have been early."""
+    start_poll: float = 1.0
+    """The most between two looks at the processes of an engine that starts."""
     predecessor_end: float = 10.0
     """How long an older engine may take to end when a newer one is to start."""
     answer: float = 10.0
@@ -90,9 +92,9 @@ class HostTimeouts(_Group):
     log_retention: float = 7 * 86400.0
     """How long logs of hosts that are gone are kept."""
     log_settle: float = 0.1
-    """How long the log of a dead engine is waited for to be complete."""
+    """How long the exit code of a dead engine and the last lines of its log are waited for."""
     log_poll: float = 0.002
-    """Between two looks at that log."""
+    """Between two looks at them."""
     sim_kill: float = 5.0
     """How long the processes of a simulated engine may take to disappear after SIGKILL."""
     sim_exit: float = 1.0
@@ -107,16 +109,16 @@ class VllmTimeouts(_Group):
 
     scan: float = 0.1
     """Between two scans for new processes of a starting engine."""
-    report_poll: float = 0.02
-    """Between two looks for vLLM's own report of a death."""
-    report: float = 2.0
-    """How long vLLM's own report of a death is waited for."""
+    error: float = 0.02
+    """How long vLLM's own error is waited for once a process of a starting engine has ended."""
+    progress: float = 2.0
+    """Between two reports of the progress of a start, read from the log."""
     kill: float = 5.0
     """How long engine processes may take to disappear after SIGKILL."""
     cleanup: float = 5.0
-    """How long vLLM's clean-up of a dead engine may take."""
-    dead_flag: float = 0.25
-    """How long vLLM may take to mark an engine as dead after a process of it died."""
+    """How long vLLM's own shutdown, and a step of a start, may go on once the processes have ended."""
+    flag_poll: float = 0.25
+    """Between two looks at the flag with which vLLM marks an engine as dead."""
     release: float = 1.0
     """How long the release of an engine's client may take."""
     abort: float = 1.0
@@ -124,13 +126,13 @@ class VllmTimeouts(_Group):
     host_check: float = 1.0
     """How often a template checks that its host is alive; its socket may live on in another process."""
     template_status: float = 5.0
-    """How long a template's status is waited for."""
+    """How long a template may take to report the exit code of a process that it has forked."""
     template_status_poll: float = 0.05
-    """Between two looks at that status."""
+    """How long the first look for that exit code waits; later ones do not wait."""
     template_poll: float = 0.1
     """Between two looks at a template that imports."""
     template_answer: float = 5.0
-    """How long a template may take to answer."""
+    """How long a template may take to fork a process."""
     template_idle: float = 15.0
     """How long a template that imports may be without any processor time before it is given up."""
     template_import: float = 600.0
@@ -145,18 +147,18 @@ class ServerTimeouts(_Group):
 
     request: float = 5.0
     """How long an answer of the server's API may take."""
-    follow: float = 0.1
-    """Between two looks at an instruction that the server carries out."""
+    status_poll: float = 0.1
+    """Between two looks at the status of a server with fault tolerance."""
+    follow: float = 0.025
+    """Between two looks at that status while the server carries out an instruction."""
     kill: float = 5.0
     """How long its processes may take to disappear after SIGKILL."""
     poll: float = 0.1
     """Between two looks at a server that starts."""
-    spawn_poll: float = 0.01
-    """Between two looks for the process that was just spawned."""
-    report: float = 1.0
-    """How long the server's own report of a death is waited for."""
+    progress: float = 1.0
+    """Between two reports of the progress of a start, read from the log."""
     leave: float = 1.0
-    """How long a server may take to leave by itself once its engine is dead."""
+    """How long a server may take to exit by itself once its engine has exited."""
     settled: float = 60.0
     """A server that does not count tokens counts as productive after being healthy for this long."""
     sim_stop: float = 5.0

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rayvisor._backends.host import batching as outlet_module
 from rayvisor._backends.host.engine import EngineStartFailedError
 from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
 from rayvisor.faults import Cause, FaultClass, classify
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts, Timeouts
 from tests.backends.driving import alive
 from tests.waiting import until
 
@@ -56,8 +56,10 @@ class Reader:
 
 
 @pytest_asyncio.fixture
-async def host(tmp_path: Path) -> AsyncIterator[EngineHost]:
-    made = EngineHost("llm/1", 1, "sim", str(tmp_path))
+async def host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[EngineHost]:
+    """A host; a test may parametrize it with other timeouts."""
+    timeouts = getattr(request, "param", DEFAULT_TIMEOUTS)
+    made = EngineHost("llm/1", 1, "sim", str(tmp_path), timeouts=timeouts)
     yield made
     await made.stop_engine(1_000_000, 0.0)
     await made.stop_engine(made._incarnation, 0.0)
@@ -90,14 +92,14 @@ async def test_at_most_one_list_comes_a_tick_and_none_is_late_when_idle(
     await host.submit(1, [order(f"r{i}", max_tokens=300) for i in range(8)])
     await until(lambda: all(reader.finished(f"r{i}") for i in range(8)))
     gaps = [later - earlier for earlier, later in zip(reader.times, reader.times[1:], strict=False)]
-    assert min(gaps) >= outlet_module.SOON_SECONDS * 0.9
+    assert min(gaps) >= DEFAULT_TIMEOUTS.host.batch_interval_urgent * 0.9
     assert len(reader.lists) < sum(len(items) for items in reader.lists)
 
 
+@pytest.mark.parametrize("host", [Timeouts(host=HostTimeouts(batch_interval=60.0))], indirect=True)
 async def test_while_tokens_flow_they_go_together_and_a_first_one_does_not_wait(
-    host: EngineHost, reader: Reader, monkeypatch: pytest.MonkeyPatch
+    host: EngineHost, reader: Reader
 ) -> None:
-    monkeypatch.setattr(outlet_module, "TICK_SECONDS", 60.0)
     await host.ensure_started(1, {"max_model_len": 4096}, 60)
     await host.submit(1, [order("long", max_tokens=4000)])
     await until(lambda: reader.tokens("long"))
@@ -281,7 +283,7 @@ async def test_a_slow_reader_s_request_is_not_read_for_until_it_asks(
     await until(lambda: reader.tokens("slow"))
     await host.flow("slow", 1, is_open=False)
     await host.flow("slow", 7, is_open=True)  # another attempt: not meant
-    await asyncio.sleep(3 * outlet_module.TICK_SECONDS)
+    await asyncio.sleep(3 * DEFAULT_TIMEOUTS.host.batch_interval)
     before = len(reader.tokens("slow"))
     await until(lambda: reader.finished("quick"))
     assert len(reader.tokens("slow")) == before
@@ -294,7 +296,7 @@ async def test_without_a_reader_the_host_stops_reading_from_its_engine(host: Eng
     await host.ensure_started(1, FAST, 60)
     await host.submit(1, [order(f"r{i}", max_tokens=2000) for i in range(8)])
     await until(lambda: host._batcher.paced == 8)
-    await asyncio.sleep(5 * outlet_module.TICK_SECONDS)
+    await asyncio.sleep(5 * DEFAULT_TIMEOUTS.host.batch_interval)
     assert len([item for item in host._batcher.items if isinstance(item, Chunk)]) == 8
     reader = Reader(host)
     await until(lambda: all(reader.finished(f"r{i}") for i in range(8)))

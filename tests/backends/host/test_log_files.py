@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rayvisor._backends.host.log_files import LogFiles
+from rayvisor.specs.timeouts import HostTimeouts
 
 WEEKS = 2 * 7 * 86400.0
 
@@ -45,6 +46,13 @@ def test_logs_of_hosts_that_are_gone_are_deleted_after_a_week_and_nothing_else(
     assert set(tmp_path.iterdir()) == {*kept, new}
     assert not old.exists()
     assert not second.exists()
+
+
+def test_a_tree_may_keep_the_logs_of_hosts_that_are_gone_for_another_time(tmp_path: Path, gone: int) -> None:
+    old = made(tmp_path, f"engine-llm.1-{gone}-1.log", 120.0)
+    recent = made(tmp_path, f"engine-llm.1-{gone}-2.log", 5.0)
+    LogFiles("llm/2", str(tmp_path), timeouts=HostTimeouts(log_retention=60.0)).next(1)
+    assert (old.exists(), recent.exists()) == (False, True)
 
 
 def test_of_logs_of_hosts_that_are_gone_the_thousand_newest_are_kept(tmp_path: Path, gone: int) -> None:

@@ -17,12 +17,16 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
+from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.process.identity import alive, identify
 from rayvisor._backends.server.ports import PortTakenError
 from rayvisor._backends.server.server_engine import ServerEngine
 from rayvisor._backends.server.usage_errors import with_usage_error
+from rayvisor._core.protocol.wire import Worked
 from rayvisor.config import load_tree
 from rayvisor.faults import Cause, Termination, classify
+from rayvisor.specs import StallLimits
+from rayvisor.specs.timeouts import ServerTimeouts, Timeouts
 from rayvisor.testing import wait_for_state
 from tests.backends.server.http_client import complete, get
 from tests.waiting import until
@@ -151,6 +155,27 @@ async def test_a_port_that_is_taken_after_the_server_has_served_is_one_permanent
     assert killed.fault_class is rv.FaultClass.FATAL
     assert taken.fault_class is rv.FaultClass.PERMANENT
     assert f"port {port} of 127.0.0.1 is taken by" in taken.root.message
+
+
+async def test_a_server_that_counts_no_tokens_is_productive_once_it_has_been_healthy_for_a_time(
+    tmp_path: Path,
+) -> None:
+    timeouts = Timeouts(server=ServerTimeouts(settled=0.1))  # by default a minute
+    host = EngineHost("web", 1, "server", str(tmp_path), timeouts=timeouts)
+    arguments = {
+        "program": "sim",
+        "model": "sim",
+        "args": ["--disable-log-stats"],
+        "host": "127.0.0.1",
+        "port": 0,
+        "probe_interval": 0.2,
+    }
+    await host.ensure_started(1, arguments, 60, StallLimits(probe_interval=0.2))
+    with anyio.fail_after(30):
+        async for items in host.stream():
+            if Worked(1) in items:
+                break
+    await host.stop_engine(1, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,19 @@ from rayvisor._backends.vllm import lease as leases
 from rayvisor._backends.vllm import template as templates
 from rayvisor._backends.vllm.lease import ForkedProcess, forked_from
 from rayvisor._backends.vllm.plugin import OWN_METHOD
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 _PROGRAM = (
     "from rayvisor._backends.vllm import forking; "
-    "forking._import_all = lambda: {refusal!r}; forking.serve({socket})"
+    "forking._import_all = lambda: {refusal!r}; forking.serve({arguments})"
 )
+_ARGUMENTS = "{descriptor}, {host_check}"
 _SOON = 60.0
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "_PROGRAM", _PROGRAM.format(refusal="", socket="{}"))
+    monkeypatch.setattr(templates, "_PROGRAM", _PROGRAM.format(refusal="", arguments=_ARGUMENTS))
     monkeypatch.setattr(templates, "expected_additions", lambda _: {})
     monkeypatch.setattr(leases, "_registry", leases._TemplateRegistry())
     monkeypatch.setenv(OWN_METHOD, "fork")
@@ -41,13 +43,14 @@ def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 class Host:
     """Holds a lease of the template, and has processes forked from it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timeouts: VllmTimeouts) -> None:
+        self.timeouts = timeouts
         self.lease = leases.Lease()
         self.log = folder / "engine.log"
         self.cancelled = threading.Event()
 
     def template(self) -> templates.Template:
-        found = self.lease.template({}, str(self.log))
+        found = self.lease.template({}, str(self.log), timeouts=self.timeouts)
         assert found is not None
         return found
 
@@ -59,8 +62,9 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    host = Host(tmp_path)
+def host(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A host; a test may parametrize it with other timeouts of its templates."""
+    host = Host(tmp_path, getattr(request, "param", DEFAULT_TIMEOUTS.vllm))
     yield host
     leases._registry.clear()
     for child in multiprocessing.active_children():
@@ -166,12 +170,10 @@ def test_the_death_of_the_template_is_not_that_of_what_it_has_forked_and_another
     assert process.exitcode == 255  # the template that knows the exit code is gone
 
 
-def test_where_the_template_stands_still_the_process_is_spawned(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("host", [VllmTimeouts(template_answer=1.0)], indirect=True)
+def test_where_the_template_stands_still_the_process_is_spawned(host: Host) -> None:
     stopped = host.template()
     host.start(_leave, 0).join(_SOON)
-    monkeypatch.setattr(templates, "_ANSWER_SECONDS", 0.5)
     os.kill(stopped.pid, signal.SIGSTOP)
     process = host.start(_leave, 4)
     process.join(_SOON)
@@ -194,7 +196,7 @@ def test_a_template_that_cannot_be_started_leaves_no_socket_open(tmp_path: Path)
 def test_a_start_that_is_called_off_does_not_wait_for_the_template(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)  # {}")
+    monkeypatch.setattr(templates, "_PROGRAM", "import time; time.sleep(600)")
     template = host.template()
     threading.Timer(0.2, host.cancelled.set).start()
     with pytest.raises(templates.TemplateGoneError, match="start was cancelled"):
@@ -202,7 +204,7 @@ def test_a_start_that_is_called_off_does_not_wait_for_the_template(
     assert not template.ended()
 
 
-@pytest.mark.parametrize("program", [_PROGRAM.format(refusal="no", socket="{}"), "import nowhere  # {}"])
+@pytest.mark.parametrize("program", [_PROGRAM.format(refusal="no", arguments=_ARGUMENTS), "import nowhere"])
 def test_a_template_that_cannot_be_used_is_tried_a_few_times_only(
     host: Host, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:

@@ -15,29 +15,30 @@ import time
 from collections.abc import AsyncIterator
 
 from rayvisor._core.protocol.wire import Chunk, HostItem
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
-__all__ = ["SOON_SECONDS", "TICK_SECONDS", "ItemBatcher"]
-
-TICK_SECONDS = 0.04
-"""Seconds between two lists while tokens flow."""
-SOON_SECONDS = 0.002
-"""Seconds between two lists where the second has an urgent item."""
-BEAT_SECONDS = 1.0
-"""Seconds without items after which an empty list leaves, as a sign that the host's event loop runs."""
+__all__ = ["ItemBatcher"]
 
 
 class ItemBatcher:
-    """Keeps items until a reader takes them. Used from one event loop."""
+    """Keeps items until a reader takes them. Used from one event loop.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    timeouts
+        The intervals between two lists, and the one of heartbeats until ``beat`` is set.
+    """
+
+    def __init__(self, *, timeouts: HostTimeouts = DEFAULT_TIMEOUTS.host) -> None:
+        self._timeouts = timeouts
         self.items: list[HostItem] = []
         """The items that have not been read; without a reader, one chunk of each request at most."""
         self.paced = 0
         """How many producers wait for the tick."""
         self.reader = 0
         """Number of the current reader; 0 before the first."""
-        self.beat = BEAT_SECONDS
-        """Seconds after which an empty list leaves."""
+        self.beat = timeouts.heartbeat
+        """Seconds without items after which an empty list leaves: a sign that the host's event loop runs."""
         self._soon = False
         self._news = asyncio.Event()
         self._tick = asyncio.Event()
@@ -94,7 +95,8 @@ class ItemBatcher:
         """Return the seconds to wait before the next list, if nothing else happens."""
         if not self.items and not self.paced:
             return math.inf
-        return last + (SOON_SECONDS if self._soon else TICK_SECONDS) - time.monotonic()
+        own = self._timeouts
+        return last + (own.batch_interval_urgent if self._soon else own.batch_interval) - time.monotonic()
 
     async def _wait_for_news(self, most: float) -> None:
         self._news.clear()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from rayvisor._core.protocol.causes import Causes
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor.faults import Termination, root_of
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = [
     "ENGINES",
@@ -216,7 +217,14 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> Engine:
+def load_engine(
+    kind: str,
+    incarnation: int,
+    arguments: Mapping[str, Any],
+    log_file: str = "",
+    *,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+) -> Engine:
     """Create an engine that has not been started. Imports its adapter, nothing heavy.
 
     Parameters
@@ -230,9 +238,11 @@ def load_engine(kind: str, incarnation: int, arguments: Mapping[str, Any], log_f
         The engine's own arguments, by name.
     log_file
         The file for the output of the engine's processes; empty: one in the temporary folder.
+    timeouts
+        Timeouts and intervals of the engine's adapter.
     """
     if kind not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(sorted(ENGINES))}, not {kind!r}")
     module, _, name = ENGINES[kind].partition(":")
-    engine: Engine = getattr(import_module(module), name)(incarnation, arguments, log_file)
+    engine: Engine = getattr(import_module(module), name)(incarnation, arguments, log_file, timeouts=timeouts)
     return engine

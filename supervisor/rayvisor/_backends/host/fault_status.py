@@ -19,15 +19,12 @@ from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Evidence, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["ConditionWatch"]
 
 E = TypeVar("E", bound=Evidence)
 log = get_logger("rayvisor.host")
-
-POLL_SECONDS = 0.05
-REMIND_SECONDS = 1.0
-"""Seconds between two reports of an engine that stays unhealthy: the first one may have come too early."""
 
 
 class ConditionWatch:
@@ -43,6 +40,8 @@ class ConditionWatch:
         Its liveness monitor, which rests while the engine waits for an instruction.
     log_file
         The engine's log, from which the exception is read that its status does not contain.
+    timeouts
+        Intervals at which the status is read, and at which an unhealthy one is reported again.
     """
 
     def __init__(
@@ -52,12 +51,15 @@ class ConditionWatch:
         tell: Callable[[Condition], object],
         monitor: LivenessMonitor,
         log_file: str,
+        *,
+        timeouts: HostTimeouts = DEFAULT_TIMEOUTS.host,
     ) -> None:
         self._engine = engine
         self._incarnation = incarnation
         self._tell = tell
         self._monitor = monitor
         self._log_file = log_file
+        self._timeouts = timeouts
         self._since = log_size(log_file)
         self._told: Condition | None = None
         self._told_at = 0.0
@@ -81,7 +83,7 @@ class ConditionWatch:
                 self._unhealthy(said)
             else:
                 self._well()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._timeouts.fault_status_poll)
 
     def answered(self, answer: Mapping[str, Any]) -> None:
         """Note the answer to an instruction: an unhealthy status after a success is another fault."""
@@ -104,7 +106,7 @@ class ConditionWatch:
             log.warning("host.engine.unhealthy", incarnation=self._incarnation, cause=str(evidence.root))
             self._monitor.resting = True
             self._told = Condition(self._incarnation, "unhealthy", evidence)
-        elif now - self._told_at < REMIND_SECONDS:
+        elif now - self._told_at < self._timeouts.fault_status_reminder:
             return
         self._told_at = now
         self._tell(self._told)

@@ -61,8 +61,6 @@ log = get_logger("rayvisor.host")
 
 _HOLDING = frozenset({"pause_generation", "sleep"})
 _GOING_ON = frozenset({"resume_generation", "wake_up"})
-_IN_THE_WAY_SECONDS = 10.0
-"""Seconds that ending an older engine may take when a newer one is requested."""
 
 
 class _Pump:
@@ -89,6 +87,8 @@ class EngineHost:
         Kind of engine: ``"vllm"``, ``"sim"`` or ``"server"``.
     log_folder
         The folder of the engines' logs; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+    timeouts
+        Timeouts and intervals of the host and of its engines.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class EngineHost:
         *,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self._timeouts = timeouts
         self.child = child
         self.epoch = epoch
         self.kind = engine
-        self._logs = LogFiles(child, log_folder)
+        self._timeouts = timeouts
+        self._logs = LogFiles(child, log_folder, timeouts=timeouts.host)
         self._log = log.bind(child=child, epoch=epoch)
         self._log_file = ""
         self._engine: Engine | None = None
@@ -117,7 +117,7 @@ class EngineHost:
         self._conditions: ConditionWatch | None = None
         self._pumps: dict[str, _Pump] = {}
         self._release_shared: Callable[[], None] | None = None
-        self._batcher = ItemBatcher()
+        self._batcher = ItemBatcher(timeouts=timeouts.host)
         self._put = self._batcher.put
 
     # -- description ----------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class EngineHost:
     ) -> EngineInfo:
         began = time.monotonic()
         if self._engine is not None:
-            await self._end(self._engine, older, _IN_THE_WAY_SECONDS)
+            await self._end(self._engine, older, self._timeouts.host.predecessor_end)
         if incarnation != self._incarnation or incarnation <= self._stopped:
             raise EngineStartFailedError(self._stale(incarnation))
         phase = "importing"
@@ -188,7 +188,9 @@ class EngineHost:
         self._engine = engine
         self._log.info("host.engine.starting", incarnation=incarnation, log_file=self._log_file)
         try:
-            info = await start_in_time(engine, report, timeout, limits.longest(timeout))
+            info = await start_in_time(
+                engine, report, timeout, limits.longest(timeout), self._timeouts.host.start_poll
+            )
         except EngineStartFailedError as failed:
             self._log.warning("host.engine.start_failed", incarnation=incarnation, cause=str(failed))
             await self._discard(engine)
@@ -211,14 +213,16 @@ class EngineHost:
         self._monitor = LivenessMonitor(engine, incarnation, limits, self._put, self._log_file)
         self._conditions = None
         if info.instructions:
-            self._conditions = ConditionWatch(engine, incarnation, self._put, self._monitor, self._log_file)
+            self._conditions = ConditionWatch(
+                engine, incarnation, self._put, self._monitor, self._log_file, timeouts=self._timeouts.host
+            )
         self._sentinel = asyncio.create_task(self._await_death(engine, incarnation, self._monitor))
         self._log.info("host.engine.started", incarnation=incarnation, seconds=info.startup_seconds)
         return info
 
     def _load(self, incarnation: int, arguments: Mapping[str, Any]) -> Engine:
         self._log_file = self._logs.next(incarnation)
-        engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file)
+        engine = load_engine(self.kind, incarnation, dict(arguments), self._log_file, timeouts=self._timeouts)
         if self._release_shared is None and isinstance(engine, SharesResources):
             self._release_shared = engine.acquire_shared()
         return engine

@@ -27,6 +27,7 @@ from rayvisor._core.protocol.wire import (
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["LivenessMonitor", "StartOverdueError", "start_in_time"]
 
@@ -34,7 +35,6 @@ log = get_logger("rayvisor.host")
 
 _PROBE = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
 _START_LOOKS = 10
-_LONGEST_START_LOOK = 1.0
 _NOBODY = ExternalLoad(0, -math.inf, -math.inf)
 _START_SHARE = 0.25
 """A starting process that uses this share of a core is making progress."""
@@ -207,7 +207,13 @@ class StartOverdueError(TimeoutError):
         self.held_by = held_by
 
 
-async def start_in_time(engine: Engine, report: Report, timeout: float, longest: float) -> EngineInfo:
+async def start_in_time(
+    engine: Engine,
+    report: Report,
+    timeout: float,
+    longest: float,
+    poll: float = DEFAULT_TIMEOUTS.host.start_poll,
+) -> EngineInfo:
     """Start an engine; the timeout counts from its last progress.
 
     Progress is a phase or a detail that was not reported before, and processor time of its processes.
@@ -222,6 +228,8 @@ async def start_in_time(engine: Engine, report: Report, timeout: float, longest:
         Seconds without progress.
     longest
         Seconds for the whole start.
+    poll
+        The most seconds between two looks at the processes; at most a tenth of ``timeout`` is used.
 
     Raises
     ------
@@ -231,7 +239,7 @@ async def start_in_time(engine: Engine, report: Report, timeout: float, longest:
         As raised by the engine's ``start``.
     """
     clock = StartClock(timeout, longest, time.monotonic())
-    watch = _StartWatch(engine, clock, min(_LONGEST_START_LOOK, timeout / _START_LOOKS))
+    watch = _StartWatch(engine, clock, min(poll, timeout / _START_LOOKS))
     told: set[tuple[str, str]] = set()
 
     def heard(phase: str, detail: str) -> None:

@@ -43,18 +43,25 @@ __all__ = ["LocalHost", "LocalHostFactory"]
 T = TypeVar("T")
 log = get_logger("rayvisor.process")
 
-_ANSWER_SECONDS = 10.0
-_SLACK_SECONDS = 5.0
-
 
 class LocalHost:
     """The link to a host in this process; created by `LocalHostFactory.create`."""
 
-    def __init__(self, factory: LocalHostFactory, child: str, epoch: int, engine: str) -> None:
+    def __init__(
+        self,
+        factory: LocalHostFactory,
+        child: str,
+        epoch: int,
+        engine: str,
+        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         self.child = child
         self.epoch = epoch
         self._factory = factory
-        self._host = EngineHost(child, epoch, engine)
+        self._host = EngineHost(child, epoch, engine, timeouts=timeouts)
+        self._timeouts = timeouts.host
+        self._process_timeouts = timeouts.process
         self._newest = 0
         self._processes: tuple[ProcessId, ...] = ()
         self._end: asyncio.Future[Termination] = asyncio.get_running_loop().create_future()
@@ -76,7 +83,7 @@ class LocalHost:
             info = await self._call(
                 "ensure_started",
                 self._host.ensure_started(incarnation, dict(arguments), timeout, limits),
-                limits.longest(timeout) + _SLACK_SECONDS,
+                limits.longest(timeout) + self._timeouts.answer_slack,
             )
         except EngineStartFailedError as failed:
             return failed.termination
@@ -85,26 +92,28 @@ class LocalHost:
 
     async def stop_engine(self, incarnation: int, grace: float) -> None:
         """End the engine, see `HostLink.stop_engine`."""
-        await self._call("stop_engine", self._host.stop_engine(incarnation, grace), grace + _ANSWER_SECONDS)
+        await self._call(
+            "stop_engine", self._host.stop_engine(incarnation, grace), grace + self._timeouts.answer
+        )
 
     async def submit(self, incarnation: int, commands: Sequence[GenerateCommand]) -> None:
         """Submit commands to the engine."""
-        await self._call("submit", self._host.submit(incarnation, commands), _ANSWER_SECONDS)
+        await self._call("submit", self._host.submit(incarnation, commands), self._timeouts.answer)
 
     async def abort(self, requests: Sequence[tuple[str, int]]) -> None:
         """End requests in the engine."""
-        await self._call("abort", self._host.abort(requests), _ANSWER_SECONDS)
+        await self._call("abort", self._host.abort(requests), self._timeouts.answer)
 
     async def flow(self, request: str, attempt: int, *, is_open: bool) -> None:
         """Stop or resume reading a request's output."""
-        await self._call("flow", self._host.flow(request, attempt, is_open=is_open), _ANSWER_SECONDS)
+        await self._call("flow", self._host.flow(request, attempt, is_open=is_open), self._timeouts.answer)
 
     async def ask(
         self, incarnation: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float
     ) -> Any:
         """Have the engine carry out a call, see `HostLink.ask`."""
         asked = self._host.ask(incarnation, method, args, kwargs, timeout)
-        return await self._call(method, asked, timeout + _SLACK_SECONDS)
+        return await self._call(method, asked, timeout + self._timeouts.answer_slack)
 
     async def stream(self) -> AsyncIterator[list[HostItem]]:
         """Yield everything that the host reports; raises HostGoneError when the host ends."""
@@ -130,7 +139,7 @@ class LocalHost:
     async def view(self, timeout: float) -> HostView:
         """Observe the engine's processes; the host itself is this process, which runs."""
         del timeout
-        return HostView(tuple(await observe(self._processes)))
+        return HostView(tuple(await observe(self._processes, load=self._process_timeouts.load)))
 
     async def ended(self) -> Termination:
         """Wait until the host has ended."""
@@ -144,13 +153,13 @@ class LocalHost:
     async def crash(self) -> None:
         """Simulate a SIGKILL of the host process."""
         cause = Cause("HostKilled", "the host's process was ended by SIGKILL (simulated)")
-        await self._finish(Termination(causes=(cause,), signal=9), _ANSWER_SECONDS)
+        await self._finish(Termination(causes=(cause,), signal=9), self._timeouts.answer)
 
     async def _finish(self, end: Termination, timeout: float) -> CleanupReport:
         known = self._processes
         if not self._end.done():
             self._end.set_result(end)
-        report = await end_processes(known, key=None, timeout=timeout)
+        report = await end_processes(known, key=None, timeout=timeout, timeouts=self._process_timeouts)
         try:
             with anyio.fail_after(timeout):
                 await self._host.stop_engine(self._newest, 0.0)
@@ -192,11 +201,11 @@ class LocalHostFactory:
     Parameters
     ----------
     timeouts
-        Timeouts of the hosts.
+        Timeouts and intervals of the hosts and of their engines.
     """
 
     def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
-        self.timeouts = timeouts
+        self._timeouts = timeouts
         self._hosts: dict[tuple[str, int], LocalHost] = {}
 
     async def __aenter__(self) -> Self:
@@ -210,7 +219,7 @@ class LocalHostFactory:
         if (child, epoch) in self._hosts:
             raise ValueError(f"epoch={epoch}: {child!r} has a host of this epoch already")
         log.debug("host.created", child=child, epoch=epoch, ignored=options)
-        host = self._hosts[child, epoch] = LocalHost(self, child, epoch, engine)
+        host = self._hosts[child, epoch] = LocalHost(self, child, epoch, engine, timeouts=self._timeouts)
         return host
 
     async def end_child(self, child: str, timeout: float) -> CleanupReport:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
+
 __all__ = ["LogFiles", "temporary_log"]
 
 _KEPT = 3
-_KEPT_SECONDS = 7 * 86400.0
-"""Seconds for which the logs of hosts that have ended are kept."""
 _KEPT_IN_ALL = 1000
-"""The most logs that are kept for that long: every host scans them when it starts its first engine."""
+"""The most logs of hosts that have ended: every host scans them when it starts its first engine."""
 _OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
 
 
@@ -32,7 +32,8 @@ def temporary_log(engine: str) -> str:
 class LogFiles:
     """Creates a log for each incarnation of a child, and deletes old ones.
 
-    A child keeps its last three. The thousand newest logs of hosts that have ended are kept for a week.
+    A child keeps its last three. The thousand newest logs of hosts that have ended are kept for a week, by
+    default.
 
     Parameters
     ----------
@@ -40,9 +41,14 @@ class LogFiles:
         Path of the child.
     folder
         Their folder; empty: ``$RAYVISOR_LOG_DIR``, or a folder in the temporary one.
+    timeouts
+        How long the logs of hosts that have ended are kept: by default a week.
     """
 
-    def __init__(self, child: str, folder: str = "") -> None:
+    def __init__(
+        self, child: str, folder: str = "", *, timeouts: HostTimeouts = DEFAULT_TIMEOUTS.host
+    ) -> None:
+        self._retention = timeouts.log_retention
         self._name = re.sub(r"[^\w.-]+", ".", child)
         self._folder = Path(
             folder
@@ -71,7 +77,7 @@ class LogFiles:
 
     def _delete_old(self) -> None:
         """Delete old logs of hosts that have ended and cannot do it themselves."""
-        late = time.time() - _KEPT_SECONDS
+        late = time.time() - self._retention
         left: list[tuple[float, int, str]] = []
         with os.scandir(self._folder) as entries:
             for entry in entries:

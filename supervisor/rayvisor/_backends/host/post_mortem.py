@@ -13,12 +13,11 @@ from rayvisor._backends.host.log_reading import TAIL_BYTES, WORKER_DIED, exit_co
 from rayvisor._backends.process.engine_tree import Ended, ProcessTree
 from rayvisor._core.protocol.causes import Causes
 from rayvisor.faults import Cause, Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["describe_death", "log_size", "log_tail", "read_log"]
 
 _MOST_READ_BYTES = 1 << 20
-_LOG_SECONDS = 0.1
-_LOG_TICK_SECONDS = 0.002
 
 
 def read_log(log_file: str, since: int = 0, most: int = _MOST_READ_BYTES) -> str:
@@ -52,6 +51,8 @@ async def describe_death(
     exit_code_of: Callable[[int], int | None],
     since: int = 0,
     outer: Causes = (),
+    *,
+    timeouts: HostTimeouts = DEFAULT_TIMEOUTS.host,
 ) -> Termination:
     """Find out why an engine has ended: which process first, how, and with which exceptions in its log.
 
@@ -69,15 +70,17 @@ async def describe_death(
         Offset in the log before which there are no causes.
     outer
         Causes that are known already and are consequences of those found here.
+    timeouts
+        How long the exit code and the last lines of the log are waited for.
     """
-    until = time.monotonic() + _LOG_SECONDS
+    until = time.monotonic() + timeouts.log_settle
     while True:
         text = read_log(log_file, since)
         ended, code, number = _first_to_blame(tree, text, exit_code_of)
         # Its exit code and its last lines may arrive a moment later than the notification of its end.
         if code or number or time.monotonic() >= until:
             break
-        await asyncio.sleep(_LOG_TICK_SECONDS)
+        await asyncio.sleep(timeouts.log_poll)
     causes, traceback = _written(text, ended)
     worker = ended is not None and _is_worker(ended)
     if number is not None and causes and not worker:

@@ -17,6 +17,7 @@ from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.process.reaper import MARKER
 from rayvisor._log import get_logger
 from rayvisor.specs.server_flags import has_flag
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["TITLE", "ServerProgram", "check_model", "command_of"]
 
@@ -82,9 +83,20 @@ class ServerProgram:
         Tag of its processes.
     log_file
         It writes its output to this file.
+    timeouts
+        Times of its guard.
     """
 
-    def __init__(self, command: Sequence[str], extra: Mapping[str, str], tag: str, log_file: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        extra: Mapping[str, str],
+        tag: str,
+        log_file: str,
+        *,
+        timeouts: ProcessTimeouts = DEFAULT_TIMEOUTS.process,
+    ) -> None:
+        self._timeouts = timeouts
         environment = {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -117,7 +129,13 @@ class ServerProgram:
         if not self._marker:
             return
         try:
-            guard = Guard(self._marker, with_parent=True, child=self.pid, log_file=self._log_file)
+            guard = Guard(
+                self._marker,
+                with_parent=True,
+                child=self.pid,
+                log_file=self._log_file,
+                timeouts=self._timeouts,
+            )
             guard.wait_ready()
         except (OSError, RuntimeError):
             # As long as this process lives, it is still watched and ended.

@@ -19,13 +19,12 @@ from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._backends.server.client import Answer, HttpClient, HttpFailedError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ServerTimeouts
 
 __all__ = ["Completion", "ServerApi", "completion_of"]
 
 log = get_logger("rayvisor.server")
 
-_ASK_SECONDS = 5.0
-_POLL_SECONDS = 0.1
 _PREFIXES = ("", "/v1")
 _FAILED = re.compile(
     r"\[FT\] Recovery (?:failed for request (?P<request>\S+): (?P<reason>.*)|dispatch failed)"
@@ -82,11 +81,16 @@ class ServerApi:
         Sends requests to the server.
     log_file
         The server writes its output to this file.
+    timeouts
+        How long a response may take, and the intervals at which the status is read.
     """
 
-    def __init__(self, client: HttpClient, log_file: str) -> None:
+    def __init__(
+        self, client: HttpClient, log_file: str, *, timeouts: ServerTimeouts = DEFAULT_TIMEOUTS.server
+    ) -> None:
         self._client = client
         self._log_file = log_file
+        self._timeouts = timeouts
         self._prefix = ""
         self._model = ""
         self.version = ""
@@ -104,15 +108,15 @@ class ServerApi:
         HttpFailedError
             It does not respond.
         """
-        version = (await self._client.get("/version", _ASK_SECONDS)).json()
+        version = (await self._client.get("/version", self._timeouts.request)).json()
         self.version = str(version.get("version", "")) if isinstance(version, dict) else ""
-        models = (await self._client.get("/v1/models", _ASK_SECONDS)).json()
+        models = (await self._client.get("/v1/models", self._timeouts.request)).json()
         listed = models.get("data") if isinstance(models, dict) else None
         if listed:
             self._model = str(listed[0].get("id", ""))
             self.max_model_len = int(listed[0].get("max_model_len") or 0)
         for prefix in _PREFIXES:
-            answer = await self._client.get(f"{prefix}/fault_tolerance/status", _ASK_SECONDS)
+            answer = await self._client.get(f"{prefix}/fault_tolerance/status", self._timeouts.request)
             engines = _engines(answer)
             if engines:
                 self._prefix = prefix
@@ -123,7 +127,7 @@ class ServerApi:
     async def poll_status(self) -> None:
         """Read the status again and again, until cancelled."""
         while True:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(self._timeouts.status_poll)
             try:
                 await self._fetch_status()
             except HttpFailedError as failed:  # the health checks notice a server that does not respond
@@ -169,7 +173,9 @@ class ServerApi:
         query = {name: str(value).lower() for name, value in kwargs.items()}
         target = f"{path}?{urlencode(query)}" if query else path
         answer = await (
-            self._client.get(target, _ASK_SECONDS) if verb == "GET" else self._client.post(target, None, None)
+            self._client.get(target, self._timeouts.request)
+            if verb == "GET"
+            else self._client.post(target, None, None)
         )
         if answer.status == HTTPStatus.NOT_FOUND:
             raise EngineError(f"the server has no {path}: vLLM's has it with VLLM_SERVER_DEV_MODE=1 only")
@@ -194,7 +200,9 @@ class ServerApi:
             # The server would accept it, and refuse it later in its log only.
             return _instruction_result(caller_request, f"the server is {self.status.status}")
         body = {"instruction": instruction, "params": dict(request.get("params") or {})}
-        answer = await self._client.post(f"{self._prefix}/fault_tolerance/apply", body, _ASK_SECONDS)
+        answer = await self._client.post(
+            f"{self._prefix}/fault_tolerance/apply", body, self._timeouts.request
+        )
         accepted = answer.json()
         if answer.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED} or not isinstance(accepted, dict):
             return _instruction_result(caller_request, f"HTTP {answer.status}: {answer.text}")
@@ -210,10 +218,10 @@ class ServerApi:
                     return _instruction_result(
                         caller_request, failed["reason"] or "it could not be dispatched"
                     )
-            await asyncio.sleep(_POLL_SECONDS / 4)
+            await asyncio.sleep(self._timeouts.follow)
 
     async def _fetch_status(self) -> dict[str, Any]:
-        answer = await self._client.get(f"{self._prefix}/fault_tolerance/status", _ASK_SECONDS)
+        answer = await self._client.get(f"{self._prefix}/fault_tolerance/status", self._timeouts.request)
         engines = _engines(answer)
         if engines:
             self.status = EngineStatus.worst_of(engines)

@@ -45,6 +45,7 @@ from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, Pro
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs.server_flags import has_flag, value_of
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["ServerEngine"]
 
@@ -52,13 +53,6 @@ log = get_logger("rayvisor.server")
 
 T = TypeVar("T")
 
-_KILL_SECONDS = 5.0
-_POLL_SECONDS = 0.1
-_REPORT_SECONDS = 1.0
-_ASK_SECONDS = 5.0
-_LEAVE_SECONDS = 1.0
-_SETTLED_SECONDS = 60.0
-"""A server that does not count tokens has done useful work once it has been healthy for this long."""
 _FORWARDED = ("max_tokens", "temperature", "ignore_eos", "seed", "top_p")
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - the user sets the host
 
@@ -75,14 +69,26 @@ class ServerEngine:
         ``probe_interval``, and ``port_before``, the port of the previous incarnation.
     log_file
         It writes its output to this file; by default a file in the temporary folder.
+    timeouts
+        Timeouts and intervals of the server.
     """
 
-    def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        log_file: str = "",
+        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._host_timeouts = timeouts.host
+        self._process_timeouts = timeouts.process
+        self._timeouts = timeouts.server
         self._incarnation = incarnation
         self._arguments = dict(arguments)
         self._log_file = log_file or temporary_log("server")
         self._log_position = 0
-        self._tree = ProcessTree(new_tag())
+        self._tree = ProcessTree(new_tag(), timeouts=timeouts.process)
         self._port_socket: socket.socket | None = None
         self._program: ServerProgram | None = None
         self._api: ServerApi | None = None
@@ -107,7 +113,7 @@ class ServerEngine:
             self._raise_if_stopping()
             report("launching", f"{self._arguments['model']} at port {port}")
             client = await self._launch(port)
-            api = ServerApi(client, self._log_file)
+            api = ServerApi(client, self._log_file, timeouts=self._timeouts)
             await self._wait_until_healthy(client, api, port, report)
             await self._discover_processes()
             self._api = api
@@ -138,7 +144,11 @@ class ServerEngine:
         options: Sequence[str] = given["args"]
         environment: Mapping[str, str] = given.get("env") or {}
         program = self._program = ServerProgram(
-            command_of(given, port), environment, self._tree.tag, self._log_file
+            command_of(given, port),
+            environment,
+            self._tree.tag,
+            self._log_file,
+            timeouts=self._process_timeouts,
         )
         self._tree.descend_from(program.pid, TITLE)
         await self._tree.scan()
@@ -158,13 +168,13 @@ class ServerEngine:
         """Wait until it is healthy. Meanwhile report its progress, and find its processes as they come up."""
         reported = time.monotonic()
         while True:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(self._timeouts.poll)
             await self._discover_processes()
-            if time.monotonic() - reported >= _REPORT_SECONDS:
+            if time.monotonic() - reported >= self._timeouts.progress:
                 reported = time.monotonic()
                 report(*phase_of(await asyncio.to_thread(log_tail, self._log_file)))
             with contextlib.suppress(HttpFailedError):  # it does not listen yet, or is too busy
-                answer = await self._unless_ended(client.get("/health", _ASK_SECONDS))
+                answer = await self._unless_ended(client.get("/health", self._timeouts.request))
                 pids = frozenset(process.pid for process in self._tree.processes)
                 if answer.status == HTTPStatus.OK and await asyncio.to_thread(is_listener, port, pids):
                     await self._unless_ended(api.discover())
@@ -236,7 +246,7 @@ class ServerEngine:
             if self._shutdown.kill_at() > time.monotonic():
                 self._program.terminate()
                 await self._tree.all_gone(self._shutdown.kill_at)
-            left = await self._tree.end(_KILL_SECONDS, self._reap)
+            left = await self._tree.end(self._timeouts.kill, self._reap)
             self._reap()
         self._tree.close()
         check_none_left(left)
@@ -258,10 +268,17 @@ class ServerEngine:
             self._death.set_result(died)
 
     async def _describe_death(self, phase: str) -> Termination:
-        died = await describe_death(self._tree, self._log_file, phase, self._exit_code, self._log_position)
+        died = await describe_death(
+            self._tree,
+            self._log_file,
+            phase,
+            self._exit_code,
+            self._log_position,
+            timeouts=self._host_timeouts,
+        )
         if died.root.type == "ProcessExited" and died.exit_code == 0 and self._program is not None:
             # All of its processes exit in order: the exit of the server itself is the cause.
-            code = await self._program.wait(_LEAVE_SECONDS)
+            code = await self._program.wait(self._timeouts.leave)
             if code is not None:
                 message = f"APIServer (pid {self._program.pid}) ended with exit code {code}"
                 causes = (*died.causes[:-1], Cause("ProcessExited", message))
@@ -289,7 +306,8 @@ class ServerEngine:
         if self._counts:
             worked = self._traffic.tokens > self._probe_tokens
         else:
-            worked = not self._traffic.is_silent and time.monotonic() - self._up_at >= _SETTLED_SECONDS
+            settled = time.monotonic() - self._up_at >= self._timeouts.settled
+            worked = not self._traffic.is_silent and settled
         return seen._replace(unanswered=self._unanswered if self._traffic.is_silent else "", worked=worked)
 
     async def _observe(self, client: HttpClient) -> None:
@@ -311,8 +329,8 @@ class ServerEngine:
             await asyncio.sleep(max(0.0, sent_at + interval - time.monotonic()))
 
     async def _read_metrics(self, client: HttpClient) -> None:
-        page = await client.get("/metrics", _ASK_SECONDS)
-        load = (await client.get("/load", _ASK_SECONDS)).json()
+        page = await client.get("/metrics", self._timeouts.request)
+        load = (await client.get("/load", self._timeouts.request)).json()
         sample = read_metrics(page.body.decode(errors="replace"))
         self._counts = sample.known
         in_front = load.get("server_load") if isinstance(load, dict) else 0

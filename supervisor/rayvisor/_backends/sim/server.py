@@ -34,6 +34,7 @@ from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.sim.arguments import DEFAULTS
 from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import GenerateCommand
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["main"]
 
@@ -47,8 +48,8 @@ the HTTP front. ``bind_delay`` is the number of seconds before the server binds 
 _Response = tuple[int, str, bytes]
 """Status, content type and body."""
 _READ_BYTES = 1 << 16
-_STOP_SECONDS = 5.0
 _HANG_SECONDS = 86400.0
+"""How long a simulated hang lasts."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,14 +105,23 @@ class _Server:
         The parsed command line.
     listening
         The bound socket.
+    timeouts
+        Timeouts and intervals of the server and of its engine.
     """
 
-    def __init__(self, given: Mapping[str, Any], listening: socket.socket) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        listening: socket.socket,
+        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._timeouts = timeouts
         self._given = given
         self._listening = listening
         arguments = {name: given[name] for name in DEFAULTS if given[name] != DEFAULTS[name]}
         # The processes of the engine write to the server's own log and carry the server's own tag.
-        self._engine = SimEngine(1, arguments, _own_output(), tag=os.environ.get(TAG, ""))
+        self._engine = SimEngine(1, arguments, _own_output(), tag=os.environ.get(TAG, ""), timeouts=timeouts)
         self._stop_requested = asyncio.Event()
         self._load = 0
         self._running = 0
@@ -152,7 +162,7 @@ class _Server:
         server.close()
         if stop_requested.done():
             _log("[shutdown] API server: shutdown triggered")
-            await self._engine.stop(_STOP_SECONDS)
+            await self._engine.stop(self._timeouts.server.sim_stop)
             return 0
         await self._engine.stop(0.0)
         return 1

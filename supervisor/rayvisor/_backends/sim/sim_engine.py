@@ -33,13 +33,12 @@ from rayvisor._backends.sim.requests import TextStream, check_params, logprob_en
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor.faults import Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["SimEngine"]
 
-_KILL_SECONDS = 5.0
-_FOREVER_SECONDS = 86400.0
-_EXIT_SECONDS = 1.0
-_SCAN_SECONDS = 0.1
+_HANG_SECONDS = 86400.0
+"""How long a simulated hang lasts."""
 
 
 class _RequestOutput:
@@ -83,17 +82,26 @@ class SimEngine:
         The processes write their output to this file; by default a file in the temporary folder.
     tag
         Identifies the processes of the engine; by default a new one.
+    timeouts
+        Timeouts and intervals of the engine.
     """
 
     def __init__(
-        self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "", *, tag: str = ""
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        log_file: str = "",
+        *,
+        tag: str = "",
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
+        self._timeouts = timeouts.host
         self._incarnation = incarnation
         self._weights = "0"
         self._given = dict(arguments)
         self._arguments = {**DEFAULTS, **arguments}
         self._log_file = log_file or temporary_log("sim")
-        self._tree = ProcessTree(tag or new_tag())
+        self._tree = ProcessTree(tag or new_tag(), timeouts=timeouts.process)
         self._core: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()
@@ -183,7 +191,7 @@ class SimEngine:
         if self._transport is not None:
             self._transport.close()  # the processes exit when their connection closes
             await self._tree.all_gone(self._shutdown.kill_at)
-        left = await self._tree.end(_KILL_SECONDS, self._reap)
+        left = await self._tree.end(self._timeouts.sim_kill, self._reap)
         self._reap()
         self._tree.close()
         check_none_left(left)
@@ -285,9 +293,9 @@ class SimEngine:
         """Block this process if the prompt contains the text that asks for it."""
         text = bytes(token for token in prompt if token < EOS).decode(errors="replace")
         if self._arguments["block_on_prompt"] and self._arguments["block_on_prompt"] in text:
-            time.sleep(_FOREVER_SECONDS)
+            time.sleep(_HANG_SECONDS)
         if self._arguments["hold_gil_on_prompt"] and self._arguments["hold_gil_on_prompt"] in text:
-            ctypes.PyDLL(None).sleep(int(_FOREVER_SECONDS))  # unlike CDLL, it keeps the interpreter lock
+            ctypes.PyDLL(None).sleep(int(_HANG_SECONDS))  # unlike CDLL, it keeps the interpreter lock
 
     def _raise_if_stopping(self) -> None:
         if self._shutdown.requested:
@@ -307,7 +315,7 @@ class SimEngine:
     async def _discover_processes(self) -> None:
         """Find the processes that come up during the start: their processor time counts as progress."""
         while True:
-            await asyncio.sleep(_SCAN_SECONDS)
+            await asyncio.sleep(self._timeouts.sim_scan)
             await self._tree.scan()
 
     async def _watch_for_death(self) -> None:
@@ -318,14 +326,16 @@ class SimEngine:
         if not self._tree.deaths:
             # The connection closes a moment before the process has ended.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_EXIT_SECONDS):
+                async with asyncio.timeout(self._timeouts.sim_exit):
                     await self._tree.first_death()
         died = await self._describe_death("serving")
         if not self._death.done():
             self._death.set_result(died)
 
     async def _describe_death(self, phase: str) -> Termination:
-        return await describe_death(self._tree, self._log_file, phase, self._exit_code)
+        return await describe_death(
+            self._tree, self._log_file, phase, self._exit_code, timeouts=self._timeouts
+        )
 
     def _exit_code(self, pid: int) -> int | None:
         if self._core is not None and self._core.pid == pid:

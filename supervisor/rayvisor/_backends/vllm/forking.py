@@ -38,11 +38,6 @@ MAX_MESSAGE_BYTES = 1 << 16
 MAX_DESCRIPTORS = 250
 """The kernel's limit for one message."""
 
-_HOST_SECONDS = 1.0
-"""Interval at which the template looks for its host.
-
-The socket alone does not tell: a process that the host has forked may keep its other end open.
-"""
 _ROLE = "::EngineCore"
 _THREADS = "OMP_NUM_THREADS"
 
@@ -121,13 +116,16 @@ class _Children:
             os.close(descriptor)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, host_check: float) -> None:
     """Import vLLM, and fork processes on request until the host has gone. A fork runs as its process.
 
     Parameters
     ----------
     descriptor
         Descriptor of the control socket.
+    host_check
+        Seconds between two checks that the host is alive. The socket alone does not show it: a process that
+        the host has forked may keep its other end open.
     """
     host = os.getppid()
     # Ctrl-C reaches all processes of a terminal; this one is ended by its host.
@@ -141,7 +139,7 @@ def serve(descriptor: int) -> None:
         control.send(json.dumps(greeting).encode())
         if refusal or write_tag is None:
             return
-        child = _serve_forks(control, host, write_tag)
+        child = _serve_forks(control, host, write_tag, host_check)
     if child is None:
         os._exit(0)
     signal.signal(signal.SIGINT, interrupted)
@@ -193,13 +191,15 @@ def _tag_writer() -> Callable[[str], None] | None:
     return put if seen and shown(own) else None
 
 
-def _serve_forks(control: socket.socket, host: int, write_tag: Callable[[str], None]) -> _ForkedChild | None:
+def _serve_forks(
+    control: socket.socket, host: int, write_tag: Callable[[str], None], host_check: float
+) -> _ForkedChild | None:
     """Fork processes on request. Return None once the host has gone, and the child in each forked process."""
     children = _Children()
     poll = select.poll()
     poll.register(control, select.POLLIN)
     while os.getppid() == host:
-        for descriptor, _ in poll.poll(_HOST_SECONDS * 1000):
+        for descriptor, _ in poll.poll(host_check * 1000):
             if descriptor != control.fileno():
                 poll.unregister(descriptor)
                 children.reap(descriptor)

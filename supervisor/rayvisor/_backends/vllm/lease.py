@@ -27,6 +27,7 @@ from rayvisor._backends.vllm.forking import InheritedState
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._backends.vllm.template import Template, TemplateGoneError, TemplateMismatchError
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
 
@@ -38,8 +39,6 @@ _SPAWNING_ARGUMENTS: Mapping[str, tuple[object, ...]] = {
     "data_parallel_backend": ("ray",),
 }
 """Values of engine arguments with which vLLM starts its processes in another way."""
-_STATUS_SECONDS = 5.0
-_STATUS_POLL_SECONDS = 0.05
 _MAX_FAILURES = 3
 _UNKNOWN = 255
 """Exit code of a process whose template has ended before it; multiprocessing uses the same one."""
@@ -58,6 +57,7 @@ class _Popen(popen_forkserver.Popen):
 
     def __init__(self, process_obj: BaseProcess, fork: _ForkContext) -> None:
         self._fork = fork
+        self._timeouts = fork.template.timeouts
         self._gone_since = 0.0
         self._poll_lock = threading.Lock()
         super().__init__(process_obj)
@@ -96,7 +96,7 @@ class _Popen(popen_forkserver.Popen):
         blocking = flag != os.WNOHANG
         if self.returncode is None and wait([self.sentinel], None if blocking else 0):
             if blocking:
-                wait([self._status], _STATUS_SECONDS)
+                wait([self._status], self._timeouts.template_status)
             with self._poll_lock:
                 if self.returncode is None:
                     self.returncode = self._reported_exit_code()
@@ -109,9 +109,9 @@ class _Popen(popen_forkserver.Popen):
         """
         now = time.monotonic()
         self._gone_since = self._gone_since or now
-        if wait([self._status], _STATUS_POLL_SECONDS if now == self._gone_since else 0):
+        if wait([self._status], self._timeouts.template_status_poll if now == self._gone_since else 0):
             return int(os.read(self._status, 16) or _UNKNOWN)
-        return _UNKNOWN if now - self._gone_since > _STATUS_SECONDS else None
+        return _UNKNOWN if now - self._gone_since > self._timeouts.template_status else None
 
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:
@@ -159,7 +159,7 @@ class ForkedProcess(SpawnProcess):
                     _registry.discard(template)
                     # Another one loads the current variables; it is tried once only.
                     again = template is fork.template and isinstance(gone, TemplateMismatchError)
-                    template = _registry.get_or_start(fork.log_file) if again else None
+                    template = _registry.get_or_start(fork.log_file, template.timeouts) if again else None
         return popen_spawn_posix.Popen(process_obj)
 
 
@@ -203,7 +203,7 @@ class _TemplateRegistry:
         if last is not None:
             last.end()
 
-    def get_or_start(self, log_file: str) -> Template | None:
+    def get_or_start(self, log_file: str, timeouts: VllmTimeouts) -> Template | None:
         """Return the template; start it if there is none. None after too many failures."""
         with self._lock:
             if self._template is not None and self._template.ended():
@@ -212,7 +212,7 @@ class _TemplateRegistry:
                 self._template = None
             if self._template is None and self._failures < _MAX_FAILURES:
                 try:
-                    self._template = Template(log_file)
+                    self._template = Template(log_file, timeouts=timeouts)
                 except OSError as error:
                     self._failures += 1
                     log.warning("vllm.template.failed", why=str(error))
@@ -246,7 +246,13 @@ class Lease:
         self._closed = False
         _registry.acquire()
 
-    def template(self, arguments: Mapping[str, Any], log_file: str) -> Template | None:
+    def template(
+        self,
+        arguments: Mapping[str, Any],
+        log_file: str,
+        *,
+        timeouts: VllmTimeouts = DEFAULT_TIMEOUTS.vllm,
+    ) -> Template | None:
         """Return the template, and start it if it does not run. It may still be importing.
 
         Parameters
@@ -255,6 +261,8 @@ class Lease:
             Arguments of the engine.
         log_file
             A new template writes its output to this file.
+        timeouts
+            Timeouts and intervals of a new template.
 
         Returns
         -------
@@ -269,7 +277,7 @@ class Lease:
         if reason or not _has_pidfds():
             log.info("vllm.template.unused", because=reason or "pidfd_open")
             return None
-        return _registry.get_or_start(log_file)
+        return _registry.get_or_start(log_file, timeouts)
 
     def close(self) -> None:
         """Release the claim. If it was the last one, this ends the template and blocks for about 50 ms."""

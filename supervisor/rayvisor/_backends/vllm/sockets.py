@@ -15,20 +15,28 @@ from pathlib import Path
 
 import psutil
 
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+
 __all__ = ["SocketFolder"]
 
 _VARIABLE = "VLLM_RPC_BASE_PATH"
 _PREFIX = "rayvisor-ipc-"
 _MAX_PATH = 107 - len("/01234567-0123-0123-0123-0123456789ab")
 """The system accepts no longer path for a socket; vLLM names its sockets by a UUID."""
-_ABANDONED_SECONDS = 600.0
-"""A folder counts as a killed host's only if nothing in it has been created or removed for this long."""
 
 
 class SocketFolder:
-    """The socket folder of one engine, from `use` to `remove`. A folder set by the user stays in use."""
+    """The socket folder of one engine, from `use` to `remove`. A folder set by the user stays in use.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    timeouts
+        A folder counts as a killed host's only if nothing in it has been created or removed for
+        ``sockets_abandoned`` seconds.
+    """
+
+    def __init__(self, *, timeouts: VllmTimeouts = DEFAULT_TIMEOUTS.vllm) -> None:
+        self._abandoned = timeouts.sockets_abandoned
         self._path: Path | None = None
 
     def use(self) -> None:
@@ -37,7 +45,7 @@ class SocketFolder:
         configured = os.environ.get(_VARIABLE)
         if configured is not None and not Path(configured).name.startswith(_PREFIX):
             return
-        _remove_abandoned(base)
+        _remove_abandoned(base, self._abandoned)
         made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # mode 0700
         if len(str(made)) > _MAX_PATH:
             made.rmdir()
@@ -55,11 +63,11 @@ class SocketFolder:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_abandoned(base: Path) -> None:
+def _remove_abandoned(base: Path, age: float) -> None:
     for folder in base.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             host = int(folder.name.removeprefix(_PREFIX).partition("-")[0])
             found = folder.lstat()
-            old = time.time() - found.st_mtime > _ABANDONED_SECONDS
+            old = time.time() - found.st_mtime > age
             if old and found.st_uid == os.getuid() and not psutil.pid_exists(host):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -17,12 +17,11 @@ from rayvisor._backends.vllm.requests import (
 from rayvisor._core.protocol.causes import in_one_line, plain_causes
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand
 from rayvisor._log import get_logger
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["Streams"]
 
 log = get_logger("rayvisor.vllm")
-
-_ABORT_SECONDS = 1.0
 
 
 class _Running:
@@ -47,13 +46,16 @@ class Streams:
     ----------
     llm
         The running ``AsyncLLM``.
+    timeouts
+        How long vLLM may take to accept an abort.
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, *, timeouts: VllmTimeouts = DEFAULT_TIMEOUTS.vllm) -> None:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm = llm
+        self._timeouts = timeouts
         self._tokenizer = llm.renderer.tokenizer
         self._dead_error = EngineDeadError
         self._overload_error = GracefulHTTPError
@@ -180,7 +182,7 @@ class Streams:
         if self._end_reason:
             return
         try:
-            async with asyncio.timeout(_ABORT_SECONDS):
+            async with asyncio.timeout(self._timeouts.abort):
                 await self._llm.abort(collector.request_id, internal=True)
         except Exception as error:  # noqa: BLE001 - an engine that fails here is about to be found dead
             log.warning("vllm.abort.failed", request=collector.request_id, error=str(error))

@@ -20,18 +20,15 @@ import psutil
 from rayvisor._backends.process.engine_tree import TAG, TAG_LENGTH
 from rayvisor._backends.vllm.environment import expected_additions, load_time_variables
 from rayvisor._backends.vllm.forking import MAX_MESSAGE_BYTES
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["Template", "TemplateGoneError", "TemplateMismatchError"]
 
 _TAG = "template".ljust(TAG_LENGTH, "-")
 """The tag of the template, which belongs to no engine."""
-_PROGRAM = "from rayvisor._backends.vllm.forking import serve; serve({})"
+_PROGRAM = "from rayvisor._backends.vllm.forking import serve; serve({descriptor}, {host_check})"
 _FORK_MARKER = "--multiprocessing-fork"
 """Argument that marks a fork without a title as a process of multiprocessing, like a spawned one."""
-_POLL_SECONDS = 0.1
-_ANSWER_SECONDS = 5.0
-_IDLE_SECONDS = 15.0
-_IMPORT_SECONDS = 600.0
 
 
 class TemplateGoneError(Exception):
@@ -49,14 +46,18 @@ class Template:
     ----------
     log_file
         The template writes its output to this file.
+    timeouts
+        Timeouts and intervals of the template and of its forks.
     """
 
-    def __init__(self, log_file: str) -> None:
+    def __init__(self, log_file: str, *, timeouts: VllmTimeouts = DEFAULT_TIMEOUTS.vllm) -> None:
+        self.timeouts = timeouts
+        """Its timeouts and intervals."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
         self._load_environment: dict[str, str] | None = None
         self._lock = threading.Lock()
-        program = _PROGRAM.format(theirs.fileno())
+        program = _PROGRAM.format(descriptor=theirs.fileno(), host_check=timeouts.host_check)
         flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - multiprocessing passes them on with it
         environment = {
             **os.environ,
@@ -113,13 +114,14 @@ class Template:
     def _wait_loaded(self, cancelled: Callable[[], bool]) -> dict[str, str]:
         with self._lock:
             last, changed = -1.0, time.monotonic()
-            while not self._has_message(_POLL_SECONDS):
+            while not self._has_message(self.timeouts.template_poll):
                 now = time.monotonic()
                 if cancelled():
                     raise TemplateGoneError("the start was cancelled")
                 if (used := self._processor_seconds()) != last:
                     last, changed = used, now
-                if now - changed > _IDLE_SECONDS or now - self._began > _IMPORT_SECONDS:
+                idle = now - changed > self.timeouts.template_idle
+                if idle or now - self._began > self.timeouts.template_import:
                     raise TemplateGoneError(f"it has not come up, and was idle for {now - changed:.0f} s")
             text = self._receive()[0]
         if not text:
@@ -150,8 +152,8 @@ class Template:
                 socket.send_fds(self._control, [json.dumps({"tag": tag}).encode()], descriptors)
             except OSError as error:
                 raise TemplateGoneError(str(error)) from error
-            if not self._has_message(_ANSWER_SECONDS):
-                raise TemplateGoneError(f"it has not replied for {_ANSWER_SECONDS:g} s")
+            if not self._has_message(self.timeouts.template_answer):
+                raise TemplateGoneError(f"it has not replied for {self.timeouts.template_answer:g} s")
             message, received = self._receive()
             if not message or not received:
                 raise TemplateGoneError("it has ended")

@@ -34,20 +34,13 @@ from rayvisor._backends.vllm.template import Template
 from rayvisor._core.protocol.causes import Causes, plain_causes
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor.faults import Termination
+from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["VllmEngine"]
 
 log = structlog.get_logger("rayvisor.vllm")
 
 _T = TypeVar("_T")
-
-_SCAN_SECONDS = 0.1
-_ERROR_SECONDS = 0.02
-_REPORT_SECONDS = 2.0
-_KILL_SECONDS = 5.0
-_CLEANUP_SECONDS = 5.0
-_FLAG_SECONDS = 0.25
-_RELEASE_SECONDS = 1.0
 
 METHODS = (
     "add_lora",
@@ -84,20 +77,31 @@ class VllmEngine:
         Fields of vLLM's ``AsyncEngineArgs``.
     log_file
         Its processes write their output to this file; by default a file in the temporary folder.
+    timeouts
+        Timeouts and intervals of the engine.
     """
 
-    def __init__(self, incarnation: int, arguments: Mapping[str, Any], log_file: str = "") -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        arguments: Mapping[str, Any],
+        log_file: str = "",
+        *,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._host_timeouts = timeouts.host
+        self._timeouts = timeouts.vllm
         self._incarnation = incarnation
         self._arguments = dict(arguments)
         self._log_file = log_file or temporary_log("vllm")
         self._log_position = 0
-        self._tree = ProcessTree(new_tag())
+        self._tree = ProcessTree(new_tag(), timeouts=timeouts.process)
         self._children: dict[int, BaseProcess] = {}
         # One thread for the whole incarnation: a child process may end with the thread that has started it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayvisor-vllm")
         self._step: asyncio.Future[Any] | None = None
         self._redirection = launch.Redirection(self._log_file)
-        self._sockets = SocketFolder()
+        self._sockets = SocketFolder(timeouts=timeouts.vllm)
         self._lease: Lease | None = None
         self._template: Template | None = None
         self._llm: Any = None
@@ -155,7 +159,7 @@ class VllmEngine:
                 lambda: self._construct(config), lambda text: report(*phase_of(text))
             )
             await self._await_first_response()
-            self._streams = Streams(self._llm)
+            self._streams = Streams(self._llm, timeouts=self._timeouts)
             self._faults = FaultTolerance(self._llm)
             info = self._info(version, began)
         self._mark_log_position()
@@ -177,16 +181,16 @@ class VllmEngine:
         try:
             while not future.done():
                 await asyncio.wait(
-                    (future, death), timeout=_SCAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    (future, death), timeout=self._timeouts.scan, return_when=asyncio.FIRST_COMPLETED
                 )
                 self._raise_if_stopping()
                 await self._discover_processes()
                 if self._tree.deaths and not future.done():
                     # vLLM notices it too, and its error is more specific, but may come late or never.
-                    await asyncio.wait((future,), timeout=_ERROR_SECONDS)
+                    await asyncio.wait((future,), timeout=self._timeouts.error)
                     if not future.done():
                         raise EngineGoneError("a process of the engine ended while starting")
-                if time.monotonic() - reported >= _REPORT_SECONDS:
+                if time.monotonic() - reported >= self._timeouts.progress:
                     reported = time.monotonic()
                     progress(await asyncio.to_thread(log_tail, self._log_file))
             return future.result()
@@ -198,7 +202,8 @@ class VllmEngine:
 
     def _import(self) -> str:
         self._lease = Lease()
-        self._template = self._lease.template(self._arguments, self._log_file)  # it imports in parallel
+        # It imports in parallel.
+        self._template = self._lease.template(self._arguments, self._log_file, timeouts=self._timeouts)
         return launch.vllm_version()
 
     def _configure(self) -> Any:
@@ -298,15 +303,15 @@ class VllmEngine:
                 self._llm.output_handler.cancel()  # it would report a requested shutdown as a failure
             cleanup = self._begin_llm_shutdown(self._llm)
             await self._tree.all_gone(self._shutdown.kill_at)
-        left = await self._tree.end(_KILL_SECONDS, self._reap)
+        left = await self._tree.end(self._timeouts.kill, self._reap)
         # The current step, and vLLM's own cleanup, end soon after the processes.
         rest = [each for each in (self._step, cleanup) if each is not None and not each.done()]
         if rest:
-            _, pending = await asyncio.wait(rest, timeout=_CLEANUP_SECONDS)
+            _, pending = await asyncio.wait(rest, timeout=self._timeouts.cleanup)
             for each in pending:
                 log.warning("vllm.thread.left_over", incarnation=self._incarnation)
                 each.add_done_callback(self._kill_late_children)
-            left = await self._tree.end(_KILL_SECONDS, self._reap)
+            left = await self._tree.end(self._timeouts.kill, self._reap)
         if self._llm is not None and cleanup is not None and cleanup.done():
             await self._release(self._llm)
         if not left:
@@ -333,7 +338,7 @@ class VllmEngine:
         await asyncio.sleep(0)  # vLLM has scheduled a callback on this loop that closes the sockets
         released = asyncio.get_running_loop().run_in_executor(self._thread, lambda: launch.release(llm))
         released.add_done_callback(_retrieve)
-        await asyncio.wait((released,), timeout=_RELEASE_SECONDS)
+        await asyncio.wait((released,), timeout=self._timeouts.release)
 
     def _kill_late_children(self, step: asyncio.Future[Any]) -> None:
         """Kill the processes that an abandoned step has started, once the step is done."""
@@ -364,11 +369,17 @@ class VllmEngine:
         """Return when vLLM itself reports that its engine is dead, whether its processes are alive or not."""
         handler = self._llm.output_handler
         while not self._llm.errored:
-            await asyncio.wait((handler,), timeout=_FLAG_SECONDS)
+            await asyncio.wait((handler,), timeout=self._timeouts.flag_poll)
 
     async def _describe_death(self, phase: str, outer: Causes) -> Termination:
         return await describe_death(
-            self._tree, self._log_file, phase, self._exit_code, self._log_position, outer
+            self._tree,
+            self._log_file,
+            phase,
+            self._exit_code,
+            self._log_position,
+            outer,
+            timeouts=self._host_timeouts,
         )
 
     def _exit_code(self, pid: int) -> int | None:
