@@ -344,7 +344,10 @@ class EdgeTimeouts(_Group):
     live_poll: float = 1.0
     """How often figures that no record announces are read while somebody reads."""
     live_silence: float = 5.0
-    """The longest time without a message; the page takes three times that for a broken connection."""
+    """The longest time without a message.
+
+    Without one the page drops its connection after 15 s, and ``status --watch`` after ``commands.silence``.
+    """
     live_jitter: float = 0.5
     """A time computed from an age moves by less than this without counting as changed."""
     live_rate: float = 1.0
