@@ -75,11 +75,11 @@ if TYPE_CHECKING:
         server,
         subtree,
     )
-    from rayvisor.specs.timeouts import Timeouts
     from rayvisor.status import ChildKind
     from rayvisor.strategies import RestartStrategy
     from rayvisor.supervisor import Supervisor
     from rayvisor.tasks import Task, TaskAttempt, TaskPolicy, submit
+    from rayvisor.timeouts import Timeouts
 
 _HOMES = {
     "AlreadyPresentError": "errors",
@@ -151,7 +151,7 @@ _HOMES = {
     "TaskPolicy": "tasks",
     "TaskTimeoutError": "errors",
     "TemplateError": "errors",
-    "Timeouts": "specs.timeouts",
+    "Timeouts": "timeouts",
     "UnguardedMainError": "errors",
     "UnknownChildError": "errors",
     "Usage": "pool",

@@ -44,9 +44,9 @@ from rayvisor.errors import SupervisorStoppedError
 from rayvisor.records import Record
 from rayvisor.refs import ChildRef, ServerRef
 from rayvisor.specs import ChildSpec, Instance, SupervisorSpec
-from rayvisor.specs.timeouts import Timeouts
 from rayvisor.status import Node
 from rayvisor.supervisor import Supervisor
+from rayvisor.timeouts import Timeouts
 from statecharts import Drawing
 
 __all__ = [

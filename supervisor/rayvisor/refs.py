@@ -21,7 +21,7 @@ import anyio
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._validation import seconds
 from rayvisor.errors import ChildUnavailableError, SpecError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

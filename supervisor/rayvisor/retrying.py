@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import anyio
 
-from rayvisor._backends.ray.retry_on import RetryOn, Wanted, is_cancellation, wanted
+from rayvisor._backends.ray.retry_on import ErrorFilter, RetryOn, error_filter, is_cancellation
 from rayvisor._backends.ray.waits import RefWaiter, Waited, is_ref
 from rayvisor._core.tasks.attempts import Attempts, Limits
 from rayvisor._log import get_logger
@@ -160,7 +160,7 @@ def retry(
     limits = Limits(backoff=backoff, max_attempts=max_attempts, timeout=timeout)
     if seed is not None and not isinstance(seed, int | Random):
         raise SpecError("seed", seed, "must be a whole number or a random.Random")
-    plan = _Plan(limits, wanted(retry_on), seed)
+    plan = _Plan(limits, error_filter(retry_on), seed)
     if target is None:
         return lambda function: _wrap(function, plan)
     if is_ref(target):
@@ -184,7 +184,7 @@ def _checked(reprobe: Any) -> Callable[[int], Any] | None:
 class _Plan:
     """How a target is retried; shared by all its calls."""
 
-    def __init__(self, limits: Limits, is_retried: Wanted, seed: int | Random | None) -> None:
+    def __init__(self, limits: Limits, is_retried: ErrorFilter, seed: int | Random | None) -> None:
         self.limits = limits
         self._is_retried = is_retried
         self._seed = seed

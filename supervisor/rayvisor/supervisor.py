@@ -73,8 +73,8 @@ from rayvisor.specs import (
     SupervisorSpec,
     SupervisorStart,
 )
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind, Node, walk
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from statecharts.lifecycles import CHARTS
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind, TaskLifecycle
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError, TaskTimeoutError
 from rayvisor.specs import TaskAttempt, TaskPolicy
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["Task", "TaskAttempt", "TaskPolicy", "submit"]
 

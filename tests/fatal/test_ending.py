@@ -110,7 +110,7 @@ def gone(pid: int) -> bool:
 
 
 def words_of(said: str) -> list[str]:
-    """What the process that said this has left for its parent: for us."""
+    """Return the last words that the process left for its parent, which is this process."""
     pids = {
         line.rpartition(" ")[2] for line in said.splitlines() if line.startswith("rayvisor: guarded ends")
     }

@@ -183,7 +183,7 @@ class Cable:
         for scope in list(self._scopes):
             scope.cancel()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._plugged = True
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -233,7 +233,7 @@ async def test_what_was_missed_is_made_up_for_after_the_connection_broke(browser
             await sup.terminate_child("b")
             await sup.delete_child("b")
             await picture(page, "lost")
-            cable.mend()
+            cable.repair()
             await expect(page.locator("#link")).to_have_text("live")
             await expect(page.locator("#rows tr")).to_have_count(2)
             await expect(row(page, "a").locator("td").nth(2)).to_have_text("2")

@@ -58,7 +58,7 @@ async def test_it_decorates_functions_methods_and_coroutine_functions(*, bare: b
 
         @decorate
         def fetch(self) -> str:
-            """What it is."""
+            """The value."""
             self.tries += 1
             if self.tries < 2 and not bare:
                 raise ConnectionResetError

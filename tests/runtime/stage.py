@@ -20,7 +20,7 @@ from rayvisor._runtime.loop import Runtime
 from rayvisor._runtime.reporting import EventReporter
 from rayvisor.faults import Cause, Exit, Termination
 from rayvisor.specs import ChildSpec, Shutdown, SupervisorSpec
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from statecharts.lifecycles import CHARTS
 from tests.waiting import until
 
@@ -29,7 +29,7 @@ Step = Callable[["ScriptedIncarnation"], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Scripted:
-    """What a scripted child starts."""
+    """The start of a scripted child."""
 
     kind: str = "scripted"
 

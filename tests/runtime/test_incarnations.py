@@ -17,7 +17,7 @@ from rayvisor._runtime.children.protocol import StartRefusedError
 from rayvisor.errors import ChildStartError, SupervisorBusyError, SupervisorStoppedError
 from rayvisor.faults import Cause, FaultClass, Termination
 from rayvisor.specs import ChildSpec, Shutdown
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 from tests.runtime import stage
 from tests.runtime.stage import ScriptedBackend, ScriptedIncarnation, children
 

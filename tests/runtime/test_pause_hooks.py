@@ -16,7 +16,7 @@ from rayvisor._runtime.broadcaster import RecordBroadcaster
 from rayvisor._runtime.pause_hooks import PauseHooks
 from rayvisor._runtime.reporting import EventReporter
 from rayvisor.specs import ActorHooks
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 from statecharts import Configuration, compile_chart
 from statecharts.lifecycles import ACTOR
 

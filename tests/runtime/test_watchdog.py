@@ -7,7 +7,7 @@ import time
 import anyio
 
 from rayvisor._runtime.watchdog import BlockedPeriod, Watchdog
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 
 
 async def test_a_loop_that_is_blocked_longer_than_its_timeout_is_reported() -> None:

@@ -1,4 +1,4 @@
-"""What one sees in the SVG pictures: every text and wire where it can be read."""
+"""SVG pictures: every text and every wire is where it can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused by field and value before anything starts, and nothing is kept of it."""
+"""Invalid input is refused by field and value before anything starts, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor import records as r
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 
 Diary = list[str]
 

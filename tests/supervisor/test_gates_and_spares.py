@@ -32,7 +32,7 @@ def kill(sup: rv.Supervisor, child: str) -> None:
 
 
 class Weights:
-    """What engines are to serve with; the hook brings them up to it."""
+    """The wanted weight version; the hook brings engines up to it."""
 
     def __init__(self) -> None:
         self.wanted = 1

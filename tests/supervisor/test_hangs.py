@@ -47,7 +47,7 @@ async def expected() -> str:
 
 
 def story(records: Sequence[r.Record]) -> list[str]:
-    """What happened to the first engine: its states and faults."""
+    """Return the states and faults of the first engine."""
     return [
         x.after if isinstance(x, r.StateChanged) else f"{x.fault.fault_class}: {x.fault.root.type}"
         for x in records
@@ -160,7 +160,7 @@ async def test_a_host_whose_loop_is_held_up_is_ended_with_the_place_where_it_sta
     (found,) = [x.fault for x in seen if isinstance(x, r.FaultSeen)]
     assert found.root.type == "HostStalled"
     assert f"host (pid {host.pid}) sleeps" in found.root.message
-    assert "its loop is at _play_faults (" in found.root.message
+    assert "its loop is at _hang_on_prompt (" in found.root.message
     assert "_pump (" in found.traceback
 
 

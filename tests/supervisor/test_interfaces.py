@@ -16,7 +16,7 @@ import rayvisor as rv
 from rayvisor._edges.control.server import ControlServer
 from rayvisor._edges.publish.publisher import Publisher
 from rayvisor._edges.web.server import WebPage
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 
 
 async def idle() -> None:

@@ -16,7 +16,7 @@ ARCHIVE = Path(__file__).parents[1] / "core" / "supervision" / "otp" / "traces.t
 
 DELIBERATE = {
     "simple_ignore_on_restart": "OTP's supervisor crashes (D9)",
-    "simple_gated_terminate": "OTP counts one too few for ever (D8)",
+    "simple_gated_terminate": "OTP counts one too few forever (D8)",
     # A restart waits for the proof that nothing is left, and meanwhile the supervisor goes on: a death that
     # is one too many is heard of before the child that died first is started, so it is not started in vain.
     "simultaneous_one_for_one_exceed": "no start in vain before giving up",

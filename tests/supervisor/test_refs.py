@@ -13,7 +13,7 @@ import rayvisor as rv
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor.blocking import BlockingRef
 from rayvisor.faults import Termination
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 
 NAMES = {"timeout": 3, "idempotent": "no", "method": "GET", "self": 1, "path": "/", "args": (), "kwargs": {}}
 """Arguments of a user's method that share their names with options and parameters of `call`."""

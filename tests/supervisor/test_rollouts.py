@@ -19,7 +19,7 @@ SERVING = "ALIVE.SERVING"
 
 
 class Weights:
-    """What engines are to generate with; the hook of one child can be held up."""
+    """The weight version that engines must generate with; the hook of one child can be delayed."""
 
     def __init__(self) -> None:
         self.version = 1

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from rayvisor.errors import ControlSocketError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["claim", "default_folder", "free_path", "is_listening", "live_sockets"]
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["bounded", "outlast"]
 

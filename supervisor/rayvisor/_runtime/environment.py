@@ -11,8 +11,8 @@ from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor._core.paths import join
 from rayvisor.errors import SpecError
 from rayvisor.specs import SupervisorSpec
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActorFactory

@@ -32,7 +32,7 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.served_starts import ServedStarts
 from rayvisor.faults import KILLED, SHUTDOWN, Cause, Fault, Termination, classify, crashed
 from rayvisor.specs import Shutdown
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._runtime.children.protocol import ChildBackend

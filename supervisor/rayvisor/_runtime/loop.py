@@ -20,7 +20,7 @@ from rayvisor._runtime.mailbox import Mailbox
 from rayvisor._runtime.watchdog import Watchdog
 from rayvisor.errors import SupervisorStoppedError
 from rayvisor.faults import KILLED
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from random import Random

@@ -17,8 +17,8 @@ from rayvisor._core.paths import contains
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from rayvisor.status import is_up
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core

@@ -16,8 +16,8 @@ from rayvisor._runtime.deadlines import bounded
 from rayvisor._validation import is_whole
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import Gate
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 from rayvisor.status import is_up
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.supervision.core import Core

@@ -31,8 +31,8 @@ from rayvisor._runtime.readiness_gates import ReadinessGates
 from rayvisor.errors import RayvisorError, StartFailedError, SupervisorGaveUpError
 from rayvisor.faults import Cause, Fault, FaultClass
 from rayvisor.specs import SupervisorSpec
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.status import ChildKind
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import Condition, HostItem, Phase

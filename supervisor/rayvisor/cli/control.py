@@ -13,7 +13,7 @@ import click
 from rayvisor._edges.control.client import ControlClient, find
 from rayvisor.cli._lines import record_line, tree_lines
 from rayvisor.cli._socket import one_line_errors, socket_option
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["events", "pause", "restart", "resume", "status", "stop"]
 

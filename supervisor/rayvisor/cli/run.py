@@ -19,7 +19,7 @@ from rayvisor.cli._lines import record_line
 from rayvisor.cli._web import WebCommand, web_option
 from rayvisor.config import TreeFile, load_tree
 from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from rayvisor._runtime.broadcaster import RecordStream

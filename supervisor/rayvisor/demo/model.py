@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["ModelError", "ensure_model", "ensure_random_model"]
 

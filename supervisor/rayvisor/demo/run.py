@@ -17,8 +17,8 @@ from rayvisor.demo.scenario import DemoRequest, Injection, hangs, injection, mak
 from rayvisor.errors import RayvisorError
 from rayvisor.specs import StallLimits, SupervisorSpec, engine_pool
 from rayvisor.specs.limits import PATIENT
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from rayvisor.supervisor import Supervisor
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import ProcessId

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rayvisor import records as r
 from rayvisor._edges.live import text as live_text
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

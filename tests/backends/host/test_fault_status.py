@@ -1,4 +1,4 @@
-"""What an engine with fault tolerance says of itself; and that one without is never told anything."""
+"""The fault status that an engine with fault tolerance reports; an engine without it gets no instruction."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rayvisor._backends.host.host import EngineHost
 from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand, HostItem, Lost, Phase, Refused, Terminated
 from rayvisor.faults import Cause, FaultClass, classify
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts, Timeouts
 from tests.backends.driving import alive
 from tests.waiting import until
 
@@ -370,7 +370,7 @@ async def test_the_watch_never_returns(host: EngineHost) -> None:
 async def test_logs_of_old_engines_are_not_kept_for_ever(host: EngineHost, tmp_path: Path) -> None:
     for incarnation in range(1, 6):
         await host.ensure_started(incarnation, FAST, 60)
-    assert len(os.listdir(tmp_path)) == 3  # noqa: PTH208
+    assert len(os.listdir(tmp_path)) == 3  # noqa: PTH208 - a list of names is counted
 
 
 async def test_what_failed_under_another_host_of_the_same_name_is_not_taken_for_what_fails_now(

@@ -6,7 +6,7 @@ import pytest
 
 from rayvisor._backends.host.local import LocalHostFactory
 from rayvisor.specs import ActorOptions
-from rayvisor.specs.timeouts import HostTimeouts, Timeouts
+from rayvisor.timeouts import HostTimeouts, Timeouts
 
 
 async def test_a_host_that_takes_longer_than_its_factory_allows_has_not_answered() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rayvisor._backends.host.log_files import LogFiles
-from rayvisor.specs.timeouts import HostTimeouts
+from rayvisor.timeouts import HostTimeouts
 
 WEEKS = 2 * 7 * 86400.0
 

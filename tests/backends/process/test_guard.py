@@ -10,7 +10,7 @@ import pytest
 
 from rayvisor._backends.process import reaper
 from rayvisor._backends.process.guard import Guard
-from rayvisor.specs.timeouts import ProcessTimeouts
+from rayvisor.timeouts import ProcessTimeouts
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that takes the reaper's place."""
     path = tmp_path / "reaper.py"
     monkeypatch.setattr(reaper, "__file__", str(path))
-    monkeypatch.delenv(reaper.MARKER, raising=False)
+    monkeypatch.setenv(reaper.MARKER, "")  # a guard sets it: later tests must not inherit its key
     return path
 
 

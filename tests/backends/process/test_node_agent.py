@@ -17,12 +17,12 @@ from rayvisor._backends.process.identity import alive, boot_id, identify
 from rayvisor._backends.process.node_agent import NodeAgent
 from rayvisor._backends.process.tree import MARKER
 from rayvisor._core.protocol.wire import ProcessId
-from rayvisor.specs.timeouts import ProcessTimeouts
+from rayvisor.timeouts import ProcessTimeouts
 from tests.waiting import until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 KEY = f"tests/{os.getpid()}/agent"
-"""What carries a key is found on the whole machine, where other tests may run."""
+"""Unique per run: processes with a key are found on the whole machine, where other tests may run."""
 
 
 def known(pid: int) -> ProcessId:

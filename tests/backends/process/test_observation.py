@@ -1,4 +1,4 @@
-"""What is seen of a process from outside."""
+"""A process observed from outside: its state and its load."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 KEY = f"tests/{os.getpid()}/reaper"
-"""What carries a key is found on the whole machine, where other tests may run."""
+"""Unique per run: processes with a key are found on the whole machine, where other tests may run."""
 
 HOST = """
 import os, subprocess, sys, time

@@ -17,7 +17,7 @@ from tests.waiting import until_now
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 KEY = f"tests/{os.getpid()}/tree"
-"""What carries a key is found on the whole machine, where other tests may run."""
+"""Unique per run: processes with a key are found on the whole machine, where other tests may run."""
 
 
 def known(pid: int) -> ProcessId:

@@ -8,7 +8,7 @@ import pytest
 from rayvisor._backends.ray.anti_affinity import AntiAffinity
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
-from rayvisor.specs.timeouts import RayTimeouts
+from rayvisor.timeouts import RayTimeouts
 
 
 class Cluster:

@@ -9,7 +9,7 @@ import pytest
 
 from rayvisor._backends.process import reaper
 from rayvisor._backends.ray.host_actor import HostActor, HostHello
-from rayvisor.specs.timeouts import ProcessTimeouts, Timeouts
+from rayvisor.timeouts import ProcessTimeouts, Timeouts
 
 
 @pytest.mark.parametrize("body", ["raise SystemExit(3)", "import time; time.sleep(600)"])

@@ -1,4 +1,4 @@
-"""What holds for every host, wherever it lives."""
+"""The contract of every host, on Ray or in the driver's process."""
 
 from __future__ import annotations
 

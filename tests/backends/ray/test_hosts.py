@@ -23,7 +23,7 @@ from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.protocol.wire import EngineInfo, ProcessId
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorOptions, NodePin
-from rayvisor.specs.timeouts import ProcessTimeouts, Timeouts
+from rayvisor.timeouts import ProcessTimeouts, Timeouts
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.push import PushChannel
-from rayvisor.specs.timeouts import RayTimeouts
+from rayvisor.timeouts import RayTimeouts
 from tests.waiting import until
 
 

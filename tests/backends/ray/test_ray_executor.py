@@ -1,4 +1,4 @@
-"""What vLLM's Ray executor starts is gone with the process that started it.
+"""The actors of vLLM's Ray executor end with the process that started them.
 
 vLLM's CPU platform names no Ray device, so its Ray executor does not run there. What matters is who owns its
 workers: EngineCore itself connects to Ray, makes a placement group and an actor for each worker in it. This

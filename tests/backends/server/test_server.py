@@ -26,8 +26,8 @@ from rayvisor._core.protocol.wire import Worked
 from rayvisor.config import load_tree
 from rayvisor.faults import Cause, Termination, classify
 from rayvisor.specs import StallLimits
-from rayvisor.specs.timeouts import ServerTimeouts, Timeouts
 from rayvisor.testing import wait_for_state
+from rayvisor.timeouts import ServerTimeouts, Timeouts
 from tests.backends.server.http_client import complete, get
 from tests.waiting import until
 

@@ -22,7 +22,7 @@ from rayvisor._backends.vllm import lease as leases
 from rayvisor._backends.vllm import template as templates
 from rayvisor._backends.vllm.lease import ForkedProcess, forked_from
 from rayvisor._backends.vllm.plugin import OWN_METHOD
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 _PROGRAM = (
     "from rayvisor._backends.vllm import forking; "

@@ -1,4 +1,4 @@
-"""Who hangs and who is busy: decided from looks, in virtual time."""
+"""Hanging and busy engines are told apart from observations, in virtual time."""
 
 from __future__ import annotations
 

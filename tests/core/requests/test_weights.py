@@ -1,4 +1,4 @@
-"""What becomes of requests when weights change under them, in virtual time."""
+"""Requests whose weights change while they run, in virtual time."""
 
 from __future__ import annotations
 

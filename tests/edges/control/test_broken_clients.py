@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import rayvisor as rv
 from rayvisor._edges.http import server
-from rayvisor.specs.timeouts import EdgeTimeouts
+from rayvisor.timeouts import EdgeTimeouts
 from tests.edges.control.http_client import exchange, get, idle, pool, states, tree
 from tests.waiting import until
 

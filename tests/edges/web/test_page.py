@@ -15,7 +15,7 @@ import pytest
 
 import rayvisor as rv
 from rayvisor._edges.http import server
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from tests.edges.web.browser import Browser, Reader, idle, tree
 from tests.waiting import until
 

@@ -11,7 +11,7 @@ import pytest
 from rayvisor._core.supervision import messages as m
 from rayvisor._runtime.children.actors import ActorBackend
 from rayvisor.refs import ChildRef
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 from statecharts import compile_chart
 from statecharts.lifecycles import ACTOR
 

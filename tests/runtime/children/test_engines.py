@@ -30,7 +30,7 @@ from rayvisor._runtime.children.slots import host_lost
 from rayvisor.faults import Cause, FaultClass, Termination, classify
 from rayvisor.specs import ActorOptions, ChildSpec, EngineStart, Shutdown, StallLimits
 from rayvisor.specs.limits import PATIENT
-from rayvisor.specs.timeouts import RuntimeTimeouts
+from rayvisor.timeouts import RuntimeTimeouts
 
 HOST = ProcessId(4711, 0, "", "host")
 INFO = EngineInfo("sim", "1", 100, 8, (0,), (ProcessId(4712, 0, "", "core"),), 0.1)
@@ -105,7 +105,7 @@ class FakeHost:
             yield [step]
 
     def say(self, *steps: Any) -> None:
-        """What one stream brings before it ends."""
+        """The items of one stream before it ends."""
         self.streams.append(list(steps))
         self.stream_came.set()
 

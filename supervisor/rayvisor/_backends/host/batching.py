@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 
 from rayvisor._core.protocol.wire import Chunk, HostItem
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["ItemBatcher"]
 

@@ -19,7 +19,7 @@ from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._core.protocol.wire import Condition
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Evidence, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["ConditionWatch"]
 

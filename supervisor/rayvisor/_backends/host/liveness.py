@@ -27,7 +27,7 @@ from rayvisor._core.protocol.wire import (
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import StallLimits
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["LivenessMonitor", "StartOverdueError", "start_in_time"]
 

@@ -36,7 +36,7 @@ from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import ActorOptions, StallLimits
 from rayvisor.specs.limits import PATIENT
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["LocalHost", "LocalHostFactory"]
 

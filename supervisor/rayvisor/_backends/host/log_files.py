@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["LogFiles", "temporary_log"]
 

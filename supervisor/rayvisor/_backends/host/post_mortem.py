@@ -13,7 +13,7 @@ from rayvisor._backends.host.log_reading import TAIL_BYTES, WORKER_DIED, exit_co
 from rayvisor._backends.process.engine_tree import Ended, ProcessTree
 from rayvisor._core.protocol.causes import Causes
 from rayvisor.faults import Cause, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["describe_death", "log_size", "log_tail", "read_log"]
 

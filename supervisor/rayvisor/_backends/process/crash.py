@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from rayvisor._backends.process.identity import own_identity
 from rayvisor._backends.process.killing import Killing
 from rayvisor._core.protocol.wire import ProcessId
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["arm", "end_children", "end_process"]
 

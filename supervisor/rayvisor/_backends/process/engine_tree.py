@@ -23,7 +23,7 @@ from rayvisor._backends.process.identity import alive, identify, same
 from rayvisor._backends.process.pidfd import PidfdHandle
 from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._core.protocol.wire import ProcessId
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["TAG", "TAG_LENGTH", "Ended", "ProcessTree", "new_tag", "process_id"]
 

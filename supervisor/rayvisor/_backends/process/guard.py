@@ -16,7 +16,7 @@ from rayvisor._backends.process import reaper
 from rayvisor._backends.process.identity import alive
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["Guard"]
 

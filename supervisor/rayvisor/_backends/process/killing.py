@@ -13,7 +13,7 @@ from rayvisor._backends.process.threads import run_in_thread
 from rayvisor._backends.process.tree import kill, marked, suspend, tree
 from rayvisor._core.protocol.links import CleanupReport
 from rayvisor._core.protocol.wire import ProcessId
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["Killing", "end_processes"]
 

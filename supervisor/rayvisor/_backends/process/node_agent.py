@@ -27,7 +27,7 @@ from rayvisor._backends.process.tree import tree
 from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["NodeAgent"]
 

@@ -18,7 +18,7 @@ import anyio
 from rayvisor._backends.process.identity import find
 from rayvisor._core.protocol.wire import ProcessId, ProcessObservation
 from rayvisor.faults import Cause
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 __all__ = ["Sampler", "describe", "observe", "stopped_cause"]
 

@@ -27,7 +27,7 @@ from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Termination
 from rayvisor.specs import ActorHook, ActorOptions
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["UserActor", "UserActorFactory"]
 

@@ -24,7 +24,7 @@ from rayvisor._backends.ray.errors import RayCallTimeout, end_of, is_ray_error
 from rayvisor._core.protocol.links import CleanupReport, HostView
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["NodeAgents"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.errors import RayCallTimeout
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["AntiAffinity", "HostLocation"]
 

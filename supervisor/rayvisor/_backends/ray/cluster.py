@@ -23,7 +23,7 @@ from rayvisor._backends.ray.cleanup import attempt
 from rayvisor._core.protocol.wire import ProcessId
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["RayCluster", "start_or_join"]
 

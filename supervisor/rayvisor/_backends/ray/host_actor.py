@@ -23,7 +23,7 @@ from rayvisor._log import get_logger
 from rayvisor.faults import Termination
 from rayvisor.specs import StallLimits
 from rayvisor.specs.limits import PATIENT
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["Failure", "HostActor", "HostHello"]
 

@@ -23,7 +23,7 @@ from rayvisor._backends.ray.placement_groups import PlacementGroups
 from rayvisor._core.protocol.links import CleanupReport, merge_reports
 from rayvisor._log import get_logger
 from rayvisor.specs import ActorOptions
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["RayHostFactory"]
 

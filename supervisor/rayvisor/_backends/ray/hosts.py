@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rayvisor._backends.ray.agents import NodeAgents
     from rayvisor._backends.ray.cluster import RayCluster
     from rayvisor._backends.ray.nodes import NodeWatch
-    from rayvisor.specs.timeouts import RayTimeouts
+    from rayvisor.timeouts import RayTimeouts
 
 __all__ = ["RayHost", "package_env"]
 
@@ -141,7 +141,7 @@ class RayHost:
         WorkerPackageError
             The worker has no rayvisor, or another version of it.
         HostGoneError, TimeoutError
-            As for every call.
+            As for all calls.
         """
         began = time.monotonic()
 

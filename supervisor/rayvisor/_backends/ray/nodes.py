@@ -15,7 +15,7 @@ import anyio
 from rayvisor._backends.ray.cluster import RayCluster
 from rayvisor._backends.ray.push import PushChannel
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["NodeWatch"]
 

@@ -12,18 +12,18 @@ from rayvisor._core.protocol.causes import plain_causes
 from rayvisor.errors import SpecError
 from rayvisor.faults import FaultClass, classify
 
-__all__ = ["RetryOn", "Wanted", "class_of", "is_cancellation", "wanted"]
+__all__ = ["ErrorFilter", "RetryOn", "class_of", "error_filter", "is_cancellation"]
 
 RetryOn: TypeAlias = (
     FaultClass | type[Exception] | Iterable[type[Exception] | FaultClass] | Callable[[Exception], bool]
 )
-Wanted: TypeAlias = Callable[[Exception], bool]
+ErrorFilter: TypeAlias = Callable[[Exception], bool]
 
 _MOST_LINKS = 16
 _FORMS = "must be exception types, a FaultClass, or a function of the error that returns a bool"
 
 
-def wanted(retry_on: RetryOn) -> Wanted:
+def error_filter(retry_on: RetryOn) -> ErrorFilter:
     """Return a predicate for each of the forms that a caller may give.
 
     Raises

@@ -16,7 +16,7 @@ from rayvisor._core.tasks.lifecycle import Outcome, OutcomeKind
 from rayvisor._log import get_logger
 from rayvisor.errors import ClusterUnavailableError, SpecError
 from rayvisor.specs import TaskAttempt, TaskPolicy
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = [
     "AttemptReader",

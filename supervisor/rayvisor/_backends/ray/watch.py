@@ -26,7 +26,7 @@ from rayvisor._backends.ray.push import PushChannel
 from rayvisor._backends.ray.table import ActorState, Row, actor_end, look_up, read_row, worker_end
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RayTimeouts
 
 __all__ = ["ActorSnapshot", "ActorState", "ActorWatch", "WatchedActor"]
 

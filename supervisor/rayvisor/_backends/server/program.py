@@ -17,7 +17,7 @@ from rayvisor._backends.process.guard import Guard
 from rayvisor._backends.process.reaper import MARKER
 from rayvisor._log import get_logger
 from rayvisor.specs.server_flags import has_flag
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ProcessTimeouts
 
 __all__ = ["TITLE", "ServerProgram", "check_model", "command_of"]
 

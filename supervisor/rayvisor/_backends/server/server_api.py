@@ -19,7 +19,7 @@ from rayvisor._backends.host.post_mortem import log_size, read_log
 from rayvisor._backends.server.client import Answer, HttpClient, HttpFailedError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, ServerTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, ServerTimeouts
 
 __all__ = ["Completion", "ServerApi", "completion_of"]
 

@@ -45,7 +45,7 @@ from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, Pro
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs.server_flags import has_flag, value_of
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["ServerEngine"]
 

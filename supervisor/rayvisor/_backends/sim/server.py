@@ -34,7 +34,7 @@ from rayvisor._backends.process.engine_tree import TAG
 from rayvisor._backends.sim.arguments import DEFAULTS
 from rayvisor._backends.sim.sim_engine import SimEngine
 from rayvisor._core.protocol.wire import GenerateCommand
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["main"]
 

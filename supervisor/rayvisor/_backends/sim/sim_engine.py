@@ -33,7 +33,7 @@ from rayvisor._backends.sim.requests import TextStream, check_params, logprob_en
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor.faults import Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["SimEngine"]
 

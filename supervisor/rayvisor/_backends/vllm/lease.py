@@ -27,7 +27,7 @@ from rayvisor._backends.vllm.forking import InheritedState
 from rayvisor._backends.vllm.plugin import METHOD, OWN_METHOD
 from rayvisor._backends.vllm.template import Template, TemplateGoneError, TemplateMismatchError
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["ForkedProcess", "Lease", "engine_cores_from", "forked_from"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["SocketFolder"]
 

@@ -17,7 +17,7 @@ from rayvisor._backends.vllm.requests import (
 from rayvisor._core.protocol.causes import in_one_line, plain_causes
 from rayvisor._core.protocol.wire import Chunk, GenerateCommand
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["Streams"]
 

@@ -20,7 +20,7 @@ import psutil
 from rayvisor._backends.process.engine_tree import TAG, TAG_LENGTH
 from rayvisor._backends.vllm.environment import expected_additions, load_time_variables
 from rayvisor._backends.vllm.forking import MAX_MESSAGE_BYTES
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, VllmTimeouts
 
 __all__ = ["Template", "TemplateGoneError", "TemplateMismatchError"]
 

@@ -34,7 +34,7 @@ from rayvisor._backends.vllm.template import Template
 from rayvisor._core.protocol.causes import Causes, plain_causes
 from rayvisor._core.protocol.wire import Chunk, EngineInfo, GenerateCommand, ProcessId
 from rayvisor.faults import Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 __all__ = ["VllmEngine"]
 

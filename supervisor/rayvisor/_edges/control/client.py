@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
 from rayvisor.errors import ControlSocketError, RayvisorError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
 

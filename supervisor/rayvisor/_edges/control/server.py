@@ -18,7 +18,7 @@ from rayvisor._edges.live.live import Live
 from rayvisor._edges.sockets import claim, free_path
 from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._edges.live.history import History

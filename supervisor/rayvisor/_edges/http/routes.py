@@ -44,7 +44,7 @@ from rayvisor.errors import (
     SupervisorStoppedError,
     UnknownChildError,
 )
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor.records import Record

@@ -18,7 +18,7 @@ import h11
 
 from rayvisor._edges.http.routes import Answer, RefusalError, StartTask
 from rayvisor._log import get_logger
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["Handler", "HttpServer"]
 

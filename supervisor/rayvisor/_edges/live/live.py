@@ -17,8 +17,8 @@ import anyio
 
 from rayvisor._edges.live.history import FAULTS_KEPT
 from rayvisor.errors import SupervisorStoppedError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from rayvisor.status import ChildKind, chart_of, walk
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._edges.controls import Controls

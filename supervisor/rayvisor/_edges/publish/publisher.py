@@ -21,7 +21,7 @@ from rayvisor._edges.publish.messages import Messages
 from rayvisor._edges.sockets import claim
 from rayvisor._log import get_logger
 from rayvisor.errors import ControlSocketError, PublishError, SpecError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 if TYPE_CHECKING:
     import zmq

@@ -29,7 +29,7 @@ from rayvisor._log import get_logger
 from rayvisor._public import shown_as
 from rayvisor._validation import is_whole
 from rayvisor.errors import ControlSocketError, SpecError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 from statecharts import render
 from statecharts.lifecycles import CHARTS
 

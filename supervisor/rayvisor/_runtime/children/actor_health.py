@@ -20,7 +20,7 @@ from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor

@@ -18,7 +18,7 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor.errors import ChildUnavailableError, RayvisorError
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._backends.ray.actors import UserActor, UserActorFactory

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rayvisor._backends.ray.adopted import Adoption
     from rayvisor.faults import Exit
     from rayvisor.specs import ActorHooks, ChildSpec, Shutdown
-    from rayvisor.specs.timeouts import RuntimeTimeouts
+    from rayvisor.timeouts import RuntimeTimeouts
 
 __all__ = ["AdoptedIncarnation", "ended_in_order"]
 

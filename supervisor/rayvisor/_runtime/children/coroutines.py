@@ -15,7 +15,7 @@ from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

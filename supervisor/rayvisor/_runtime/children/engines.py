@@ -37,7 +37,7 @@ from rayvisor._runtime.children.recovery import await_instruction, recover
 from rayvisor._runtime.children.slots import EngineSlot, host_lost
 from rayvisor.errors import ChildUnavailableError, EngineCallError, RayvisorError
 from rayvisor.faults import Cause, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor.faults import Exit

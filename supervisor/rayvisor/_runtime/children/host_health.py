@@ -15,7 +15,7 @@ from rayvisor._backends.process.observation import describe, stopped_cause
 from rayvisor._core.health.stall import BUSY_SHARE, HealthAction, Look, StallWatch
 from rayvisor._log import get_logger
 from rayvisor.faults import Cause, Termination
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink, HostView

@@ -15,7 +15,7 @@ import anyio
 
 from rayvisor._core.protocol.links import HostCallFailedError, HostGoneError
 from rayvisor._runtime.children.protocol import RecoveryFailedError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.links import HostLink

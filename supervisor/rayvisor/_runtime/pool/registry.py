@@ -17,8 +17,8 @@ from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
 from rayvisor.specs import EnginePoolSpec
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
 from rayvisor.status import is_up
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from rayvisor._core.protocol.wire import HostItem

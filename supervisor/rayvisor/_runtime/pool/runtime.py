@@ -42,7 +42,7 @@ from rayvisor._runtime.pool.pause_control import PauseControl
 from rayvisor._runtime.pool.sender import CommandSender, EngineTransport
 from rayvisor._runtime.pool.streams import Generation, Stream
 from rayvisor.faults import Fault
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from rayvisor._runtime.pool.batch import Params

@@ -10,7 +10,7 @@ from rayvisor._edges.control.client import ControlClient, ControlRefusedError, f
 from rayvisor._edges.sockets import default_folder, live_sockets
 from rayvisor.cli._watch.tree_state import Update
 from rayvisor.errors import ControlSocketError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts, Timeouts
 
 __all__ = ["follow"]
 

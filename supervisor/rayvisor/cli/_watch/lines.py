@@ -8,7 +8,7 @@ from typing import Any
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
 from rayvisor.cli._watch.tree_state import TreeState
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, CommandTimeouts
 
 __all__ = ["Lines"]
 

@@ -23,7 +23,7 @@ from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
 from rayvisor.cli._watch.tree_state import TreeState, Update
 from rayvisor.errors import RayvisorError, UnknownChildError
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -12,7 +12,7 @@ from rich.text import Text
 from rayvisor._core.paths import ancestors, split
 from rayvisor._edges.live import text as live_text
 from rayvisor._edges.live.text import age
-from rayvisor.specs.timeouts import DEFAULT_TIMEOUTS
+from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

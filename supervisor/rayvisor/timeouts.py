@@ -20,7 +20,6 @@ from rayvisor._validation import seconds
 from rayvisor.errors import SpecError
 
 __all__ = [
-    "DEFAULT_TIMEOUTS",
     "CommandTimeouts",
     "EdgeTimeouts",
     "HostTimeouts",

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 import rayvisor as rv
+from rayvisor import timeouts as t
 from rayvisor._runtime.environment import Environment
-from rayvisor.specs import timeouts as t
 
 GROUPS = [each.name for each in fields(t.Timeouts)]
 
