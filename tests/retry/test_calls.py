@@ -70,7 +70,7 @@ async def test_it_decorates_functions_methods_and_coroutine_functions(*, bare: b
 
     client = Client()
     assert (client.fetch(), await client.post()) == ("fetched", "posted")
-    assert (Client.fetch.__name__, Client.fetch.__doc__) == ("fetch", "What it is.")
+    assert (Client.fetch.__name__, Client.fetch.__doc__) == ("fetch", "The value.")
 
 
 @pytest.mark.parametrize(
