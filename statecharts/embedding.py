@@ -69,7 +69,7 @@ class Embedding:
     path: tuple[str, ...] = ()
     caption: str = ""
 
-    def text(self, format: str) -> str:  # noqa: A002 - public name, equal to the option of the command line
+    def text(self, format: str) -> str:
         """Render the chart or tree.
 
         Parameters

@@ -91,7 +91,7 @@ def register_tree_renderer(name: str, renderer: TreeRenderer) -> None:
     register(TREE_RENDERERS, name, renderer)
 
 
-def render_tree(tree: Tree, format: str) -> str:  # noqa: A002 - public name, equal to the option of the command line
+def render_tree(tree: Tree, format: str) -> str:
     """Render a tree.
 
     Parameters

@@ -38,7 +38,7 @@ def test_a_supervisor_takes_nothing_else(given: Any) -> None:
 
 def test_they_cross_to_other_processes() -> None:
     given = rv.Timeouts(host=t.HostTimeouts(answer=3.0))
-    assert pickle.loads(pickle.dumps(given)) == given  # noqa: S301 - our own bytes
+    assert pickle.loads(pickle.dumps(given)) == given
 
 
 async def test_the_factory_of_local_hosts_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:

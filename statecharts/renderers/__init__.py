@@ -60,7 +60,7 @@ def register_renderer(name: str, renderer: Renderer) -> None:
 
 def render(
     chart: Chart,
-    format: str,  # noqa: A002 - public name, equal to the option of the command line
+    format: str,
     *,
     at: str | None = None,
     path: Sequence[str] = (),
@@ -96,7 +96,7 @@ def render(
     return render_drawing(Drawing(chart, at, tuple(path), tuple(passes)), format)
 
 
-def render_drawing(drawing: Drawing, format: str) -> str:  # noqa: A002 - as in render()
+def render_drawing(drawing: Drawing, format: str) -> str:
     """Render a drawing, which holds chart and state; otherwise like [`render`][statecharts.render]."""
     renderer = CHART_RENDERERS.get(format)
     if renderer is None:

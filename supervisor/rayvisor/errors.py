@@ -454,7 +454,7 @@ class ChildStartError(CallError):
 
     term = "start_failed"
 
-    def __init__(self, child: str, fault: Fault | None, exit: Exit | None = None) -> None:  # noqa: A002 - OTP's name for it
+    def __init__(self, child: str, fault: Fault | None, exit: Exit | None = None) -> None:
         self.fault = fault
         self.exit = exit
         cause = fault or exit or "its start was cancelled"

@@ -137,7 +137,7 @@ def start(ids: str | Iterable[str], *, concurrency: int | None = None) -> Start:
     return Start(_ids(ids), concurrency)
 
 
-def wait_serving(id: str, *, timeout: float = 600.0) -> WaitServing:  # noqa: A002 - OTP's name
+def wait_serving(id: str, *, timeout: float = 600.0) -> WaitServing:
     """Make the step that waits until a child serves; it fails if the child ends, or does not serve in time.
 
     Parameters
@@ -229,12 +229,12 @@ class Siblings(Mapping[str, Sibling]):
 
     __slots__ = ()
 
-    def from_(self, id: str) -> list[str]:  # noqa: A002 - OTP's name
+    def from_(self, id: str) -> list[str]:
         """Return the ids of a child and of those after it in start order."""
         ids = list(self)
         return ids[ids.index(id) :]
 
-    def others(self, id: str) -> list[Sibling]:  # noqa: A002 - OTP's name
+    def others(self, id: str) -> list[Sibling]:
         """Return all children but one."""
         return [self[each] for each in self if each != id]
 

@@ -25,7 +25,7 @@ def test_a_figure_is_well_formed_and_its_classes_are_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, __name__, SimpleNamespace(ROOT=ROOT))
-    root = ET.fromstring(figure(Embedding(name, caption="<b> & co")))  # noqa: S314 - written by our renderer
+    root = ET.fromstring(figure(Embedding(name, caption="<b> & co")))
     classes = {each for element in root.iter() for each in element.get("class", "").split()}
     assert classes
     assert all(each.startswith("statechart") for each in classes)

@@ -139,7 +139,7 @@ def test_an_event_without_a_meaning_gives_none() -> None:
 def test_a_configuration_is_one_object_however_it_is_made() -> None:
     one = Configuration("PAUSED", "FAULTED", ["STANDBY", "FAULTED"])
     assert Configuration("PAUSED", "FAULTED", ("FAULTED", "STANDBY")) is one
-    assert pickle.loads(pickle.dumps(one)) is one  # noqa: S301 - pickled by this test
+    assert pickle.loads(pickle.dumps(one)) is one
     assert copy.copy(one) is one
     assert copy.deepcopy({"here": one})["here"] is one
     assert one in compile_chart(ENGINE).configurations

@@ -57,7 +57,7 @@ MADE: tuple[rv.RayvisorError, ...] = (
 @pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
 def test_an_error_survives_a_pickle_with_all_its_data(error: rv.RayvisorError) -> None:
     error.add_note("on the way")
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)

@@ -126,7 +126,7 @@ def run(program: str, given: bytes = b"") -> bytes:
 def test_public_classes_cross_to_a_process_that_has_imported_nothing_and_come_back() -> None:
     classes = [each for each in FOUND.values() if isinstance(each, type)]
     program = "import pickle, sys; sys.stdout.buffer.write(pickle.dumps(pickle.load(sys.stdin.buffer)))"
-    assert pickle.loads(run(program, pickle.dumps(classes))) == classes  # noqa: S301 - our own bytes
+    assert pickle.loads(run(program, pickle.dumps(classes))) == classes
 
 
 def test_what_a_host_sends_is_light_to_pickle() -> None:
@@ -135,6 +135,6 @@ def test_what_a_host_sends_is_light_to_pickle() -> None:
         "from rayvisor._core.protocol.wire import ProcessId\n"
         "sys.stdout.buffer.write(pickle.dumps((ProcessId(1, 2, 'boot', 'x'), sorted(sys.modules))))\n"
     )
-    process, modules = pickle.loads(run(program))  # noqa: S301 - our own bytes
+    process, modules = pickle.loads(run(program))
     assert process == rayvisor.ProcessId(1, 2, "boot", "x")
     assert not {"rayvisor.pool", "rayvisor.supervisor", "anyio", "ray"} & set(modules)

@@ -99,7 +99,7 @@ async def test_options_make_another_reference_and_keep_what_is_not_given(actors:
 def test_options_travel_with_a_reference(actors: FakeActors) -> None:
     timeouts = RuntimeTimeouts(next_incarnation=3.0)
     ref = rv.ChildRef("a", actors, timeouts=timeouts).options(idempotent=True, timeout=5.0)
-    copy = pickle.loads(pickle.dumps(ref))  # noqa: S301 - our own bytes
+    copy = pickle.loads(pickle.dumps(ref))
     assert (copy.path, copy._address, copy._idempotent, copy._timeout, copy._timeouts) == (
         "a",
         ("namespace", "prefix"),
@@ -115,7 +115,7 @@ async def test_timeouts_travel_with_a_reference(actors: FakeActors) -> None:
     with pytest.raises(rv.ChildUnavailableError, match="paused"):
         with anyio.fail_after(5.0):
             await ref.call("x")
-    copy = pickle.loads(pickle.dumps(ref))  # noqa: S301 - our own bytes
+    copy = pickle.loads(pickle.dumps(ref))
     assert copy._timeouts == ref._timeouts
 
 

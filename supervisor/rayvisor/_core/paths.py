@@ -19,7 +19,7 @@ from collections.abc import Iterator
 __all__ = ["ancestors", "contains", "join", "split"]
 
 
-def join(parent: str, id: str) -> str:  # noqa: A002 - specs call it id
+def join(parent: str, id: str) -> str:
     """Return the path of the child with this id under ``parent``."""
     return f"{parent}/{id}" if parent else id
 

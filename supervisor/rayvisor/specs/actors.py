@@ -44,7 +44,7 @@ class AdoptStart:
 
 
 def actor(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     cls: type,
     *,
     args: Sequence[Any] = (),
@@ -105,7 +105,7 @@ def actor(
 
 
 def adopt(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     actor: Any = None,
     *,
     name: str = "",

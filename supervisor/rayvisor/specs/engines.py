@@ -68,7 +68,7 @@ class EnginePoolSpec(SupervisorSpec):
 
 
 def engine_pool(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     *,
     engine_args: Mapping[str, Any],
     size: int = 1,
@@ -170,7 +170,7 @@ def engine_pool(
 
 
 def engine_group(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     *,
     engine_args: Mapping[str, Any],
     ranks: int,

@@ -58,7 +58,7 @@ class SupervisorStart:
 
 
 def coroutine(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     function: Callable[..., Awaitable[object]],
     *,
     args: Sequence[Any] = (),
@@ -114,7 +114,7 @@ def coroutine(
 
 
 def subtree(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     spec: SupervisorSpec | Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]],
     *,
     args: Sequence[Any] = (),

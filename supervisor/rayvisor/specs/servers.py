@@ -42,7 +42,7 @@ class ServerStart(EngineStart):
 
 
 def server(
-    id: str,  # noqa: A002 - OTP's name for it
+    id: str,
     *,
     model: str,
     args: Sequence[str] = (),

@@ -65,7 +65,7 @@ class Puppets:
         self._runs: dict[str, _Run] = {}
         self.story: list[str] = []
 
-    def child(self, id: str, *, under: str = "", **options: Any) -> ChildSpec:  # noqa: A002 - OTP's word
+    def child(self, id: str, *, under: str = "", **options: Any) -> ChildSpec:
         """Make a child.
 
         Parameters

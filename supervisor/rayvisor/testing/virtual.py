@@ -61,7 +61,7 @@ HANGS = Outcome("hangs")
 """No outcome until [`VirtualTree.feed`][rayvisor.testing.virtual.VirtualTree.feed] gives one."""
 
 
-def fails(exit: Exit = BOOM, *, after: float = 0.0, gone: bool = True) -> Outcome:  # noqa: A002 - OTP's word
+def fails(exit: Exit = BOOM, *, after: float = 0.0, gone: bool = True) -> Outcome:
     """Make the outcome of a start that fails."""
     return Outcome("fails", after, exit, gone)
 
@@ -135,7 +135,7 @@ class VirtualTree:
                 self._fire()
         return self.effects[before:]
 
-    def crash(self, path: str, exit: Exit = BOOM, *, gone: bool = True) -> None:  # noqa: A002 - OTP's word
+    def crash(self, path: str, exit: Exit = BOOM, *, gone: bool = True) -> None:
         """Make the living incarnation at ``path`` exit by itself."""
         incarnation = self.live[path]
         if gone:
@@ -148,7 +148,7 @@ class VirtualTree:
         for event in events:
             self.feed(event)
 
-    def acted(self, path: str, *, ok: bool = True, exit: Exit = BOOM) -> None:  # noqa: A002 - OTP's word
+    def acted(self, path: str, *, ok: bool = True, exit: Exit = BOOM) -> None:
         """Report the result of an in-place action of the incarnation at ``path``."""
         self.feed(m.Acted(path, self.live[path], ok, None if ok else exit.fault))
 

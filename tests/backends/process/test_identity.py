@@ -158,7 +158,7 @@ def test_a_process_that_names_itself_in_an_odd_way_is_identified() -> None:
 
 def test_an_identity_survives_pickle_and_json() -> None:
     me = own_identity()
-    sent = pickle.loads(pickle.dumps(me))  # noqa: S301 - our own
+    sent = pickle.loads(pickle.dumps(me))
     assert (type(sent), sent) == (ProcessId, me)
     assert alive(sent)
     assert ProcessId(*json.loads(json.dumps(me))) == me

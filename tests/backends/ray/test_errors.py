@@ -138,7 +138,7 @@ def test_our_own_errors_travel() -> None:
     timeout = RayCallTimeout("ray.nodes", 5, blocked=["ray.kill"], hint="no node has GPU=1")
     package = WorkerPackageError(None, "0.1.0", ("/src/rayvisor",), "no module")
     for error in (timeout, package):
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error)
         assert str(copy) == str(error)
 

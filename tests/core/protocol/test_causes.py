@@ -118,7 +118,7 @@ def test_a_text_of_a_foreign_class_becomes_a_plain_one() -> None:
     (cause,) = plain_causes(SpeakingError())
     assert type(cause.message) is str
     assert cause.message == "words"
-    assert pickle.loads(pickle.dumps(cause)) == cause  # noqa: S301 - our own bytes
+    assert pickle.loads(pickle.dumps(cause)) == cause
 
 
 def test_a_long_text_keeps_its_head_and_its_tail() -> None:

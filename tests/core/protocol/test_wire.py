@@ -121,12 +121,12 @@ def test_what_travels_arrives_as_it_was_sent() -> None:
         wire.Suspicion(1, CAUSES), wire.Worked(1),
     ]  # fmt: skip
     sent = pickle.dumps(items, pickle.HIGHEST_PROTOCOL)
-    assert pickle.loads(sent) == items  # noqa: S301 - our own bytes
+    assert pickle.loads(sent) == items
     for error in (
         links.HostGoneError("a", 1, termination),
         links.HostCallFailedError("x", CAUSES, "Traceback"),
     ):
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 

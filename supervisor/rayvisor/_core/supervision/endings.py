@@ -45,7 +45,7 @@ def child_gone(state: State, child: Child) -> None:
 
 def _end_for_good(state: State, child: Child, after: After) -> None:
     """Let a child come to its last rest: removed, failed or exhausted."""
-    exit = child.exit or SHUTDOWN  # noqa: A001 - OTP's word
+    exit = child.exit or SHUTDOWN
     if after is After.REMOVE:
         state.move(child, "completed")
         state.remove(child)
@@ -65,7 +65,7 @@ def _come_down(state: State, child: Child) -> None:
         # the child to come up.
         _continue(state, child)
         return
-    exit = child.exit  # noqa: A001 - OTP's word
+    exit = child.exit
     start_call = child.start_call
     if child.stop_requested or exit is None or child.parent.phase is Phase.STOPPING:
         event = "stopped"

@@ -50,7 +50,7 @@ def ignored(state: State, child: Child) -> None:
     settle(state, child)
 
 
-def start_failed(state: State, child: Child, exit: Exit, *, gone: bool) -> None:  # noqa: A002 - OTP's word
+def start_failed(state: State, child: Child, exit: Exit, *, gone: bool) -> None:
     """Decide about a start that failed."""
     supervisor = child.parent
     _note_exit(child, exit)
@@ -65,7 +65,7 @@ def start_failed(state: State, child: Child, exit: Exit, *, gone: bool) -> None:
     child_ended(state, child, gone=gone)
 
 
-def died(state: State, child: Child, exit: Exit, *, gone: bool) -> None:  # noqa: A002 - OTP's word
+def died(state: State, child: Child, exit: Exit, *, gone: bool) -> None:
     """Decide about a live incarnation that ended without being asked to.
 
     It calls off the recovery in place that the child took part in: the others cannot finish it alone.
@@ -108,7 +108,7 @@ def _waits_for_first_starts(supervisor: Supervisor) -> bool:
     return supervisor.phase is Phase.STARTING and supervisor.spec.strategy is not Strategy.ONE_FOR_ONE
 
 
-def _note_exit(child: Child, exit: Exit) -> None:  # noqa: A002 - OTP's word
+def _note_exit(child: Child, exit: Exit) -> None:
     child.exit = exit
     child.unproductive_restarts = 0 if child.progressed else child.unproductive_restarts + 1
 
@@ -140,7 +140,7 @@ def supervisor_ended(state: State, supervisor: Supervisor) -> None:
     owner = supervisor.owner
     if owner is None:
         return
-    exit = supervisor.exit or SHUTDOWN  # noqa: A001 - OTP's word
+    exit = supervisor.exit or SHUTDOWN
     if owner.configuration.leaf == "STOPPING":  # it was asked to end
         owner.exit = exit
         child_gone(state, owner)

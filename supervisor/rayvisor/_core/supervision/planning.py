@@ -25,7 +25,7 @@ class SiblingView(Siblings):
     def __init__(self, children: Mapping[str, Child]) -> None:
         self._children = children
 
-    def __getitem__(self, id: str) -> Sibling:  # noqa: A002 - OTP's word
+    def __getitem__(self, id: str) -> Sibling:
         child = self._children[id]
         configuration = child.configuration
         spec = child.spec
@@ -67,7 +67,7 @@ def restarts(steps: tuple[Step, ...]) -> bool:
 def ask(
     supervisor: Supervisor,
     child: Child,
-    exit: Exit,  # noqa: A002 - OTP's word
+    exit: Exit,
     step: Step | None,
     now: float,
 ) -> tuple[Step, ...] | StrategyError:

@@ -26,7 +26,7 @@ def judge(state: State, child: Child) -> None:
     """Decide about an end: restart, rest, or the end of the supervisor."""
     child.unjudged = False
     restart = child.spec.restart
-    exit = child.exit or SHUTDOWN  # noqa: A001 - OTP's word
+    exit = child.exit or SHUTDOWN
     if exit.restarted_by_ray:
         child.delay = 0.0
         child.after = After.RESTART

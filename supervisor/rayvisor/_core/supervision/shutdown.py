@@ -74,7 +74,7 @@ def give_up(state: State, child: Child, why: str, after: After, *, final: bool =
     halt(state, supervisor, Exit(ExitKind.SHUTDOWN, fault=fault, final=final))
 
 
-def first_start_failed(state: State, child: Child, exit: Exit) -> None:  # noqa: A002 - OTP's word
+def first_start_failed(state: State, child: Child, exit: Exit) -> None:
     """End the supervisor because a first start failed: children that are up go down again (OTP S3)."""
     supervisor = child.parent
     if supervisor.phase is not Phase.STARTING:
@@ -89,7 +89,7 @@ def first_start_failed(state: State, child: Child, exit: Exit) -> None:  # noqa:
 # --- how it ends ------------------------------------------------------------------------------
 
 
-def halt(state: State, supervisor: Supervisor, exit: Exit) -> None:  # noqa: A002 - OTP's word
+def halt(state: State, supervisor: Supervisor, exit: Exit) -> None:
     """Stop a supervisor's children; it is over when all are gone.
 
     A supervisor that is killed has its children end side by side, also when it was ending in order before
@@ -206,7 +206,7 @@ def limit_shutdown(state: State, supervisor: Supervisor) -> None:
 def supervisor_over(state: State, supervisor: Supervisor) -> None:
     """End a supervisor whose children are all gone; for its owner that is the end of a child."""
     supervisor.phase = Phase.DOWN
-    exit = supervisor.exit or SHUTDOWN  # noqa: A001 - OTP's word
+    exit = supervisor.exit or SHUTDOWN
     state.out.append(m.SupervisorChanged(supervisor.path, "ended", exit))
     if supervisor.owner is None:
         state.ended = True

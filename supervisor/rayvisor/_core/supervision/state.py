@@ -209,7 +209,7 @@ class State:
         """Answer a call."""
         self.out.append(m.Reply(call.call, value))
 
-    def refuse_start(self, child: Child, exit: Exit | None) -> None:  # noqa: A002 - OTP's word
+    def refuse_start(self, child: Child, exit: Exit | None) -> None:
         """Answer the call that asked for the start under way with an error, if there is one."""
         start_call, child.start_call = child.start_call, None
         if start_call is not None:

@@ -127,7 +127,7 @@ def exit_of(reason: str) -> Exit:
     return _EXITS.get(reason) or Exit(ExitKind.FAULT, reason)
 
 
-def term_of(exit: Exit) -> str:  # noqa: A002 - OTP's word
+def term_of(exit: Exit) -> str:
     """Return OTP's term for an exit."""
     if exit.below is not None:
         return f"{{shutdown,{{failed_to_start_child,{exit.child},{term_of(exit.below)}}}}}"
