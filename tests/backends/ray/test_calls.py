@@ -275,11 +275,10 @@ async def test_creations_that_hang_do_not_hold_up_a_kill(calls: CallThreads, gat
 
 
 async def test_once_closed_the_threads_end_and_further_calls_are_refused(calls: CallThreads) -> None:
-    before = threading.active_count()
-    await calls.run("first", lambda: None, timeout=60)
-    assert threading.active_count() > before
+    thread = await calls.run("first", threading.current_thread, timeout=60)
+    assert thread.is_alive()
     calls.close()
-    await until(lambda: threading.active_count() == before)
+    await until(lambda: not thread.is_alive())
     with pytest.raises(RuntimeError, match="second: the connection to Ray is closed"):
         await calls.run("second", lambda: None, timeout=60)
     calls.post("third", lambda: None)  # no caller waits for it: the log has the refusal
