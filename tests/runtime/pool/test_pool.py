@@ -16,6 +16,7 @@ import pytest
 from rayvisor._core.protocol.wire import GenerateCommand, Refused
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
+from rayvisor._runtime.pool.streams import Stream
 from rayvisor.faults import Cause
 from rayvisor.pool import (
     DeadlineExceededError,
@@ -384,6 +385,63 @@ async def test_wrong_calls_are_refused_at_once_and_leave_nothing() -> None:
             pool.generate("once", {"n": 0})
         assert pool.stats().submitted == 0
         assert line.pool._streams == {}
+
+
+class Odd:
+    """A value that breaks whatever looks at it."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("odd")
+
+    __hash__ = None  # type: ignore[assignment]  # because of __eq__
+
+    def __bool__(self) -> bool:
+        raise ArithmeticError("odd")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"params": {"presence_penalty": Odd()}},
+        {"params": {"stop": Odd()}},
+        {"params": {"stop_token_ids": Odd()}},
+        {"on_divergence": Odd()},
+        {"on_weights_changed": Odd()},
+        {"prompt": [Odd()]},
+    ],
+)
+async def test_a_call_that_raises_anything_at_all_leaves_nothing(call: dict[str, Any]) -> None:
+    async with running(A) as (pool, line):
+        with pytest.raises((ArithmeticError, RequestError)):
+            pool.generate(**{"prompt": "once", **call})
+        assert pool.stats().submitted == 0
+        assert line.pool._streams == {}
+        assert list(line.pool._scheduler.samples) == []
+
+
+@pytest.mark.parametrize("event", ["push", "end"])
+async def test_an_error_in_the_delivery_to_one_reader_ends_that_stream_only(
+    event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(A) as (pool, line):
+        broken, sound = pool.generate("once", LONG), pool.generate("upon", LONG)
+        await until(lambda: len(line.runs) == 2)
+        stream, original, failures = broken._stream, getattr(Stream, event), [ArithmeticError("odd")]
+
+        def fail_once(self: Stream, *args: Any, **named: Any) -> None:
+            if self is stream and failures:
+                raise failures.pop()
+            original(self, *args, **named)
+
+        monkeypatch.setattr(Stream, event, fail_once)
+        if event == "end":
+            line.pool.items(A, 1, [Refused("pool-1.0", 1, ())])
+        await until(lambda: not line.generate(3))
+        with pytest.raises(RequestError, match="pool-1 could not be delivered: ArithmeticError"):
+            await broken.result()
+        assert (await sound.result()).token_ids == answer("upon", LONG).tokens
+        assert line.pool._streams == {}
+        assert pool.stats().in_flight == 0
 
 
 async def test_an_engine_that_does_not_take_its_orders_is_routed_around() -> None:
