@@ -304,6 +304,17 @@ def test_missing_items_mean_that_everything_there_is_sent_anew() -> None:
     assert bench.at["r0.0"][2].delivered == (65,)
 
 
+def test_broken_streams_of_a_living_engine_are_no_attempts() -> None:
+    bench = Bench(max_attempts=2).up(A).submit("r0").submit("r1", {**SAMPLED, "n": 2})
+    for _ in range(20):
+        bench.chunk("r0", 65)
+        bench.note(bench.scheduler.resync(A, 1, "the stream broke", bench.now))
+    assert bench.of(Fail, ever=True) == []
+    assert bench.down(A).up(A).of(Fail) == [], "the attempts are left for engines that end"
+    (finish,) = bench.chunk("r0", 65, finish_reason="stop").of(Finish)
+    assert finish.completion.samples[0].attempts == 2
+
+
 def test_missing_items_of_a_request_that_fails_with_its_first_sample_are_no_error() -> None:
     params = {"use_beam_search": True, "n": 2}
     bench = Bench().up(A).submit("r0", params).submit("r1").chunk("r0.0", 65).chunk("r0.1", 65)

@@ -149,11 +149,15 @@ class RequestScheduler:
         return self._done(now)
 
     def resync(self, child: str, incarnation: int, reason: str, now: float) -> list[Effect]:
-        """Take back all samples of a living engine whose items may be missing, without a strike."""
+        """Take back all samples of a living engine whose items may be missing.
+
+        Neither a strike nor an attempt is counted: the engine has not given them up.
+        """
         engine = self.routing.live(child, incarnation)
         if engine is not None:
             for state in list(engine.in_flight.values()):
                 if state.engine is engine:  # it has not failed meanwhile together with its request
+                    state.tries -= 1
                     self._give_up(engine, state, reason)
         return self._done(now, route=True)
 
