@@ -197,6 +197,99 @@ async def test_cancelling_the_reader_aborts_the_request() -> None:
         await until(lambda: line.aborted)
 
 
+async def cancelled(read: Callable[[], Awaitable[object]]) -> BaseException:
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    return caught.value
+
+
+async def timed_out(read: Callable[[], Awaitable[object]]) -> BaseException:
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0):
+            await read()
+    return caught.value
+
+
+async def beside_a_failing_sibling(read: Callable[[], Awaitable[object]]) -> BaseException:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            await read()
+    except ExceptionGroup as group:
+        return group
+    pytest.fail("the sibling's error was lost")
+
+
+async def in_a_cancelled_scope(read: Callable[[], Awaitable[object]]) -> BaseException:
+    kept: list[BaseException] = []
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        try:
+            await read()
+        except BaseException as error:
+            kept.append(error)
+            raise
+    return kept[0]
+
+
+@pytest.mark.parametrize("how", [cancelled, timed_out, beside_a_failing_sibling, in_a_cancelled_scope])
+@pytest.mark.parametrize("what", ["for", "for_held", "result"])
+async def test_a_reader_that_is_cancelled_while_it_waits_aborts_at_once_whoever_keeps_the_error(
+    how: Callable[[Callable[[], Awaitable[object]]], Awaitable[BaseException]], what: str
+) -> None:
+    async with running(A) as (pool, line):
+        held: list[Generation] = []
+
+        async def read() -> None:
+            generation = pool.generate("once", LONG)
+            if what == "for_held":
+                held.append(generation)
+            if what == "result":
+                await generation.result()
+            async for _ in generation:
+                pass
+
+        gc.disable()
+        try:
+            kept = await how(read)
+            assert pool.stats().abandoned == 1
+            assert kept.__traceback__ is not None
+        finally:
+            gc.enable()
+        assert line.pool._streams == {}
+
+
+async def test_a_second_reader_that_is_refused_does_not_abort_the_first() -> None:
+    async with running(A) as (pool, line):
+        generation = pool.generate("once", LONG)
+        first = asyncio.ensure_future(anext(generation))
+        await until(lambda: line.runs)
+        with pytest.raises(GenerationInUseError) as kept:
+            await generation.result()
+        line.generate()
+        assert len((await first).token_ids) == 1
+        assert kept.value.request == "pool-1"
+
+
+async def test_a_stream_that_ended_with_an_error_tells_it_to_each_reader() -> None:
+    async with running() as (pool, line):
+        generation = pool.generate("once", LONG)
+        line.pool.close(fault_of(A, 1))
+        for _ in range(2):
+            with pytest.raises(NoEngineError):
+                async for _chunk in generation:
+                    pass
+            with pytest.raises(NoEngineError):
+                await generation.result()
+
+
 async def test_a_generation_that_nobody_holds_is_aborted() -> None:
     async with running(A) as (pool, line):
         generation = pool.generate("once", LONG)
