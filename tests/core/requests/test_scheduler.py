@@ -304,6 +304,25 @@ def test_missing_items_mean_that_everything_there_is_sent_anew() -> None:
     assert bench.at["r0.0"][2].delivered == (65,)
 
 
+def test_broken_streams_of_a_living_engine_are_no_attempts() -> None:
+    bench = Bench(max_attempts=2).up(A).submit("r0").submit("r1", {**SAMPLED, "n": 2})
+    for _ in range(20):
+        bench.chunk("r0", 65)
+        bench.note(bench.scheduler.resync(A, 1, "the stream broke", bench.now))
+    assert bench.of(Fail, ever=True) == []
+    assert bench.down(A).up(A).of(Fail) == [], "the attempts are left for engines that end"
+    (finish,) = bench.chunk("r0", 65, finish_reason="stop").of(Finish)
+    assert finish.completion.samples[0].attempts == 2
+
+
+def test_missing_items_of_a_request_that_fails_with_its_first_sample_are_no_error() -> None:
+    params = {"use_beam_search": True, "n": 2}
+    bench = Bench().up(A).submit("r0", params).submit("r1").chunk("r0.0", 65).chunk("r0.1", 65)
+    bench.note(bench.scheduler.resync(A, 1, "the stream broke", bench.now))
+    assert isinstance(bench.error(), UnmovableRequestError)
+    assert bench.sent() == ["r1.0"]
+
+
 def test_a_new_incarnation_that_is_announced_before_the_old_ones_end_takes_over() -> None:
     bench = Bench().up(A).submit("r0").chunk("r0", 65).up(A)
     assert bench.at["r0.0"][1] == 2
@@ -592,3 +611,62 @@ def test_finished_requests_leave_nothing_behind() -> None:
         bench.submit(f"r{number}").chunk(f"r{number}", 65, finish_reason="stop")
     assert list(bench.scheduler.samples) == []
     assert len(bench.scheduler._timers._heap) < 100
+
+
+def test_a_deadline_and_the_end_of_a_suspects_patience_at_the_same_tick_fail_it_once() -> None:
+    bench = Bench(timeout=10.0).up(A).submit("r0").submit("r1").down(A).up(A).down(A)
+    assert [fail.request for fail in bench.wait(10.0).of(Fail)] == ["r0", "r1"]
+    assert bench.scheduler.counts.failed == 2
+
+
+# Errors in the bookkeeping
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"text": None}, {"token_ids": None}, {"logprobs": ((None,),)}, {"prompt_token_ids": 5, "text": None}],
+)
+def test_an_item_that_makes_no_sense_fails_its_request_only(odd: dict[str, Any]) -> None:
+    bench = Bench().up(A).submit("r0").submit("r1")
+    items = [Chunk("r0.0", 1, (65,), "A")._replace(**odd), Chunk("r1.0", 1, (66,), "B")]
+    bench.note(bench.scheduler.items(A, 1, items, 0.0))
+    assert bench.of(Fail)[0].request == "r0"
+    assert isinstance(bench.error().__cause__, TypeError | AttributeError)
+    assert "r0" in str(bench.error())
+    assert [deliver.request for deliver in bench.of(Deliver)] == ["r1"]
+    assert bench.of(Abort) == [Abort(A, 1, (("r0.0", 1),))]
+
+
+@pytest.mark.parametrize("event", ["down", "resync", "withdraw", "lost", "order", "alone"])
+def test_an_error_about_one_request_fails_that_one_whatever_the_event(event: str) -> None:
+    bench = Bench().up(A).submit("r0").submit("r1").chunk("r0", 65).chunk("r1", 66)
+    broken = next(state for state in bench.scheduler.samples if state.request.id == "r0")
+    if event == "order":
+        broken.sample._text = broken.sample.prompt_token_ids = None  # type: ignore[assignment]
+    elif event != "alone":
+        broken.sample.prompt_token_ids = 5  # type: ignore[assignment]
+    if event in ("down", "order"):
+        bench.down(A).up(A)
+    elif event == "lost":
+        bench.lost("r0")
+    elif event == "resync":
+        bench.note(bench.scheduler.resync(A, 1, "the stream broke", 0.0))
+    elif event == "alone":
+        bench.down(A).up(A).down(A).up(A)
+        assert bench.sent() == ["r0.0"], "it runs alone"
+        bench.chunk("r0", 67)
+        broken.sample.prompt_token_ids = 5  # type: ignore[assignment]
+        bench.down(A).up(A)
+    else:
+        bench.note(bench.scheduler.withdraw(A, "paused", 0.0))
+    assert [fail.request for fail in bench.of(Fail, ever=True)] == ["r0"]
+    assert bench.where("r1") == A
+    assert len(bench.chunk("r1", 67, finish_reason="stop").of(Finish)) == 1
+
+
+def test_a_command_that_is_taken_back_in_the_same_call_is_never_sent() -> None:
+    bench = Bench().up(A).submit("r0", {**SAMPLED, "n": 2}, on_weights_changed="fail").chunk("r0.1", 65)
+    bench.scheduler.weights(A, 1, 1)
+    bench.note(bench.scheduler.withdraw(A, "paused", 0.0))
+    assert [fail.request for fail in bench.of(Fail)] == ["r0"]
+    assert bench.sent() == []

@@ -16,6 +16,7 @@ import pytest
 from rayvisor._core.protocol.wire import GenerateCommand, Refused
 from rayvisor._runtime.pool.pool import EnginePool
 from rayvisor._runtime.pool.runtime import PoolRuntime
+from rayvisor._runtime.pool.streams import Stream
 from rayvisor.faults import Cause
 from rayvisor.pool import (
     DeadlineExceededError,
@@ -194,6 +195,99 @@ async def test_cancelling_the_reader_aborts_the_request() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: line.aborted)
+
+
+async def cancelled(read: Callable[[], Awaitable[object]]) -> BaseException:
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    return caught.value
+
+
+async def timed_out(read: Callable[[], Awaitable[object]]) -> BaseException:
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0):
+            await read()
+    return caught.value
+
+
+async def beside_a_failing_sibling(read: Callable[[], Awaitable[object]]) -> BaseException:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            await read()
+    except ExceptionGroup as group:
+        return group
+    pytest.fail("the sibling's error was lost")
+
+
+async def in_a_cancelled_scope(read: Callable[[], Awaitable[object]]) -> BaseException:
+    kept: list[BaseException] = []
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        try:
+            await read()
+        except BaseException as error:
+            kept.append(error)
+            raise
+    return kept[0]
+
+
+@pytest.mark.parametrize("how", [cancelled, timed_out, beside_a_failing_sibling, in_a_cancelled_scope])
+@pytest.mark.parametrize("what", ["for", "for_held", "result"])
+async def test_a_reader_that_is_cancelled_while_it_waits_aborts_at_once_whoever_keeps_the_error(
+    how: Callable[[Callable[[], Awaitable[object]]], Awaitable[BaseException]], what: str
+) -> None:
+    async with running(A) as (pool, line):
+        held: list[Generation] = []
+
+        async def read() -> None:
+            generation = pool.generate("once", LONG)
+            if what == "for_held":
+                held.append(generation)
+            if what == "result":
+                await generation.result()
+            async for _ in generation:
+                pass
+
+        gc.disable()
+        try:
+            kept = await how(read)
+            assert pool.stats().abandoned == 1
+            assert kept.__traceback__ is not None
+        finally:
+            gc.enable()
+        assert line.pool._streams == {}
+
+
+async def test_a_second_reader_that_is_refused_does_not_abort_the_first() -> None:
+    async with running(A) as (pool, line):
+        generation = pool.generate("once", LONG)
+        first = asyncio.ensure_future(anext(generation))
+        await until(lambda: line.runs)
+        with pytest.raises(GenerationInUseError) as kept:
+            await generation.result()
+        line.generate()
+        assert len((await first).token_ids) == 1
+        assert kept.value.request == "pool-1"
+
+
+async def test_a_stream_that_ended_with_an_error_tells_it_to_each_reader() -> None:
+    async with running() as (pool, line):
+        generation = pool.generate("once", LONG)
+        line.pool.close(fault_of(A, 1))
+        for _ in range(2):
+            with pytest.raises(NoEngineError):
+                async for _chunk in generation:
+                    pass
+            with pytest.raises(NoEngineError):
+                await generation.result()
 
 
 async def test_a_generation_that_nobody_holds_is_aborted() -> None:
@@ -384,6 +478,63 @@ async def test_wrong_calls_are_refused_at_once_and_leave_nothing() -> None:
             pool.generate("once", {"n": 0})
         assert pool.stats().submitted == 0
         assert line.pool._streams == {}
+
+
+class Odd:
+    """A value that breaks whatever looks at it."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("odd")
+
+    __hash__ = None  # type: ignore[assignment]  # because of __eq__
+
+    def __bool__(self) -> bool:
+        raise ArithmeticError("odd")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"params": {"presence_penalty": Odd()}},
+        {"params": {"stop": Odd()}},
+        {"params": {"stop_token_ids": Odd()}},
+        {"on_divergence": Odd()},
+        {"on_weights_changed": Odd()},
+        {"prompt": [Odd()]},
+    ],
+)
+async def test_a_call_that_raises_anything_at_all_leaves_nothing(call: dict[str, Any]) -> None:
+    async with running(A) as (pool, line):
+        with pytest.raises((ArithmeticError, RequestError)):
+            pool.generate(**{"prompt": "once", **call})
+        assert pool.stats().submitted == 0
+        assert line.pool._streams == {}
+        assert list(line.pool._scheduler.samples) == []
+
+
+@pytest.mark.parametrize("event", ["push", "end"])
+async def test_an_error_in_the_delivery_to_one_reader_ends_that_stream_only(
+    event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(A) as (pool, line):
+        broken, sound = pool.generate("once", LONG), pool.generate("upon", LONG)
+        await until(lambda: len(line.runs) == 2)
+        stream, original, failures = broken._stream, getattr(Stream, event), [ArithmeticError("odd")]
+
+        def fail_once(self: Stream, *args: Any, **named: Any) -> None:
+            if self is stream and failures:
+                raise failures.pop()
+            original(self, *args, **named)
+
+        monkeypatch.setattr(Stream, event, fail_once)
+        if event == "end":
+            line.pool.items(A, 1, [Refused("pool-1.0", 1, ())])
+        await until(lambda: not line.generate(3))
+        with pytest.raises(RequestError, match="pool-1 could not be delivered: ArithmeticError"):
+            await broken.result()
+        assert (await sound.result()).token_ids == answer("upon", LONG).tokens
+        assert line.pool._streams == {}
+        assert pool.stats().in_flight == 0
 
 
 async def test_an_engine_that_does_not_take_its_orders_is_routed_around() -> None:

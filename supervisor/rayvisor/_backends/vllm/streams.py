@@ -23,6 +23,9 @@ __all__ = ["Streams"]
 
 log = get_logger("rayvisor.vllm")
 
+_NO_ENDS = ("abort", "error")
+"""The finish reasons with which vLLM gives a request up. All others end it, also those of later versions."""
+
 
 class _Running:
     """One request in vLLM: its output collector, whether it has finished, and whether to abort it."""
@@ -132,7 +135,7 @@ class Streams:
             raise self._to_engine_error(error, accepted=True) from None
         chunk = chunk_of(command, output, first=first)
         running.finished = chunk.finish_reason is not None
-        if chunk.finish_reason in (None, "stop", "length"):
+        if chunk.finish_reason not in _NO_ENDS:
             return chunk
         if running.abort_requested:
             return None

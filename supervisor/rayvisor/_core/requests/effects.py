@@ -125,13 +125,18 @@ class Outgoing:
         self._orders.setdefault((child, incarnation), []).append(order)
 
     def abort(self, child: str, incarnation: int, attempt: Attempt) -> None:
-        """Add an attempt to abort to an engine's batch."""
+        """Add an attempt to abort to an engine's batch; a command of this call is withdrawn instead."""
+        orders = self._orders.get((child, incarnation), [])
+        kept = [order for order in orders if (order.request, order.attempt) != attempt]
+        if len(kept) < len(orders):
+            self._orders[child, incarnation] = kept
+            return
         self._aborts.setdefault((child, incarnation), []).append(attempt)
 
     def take(self) -> list[Effect]:
         """Return all effects, and start with an empty list."""
         effects = self._effects
         effects += [Abort(*to, tuple(attempts)) for to, attempts in self._aborts.items()]
-        effects += [SendCommands(*to, tuple(orders)) for to, orders in self._orders.items()]
+        effects += [SendCommands(*to, tuple(orders)) for to, orders in self._orders.items() if orders]
         self._effects, self._orders, self._aborts = [], {}, {}
         return effects

@@ -9,6 +9,7 @@ from rayvisor._core.requests.errors import (
     InvalidRequestError,
     PoisonRequestError,
     ReplayDivergedError,
+    RequestError,
     UnmovableRequestError,
     WeightsChangedError,
 )
@@ -16,7 +17,16 @@ from rayvisor._core.requests.results import Divergence
 from rayvisor._core.requests.state import Request
 from rayvisor.faults import Fault
 
-__all__ = ["diverged", "exhausted", "overdue", "poison", "refused", "unmovable", "weights_changed"]
+__all__ = [
+    "diverged",
+    "exhausted",
+    "internal",
+    "overdue",
+    "poison",
+    "refused",
+    "unmovable",
+    "weights_changed",
+]
 
 
 def overdue(request: Request) -> DeadlineExceededError:
@@ -39,6 +49,22 @@ def exhausted(request: Request, reason: str) -> AttemptsExhaustedError:
         reason=reason,
         fault=request.fault,
     )
+
+
+def internal(request: Request, error: Exception) -> RequestError:
+    """Return the error of a request whose bookkeeping raised an error, which is its cause."""
+    try:
+        said = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an error whose text cannot be had still has a type
+        said = type(error).__name__
+    failed = RequestError(
+        request.id,
+        f"request {request.id} failed by an error in its bookkeeping, {said}; this is a defect of rayvisor, "
+        "or its engine sent something that makes no sense",
+        request.fault,
+    )
+    failed.__cause__ = error
+    return failed
 
 
 def unmovable(request: Request) -> UnmovableRequestError:

@@ -61,7 +61,7 @@ class GenerationChunk:
     logprobs
         The requested candidates for each token of ``token_ids``, or None.
     finish_reason
-        With the last chunk of a sample: ``"stop"`` or ``"length"``.
+        With the last chunk of a sample: ``"stop"``, ``"length"``, ``"repetition"``, or another one of vLLM's.
     stop_reason
         The stop string or stop token that ended it, if one did.
     child, incarnation

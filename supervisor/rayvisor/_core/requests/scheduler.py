@@ -13,6 +13,8 @@ The rules that keep requests from being lost:
 - Each engine death is a strike for every request in flight there; with two strikes a request runs alone
   (``routing``), and if the engine dies under it there, it fails with ``PoisonRequestError``.
 - A timeout and a number of attempts limit each request. When no engine will come back, waiting requests fail.
+- An error in the bookkeeping of one request, for instance about an item that makes no sense, fails that
+  request only.
 """
 
 from __future__ import annotations
@@ -133,8 +135,7 @@ class RequestScheduler:
             stays = state.request.plan.continuation is Continuation.REFUSE and state.sample.delivered
             if engine is not None and state.engine is engine and not stays and which(state.request):
                 state.tries -= 1
-                self._abort(state)
-                self._lose(engine, state, reason)
+                self._give_up(engine, state, reason)
         return self._done(now, route=True)
 
     def hold(self, child: str, *, held: bool, now: float) -> list[Effect]:
@@ -148,12 +149,16 @@ class RequestScheduler:
         return self._done(now)
 
     def resync(self, child: str, incarnation: int, reason: str, now: float) -> list[Effect]:
-        """Take back all samples of a living engine whose items may be missing, without a strike."""
+        """Take back all samples of a living engine whose items may be missing.
+
+        Neither a strike nor an attempt is counted: the engine has not given them up.
+        """
         engine = self.routing.live(child, incarnation)
         if engine is not None:
             for state in list(engine.in_flight.values()):
-                self._abort(state)
-                self._lose(engine, state, reason)
+                if state.engine is engine:  # it has not failed meanwhile together with its request
+                    state.tries -= 1
+                    self._give_up(engine, state, reason)
         return self._done(now, route=True)
 
     def close(self, fault: Fault | None, now: float, *, immediately: bool = False) -> list[Effect]:
@@ -213,8 +218,9 @@ class RequestScheduler:
             splices=on_difference == "splice",
             on_weights_changed=on_change,
         )
-        self._requests[request_id] = request
-        for index, each in enumerate(split(found, self._rng, seeds=limits.seeds)):
+        each_params = split(found, self._rng, seeds=limits.seeds)
+        self._requests[request_id] = request  # nothing below this line raises
+        for index, each in enumerate(each_params):
             self._number += 1
             sample = Sample(f"{request_id}.{index}", index, prompt, each, found)
             state = SampleState(self._number, request, sample)
@@ -250,7 +256,7 @@ class RequestScheduler:
             return []
         self._remove(request)
         self.counts.abandoned += 1
-        self._out.add(Abandoned(request_id, request.usage()))
+        self._out.add(Abandoned(request_id, _final_usage(request)))
         return self._done(now, route=True)
 
     def usage(self, request_id: str) -> Usage:
@@ -284,16 +290,26 @@ class RequestScheduler:
                 or state.sample.attempt != item.attempt
             ):
                 self._discard(engine, item, now)
-            elif isinstance(item, Chunk):
-                freed |= self._chunk(engine, state, item)
-            elif isinstance(item, Refused):
-                freed = True
-                self._fail(state.request, failures.refused(state.request, item))
             else:
-                freed = True
-                self._rest(engine, now)
-                self._lose(engine, state, f"{child} gave it up: {item.reason}")
+                try:
+                    freed |= self._item(engine, state, item, now)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others continue
+                    freed = True
+                    self._contain(state.request, error)
         return self._done(now, route=freed)
+
+    def _item(
+        self, engine: EnginePlace, state: SampleState, item: Chunk | Refused | Lost, now: float
+    ) -> bool:
+        """Process an item of a sample in flight, and return whether the engine may have room now."""
+        if isinstance(item, Chunk):
+            return self._chunk(engine, state, item)
+        if isinstance(item, Refused):
+            self._fail(state.request, failures.refused(state.request, item))
+        else:
+            self._rest(engine, now)
+            self._lose(engine, state, f"{engine.child} gave it up: {item.reason}")
+        return True
 
     def send_failed(
         self, child: str, incarnation: int, attempts: Iterable[Attempt], reason: str, now: float
@@ -309,15 +325,15 @@ class RequestScheduler:
             if state.sample.started:  # it arrived nevertheless
                 continue
             state.tries -= 1
-            self._abort(state)
-            self._lose(engine, state, f"{child} could not be sent it: {reason}")
+            self._give_up(engine, state, f"{child} could not be sent it: {reason}")
             self._rest(engine, now)
         return self._done(now, route=True)
 
     def tick(self, now: float) -> list[Effect]:
         """Fail requests past their deadline, and give work to engines that have rested."""
         for request in self._timers.due(now):
-            if now >= request.deadline:
+            # One request can have two entries; the first one may have ended it.
+            if request.open and now >= request.deadline:
                 self._fail(request, failures.overdue(request))
         self._announced = None
         return self._done(now, route=True)
@@ -327,16 +343,21 @@ class RequestScheduler:
     def _done(self, now: float, *, route: bool = False) -> list[Effect]:
         if route:
             for state, engine in self.routing.assign(now):
-                if not self._continues_in(engine, state):
-                    continue
-                state.tries += 1
-                self._out.order(engine.child, engine.incarnation, state.sample.order())
+                try:
+                    self._order(engine, state)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others continue
+                    self._contain(state.request, error)
         effects = self._out.take()
         at = self._timers.next()
         if at is not None and (self._announced is None or at < self._announced):
             self._announced = at
             effects.append(NextDeadline(at))
         return effects
+
+    def _order(self, engine: EnginePlace, state: SampleState) -> None:
+        if self._continues_in(engine, state):
+            state.tries += 1
+            self._out.order(engine.child, engine.incarnation, state.sample.order())
 
     def _continues_in(self, engine: EnginePlace, state: SampleState) -> bool:
         """Whether a sample continues in an engine with other weights than its delivered tokens."""
@@ -411,9 +432,10 @@ class RequestScheduler:
         request = state.request
         self.routing.leave(state)
         if all(each.sample.finished for each in request.samples):
+            completion = request.completion()
             self._remove(request)
             self.counts.finished += 1
-            self._out.add(Finish(request.id, request.completion()))
+            self._out.add(Finish(request.id, completion))
 
     def _discard(self, engine: EnginePlace | None, item: Chunk | Refused | Lost, now: float) -> None:
         self.counts.late_items += 1
@@ -436,7 +458,7 @@ class RequestScheduler:
         reason = str(fault) if fault is not None else f"{engine.child} was stopped"
         for state in states:
             if state.engine is engine:  # it has not failed meanwhile together with its request
-                self._lose(engine, state, reason)
+                self._give_up(engine, state, reason)
 
     def _strike(self, engine: EnginePlace, states: Sequence[SampleState], fault: Fault) -> None:
         for request in {state.request.id: state.request for state in states}.values():
@@ -452,8 +474,19 @@ class RequestScheduler:
         if alone is not None and alone.place is Place.IN_FLIGHT:
             self._out.add(MadeProgress(engine.child, engine.incarnation))
             request = alone.request
-            if not alone.sample.due(engine.info):
-                self._fail(request, failures.poison(request, fault))
+            try:
+                if not alone.sample.due(engine.info):
+                    self._fail(request, failures.poison(request, fault))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others continue
+                self._contain(request, error)
+
+    def _give_up(self, engine: EnginePlace, state: SampleState, reason: str) -> None:
+        """Abort a sample, and take it away from its engine; an error in that fails its request only."""
+        try:
+            self._abort(state)
+            self._lose(engine, state, reason)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the others continue
+            self._contain(state.request, error)
 
     def _lose(self, engine: EnginePlace, state: SampleState, reason: str) -> None:
         """Take a sample away from its engine, and finish, fail or requeue it."""
@@ -492,15 +525,29 @@ class RequestScheduler:
         if self.routing.engines.get(engine.child) is engine:
             self._out.abort(engine.child, engine.incarnation, (state.sample.key, state.sample.attempt))
 
+    def _contain(self, request: Request, error: Exception) -> None:
+        """Fail the request whose bookkeeping raised this error."""
+        self._fail(request, failures.internal(request, error))
+
     def _fail(self, request: Request, error: RequestError) -> None:
+        """Fail a request. One that has ended already stays as it is."""
+        if not request.open:
+            return
         self._remove(request)
         self.counts.failed += 1
-        self._out.add(Fail(request.id, error, request.usage()))
+        self._out.add(Fail(request.id, error, _final_usage(request)))
 
     def _remove(self, request: Request) -> None:
         request.open = False
-        del self._requests[request.id]
+        self._requests.pop(request.id, None)
         for state in request.samples:
             self._abort(state)
             self.routing.leave(state)
-            del self._samples[state.sample.key]
+            self._samples.pop(state.sample.key, None)
+
+
+def _final_usage(request: Request) -> Usage:
+    try:
+        return request.usage()
+    except Exception:  # noqa: BLE001 - an engine sent something that cannot be counted; the end must be told
+        return Usage(0, 0)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from random import Random
 from types import TracebackType
@@ -135,7 +136,7 @@ class PoolRuntime:
                 on_divergence=on_divergence,
                 on_weights_changed=on_weights_changed,
             )
-        except RequestError:
+        except BaseException:  # also one that nobody foresaw: a parameter can raise anything
             del self._streams[stream.request]
             raise
         self._apply(effects)
@@ -279,7 +280,13 @@ class PoolRuntime:
         self._applying = True
         try:
             while self._pending:
-                self._carry_out(self._pending.popleft())
+                effect = self._pending.popleft()
+                try:
+                    self._carry_out(effect)
+                except Exception as error:
+                    if not isinstance(effect, Deliver | Finish | Fail | Abandoned):
+                        raise
+                    self._contain(effect.request, error)
         finally:
             self._applying = False
         if self._room is not None and self._scheduler.room > 0:
@@ -287,12 +294,27 @@ class PoolRuntime:
             self._room = None
         self.pausing.notify()
 
+    def _contain(self, request: str, error: Exception) -> None:
+        """End the one request whose delivery raised this error; the others are not affected."""
+        with suppress(Exception):  # the log itself may be what failed
+            log.error("pool.request.broken", request=request, exc_info=error)
+        self._pending.extend(self._scheduler.abandon(request, self._clock()))
+        stream = self._streams.pop(request, None)
+        if stream is not None:
+            broken = RequestError(
+                request, f"request {request} could not be delivered: {type(error).__name__}"
+            )
+            broken.__cause__ = error
+            stream.end(Usage(0, 0), error=broken)
+
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Deliver(request, chunk):
+                stream = self._streams.get(request)
+                if stream is not None:  # otherwise it could not be delivered
+                    stream.push(chunk)
                 if chunk.divergence is not None:
                     log.warning("pool.request.diverged", request=request, divergence=str(chunk.divergence))
-                self._streams[request].push(chunk)
             case SendCommands(child) | Abort(child) | Flow(child):
                 sender = self._senders.get(child)
                 if sender is not None and sender.incarnation == effect.incarnation:
@@ -306,16 +328,30 @@ class PoolRuntime:
                 self._wake.set()
 
     def _end(self, effect: Finish | Fail | Abandoned) -> None:
-        stream = self._streams.pop(effect.request)
+        stream = self._streams.get(effect.request)
+        if stream is None:  # it could not be delivered
+            return
         match effect:
             case Finish(_, completion):
                 stream.end(completion.usage, completion=completion)
-            case Fail(request, error, usage):
-                log.warning("pool.request.failed", request=request, kind=type(error).__name__, why=str(error))
+            case Fail(_, error, usage):
                 stream.end(usage, error=error)
             case Abandoned(request, usage):
-                log.info("pool.request.left", request=request, tokens=usage.completion_tokens)
                 stream.end(usage, error=GenerationClosedError(request))
+        del self._streams[effect.request]
+        match effect:  # only now, since the program's logging can fail
+            case Fail(request, error):
+                log.warning(
+                    "pool.request.failed",
+                    request=request,
+                    kind=type(error).__name__,
+                    why=str(error),
+                    exc_info=error.__cause__,
+                )
+            case Abandoned(request, usage):
+                log.info("pool.request.left", request=request, tokens=usage.completion_tokens)
+            case Finish():
+                pass
 
     def taken(self, request: str, index: int, tokens: int) -> None:
         """Record that the reader has taken tokens of a sample. Called by its stream."""

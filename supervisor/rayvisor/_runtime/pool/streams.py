@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -96,6 +98,31 @@ class Stream:
             self._loop.call_soon_threadsafe(self.leave)
         except RuntimeError:  # the loop is closed, and nothing runs on it any more
             self._left = True
+
+    @contextmanager
+    def left_on_error(self) -> Iterator[None]:
+        """Stop reading at once if the body is cancelled or raises, not when its traceback is collected.
+
+        The end of the stream is no error, and neither is a call that must not read it: another reader may.
+        """
+        try:
+            yield
+        except (StopAsyncIteration, GenerationInUseError):
+            raise
+        except BaseException:
+            if not self.ended:
+                self._leave_here()
+            raise
+
+    def _leave_here(self) -> None:
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # a coroutine that was never finished is being collected
+            here = False
+        if here:
+            self.leave()
+        else:
+            self.leave_from_anywhere()
 
     async def take(self) -> GenerationChunk:
         """Return the next chunk, waiting for it if necessary. A cancelled call loses no chunk."""
@@ -204,12 +231,15 @@ class Generation:
     async def result(self) -> Completion:
         """Wait for the end and return the whole completion, including chunks that were read before.
 
+        Cancelling it aborts the request.
+
         Raises
         ------
         RequestError
             The request failed.
         """
-        return await self._stream.whole()
+        with self._stream.left_on_error():
+            return await self._stream.whole()
 
     def __aiter__(self) -> _Reading:
         return _Reading(self, self._stream)
@@ -233,17 +263,19 @@ class Generation:
 class _Reading:
     """One ``async for`` over a generation. It is finalized with its loop, and then stops the reading."""
 
-    __slots__ = ("__weakref__", "_generation")
+    __slots__ = ("__weakref__", "_generation", "_stream")
 
     def __init__(self, generation: Generation, stream: Stream) -> None:
-        self._generation = generation
+        self._generation = generation  # which must not be finalized before
+        self._stream = stream
         weakref.finalize(self, stream.leave_from_anywhere).atexit = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> GenerationChunk:
-        return await anext(self._generation)
+        with self._stream.left_on_error():
+            return await self._stream.take()
 
 
 shown_as("rayvisor.pool", Generation)
