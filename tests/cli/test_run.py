@@ -251,7 +251,8 @@ def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "gbk", "utf-8"])
 def test_a_character_that_the_output_cannot_encode_silences_nothing(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "work.py").write_text(WORK.replace("OSError(why)", 'OSError("disk é → 磁盘 \\ud800")'), "utf-8")
+    work = WORK.replace("OSError(why)", 'OSError("disk é → 磁盘 \\ud800")')
+    (tmp_path / "work.py").write_text(work, "utf-8")
     (tmp_path / "tree.toml").write_text(FAILING)
     command = [sys.executable, "-c", "from rayvisor.cli import main; main()", "run", "tree.toml"]
     own = {**os.environ, "PYTHONIOENCODING": encoding}
@@ -276,7 +277,7 @@ def test_other_commands_print_in_any_encoding_as_well(tmp_path: Path, encoding: 
 def test_that_events_are_no_longer_printed_is_reported_and_the_tree_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(form: object) -> str:
+    def fail(_: object) -> str:
         raise error
 
     monkeypatch.setattr("rayvisor.cli.run.record_line", fail)

@@ -27,6 +27,9 @@ GARBAGE = [
     b"GET /status HTTP/1.1\r\n\r\n",  # no Host
     b"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"POST /pause HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n",  # no URL
+    b"GET http://[::1/status HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST //] HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
     b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
 ]
 
@@ -38,6 +41,54 @@ async def test_what_is_no_http_is_answered_with_400_or_more(tmp_path: Path, data
         assert 400 <= status < 500
         assert told["error"]["type"] == "BadRequest"
         assert (await get(path, "/status"))[0] == 200
+
+
+async def raw(path: Path, data: bytes) -> bytes:
+    with anyio.fail_after(60.0):
+        async with await anyio.connect_unix(path) as stream:
+            await stream.send(data)
+            answer = b""
+            with suppress(anyio.EndOfStream):
+                while True:
+                    answer += await stream.receive()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("/status", 200), ("/metrics", 200), ("/events", 200), ("/live", 200), ("/pause", 405), ("/none", 404)],
+)
+async def test_a_head_request_gets_the_head_of_the_answer_only(
+    tmp_path: Path, target: str, status: int
+) -> None:
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (sup, path):
+        answer = await raw(path, f"HEAD {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert (int(head.split()[1]), body) == (status, b"")
+        streams = target in ("/events", "/live")
+        assert (b"content-length" in head.lower()) is not streams
+        assert sup._control is not None
+        assert sup._control._streams == 0
+
+
+async def test_a_refused_head_request_has_no_body_either(tmp_path: Path) -> None:
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        head = f"HEAD /status HTTP/1.1\r\nHost: x\r\nContent-Length: {server.BODY_BYTES + 1}\r\n\r\n"
+        answer = await raw(path, head.encode() + b" " * (server.BODY_BYTES + 1))
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_an_unforeseen_error_of_a_handler_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise TimeoutError("unforeseen")
+
+    monkeypatch.setattr("rayvisor._edges.http.routes.Routes.answer", fail)
+    async with tree(tmp_path, rv.coroutine("idler", idle)) as (_, path):
+        status, told = await get(path, "/status")
+        assert (status, told["error"]["type"]) == (500, "TimeoutError")
 
 
 async def test_a_body_that_is_too_large_is_refused_without_being_kept(tmp_path: Path) -> None:

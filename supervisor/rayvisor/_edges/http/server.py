@@ -139,10 +139,11 @@ class HttpServer(ABC):
     async def _exchange(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
         """Read one request and send one answer."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        heads: list[h11.Request] = []
         try:
             with anyio.fail_after(self._timeouts.read):
-                request, body = await _read(http, stream)
-            answer = await handler(request, body)
+                request, body = await _read(http, stream, heads)
+            answer = await _answered(handler, _as_get(request), body)
         except TimeoutError:
             answer = RefusalError(
                 408, "TooSlow", f"the request did not arrive within {self._timeouts.read:g} s"
@@ -151,17 +152,20 @@ class HttpServer(ABC):
             answer = RefusalError(error.error_status_hint, "BadRequest", str(error)).answer
         except RefusalError as refusal:
             answer = refusal.answer
-        if answer.lines is not None:
+        wants_body = not (heads and heads[0].method == b"HEAD")
+        if answer.lines is not None and wants_body:
             if self._streams >= STREAMS_MAX:
                 answer = RefusalError(503, "Busy", f"{STREAMS_MAX} streams are already open").answer
             else:
                 await self._stream(http, stream, answer)
                 return
         payload = json.dumps(answer.body).encode() + b"\n" if answer.content is None else answer.content
-        headers = [*_headers(answer), ("Content-Length", str(len(payload)))]
+        length = [] if answer.lines is not None else [("Content-Length", str(len(payload)))]
+        headers = [*_headers(answer), *length]
         with anyio.fail_after(self._timeouts.write):
             await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
-            await _send(http, stream, h11.Data(payload))
+            if wants_body:
+                await _send(http, stream, h11.Data(payload))
             await _send(http, stream, h11.EndOfMessage())
         if http.their_state is not h11.DONE:
             await _discard_rest(stream, self._timeouts.linger)
@@ -187,7 +191,30 @@ class HttpServer(ABC):
             self._streams -= 1
 
 
-async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h11.Request, bytes]:
+async def _answered(handler: Handler, request: h11.Request, body: bytes) -> Answer:
+    """Return the handler's answer; its own unforeseen error is an answer too."""
+    try:
+        return await handler(request, body)
+    except RefusalError as refusal:
+        return refusal.answer
+    except Exception as error:
+        log.exception("control.request.crashed", method=request.method, target=request.target)
+        return RefusalError(500, type(error).__name__, "an internal error; the log has its traceback").answer
+
+
+def _as_get(request: h11.Request) -> h11.Request:
+    """Return the GET request of a HEAD request, which has the same answer without its body."""
+    if request.method != b"HEAD":
+        return request
+    return h11.Request(
+        method=b"GET", target=request.target, headers=request.headers, http_version=request.http_version
+    )
+
+
+async def _read(
+    http: h11.Connection, stream: anyio.abc.SocketStream, heads: list[h11.Request]
+) -> tuple[h11.Request, bytes]:
+    """Read a request; its head is put into ``heads`` even if its body is refused."""
     request: h11.Request | None = None
     body = b""
     while True:
@@ -201,6 +228,7 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
                 http.receive_data(b"")
         elif isinstance(event, h11.Request):
             request = event
+            heads.append(event)
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_BYTES:
