@@ -116,7 +116,12 @@ def _identifiers(drawing: Drawing) -> dict[str, str]:
 
 
 def escape_for_mermaid(text: str) -> str:
-    """Escape characters with a meaning in Mermaid as numeric entities; collapse whitespace."""
+    """Escape characters with a meaning in Mermaid as numeric entities; collapse whitespace.
+
+    A blank text becomes a no-break space: Mermaid does not parse an empty label.
+    """
     # Mermaid reads a backslash and an n as a new line, even as entities. A word joiner separates them.
     spaced = " ".join(text.split()).replace("\\n", "\\\u2060n")
-    return "".join(sign if sign.isalnum() or sign in _PLAIN else f"#{ord(sign)};" for sign in spaced)
+    return (
+        "".join(sign if sign.isalnum() or sign in _PLAIN else f"#{ord(sign)};" for sign in spaced) or "#160;"
+    )

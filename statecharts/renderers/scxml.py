@@ -39,8 +39,12 @@ class _Document:
         self._chart = chart
         places = [state.name for state in chart.states if not state.is_simple]
         places += [leaf.name for leaf in chart.leaves] + [choice.name for choice in chart.choices]
-        self._places = unique_names([(name, xml_identifier(name)) for name in places])
-        self._flags = unique_names([(name, f"flag_{name}") for name in chart.flags])
+        # All of them are identifiers of one document. A state and a flag may have the same name.
+        wanted = [(f"place {name}", xml_identifier(name)) for name in places]
+        wanted += [(f"flag {name}", f"flag_{name}") for name in chart.flags]
+        names = unique_names(wanted)
+        self._places = {name: names[f"place {name}"] for name in places}
+        self._flags = {name: names[f"flag {name}"] for name in chart.flags}
         self._events = unique_names([(name, name) for name in chart.events], "A-Za-z0-9_-")
 
     def lines(self) -> Iterator[str]:

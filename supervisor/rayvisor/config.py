@@ -48,6 +48,7 @@ from rayvisor import specs
 from rayvisor.errors import SpecError, SpecFileError
 from rayvisor.specs import AutoShutdown, ChildSpec, Shutdown, SupervisorSpec
 from rayvisor.specs.arguments import arguments_of
+from rayvisor.specs.tree import LEVELS_MAX
 
 __all__ = ["KINDS", "TreeFile", "load_tree"]
 
@@ -127,11 +128,13 @@ def load_tree(path: str | os.PathLike[str]) -> TreeFile:
     """
     file = Path(path)
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
+        given = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecFileError(str(file), "", None, f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecFileError(str(file), "", None, f"is not TOML: {error}") from error
+    except RecursionError:
+        raise SpecFileError(str(file), "", None, "is not TOML: its values are nested too deeply") from None
     folder = str(file.absolute().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -161,6 +164,9 @@ def _section(given: Any, known: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _supervisor(given: Mapping[str, Any], key: str) -> SupervisorSpec:
     """Make the supervisor whose flags and children are in a table; other keys are ignored."""
     above = f"{key}." if key else ""
+    if key.count("children[") >= LEVELS_MAX:
+        problem = f"must have at most {LEVELS_MAX} levels of supervisors"
+        raise WrongValueError("children", None, problem)
     flags = _section({name: value for name, value in given.items() if name in _SUPERVISOR}, _SUPERVISOR, key)
     below = given.get("children", [])
     if not isinstance(below, list):
@@ -364,7 +370,10 @@ def load_target(value: Any, key: str) -> Any:
         raise WrongValueError(key, value, "must be 'module:name'")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A module may call sys.exit(), and an extension may raise errors that derive from BaseException only.
         raise WrongValueError(
             key,
             value,

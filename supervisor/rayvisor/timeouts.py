@@ -334,6 +334,12 @@ class EdgeTimeouts(_Group):
     """How long a refused client is read from before its connection is closed."""
     accept_retry: float = 0.1
     """The pause after an accept that failed."""
+    report: float = 5.0
+    """Connections that were refused within this time are logged together."""
+    hang_up: float = 0.5
+    """How often it is checked whether a reader that sends nothing any more still reads."""
+    unread: float = 10.0
+    """How long a reader may read nothing if another one needs its place."""
     live_read: float = 10.0
     """How long a reader of ``/live`` may take for a message before it is dropped."""
     live_interval: float = 0.2

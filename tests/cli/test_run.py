@@ -247,3 +247,44 @@ def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
         command.process.send_signal(signal.SIGINT)
         assert command.end() == (0, "")
         assert [pid for pid in pids if identify(pid) is not None] == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "gbk", "utf-8"])
+def test_a_character_that_the_output_cannot_encode_silences_nothing(tmp_path: Path, encoding: str) -> None:
+    work = WORK.replace("OSError(why)", 'OSError("disk é → 磁盘 \\ud800")')
+    (tmp_path / "work.py").write_text(work, "utf-8")
+    (tmp_path / "tree.toml").write_text(FAILING)
+    command = [sys.executable, "-c", "from rayvisor.cli import main; main()", "run", "tree.toml"]
+    own = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, check=False, timeout=60)
+    printed = done.stdout.decode("utf-8" if encoding == "ascii" else encoding)  # click writes UTF-8 then
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    assert "FAULT OSError: disk " in printed
+    assert "decided: give up" in printed
+    assert ("disk é → 磁盘 ?" if encoding == "ascii" else "\\ud800") in printed
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_other_commands_print_in_any_encoding_as_well(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "tree.toml").write_text(STEADY.replace('"idler"', '"空闲"'), "utf-8")
+    command = ["chart", "--tree", str(tmp_path / "tree.toml"), "--format", "table"]
+    told = CliRunner(charset=encoding).invoke(main, command)
+    assert (told.exit_code, told.exception) == (0, None)
+    assert "\\u7a7a" in told.output
+
+
+@pytest.mark.parametrize("error", [ValueError("no such form"), BrokenPipeError(32, "Broken pipe")])
+def test_that_events_are_no_longer_printed_is_reported_and_the_tree_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr("rayvisor.cli.run.record_line", fail)
+    text = 'auto_shutdown = "any_significant"\n[[children]]\nkind = "coroutine"\nid = "once"\n'
+    text += 'function = "anyio:sleep"\nargs = [0.2]\nrestart = "transient"\nsignificant = true\n'
+    (tmp_path / "tree.toml").write_text(text)
+    socket = str(tmp_path / "control" / "a.sock")
+    told = CliRunner().invoke(main, ["run", str(tmp_path / "tree.toml"), "--socket", socket])
+    assert told.exit_code == 0
+    assert told.stderr == f"Error: events are no longer printed: {type(error).__name__}: {error}\n"

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import rayvisor as rv
+from rayvisor._edges.control.client import ControlClient
+from rayvisor._edges.http.json_forms import node_from
+from rayvisor.cli._lines import tree_lines
+from rayvisor.cli._picture import tree_of
 from rayvisor.config import KINDS, TreeFile, load_tree
 from rayvisor.specs import ActorStart, CoroutineStart, EnginePoolSpec, EngineStart, PlacementOptions
+from rayvisor.specs.tree import LEVELS_MAX
+from statecharts import render_tree, tree_formats
 
 POOL = '[[children]]\nkind = "engine_pool"\nid = "llm"\nengine_args = {}\n'
 COROUTINE = '[[children]]\nkind = "coroutine"\nid = "a"\n'
@@ -177,3 +184,66 @@ def test_a_long_value_is_shown_in_part(tmp_path: Path) -> None:
         load(tmp_path, f'intensity = "{"x" * 5000}"')
     assert len(str(raised.value)) < 400
     assert raised.value.value == "x" * 5000
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeffintensity = 3\n").spec.intensity == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+        ("raise SystemExit\n", "SystemExit: "),
+        ("class PanicException(BaseException): ...\nraise PanicException('oh')\n", "PanicException: oh"),
+    ],
+)
+def test_a_module_that_ends_the_program_on_import_is_one_error(
+    tmp_path: Path, source: str, words: str
+) -> None:
+    (tmp_path / "ending_module.py").write_text(source)
+    with pytest.raises(rv.SpecFileError) as raised:
+        load(tmp_path, COROUTINE + 'function = "ending_module:x"')
+    assert f"children[0].function='ending_module:x': cannot be imported: {words}" in str(raised.value)
+    assert str(raised.value).startswith(f"{tmp_path / 'tree.toml'}: ")
+
+
+def test_ctrl_c_while_a_module_is_imported_remains_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "interrupted_module.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, COROUTINE + 'function = "interrupted_module:x"')
+
+
+def deep(levels: int) -> str:
+    lines = []
+    for level in range(1, levels):
+        lines += [f"[[{'.'.join(['children'] * level)}]]", 'kind = "supervisor"', f'id = "s{level}"']
+    lines += [f"[[{'.'.join(['children'] * levels)}]]", 'kind = "coroutine"', 'id = "idler"']
+    return "\n".join([*lines, 'function = "anyio:sleep_forever"'])
+
+
+@pytest.mark.parametrize("levels", [LEVELS_MAX + 1, 300, 2000])
+def test_a_tree_that_is_too_deep_is_one_error(tmp_path: Path, levels: int) -> None:
+    with pytest.raises(rv.SpecFileError, match=f"must have at most {LEVELS_MAX} levels of supervisors"):
+        load(tmp_path, deep(levels))
+
+
+def test_values_that_are_nested_too_deeply_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(rv.SpecFileError, match="nested too deeply"):
+        load(tmp_path, f"x = {'[' * 2000}{']' * 2000}")
+
+
+async def test_the_deepest_tree_that_is_accepted_works(tmp_path: Path) -> None:
+    spec = load(tmp_path, deep(LEVELS_MAX)).spec
+    socket = tmp_path / "control" / "a.sock"
+    async with rv.Supervisor(spec, local=True, handle_signals=False, control=socket) as sup:
+        idler = "/".join([*(f"s{level}" for level in range(1, LEVELS_MAX)), "idler"])
+        assert sup.status(idler).leaf == "SERVING"
+        assert f'child="{idler}"' in sup.metrics()
+        answer = await anyio.to_thread.run_sync(ControlClient(socket).get, "/v1/status")
+        tree = node_from(answer["tree"])
+        for form in tree_formats():
+            assert "idler" in render_tree(tree.tree(), form)
+            assert "idler" in render_tree(tree_of(spec, "tree"), form)
+        await sup.restart("s1")
+        assert "\n".join(tree_lines(answer["tree"])).count("idler") == 1

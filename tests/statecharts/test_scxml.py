@@ -46,7 +46,10 @@ class Reader:
 
     @staticmethod
     def own_name(element: ET.Element) -> str:
-        return element.get(f"{OWN}name") or re.sub("^flag_", "", element.get("id") or "")
+        identifier = element.get("id") or ""
+        if element.tag == f"{SCXML}data":
+            identifier = identifier.removeprefix("flag_")
+        return element.get(f"{OWN}name") or identifier
 
     def events(self) -> dict[str, str]:
         return {
@@ -171,3 +174,23 @@ def test_names_that_no_identifier_can_hold_stay_apart() -> None:
     assert [element.get("id") for element in root.iter(f"{SCXML}state")] == ["S", "_1", "__", "___"]
     assert [element.get("id") for element in root.iter(f"{SCXML}data")] == ["flag__", "flag__2"]
     assert {one.get("event") for one in root.iter(f"{SCXML}transition")} == {"_", "_2", "back"}
+
+
+def test_a_state_and_a_flag_have_different_identifiers_whatever_their_names() -> None:
+    chart = Chart(
+        "c",
+        (State("S", (Leaf("flag_X"), Leaf("flag_X2"), Leaf("flag__"))),),
+        "flag_X",
+        (
+            Transition("flag_X", "go", "flag_X2", sets=("X", "X2", "é")),
+            Transition("flag_X", "stop", "flag__"),
+            Transition("S", "back", "flag_X", clears=("X", "X2", "é")),
+        ),
+        flags=("X", "X2", "é"),
+    )
+    root = Reader(render(chart, "scxml")).root
+    identifiers = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(identifiers) == len(set(identifiers)) == 7
+    names = [Reader.own_name(element) for element in root.iter(f"{SCXML}data")]
+    assert names == ["X", "X2", "é"]
+    assert_same_steps(chart)

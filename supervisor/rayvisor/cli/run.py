@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ async def _run(
 
     supervisor = Supervisor(tree.spec, **options)
     printing = asyncio.create_task(_print_records(supervisor.watch(), as_json=as_json), name="lines")
+    printing.add_done_callback(_report_failure)
     try:
         if web is not None:
             page = await supervisor.serve_web(web)
@@ -111,6 +113,14 @@ async def _run(
         raise
     finally:
         await asyncio.wait({printing}, timeout=DEFAULT_TIMEOUTS.commands.last_lines)
+
+
+def _report_failure(printing: asyncio.Task[None]) -> None:
+    """Report on standard error that events are no longer printed; the tree itself continues."""
+    error = None if printing.cancelled() else printing.exception()
+    if error is not None:
+        with suppress(OSError, ValueError):  # standard error may be closed as well
+            click.echo(f"Error: events are no longer printed: {type(error).__name__}: {error}", err=True)
 
 
 async def _print_records(watch: RecordStream, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ off by default. A spec is checked when it is made: a value that cannot work rais
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -41,6 +42,11 @@ __all__ = [
     "Strategy",
     "SupervisorSpec",
 ]
+
+
+LEVELS_MAX = 100
+"""The most levels of supervisors in a spec: whatever walks a tree recursively can walk so many."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Strategy(StrEnum):
@@ -210,6 +216,9 @@ class ChildSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or "/" in self.id:  # type: ignore[redundant-expr]
             raise SpecError("id", self.id, "must be a name without '/', not empty", term="invalid_child_spec")
+        if not self.id.isascii() and _SURROGATE.search(self.id):
+            problem = "must be a valid text, without lone surrogates"
+            raise SpecError("id", self.id, problem, term="invalid_child_spec")
         # Checked by hand: isinstance() of a protocol costs fifty times as much, and there may be a million
         # children.
         if not isinstance(self.start, SupervisorSpec) and not isinstance(
@@ -330,6 +339,7 @@ class SupervisorSpec:
                 )
             seen.add(child.id)
             self.check(child)
+        self._check_depth()
         if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE and len(self.children) != 1:
             raise SpecError(
                 "children",
@@ -337,6 +347,16 @@ class SupervisorSpec:
                 "must be one template under strategy='simple_one_for_one'; start_child makes its instances",
                 term="bad_start_spec",
             )
+
+    def _check_depth(self) -> None:
+        level: list[SupervisorSpec] = [self]
+        for _ in range(LEVELS_MAX):
+            starts = (child.start for each in level for child in each.children)
+            level = [start for start in starts if isinstance(start, SupervisorSpec)]
+            if not level:
+                return
+        problem = f"must have at most {LEVELS_MAX} levels of supervisors"
+        raise SpecError("children", f"{LEVELS_MAX + 1} levels", problem)
 
     @property
     def planner(self) -> RestartStrategy:

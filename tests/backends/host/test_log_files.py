@@ -66,3 +66,13 @@ def test_a_child_keeps_its_last_three_logs(tmp_path: Path) -> None:
     files = LogFiles("llm/1", str(tmp_path))
     paths = [Path(files.next(incarnation)) for incarnation in range(1, 6)]
     assert [path.exists() for path in paths] == [False, False, True, True, True]
+
+
+LONG = ["x" * 300, "é" * 260, "磁" * 200, "/".join(["x" * 250] * 4), "\U0001f600" * 90]
+
+
+@pytest.mark.parametrize("child", LONG, ids=len)
+def test_the_log_of_a_child_with_a_long_name_has_a_valid_name_of_its_own(tmp_path: Path, child: str) -> None:
+    paths = [Path(LogFiles(name, str(tmp_path)).next(10**9)) for name in (child, f"{child}a", f"{child}b")]
+    assert len(set(tmp_path.iterdir())) == 3
+    assert len({path.name.split("-")[1] for path in paths}) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -13,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import rayvisor as rv
 from rayvisor._edges.metrics import counters
-from rayvisor._edges.metrics.exposition import FAMILIES
+from rayvisor._edges.metrics.exposition import FAMILIES, TreeMetrics, exposition
 from rayvisor.cli import main
 from rayvisor.faults import Fault, FaultClass
 from rayvisor.records import FaultSeen
+from rayvisor.status import ChildKind, Node
 from tests.edges.web.browser import Browser, idle
 from tests.failing import Failing
 from tests.waiting import until
@@ -153,3 +155,15 @@ def test_of_children_that_are_gone_nothing_is_kept_for_long(monkeypatch: pytest.
             assert len(counted.faults) <= 12
             assert len(counted._unhealthy) <= 10
     assert counted.faults["stays", "FATAL"] == 100
+
+
+def test_a_name_that_cannot_be_encoded_does_not_break_the_rest() -> None:
+    counted = counters.Counters(str, set)
+    node = Node(path="bad \ud800", kind=ChildKind.COROUTINE, state="ALIVE", leaf="SERVING")
+    children = (node, replace(node, path="good"))
+    root = Node(path="", kind=ChildKind.SUPERVISOR, state="ALIVE", leaf="SERVING", children=children)
+    named = {child.path: child.path for child in root.children}
+    metrics = TreeMetrics(root, named, counted, {}, "1", 0.0, 1.0, (0.0, 0), 0, None)
+    text = exposition(metrics).encode().decode()
+    assert 'child="bad ?"' in text
+    assert 'child="good"' in text

@@ -101,6 +101,16 @@ async def test_only_pause_resume_and_restart_are_there() -> None:
         assert sup.status("a").state == "ALIVE"
 
 
+async def test_a_target_that_is_no_url_is_answered_and_a_head_request_gets_no_body() -> None:
+    async with tree(rv.coroutine("a", idle)) as (_, browser):
+        for method in ("GET", "HEAD", "POST"):
+            assert (await browser.ask("//[", method=method))[0] == 400
+        for target, expected in (("/", 200), ("/metrics", 200), ("/events", 200), ("/none", 404)):
+            status, headers, content = await browser.ask(target, method="HEAD")
+            assert (status, content) == (expected, b"")
+            assert "content-security-policy" in headers
+
+
 def test_the_page_loads_nothing_from_elsewhere_and_sets_no_markup_from_data() -> None:
     texts = {
         name: files("rayvisor._edges.web").joinpath(name).read_text()

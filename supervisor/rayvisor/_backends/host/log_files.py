@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
@@ -19,6 +20,9 @@ __all__ = ["LogFiles", "temporary_log"]
 _KEPT = 3
 _KEPT_IN_ALL = 1000
 """The most logs of hosts that have ended: every host scans them when it starts its first engine."""
+_NAME_BYTES = 180
+"""The longest name of a child in a log's name, which may have 255 bytes."""
+_DIGEST = 16
 _OURS = re.compile(r"engine-.*-(?P<pid>\d+)-\d+(\.\d+)?\.log")
 
 
@@ -27,6 +31,16 @@ def temporary_log(engine: str) -> str:
     descriptor, name = tempfile.mkstemp(prefix=f"rayvisor-{engine}-", suffix=".log")
     os.close(descriptor)
     return name
+
+
+def _file_name(child: str) -> str:
+    """Return the part of a log's name that identifies the child; a long one ends with a hash."""
+    name = re.sub(r"[^\w.-]+", ".", child)
+    encoded = name.encode()
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    digest = hashlib.sha256(child.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{encoded[: _NAME_BYTES - _DIGEST - 1].decode(errors='ignore')}.{digest}"
 
 
 class LogFiles:
@@ -49,7 +63,7 @@ class LogFiles:
         self, child: str, folder: str = "", *, timeouts: HostTimeouts = DEFAULT_TIMEOUTS.host
     ) -> None:
         self._retention = timeouts.log_retention
-        self._name = re.sub(r"[^\w.-]+", ".", child)
+        self._name = _file_name(child)
         self._folder = Path(
             folder
             or os.environ.get("RAYVISOR_LOG_DIR", "")

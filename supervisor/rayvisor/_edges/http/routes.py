@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 from uuid import uuid4
 
 from rayvisor._edges.controls import Controls
@@ -49,7 +49,7 @@ from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 if TYPE_CHECKING:
     from rayvisor.records import Record
 
-__all__ = ["Answer", "RefusalError", "Routes", "StartTask"]
+__all__ = ["Answer", "RefusalError", "Routes", "StartTask", "path_of"]
 
 log = get_logger("rayvisor.control")
 
@@ -155,7 +155,7 @@ class Routes:
             return Answer(500, {"error": _error_form(error)})
 
     async def _routed(self, method: str, target: str, body: bytes) -> Answer:
-        path = urlsplit(target).path.removeprefix("/v1") or "/"
+        path = path_of(target).removeprefix("/v1") or "/"
         route = self._table.get(path)
         if route is None:
             raise RefusalError(
@@ -296,8 +296,29 @@ async def _lines(watch: AsyncIterator[Record]) -> AsyncIterator[bytes]:
         yield json.dumps(record_form(record, wall)).encode() + b"\n"
 
 
+def path_of(target: str) -> str:
+    """Return the path of a request's target.
+
+    Raises
+    ------
+    RefusalError
+        The target is no URL.
+    """
+    return _split(target).path
+
+
+def _split(target: str) -> SplitResult:
+    try:
+        return urlsplit(target)
+    except ValueError as error:
+        raise RefusalError(400, "BadRequest", f"{target[:200]} is no URL: {error}") from None
+
+
 def _query(target: str) -> dict[str, Any]:
-    return dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
+    try:
+        return dict(parse_qsl(_split(target).query, keep_blank_values=True))
+    except ValueError as error:
+        raise RefusalError(400, "BadRequest", f"{target[:200]} has no valid query: {error}") from None
 
 
 def _json(body: bytes) -> Mapping[str, Any]:

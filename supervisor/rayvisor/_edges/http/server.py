@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import math
+import select
+import socket
+import struct
+import termios
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 import anyio.abc
@@ -55,7 +63,8 @@ class HttpServer(ABC):
         self._closing = anyio.Event()
         self._idle = anyio.Event()
         self._open = 0
-        self._streams = 0
+        self._streams: set[_Reader] = set()
+        self._counted: Counter[str] = Counter()
 
     @abstractmethod
     async def open(self) -> None:
@@ -110,16 +119,28 @@ class HttpServer(ABC):
                 stream = await listener.accept()
             except OSError as error:
                 # For example, no file descriptor is free. Accepting continues a little later.
-                log.warning("control.accept.failed", why=str(error))
+                self._count(tasks, "control.accept.failed", why=str(error))
                 await anyio.sleep(self._timeouts.accept_retry)
                 continue
             if self._open >= CONNECTIONS_MAX:
-                log.warning("control.full", connections=self._open)
+                self._count(tasks, "control.full", connections=self._open)
                 await stream.aclose()
                 continue
             self._open += 1
             self._idle = anyio.Event()
             tasks.start_soon(self._serve_connection, stream, handler)
+
+    def _count(self, tasks: anyio.abc.TaskGroup, event: str, **facts: object) -> None:
+        """Count an event that clients can cause any number of times; log its number after a while."""
+        self._counted[event] += 1
+        if self._counted[event] == 1:
+            tasks.start_soon(self._report, event, facts)
+
+    async def _report(self, event: str, facts: Mapping[str, object]) -> None:
+        try:
+            await anyio.sleep(self._timeouts.report)
+        finally:
+            log.warning(event, **facts, times=self._counted.pop(event))
 
     async def _serve_connection(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
         try:
@@ -139,10 +160,11 @@ class HttpServer(ABC):
     async def _exchange(self, stream: anyio.abc.SocketStream, handler: Handler) -> None:
         """Read one request and send one answer."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        heads: list[h11.Request] = []
         try:
             with anyio.fail_after(self._timeouts.read):
-                request, body = await _read(http, stream)
-            answer = await handler(request, body)
+                request, body = await _read(http, stream, heads)
+            answer = await _answered(handler, _as_get(request), body)
         except TimeoutError:
             answer = RefusalError(
                 408, "TooSlow", f"the request did not arrive within {self._timeouts.read:g} s"
@@ -151,17 +173,20 @@ class HttpServer(ABC):
             answer = RefusalError(error.error_status_hint, "BadRequest", str(error)).answer
         except RefusalError as refusal:
             answer = refusal.answer
-        if answer.lines is not None:
-            if self._streams >= STREAMS_MAX:
+        wants_body = not (heads and heads[0].method == b"HEAD")
+        if answer.lines is not None and wants_body:
+            if not self._has_place():
                 answer = RefusalError(503, "Busy", f"{STREAMS_MAX} streams are already open").answer
             else:
                 await self._stream(http, stream, answer)
                 return
         payload = json.dumps(answer.body).encode() + b"\n" if answer.content is None else answer.content
-        headers = [*_headers(answer), ("Content-Length", str(len(payload)))]
+        length = [] if answer.lines is not None else [("Content-Length", str(len(payload)))]
+        headers = [*_headers(answer), *length]
         with anyio.fail_after(self._timeouts.write):
             await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
-            await _send(http, stream, h11.Data(payload))
+            if wants_body:
+                await _send(http, stream, h11.Data(payload))
             await _send(http, stream, h11.EndOfMessage())
         if http.their_state is not h11.DONE:
             await _discard_rest(stream, self._timeouts.linger)
@@ -171,23 +196,112 @@ class HttpServer(ABC):
         lines = answer.lines
         if lines is None:
             return
-        self._streams += 1
+        with anyio.CancelScope() as scope:
+            reader = _Reader(stream, scope)
+            self._streams.add(reader)
+            try:
+                headers = [*_headers(answer), ("Transfer-Encoding", "chunked")]
+                await reader.send(http, h11.Response(status_code=answer.status, headers=headers))
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(reader.cancel_when_gone, self._timeouts.hang_up)
+                    with contextlib.suppress(*_GONE, TimeoutError):
+                        async for line in lines:
+                            with anyio.fail_after(answer.timeout):
+                                await reader.send(http, h11.Data(line))
+                        await reader.send(http, h11.EndOfMessage())
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._streams.discard(reader)
+
+    def _has_place(self) -> bool:
+        """Whether there is a place for a further stream; a reader that does not read loses its place."""
+        if len(self._streams) < STREAMS_MAX:
+            return True
+        slowest = max(self._streams, key=_Reader.unread_for)
+        if slowest.unread_for() <= self._timeouts.unread:
+            return False
+        self._streams.discard(slowest)
+        slowest.scope.cancel()
+        return True
+
+
+class _Reader:
+    """The reader of a stream: whether it is still there, and whether it reads."""
+
+    def __init__(self, stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+        self.scope = scope
+        self._stream = stream
+        self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's extra(), not Django's
+        self._has_ended = False
+        self._unread = 0
+        self._read_at = time.monotonic()
+
+    def unread_for(self) -> float:
+        """Return for how many seconds it has had something to read and has read nothing."""
+        if self._has_ended and self._socket.family != socket.AF_UNIX:
+            return math.inf  # over TCP this may be one that is gone
+        left = self._left()
+        if not left or left < self._unread:
+            self._read_at = time.monotonic()
+        self._unread = left
+        return time.monotonic() - self._read_at
+
+    async def send(self, http: h11.Connection, event: h11.Response | h11.Data | h11.EndOfMessage) -> None:
+        """Send a part of the answer."""
+        self.unread_for()
+        data = http.send(event) or b""
+        await self._stream.send(data)
+        if self._left() < self._unread + len(data):
+            self._read_at = time.monotonic()
+        self._unread = self._left()
+
+    def _left(self) -> int:
+        """Return the size of the data that was sent and not yet read (over TCP: received)."""
         try:
-            headers = [*_headers(answer), ("Transfer-Encoding", "chunked")]
-            await _send(http, stream, h11.Response(status_code=answer.status, headers=headers))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_when_closed, stream, tasks.cancel_scope)
-                with contextlib.suppress(*_GONE, TimeoutError):
-                    async for line in lines:
-                        with anyio.fail_after(answer.timeout):
-                            await _send(http, stream, h11.Data(line))
-                    await _send(http, stream, h11.EndOfMessage())
-                tasks.cancel_scope.cancel()
-        finally:
-            self._streams -= 1
+            return int(struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+        except OSError:  # it is closed
+            return 0
+
+    async def cancel_when_gone(self, interval: float) -> None:
+        """Cancel the stream when the reader is gone; an idle stream would not notice otherwise.
+
+        A reader that has closed only its own direction, because it has nothing more to send, still reads.
+        """
+        with contextlib.suppress(*_GONE):
+            while await self._stream.receive():
+                pass
+        self._has_ended = True
+        connection = select.poll()
+        connection.register(self._socket.fileno(), select.POLLHUP | select.POLLERR)
+        while not connection.poll(0):  # noqa: ASYNC110 - a hang-up after the end of the input has no event
+            await anyio.sleep(interval)
+        self.scope.cancel()
 
 
-async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h11.Request, bytes]:
+async def _answered(handler: Handler, request: h11.Request, body: bytes) -> Answer:
+    """Return the handler's answer; its own unforeseen error is an answer too."""
+    try:
+        return await handler(request, body)
+    except RefusalError as refusal:
+        return refusal.answer
+    except Exception as error:
+        log.exception("control.request.crashed", method=request.method, target=request.target)
+        return RefusalError(500, type(error).__name__, "an internal error; the log has its traceback").answer
+
+
+def _as_get(request: h11.Request) -> h11.Request:
+    """Return the GET request of a HEAD request, which has the same answer without its body."""
+    if request.method != b"HEAD":
+        return request
+    return h11.Request(
+        method=b"GET", target=request.target, headers=request.headers, http_version=request.http_version
+    )
+
+
+async def _read(
+    http: h11.Connection, stream: anyio.abc.SocketStream, heads: list[h11.Request]
+) -> tuple[h11.Request, bytes]:
+    """Read a request; its head is put into ``heads`` even if its body is refused."""
     request: h11.Request | None = None
     body = b""
     while True:
@@ -201,6 +315,7 @@ async def _read(http: h11.Connection, stream: anyio.abc.SocketStream) -> tuple[h
                 http.receive_data(b"")
         elif isinstance(event, h11.Request):
             request = event
+            heads.append(event)
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_BYTES:
@@ -227,14 +342,6 @@ async def _send(
     data = http.send(event)
     if data:
         await stream.send(data)
-
-
-async def _cancel_when_closed(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
-    """Cancel a stream when its reader disconnects; an idle stream would not notice otherwise."""
-    with contextlib.suppress(*_GONE):
-        while await stream.receive():
-            pass
-    scope.cancel()
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -290,6 +290,7 @@ def _parts(family: Family) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _escaped(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # a lone surrogate would make the whole text unencodable
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 

@@ -14,14 +14,13 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
 import h11
 
 from rayvisor._edges.controls import Controls
-from rayvisor._edges.http.routes import Answer, RefusalError, Routes, StartTask
+from rayvisor._edges.http.routes import Answer, RefusalError, Routes, StartTask, path_of
 from rayvisor._edges.http.server import Handler, HttpServer
 from rayvisor._edges.live.live import Live
 from rayvisor._edges.web.auth import Authenticator, headers_by_name
@@ -180,7 +179,7 @@ class WebPage(HttpServer):
         headers = headers_by_name(request.headers)
         method = request.method.decode("ascii")
         target = request.target.decode("ascii", "replace")
-        path = urlsplit(target).path.removeprefix("/v1")
+        path = path_of(target).removeprefix("/v1")
         if path in _VERBS:
             authenticator.authenticate(headers, acts=True)
             return await routes.answer(method, target, body)

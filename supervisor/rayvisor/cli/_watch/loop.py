@@ -22,7 +22,7 @@ from rayvisor.cli._watch.follow import follow
 from rayvisor.cli._watch.lines import Lines
 from rayvisor.cli._watch.screen import picture
 from rayvisor.cli._watch.tree_state import TreeState, Update
-from rayvisor.errors import RayvisorError, UnknownChildError
+from rayvisor.errors import UnknownChildError
 from rayvisor.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def _is_there(tree: TreeState) -> bool:
 def _screen(socket: Path | None, path: str, timeouts: Timeouts) -> None:
     console, tree = Console(highlight=False), TreeState(path)
     ended = Event()
-    arrived: Queue[Update | RayvisorError] = Queue(QUEUED_UPDATES_MAX)
+    arrived: Queue[Update | Exception] = Queue(QUEUED_UPDATES_MAX)
 
     def read() -> None:
         try:
             for update in follow(socket, ended, timeouts=timeouts):
                 arrived.put(update)
-        except RayvisorError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that draws
             arrived.put(error)
 
     def current(*, last: bool = False) -> RenderableType:
@@ -126,7 +126,7 @@ def _screen(socket: Path | None, path: str, timeouts: Timeouts) -> None:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
                 for update in _received(arrived, timeouts.commands.frame):
-                    if isinstance(update, RayvisorError):
+                    if isinstance(update, Exception):
                         raise update
                     tree.take(update)
                     seen = seen or _is_there(tree)
@@ -137,7 +137,7 @@ def _screen(socket: Path | None, path: str, timeouts: Timeouts) -> None:
             console.print(current(last=True))
 
 
-def _received(arrived: Queue[Update | RayvisorError], frame: float) -> Iterator[Update | RayvisorError]:
+def _received(arrived: Queue[Update | Exception], frame: float) -> Iterator[Update | Exception]:
     """Yield the updates that have arrived, after waiting at most one frame."""
     with suppress(Empty):
         yield arrived.get(timeout=frame)
