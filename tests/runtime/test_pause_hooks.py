@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import pytest
 
 from rayvisor import records as r
 from rayvisor._core.supervision import messages as m
@@ -109,14 +112,22 @@ async def test_while_a_hook_runs_only_the_state_that_is_wanted_last_counts() -> 
         assert actor.calls == ["a hold", "a go_on"]
 
 
-async def test_a_hook_that_fails_each_time_is_recorded() -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError("no"), "OSError: no"),
+        (asyncio.CancelledError("no"), "UserCodeError: .* CancelledError: no"),
+        (GeneratorExit("no"), "UserCodeError: .* GeneratorExit: no"),
+    ],
+)
+async def test_a_hook_that_fails_each_time_is_recorded(error: BaseException, text: str) -> None:
     async def fail() -> None:
-        raise OSError("no")
+        raise error
 
     async with paused(ActorHooks(pause="hold")) as (actor, runs, fire, records):
         actor.before_call = fail
         fire("pause")
         await runs.settled("a", 10)
-        assert [(each.hook, each.error) for each in records if isinstance(each, r.HookFailed)] == [
-            ("pause", "OSError: no")
-        ]
+        (failed,) = [each for each in records if isinstance(each, r.HookFailed)]
+        assert failed.hook == "pause"
+        assert re.fullmatch(text, failed.error)

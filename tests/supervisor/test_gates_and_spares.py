@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import Any
@@ -38,12 +39,13 @@ class Weights:
         self.wanted = 1
         self.seen: list[tuple[str, int, str]] = []
         self.broken = 0
+        self.error: BaseException = ConnectionError("the weights cannot be had")
         self.predecessors: dict[tuple[str, int], str] = {}
 
     async def sync(self, gate: rv.Gate) -> None:
         if self.broken:
             self.broken -= 1
-            raise ConnectionError("the weights cannot be had")
+            raise self.error
         await gate.call("update_weights", self.wanted)
         self.predecessors[gate.child, gate.incarnation] = str(gate.predecessor)
         self.seen.append(
@@ -73,8 +75,23 @@ async def test_every_incarnation_passes_its_gate_before_it_serves_and_again_when
     assert [x.after for x in moves if x.event in {"started", "synced", "stale"}].count("PAUSED.STALE") >= 2
 
 
-async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the_incarnation() -> None:
+class PanicException(BaseException):
+    """Stands in for the exception that PyO3 raises when Rust code panics."""
+
+
+@pytest.mark.parametrize(
+    ("error", "root"),
+    [
+        (ConnectionError("the weights cannot be had"), "ConnectionError: the weights cannot be had"),
+        (PanicException("rust"), "PanicException: rust"),
+        (asyncio.CancelledError("a lost peer"), "CancelledError: a lost peer"),
+    ],
+)
+async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the_incarnation(
+    error: BaseException, root: str
+) -> None:
     weights = Weights()
+    weights.error = error
     weights.broken = 2
     async with local(gate=weights.sync) as sup:
         watch = sup.watch()
@@ -83,7 +100,7 @@ async def test_a_gate_that_fails_is_tried_again_and_one_that_stays_shut_ends_the
         await sup.mark_stale("llm/1")
         await wait_for_state(sup, "llm/1", SERVING, incarnation=2, timeout=60)
     (fault,) = [x.fault async for x in watch if isinstance(x, r.FaultSeen)]
-    assert str(fault.root) == "ConnectionError: the weights cannot be had"
+    assert str(fault.root) == root
     assert fault.phase == "passing its gate"
     assert fault.fault_class is rv.FaultClass.FATAL
 

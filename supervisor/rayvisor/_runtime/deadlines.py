@@ -1,18 +1,42 @@
-"""Timeouts that hold whatever is awaited."""
+"""Timeouts that hold whatever is awaited, and faults that stay with the code that raised them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
+from rayvisor._core.protocol.user_code import concerns_program
 from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
-__all__ = ["bounded", "outlast"]
+__all__ = ["UserCodeError", "bounded", "must_pass", "outlast"]
 
 T = TypeVar("T")
+
+
+class UserCodeError(Exception):
+    """User code raised what is no ``Exception``, or a cancellation that nothing requested: its cause."""
+
+    def __init__(self, error: BaseException) -> None:
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        what = "a cancellation that nothing requested" if cancelled else "an exception that is no Exception"
+        super().__init__(f"the call raised {what}")
+        self.__cause__ = error
+
+
+def must_pass(error: BaseException) -> bool:
+    """Whether an exception that came out of user code is no fault of that code, and must be raised further.
+
+    It is not if it is meant for the program, or if it is the cancellation of a scope around the caller. A
+    cancellation that no scope has requested is a fault of the code: raised further, it would end the group of
+    the task, and with it the tree.
+    """
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        return anyio.current_effective_deadline() == -math.inf
+    return concerns_program(error)
 
 
 async def bounded(
@@ -24,6 +48,9 @@ async def bounded(
     unwind: float = DEFAULT_TIMEOUTS.runtime.unwind,
 ) -> T:
     """Await a call, giving up after ``seconds`` even if it ignores cancellation.
+
+    Whatever the call raises is raised here as an ``Exception``; only what must pass through user code (see
+    `must_pass`) does not come here.
 
     Parameters
     ----------
@@ -42,6 +69,8 @@ async def bounded(
     ------
     TimeoutError
         It was not done in that time.
+    UserCodeError
+        It raised what is no ``Exception``, which is the cause.
     """
     over = anyio.Event()
     results: list[T] = []
@@ -54,6 +83,11 @@ async def bounded(
                 results.append(await call())
         except Exception as error:  # noqa: BLE001 - raised below, in the task that waits
             errors.append(error)
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            if not (scope.cancel_called and isinstance(error, anyio.get_cancelled_exc_class())):
+                errors.append(UserCodeError(error))
         finally:
             over.set()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from rayvisor._core.paths import split
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import plain_causes, shortened, traceback_text
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import (
@@ -26,7 +25,7 @@ from rayvisor._runtime.children.protocol import (
     StartIgnored,
     StartRefusedError,
 )
-from rayvisor._runtime.deadlines import bounded
+from rayvisor._runtime.deadlines import bounded, must_pass
 from rayvisor._runtime.incarnation import ChildRecord, Run
 from rayvisor._runtime.path_map import PathMap
 from rayvisor._runtime.served_starts import ServedStarts
@@ -175,6 +174,10 @@ class IncarnationManager:
                 termination = await self._await_end(run)
                 exit_ = self._exit(record, incarnation, termination, starting=False)
                 self._post(m.Exited(child, incarnation, exit_, gone=False))
+        except anyio.get_cancelled_exc_class() as error:
+            if must_pass(error):
+                raise
+            # Raised by user code while this scope was cancelled: whatever cancelled it reports the end.
         finally:
             run.settled.set()
             run.over.set()
@@ -192,7 +195,9 @@ class IncarnationManager:
             self._post(m.Ignored(effect.child, effect.incarnation))
         except StartRefusedError as refused:
             self._failed(record, run, effect, refused.termination)
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises is reported to the core
+        except BaseException as error:
+            if must_pass(error):
+                raise
             self._failed(record, run, effect, _termination_of(error, overdue=isinstance(error, TimeoutError)))
         else:
             if spec is not None:
@@ -204,7 +209,9 @@ class IncarnationManager:
     async def _await_end(run: Run) -> Termination:
         try:
             return await run.incarnation.ended() if run.incarnation is not None else Termination(causes=())
-        except Exception as error:  # noqa: BLE001 - as above
+        except BaseException as error:
+            if must_pass(error):
+                raise
             return _termination_of(error)
 
     async def _enforce_start_timeout(self, record: ChildRecord, run: Run, effect: m.Start) -> None:
@@ -234,7 +241,8 @@ class IncarnationManager:
         """Turn a backend's report of an end into a fault record, and report the fault."""
         fault_class = classify(termination, starting=starting, served=starting and self._has_served(record))
         phase = termination.phase or ("starting" if starting else "serving")
-        fault = replace(termination, phase=phase).as_fault(
+        causes = tuple(Cause(cause.type, shortened(cause.message)) for cause in termination.causes)
+        fault = replace(termination, phase=phase, causes=causes).as_fault(
             child=record.child, incarnation=incarnation, at=time.monotonic(), fault_class=fault_class
         )
         if not termination.intended:
@@ -360,7 +368,7 @@ class IncarnationManager:
                 return  # it has ended, or is being ended, and that is reported separately
             ok = False
             if isinstance(error, RecoveryFailedError):
-                self._reporter.not_recovered(effect, str(error))
+                self._reporter.not_recovered(effect, shortened(str(error)))
                 fault = self.fault(effect.child, effect.incarnation)
             else:
                 termination = _termination_of(error, overdue=isinstance(error, TimeoutError))
@@ -396,8 +404,14 @@ class IncarnationManager:
             )
         except TimeoutError as error:
             log.warning("end.overdue", child=effect.child, incarnation=effect.incarnation, why=str(error))
-        except Exception:
-            log.exception("end.failed", child=effect.child, incarnation=effect.incarnation, during=what)
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises, the end is not verified
+            log.error(  # noqa: TRY400 - exc_info would log a message of any length
+                "end.failed",
+                child=effect.child,
+                incarnation=effect.incarnation,
+                during=what,
+                traceback=traceback_text(error),
+            )
         return False
 
     def _check_verified(self, effect: m.Stop | m.Clean | m.Kill, what: str, *, verified: bool) -> None:
@@ -414,8 +428,10 @@ class IncarnationManager:
                 f"release of {record.child}",
                 unwind=self._timeouts.unwind,
             )
-        except Exception:
-            log.exception("release.failed", child=record.child)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.error(  # noqa: TRY400 - as in _try
+                "release.failed", child=record.child, traceback=traceback_text(error)
+            )
         finally:
             if released is not None:
                 released.set()
@@ -433,10 +449,10 @@ def _kill(incarnation: Incarnation) -> Awaitable[bool]:
     return incarnation.stop(Shutdown.BRUTAL_KILL, "killed")
 
 
-def _termination_of(error: Exception, *, overdue: bool = False) -> Termination:
+def _termination_of(error: BaseException, *, overdue: bool = False) -> Termination:
     return Termination(
         causes=plain_causes(error),
-        traceback="".join(traceback.format_exception(error)),
+        traceback=traceback_text(error),
         overdue=overdue,
     )
 

@@ -25,6 +25,8 @@ from typing import Any, Final, Literal, Protocol
 
 import transitions
 
+from rayvisor._core.protocol.causes import shortened, traceback_text
+from rayvisor._core.protocol.user_code import concerns_program
 from rayvisor._log import get_logger
 from rayvisor._public import shown_as
 from statecharts import Chart, ChartError, Configuration, Table, compile_chart
@@ -63,7 +65,7 @@ class HookFailure:
     """The state or leaf that the hook belongs to."""
     hook: str
     """The hook's qualified name."""
-    error: Exception
+    error: BaseException
 
 
 Hook = Callable[[Change], object]
@@ -188,7 +190,9 @@ class LifecycleMachine:
         for hook in tuple(self._hooks.get((moment, place), ())):
             try:
                 hook(change)
-            except Exception as error:  # noqa: BLE001 - whatever a user's hook raises, the transition is completed
+            except BaseException as error:
+                if concerns_program(error):
+                    raise
                 self._failed(HookFailure(change, moment, place, _name(hook), error))
 
     def _failed(self, failure: HookFailure) -> None:
@@ -200,7 +204,7 @@ class LifecycleMachine:
             "trigger": failure.change.event,
             "model": repr(failure.change.model),
         }
-        log.error("machine.hook.failed", **where, exc_info=failure.error)
+        log.error("machine.hook.failed", **where, traceback=traceback_text(failure.error))
         if self._report is None:
             return
         try:
@@ -224,7 +228,12 @@ def _change(data: transitions.EventData) -> Change:
 
 
 def _name(hook: Hook) -> str:
-    return getattr(hook, "__qualname__", None) or repr(hook)
+    try:
+        return shortened(getattr(hook, "__qualname__", None) or repr(hook))
+    except BaseException as error:
+        if concerns_program(error):
+            raise
+        return type(hook).__qualname__
 
 
 shown_as("rayvisor", Change)

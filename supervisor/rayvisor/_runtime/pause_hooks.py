@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rayvisor._core.paths import contains
+from rayvisor._core.protocol.causes import in_one_line
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
@@ -140,7 +141,7 @@ class PauseHooks:
                     unwind=self._timeouts.unwind,
                 )
             except Exception as error:  # noqa: BLE001 - a user's hook may raise anything
-                why = f"{type(error).__name__}: {error}"[:500]
+                why = in_one_line(error)[:500]
                 log.warning(
                     "actor.hook.failed", child=child, hook=name, attempt=attempt + 1, of=TRIES, why=why
                 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import in_one_line, plain_causes, traceback_text
 from rayvisor._core.supervision import messages as m
 from rayvisor._log import get_logger
 from rayvisor._runtime.deadlines import bounded
@@ -123,7 +122,7 @@ class ReadinessGates:
                         incarnation=incarnation,
                         attempt=attempt + 1,
                         of=TRIES,
-                        why=f"{type(error).__name__}: {error}",
+                        why=in_one_line(error),
                     )
                     termination = _termination_of(error)
                 else:
@@ -144,6 +143,6 @@ def _termination_of(error: Exception) -> Termination:
             Cause("GateClosed", f"the gate was tried {TRIES} times"),
             *plain_causes(error),
         ),
-        traceback="".join(traceback.format_exception(error)),
+        traceback=traceback_text(error),
         phase="passing its gate",
     )

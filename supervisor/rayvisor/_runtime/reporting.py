@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rayvisor import records as r
+from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._log import get_logger
 
 if TYPE_CHECKING:
@@ -198,6 +199,6 @@ class EventReporter:
                 child=getattr(failure.change.model, "child", ""),
                 hook=failure.hook,
                 place=failure.place,
-                error=f"{type(failure.error).__name__}: {failure.error}",
+                error=str(plain_causes(failure.error)[0]),
             )
         )

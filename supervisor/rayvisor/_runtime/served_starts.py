@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
+from rayvisor._core.protocol.user_code import concerns_program
+
 __all__ = ["ServedStart", "ServedStarts"]
 
 
@@ -69,20 +71,24 @@ def _equal(one: object, other: object) -> bool:
         return True
     try:
         return bool(one == other)
-    except Exception:  # noqa: BLE001 - whatever a user's __eq__ raises, the two are not known to be equal
-        return False
+    except BaseException as error:
+        if concerns_program(error):
+            raise
+        return False  # the two are not known to be equal
 
 
 def _fingerprint(value: object) -> int:
     """Return the same number for equal values; values that cannot be hashed all have 0."""
-    if isinstance(value, Mapping):
-        return hash(frozenset((key, _fingerprint(each)) for key, each in value.items()))
-    if isinstance(value, tuple | list):
-        return hash(tuple(map(_fingerprint, value)))
-    if is_dataclass(value) and not isinstance(value, type):
-        own = (_fingerprint(getattr(value, each.name)) for each in fields(value) if each.compare)
-        return hash((type(value), *own))
     try:
+        if isinstance(value, Mapping):
+            return hash(frozenset((key, _fingerprint(each)) for key, each in value.items()))
+        if isinstance(value, tuple | list):
+            return hash(tuple(map(_fingerprint, value)))
+        if is_dataclass(value) and not isinstance(value, type):
+            own = (_fingerprint(getattr(value, each.name)) for each in fields(value) if each.compare)
+            return hash((type(value), *own))
         return hash(value)
-    except Exception:  # noqa: BLE001 - a user's __hash__ may raise anything
-        return 0
+    except BaseException as error:
+        if concerns_program(error):
+            raise
+        return 0  # it cannot be hashed

@@ -253,6 +253,9 @@ class Session:
         await runtime.settled.wait()
         self.settled.set()
         await outlast(runtime.over, self.halt)
+        if runtime.ended is None and self.error is None and not self._halted:
+            # A defect: each cancellation that nothing requested is to stay with the code that raised it.
+            self.error = SupervisorGaveUpError("", "its tasks were cancelled, although nothing requested it")
 
     async def _decide(self, runtime: Runtime) -> None:
         try:

@@ -7,16 +7,18 @@ that it came from. Everything here reads exceptions by class name and attributes
 from __future__ import annotations
 
 import re
+import traceback
 
 from rayvisor.faults import Cause
 
-__all__ = ["Causes", "in_one_line", "plain_causes", "shortened", "text_cause"]
+__all__ = ["Causes", "in_one_line", "plain_causes", "shortened", "text_cause", "traceback_text"]
 
 Causes = tuple[Cause, ...]
 """Outermost first; the last one is the root cause."""
 
 _MAX_LINKS = 8
 _MAX_TEXT = 4000
+_MAX_TRACEBACK = 40_000
 _OMISSION = "\n...\n"
 _LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.DOTALL)
 
@@ -84,10 +86,27 @@ def text_cause(text: str) -> Cause:
 
 def shortened(text: str) -> str:
     """Return a text without surrounding whitespace and, beyond 4,000 characters, without its middle."""
-    text = text.strip()
-    if len(text) <= _MAX_TEXT:
+    return _cut(text.strip(), _MAX_TEXT)
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return the traceback of an exception as text, whatever the methods of foreign classes do.
+
+    A message in it loses its middle beyond 4,000 characters, and the whole beyond 40,000.
+    """
+    try:
+        parts = traceback.format_exception(error)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as failure:  # noqa: BLE001 - as in _text
+        return f"<no traceback: formatting it raised {type(failure).__name__}>"
+    return _cut("".join(_cut(part, _MAX_TEXT) for part in parts), _MAX_TRACEBACK)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
         return text
-    kept = (_MAX_TEXT - len(_OMISSION)) // 2
+    kept = (limit - len(_OMISSION)) // 2
     return text[:kept] + _OMISSION + text[-kept:]
 
 

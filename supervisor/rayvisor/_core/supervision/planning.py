@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from rayvisor._core.protocol.causes import plain_causes, traceback_text
+from rayvisor._core.protocol.user_code import concerns_program
 from rayvisor.errors import RayvisorError, StrategyError
 from rayvisor.strategies import Escalate, Failure, InPlace, Sibling, Siblings, Start, Step, Stop, WaitServing
 
@@ -82,12 +83,13 @@ def ask(
         return StrategyError(spec.strategy_name, child.path, problem)
     try:
         return _checked(spec.planner.plan(failure, SiblingView(supervisor.children)), supervisor, child)
-    except RayvisorError as error:
-        return StrategyError(spec.strategy_name, child.path, str(error))
-    except Exception as error:  # noqa: BLE001 - supervision must survive any strategy of a user
-        text = "".join(traceback.format_exception(error))
-        problem = f"raised {type(error).__name__}: {error}"
-        return StrategyError(spec.strategy_name, child.path, problem, text)
+    except BaseException as error:
+        if concerns_program(error):
+            raise
+        outermost = plain_causes(error)[0]
+        if isinstance(error, RayvisorError):
+            return StrategyError(spec.strategy_name, child.path, outermost.message)
+        return StrategyError(spec.strategy_name, child.path, f"raised {outermost}", traceback_text(error))
 
 
 class _UnusableError(RayvisorError):

@@ -19,6 +19,7 @@ from rayvisor._core.health.stall import HealthAction
 from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._log import get_logger
+from rayvisor._runtime.deadlines import must_pass
 from rayvisor.faults import Cause, Termination
 from rayvisor.timeouts import DEFAULT_TIMEOUTS, RuntimeTimeouts
 
@@ -67,7 +68,9 @@ async def _asked(
         if gone.end.unavailable and unreachable is not None:
             unreachable(gone.end)
         return gone.end.root
-    except Exception as error:  # noqa: BLE001 - whatever a user's probe raises, the actor does not work
+    except BaseException as error:
+        if must_pass(error):
+            raise
         return plain_causes(error)[-1]
     return Cause("ProbeFailed", "the probe returned False") if answer is False else None
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
+from rayvisor._core.protocol.causes import in_one_line
 from rayvisor._core.protocol.links import HostGoneError
 from rayvisor._core.supervision.messages import FOR_A_RESTART
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.actor_health import ActorHealthMonitor, ActorReports, process_lost, prove
 from rayvisor._runtime.children.protocol import StartRefusedError, with_predecessor
+from rayvisor._runtime.deadlines import must_pass
 from rayvisor.errors import RayvisorError
 from rayvisor.faults import Cause, Termination
 
@@ -160,8 +162,10 @@ async def drained(actor: UserActor, hooks: ActorHooks, seconds: float) -> float:
     try:
         with anyio.fail_after(seconds):
             await actor.run(hooks.drain)
-    except Exception as error:  # noqa: BLE001 - whatever a user's hook raises, the actor is ended all the same
-        log.warning("actor.not_drained", actor=actor.name, why=f"{type(error).__name__}: {error}"[:500])
+    except BaseException as error:
+        if must_pass(error):
+            raise
+        log.warning("actor.not_drained", actor=actor.name, why=in_one_line(error)[:500])
     return seconds - (anyio.current_time() - began)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import plain_causes, traceback_text
+from rayvisor._core.protocol.user_code import concerns_program
 from rayvisor._log import get_logger
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, takes, with_predecessor
 from rayvisor.faults import Cause, Termination
@@ -125,16 +125,16 @@ class CoroutineIncarnation:
             self._termination = Termination(
                 causes=(Cause("Returned", "the coroutine has returned"),), intended=True
             )
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a child's crash is what a supervisor is for
+        except anyio.get_cancelled_exc_class() as error:
+            # Not by its own scope, which catches that. Raised further it would end the whole group.
+            self._termination = _cancelled(error, self._task)
+        except BaseException as error:
+            if concerns_program(error):
+                raise
             self._ignored = isinstance(error, IgnoreStart) and not self._reported_up
             self._termination = _crash(error)
             if self._stop_requested:
                 log.warning("stop.raised", child=self._name, why=str(self._termination.causes[0]))
-        except anyio.get_cancelled_exc_class():
-            # Not by its own scope, which catches that. Raised further it would end the whole group.
-            self._termination = Termination(
-                causes=(Cause("Cancelled", "the coroutine was cancelled by other code"),)
-            )
         finally:
             self._over.set()
             self._up.set()
@@ -188,11 +188,18 @@ class _Status(TaskStatus[object]):
         self._report_up()
 
 
+def _cancelled(error: BaseException, task: asyncio.Task[object] | None) -> Termination:
+    if task is not None and task.cancelling():
+        return Termination(causes=(Cause("Cancelled", "the coroutine was cancelled by other code"),))
+    own = Cause("Cancelled", "the coroutine raised a cancellation that nothing requested")
+    return Termination(causes=(own, *plain_causes(error)), traceback=traceback_text(error))
+
+
 def _crash(error: BaseException) -> Termination:
     code = error.code if isinstance(error, SystemExit) else None
     return Termination(
         causes=plain_causes(error),
-        traceback="".join(traceback.format_exception(error)),
+        traceback=traceback_text(error),
         exit_code=code if isinstance(code, int) else None,
         intended=isinstance(error, SystemExit) and not error.code,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from rayvisor._core.protocol.causes import plain_causes
+from rayvisor._core.protocol.causes import plain_causes, traceback_text
 from rayvisor._runtime.children.protocol import StartIgnored, StartRefusedError, with_predecessor
+from rayvisor._runtime.deadlines import must_pass
 from rayvisor.errors import SpecError
 from rayvisor.faults import Cause, Termination
 from rayvisor.specs import IgnoreStart, SupervisorSpec
@@ -77,9 +77,10 @@ class SubtreeIncarnation:
             why = str(error) or f"no spec was returned within start_timeout={self._timeout:g} s"
             cause = Cause("StartTimeout", why)
             raise StartRefusedError(Termination(causes=(cause,), overdue=True, phase="starting")) from None
-        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-            causes = plain_causes(error)
-            text = "".join(traceback.format_exception(error))
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            causes, text = plain_causes(error), traceback_text(error)
             raise StartRefusedError(Termination(causes=causes, traceback=text, phase="starting")) from None
         return spec
 
