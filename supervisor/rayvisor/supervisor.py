@@ -318,6 +318,8 @@ class Supervisor:
         reason = reason_of(session)
         if reason is None or (error is not None and not only_follows(error)):
             return
+        if session.signal is not None and session.closed.is_set():
+            await signals.others_ended()
         if isinstance(reason, KeyboardInterrupt) and session.closed.is_set():
             await signals.hand_on(signal.SIGINT)
         raise reason from error

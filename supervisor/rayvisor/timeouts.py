@@ -278,6 +278,8 @@ class RuntimeTimeouts(_Group):
     """Between two looks at an engine that recovers."""
     recovery_lag: float = 0.5
     """How much later than its acknowledgement an engine's new status may come."""
+    same_signal: float = 0.3
+    """How long after a signal another one is the same request: a terminal and a launcher may both send it."""
     unwind: float = 1.0
     """How long a cancelled call may take to clean up before it is abandoned."""
     start_slack: float = 10.0

@@ -230,6 +230,7 @@ def test_a_second_signal_ends_engines_at_once(cluster_address: str, drive: Calla
     driver = drive("async", cluster_address, "shutdown=60", "ending=2")
     driver.until("up")
     driver.send(signal.SIGINT)
+    time.sleep(0.5)
     sent = driver.send(signal.SIGINT)
     assert driver.end() == -signal.SIGINT, driver.errors
     assert time.monotonic() - sent < 45

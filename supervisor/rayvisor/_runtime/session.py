@@ -102,6 +102,7 @@ class Session:
         """The timeouts of the tree."""
         self.began = time.monotonic()
         """When this run began."""
+        self._signalled_at = 0.0
         self.signal: int | None = None
         """The signal that ended the tree."""
         self.error: BaseException | None = None
@@ -268,11 +269,14 @@ class Session:
         await signals.listen(self._received, task_status=task_status)
 
     def _received(self, number: int) -> None:
+        now = time.monotonic()
         if self.signal is None:
-            self.signal = number
+            self.signal, self._signalled_at = number, now
             log.warning("signal", number=number, then="ending the tree; a second signal ends it immediately")
             self.dismissed.set()
             self.halt()
+        elif now - self._signalled_at < self.timeouts.runtime.same_signal:
+            log.info("signal", number=number, then="nothing: it repeats the first one")
         else:
             log.warning("signal", number=number, then="ending everything immediately")
             self.kill()
