@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from rayvisor.specs import (
     Strategy,
     SupervisorSpec,
 )
+from rayvisor.specs.backoff import longest
 from rayvisor.specs.tree import LEVELS_MAX
 from rayvisor.testing import NOTHING
 
@@ -145,3 +148,28 @@ def test_as_many_levels_of_supervisors_as_there_may_be_are_accepted() -> None:
 @pytest.mark.parametrize("name", ["\U0001f600", " ", "é", "x" * 300])
 def test_other_unusual_names_are_accepted(name: str) -> None:
     assert child(name).id == name
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0000003, 1.001, 2.0])
+@pytest.mark.parametrize("first_delay_zero", [False, True])
+def test_the_sum_of_delays_is_that_of_the_ceilings(factor: float, first_delay_zero: bool) -> None:  # noqa: FBT001 - parametrized
+    backoff = Backoff(initial=1.0, factor=factor, maximum=3.0, first_delay_zero=first_delay_zero)
+    for count in (0, 1, 2, 999, 1001, 2500, 20_000):
+        assert longest(backoff, 1, count) == pytest.approx(sum(backoff.ceilings(count + 1)[1:]))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0000003, 2.0])
+def test_an_intensity_of_ten_million_costs_no_more_than_a_small_one(factor: float) -> None:
+    tracemalloc.start()
+    try:
+        began = time.process_time()
+        SupervisorSpec(
+            intensity=10**7,
+            period=1e9,
+            children=[ChildSpec(id="a", start=NOTHING, backoff=Backoff(factor=factor), start_timeout=1.0)],
+        )
+        seconds = time.process_time() - began
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert seconds < 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -11,7 +12,10 @@ from rayvisor._validation import member, seconds, whole
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["Backoff", "Jitter", "delay"]
+__all__ = ["Backoff", "Jitter", "delay", "longest"]
+
+_SUMMED = 1000
+"""How many ceilings are added one by one; the rest is a geometric series, and then the maximum."""
 
 
 class Jitter(StrEnum):
@@ -100,6 +104,22 @@ class Backoff:
     def ceilings(self, count: int) -> tuple[float, ...]:
         """Return the first ``count`` ceilings."""
         return tuple(self.ceiling(attempt) for attempt in range(count))
+
+
+def longest(backoff: Backoff, first: int, count: int) -> float:
+    """Return the sum of ``count`` ceilings from number ``first`` on, in a time that is bounded."""
+    each = min(count, _SUMMED)
+    total = sum(backoff.ceiling(first + attempt) for attempt in range(each))
+    left, start = count - each, backoff.ceiling(first + each)
+    if left and backoff.factor > 1 and 0 < start < backoff.maximum:
+        rate = math.log(backoff.factor)
+        growing = math.ceil(min(left, math.log(backoff.maximum / start) / rate))
+        try:
+            total += start * math.expm1(growing * rate) / math.expm1(rate)
+        except OverflowError:
+            return math.inf
+        left, start = left - growing, backoff.maximum
+    return total + left * start
 
 
 def delay(backoff: Backoff, attempt: int, previous: float, random: Random) -> float:

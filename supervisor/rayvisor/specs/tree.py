@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 from rayvisor._validation import is_number, member, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
+from rayvisor.specs.backoff import longest as longest_delays
 from rayvisor.status import ChildKind
 from rayvisor.strategies import (
     OneForAll,
@@ -392,7 +393,7 @@ class SupervisorSpec:
         if backoff is None or backoff.maximum == 0:
             return
         # intensity + 1 restarts must fit into one window, or giving up could never happen.
-        longest = sum(backoff.ceilings(self.intensity + 1)[1:]) + self.intensity * child.start_timeout
+        longest = longest_delays(backoff, 1, self.intensity) + self.intensity * child.start_timeout
         if longest > self.period:
             raise SpecError(
                 f"children[{child.id!r}].backoff",
