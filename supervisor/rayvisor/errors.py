@@ -542,13 +542,23 @@ class SupervisorBusyError(CallError):
 
 
 class SupervisorStoppedError(CallError):
-    """The supervisor does not run (any more)."""
+    """The supervisor does not run (any more).
 
-    def __init__(self, child: str) -> None:
+    Parameters
+    ----------
+    child
+        Path of the supervisor; empty for the whole tree.
+    reason
+        Why the tree ended, if it did not end as requested: the root cause first.
+    """
+
+    def __init__(self, child: str, reason: str = "") -> None:
+        self.reason = reason
         way_out = (
             f"{child!r} does not run now" if child else "does not run; use it inside its `async with` block"
         )
-        super().__init__(child, f"the supervisor {way_out}")
+        message = f"{reason}; the tree does not run any more" if reason else f"the supervisor {way_out}"
+        super().__init__(child, message)
 
 
 def _with_article(noun: str) -> str:

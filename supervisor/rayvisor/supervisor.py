@@ -58,6 +58,7 @@ from rayvisor._runtime.snapshot import kind_of
 from rayvisor._version import __version__
 from rayvisor.errors import (
     ChildKindError,
+    RayvisorError,
     SpecError,
     SupervisorStoppedError,
     UnguardedMainError,
@@ -731,7 +732,7 @@ class Supervisor:
         'http://127.0.0.1:40253/#9dY3...'
         """
         if self._has_ended:
-            raise SupervisorStoppedError("")
+            raise _stopped(self._session)
         page = WebPage(self, self._history, port, host, metrics=metrics, timeouts=self._timeouts.edges)
         self._servers.append(page)
         try:
@@ -847,19 +848,25 @@ class Supervisor:
         return () if session is None or not session.begun else session.runtime.core.children
 
     async def _call(self, verb: m.Verb, target: str, argument: object = None) -> object:
-        return await self._running.runtime.call(verb, target, argument)
+        session = self._running
+        try:
+            return await session.runtime.call(verb, target, argument)
+        except SupervisorStoppedError as error:
+            if session.ended is None or not session.ended.gave_up:
+                raise
+            raise _stopped(session) from error
 
     @property
     def _running(self) -> Session:
         session = self._session
         if session is None or not session.begun or session.closed.is_set():
-            raise SupervisorStoppedError("")
+            raise _stopped(session)
         return session
 
     @property
     def _begun(self) -> Session:
         if self._session is None or self._session.closed.is_set():
-            raise SupervisorStoppedError("")
+            raise _stopped(self._session)
         return self._session
 
     @property
@@ -912,6 +919,12 @@ async def _close_all(closes: Sequence[Callable[[], Awaitable[object]]], timeout:
         async with anyio.create_task_group() as tasks:
             for close in closes:
                 tasks.start_soon(run, close)
+
+
+def _stopped(session: Session | None) -> SupervisorStoppedError:
+    """Make the error of a call on a tree that does not run; it says why the tree ended, if it failed."""
+    reason = None if session is None else reason_of(session)
+    return SupervisorStoppedError("", str(reason) if isinstance(reason, RayvisorError) else "")
 
 
 def _check_main_guard() -> None:

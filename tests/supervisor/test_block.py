@@ -112,6 +112,24 @@ async def test_giving_up_cancels_the_block_and_raises_root_cause_first(diary: Di
     assert diary == ALL
 
 
+async def test_after_giving_up_each_call_says_why_root_cause_first() -> None:
+    async def crash() -> None:
+        await anyio.sleep(0.01)
+        raise ConnectionError("lost")
+
+    supervisor = rv.Supervisor(rv.SupervisorSpec(intensity=0, children=[rv.coroutine("a", crash)]))
+    with pytest.raises(rv.SupervisorGaveUpError):
+        async with supervisor:
+            await anyio.sleep_forever()
+    why = r"^ConnectionError: lost \(a, incarnation 1, .* gave up: .*; the tree does not run any more$"
+    for use in (lambda: supervisor["a"], lambda: supervisor.actor("a"), lambda: supervisor.pool("a")):
+        with pytest.raises(rv.SupervisorStoppedError, match=why):
+            use()
+    for call in (supervisor.which_children, supervisor.resume, supervisor.stop, supervisor.serve_web):
+        with pytest.raises(rv.SupervisorStoppedError, match=why):
+            await call()
+
+
 async def test_the_blocks_own_exception_ends_the_tree_and_goes_on(diary: Diary) -> None:
     async def body() -> None:
         async with rv.Supervisor(trio(diary)):
