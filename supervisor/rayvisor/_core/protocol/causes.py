@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from rayvisor._redaction import masked_text
 from rayvisor.faults import Cause
 
 __all__ = ["Causes", "in_one_line", "plain_causes", "shortened", "text_cause"]
@@ -83,12 +84,12 @@ def text_cause(text: str) -> Cause:
 
 
 def shortened(text: str) -> str:
-    """Return a text without surrounding whitespace and, beyond 4,000 characters, without its middle."""
+    """Return a text without its secrets, surrounding whitespace and, beyond 4,000 characters, its middle."""
     text = text.strip()
     if len(text) <= _MAX_TEXT:
-        return text
+        return masked_text(text)
     kept = (_MAX_TEXT - len(_OMISSION)) // 2
-    return text[:kept] + _OMISSION + text[-kept:]
+    return masked_text(text[:kept] + _OMISSION + text[-kept:])
 
 
 def _text(value: object) -> str:
