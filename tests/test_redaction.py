@@ -15,7 +15,7 @@ from rayvisor._core.protocol.causes import plain_causes
 from rayvisor._redaction import is_secret, masked_text
 from rayvisor.config import load_tree
 
-SECRET = "-".join(("s3cr3t", "value"))
+HIDDEN = "s3cr3t-value"
 
 
 class Worker:
@@ -27,54 +27,54 @@ async def work(key: str) -> None:
 
 
 SPECS: list[Callable[[], Any]] = [
-    lambda: rv.engine_pool("p", engine_args={"hf_token": SECRET}),
-    lambda: rv.engine_pool("p", engine_args={"x": {"y": [{"API_KEY": SECRET}]}}),
-    lambda: rv.engine_pool("p", engine_args={}, runtime_env={"env_vars": {"ANY": SECRET}}),
-    lambda: rv.engine_group("p", engine_args={}, ranks=2, rank_args=[{"password": SECRET}] * 2),
-    lambda: rv.server("s", model="m", env={"ANY": SECRET}),
-    lambda: rv.server("s", model="m", args=["--api-key", SECRET]),
-    lambda: rv.server("s", model="m", args=["--api-key", "a", SECRET, "--seed", "7"]),
-    lambda: rv.server("s", model="m", args=[f"--api-key={SECRET}"]),
-    lambda: rv.server("s", model="m", engine_args={"hf_overrides": {"authToken": SECRET}}),
-    lambda: rv.actor("a", Worker, kwargs={"aws_secret_access_key": SECRET}),
-    lambda: rv.actor("a", Worker, args=[f"https://user:{SECRET}@host/"]),
-    lambda: rv.coroutine("c", work, args=[{"openai_api_key": SECRET}]),
-    lambda: rv.TaskPolicy(options={"runtime_env": {"env_vars": {"ANY": SECRET}}}),
-    lambda: rv.Instance("i", args=({"token": SECRET},)),
+    lambda: rv.engine_pool("p", engine_args={"hf_token": HIDDEN}),
+    lambda: rv.engine_pool("p", engine_args={"x": {"y": [{"API_KEY": HIDDEN}]}}),
+    lambda: rv.engine_pool("p", engine_args={}, runtime_env={"env_vars": {"ANY": HIDDEN}}),
+    lambda: rv.engine_group("p", engine_args={}, ranks=2, rank_args=[{"password": HIDDEN}] * 2),
+    lambda: rv.server("s", model="m", env={"ANY": HIDDEN}),
+    lambda: rv.server("s", model="m", args=["--api-key", HIDDEN]),
+    lambda: rv.server("s", model="m", args=["--api-key", "a", HIDDEN, "--seed", "7"]),
+    lambda: rv.server("s", model="m", args=[f"--api-key={HIDDEN}"]),
+    lambda: rv.server("s", model="m", engine_args={"hf_overrides": {"authToken": HIDDEN}}),
+    lambda: rv.actor("a", Worker, kwargs={"aws_secret_access_key": HIDDEN}),
+    lambda: rv.actor("a", Worker, args=[f"https://user:{HIDDEN}@host/"]),
+    lambda: rv.coroutine("c", work, args=[{"openai_api_key": HIDDEN}]),
+    lambda: rv.TaskPolicy(options={"runtime_env": {"env_vars": {"ANY": HIDDEN}}}),
+    lambda: rv.Instance("i", args=({"token": HIDDEN},)),
 ]
 
 
 @pytest.mark.parametrize("make", SPECS)
 def test_the_repr_of_a_spec_shows_no_secret(make: Callable[[], Any]) -> None:
     spec = make()
-    assert SECRET not in repr(spec)
+    assert HIDDEN not in repr(spec)
     assert "***" in repr(spec)
     if isinstance(spec, rv.ChildSpec):
-        assert SECRET not in repr(rv.SupervisorSpec(children=[spec], intensity=1, period=1e9))
+        assert HIDDEN not in repr(rv.SupervisorSpec(children=[spec], intensity=1, period=1e9))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("env", {"ANY": SECRET}),
-        ("env", [f"ANY={SECRET}"]),
-        ("children[0].env.ANY", SECRET),
-        ("engine_args", [("hf_token", 1), {"hf_token": SECRET}]),
-        ("engine_args", f"hf_token={SECRET}"),
-        ("ray_options", {"runtime_env": {"env_vars": {"ANY": SECRET}}}),
-        ("options['api_key']", SECRET),
-        ("password", SECRET.encode()),
-        ("args", ["--hf-token", SECRET]),
-        ("child", rv.server("s", model="m", env={"ANY": SECRET})),
+        ("env", {"ANY": HIDDEN}),
+        ("env", [f"ANY={HIDDEN}"]),
+        ("children[0].env.ANY", HIDDEN),
+        ("engine_args", [("hf_token", 1), {"hf_token": HIDDEN}]),
+        ("engine_args", f"hf_token={HIDDEN}"),
+        ("ray_options", {"runtime_env": {"env_vars": {"ANY": HIDDEN}}}),
+        ("options['api_key']", HIDDEN),
+        ("password", HIDDEN.encode()),
+        ("args", ["--hf-token", HIDDEN]),
+        ("child", rv.server("s", model="m", env={"ANY": HIDDEN})),
     ],
 )
 def test_the_message_of_an_error_shows_no_secret(field: str, value: object) -> None:
     for error in (
-        rv.SpecError(field, value, f"is wrong, token={SECRET!r}"),
-        rv.SpecFileError("tree.toml", field, value, f"is wrong, token={SECRET!r}"),
+        rv.SpecError(field, value, f"is wrong, token={HIDDEN!r}"),
+        rv.SpecFileError("tree.toml", field, value, f"is wrong, token={HIDDEN!r}"),
     ):
         for each in (error, pickle.loads(pickle.dumps(error))):
-            assert SECRET not in str(each) + repr(each)
+            assert HIDDEN not in str(each) + repr(each)
             assert field in str(each)
             assert "***" in str(each)
 
@@ -82,11 +82,11 @@ def test_the_message_of_an_error_shows_no_secret(field: str, value: object) -> N
 @pytest.mark.parametrize(
     "text",
     [
-        f'kind = "server"\nmodel = ""\nenv = {{ ANY = "{SECRET}" }}\nhf_token = "{SECRET}"',
-        f'kind = "server"\nmodel = "m"\nenv = ["ANY={SECRET}"]',
-        f'kind = "server"\nmodel = "m"\nport = -1\nenv = "{SECRET}"',
-        f'kind = "engine_pool"\nengine_args = "api_key={SECRET}"',
-        f'kind = "engine_pool"\nengine_args = {{}}\nruntime_env = [{{ env_vars = {{ A = "{SECRET}" }} }}]',
+        f'kind = "server"\nmodel = ""\nenv = {{ ANY = "{HIDDEN}" }}\nhf_token = "{HIDDEN}"',
+        f'kind = "server"\nmodel = "m"\nenv = ["ANY={HIDDEN}"]',
+        f'kind = "server"\nmodel = "m"\nport = -1\nenv = "{HIDDEN}"',
+        f'kind = "engine_pool"\nengine_args = "api_key={HIDDEN}"',
+        f'kind = "engine_pool"\nengine_args = {{}}\nruntime_env = [{{ env_vars = {{ A = "{HIDDEN}" }} }}]',
     ],
 )
 def test_the_error_of_a_tree_file_shows_no_secret(text: str, tmp_path: Path) -> None:
@@ -94,22 +94,22 @@ def test_the_error_of_a_tree_file_shows_no_secret(text: str, tmp_path: Path) -> 
     file.write_text(f'[[children]]\nid = "c"\n{text}\n')
     with pytest.raises(rv.SpecFileError) as caught:
         load_tree(file)
-    assert SECRET not in str(caught.value)
+    assert HIDDEN not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        f"non-default args: {{'model': 'm', 'hf_token': '{SECRET}'}}",
-        f'input_value={{"api_key": "{SECRET}"}}',
-        f"HF_TOKEN={SECRET} vllm serve --api-key {SECRET}",
-        f"cannot reach https://me:{SECRET}@host/path",
-        f"Authorization: Bearer {SECRET}",
-        f"spawn failed: env={{'A': '{SECRET}'}}",
+        f"non-default args: {{'model': 'm', 'hf_token': '{HIDDEN}'}}",
+        f'input_value={{"api_key": "{HIDDEN}"}}',
+        f"HF_TOKEN={HIDDEN} vllm serve --api-key {HIDDEN}",
+        f"cannot reach https://me:{HIDDEN}@host/path",
+        f"Authorization: Bearer {HIDDEN}",
+        f"spawn failed: env={{'A': '{HIDDEN}'}}",
     ],
 )
 def test_the_causes_of_a_fault_show_no_secret(text: str) -> None:
-    assert SECRET not in str(plain_causes(RuntimeError(text)))
+    assert HIDDEN not in str(plain_causes(RuntimeError(text)))
 
 
 def test_ordinary_names_and_texts_are_shown() -> None:
