@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from rayvisor._edges.live.text import escaped
 from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
 from rayvisor.errors import ControlSocketError, RayvisorError
 from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
@@ -236,7 +237,8 @@ def find(socket: Path | None = None, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUT
             str(folder), "no tree runs; `rayvisor run` and Supervisor(control=True) create a socket here"
         )
     lines = "".join(
-        f"\n  --socket {path}  ({_described(ControlClient(path, timeouts=timeouts))})" for path in found
+        "\n" + escaped(f"  --socket {path}  ({_described(ControlClient(path, timeouts=timeouts))})")
+        for path in found
     )
     raise ControlSocketError(str(folder), f"{len(found)} trees run; choose one of them:{lines}")
 
