@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rayvisor import specs
+from rayvisor._redaction import masked_repr, masked_text
 from rayvisor.errors import SpecError, SpecFileError
 from rayvisor.specs import AutoShutdown, ChildSpec, Shutdown, SupervisorSpec
 from rayvisor.specs.arguments import arguments_of
@@ -103,6 +104,9 @@ class TreeFile:
     path: Path
     spec: SupervisorSpec
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
 
 def load_tree(path: str | os.PathLike[str]) -> TreeFile:
@@ -249,7 +253,7 @@ class WrongValueError(Exception):
         self.key = key
         self.value = value
         self.problem = problem
-        super().__init__(f"{key}={value!r}: {problem}")
+        super().__init__(f"{key}={masked_repr(value, key)}: {masked_text(problem)}")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rayvisor._redaction import masked_repr, masked_text
 from rayvisor.faults import Cause, Exit, Fault
 
 __all__ = [
@@ -90,6 +91,9 @@ def _unpickled(kind: type[RayvisorError], args: tuple[Any, ...]) -> RayvisorErro
 class SpecError(RayvisorError, ValueError):
     """A flag or a spec that cannot work. Raised before anything starts; nothing of the spec is kept.
 
+    The message masks environment variables, and values under names such as ``hf_token`` or ``api_key``; the
+    attribute ``value`` has them.
+
     Parameters
     ----------
     field
@@ -107,7 +111,7 @@ class SpecError(RayvisorError, ValueError):
         self.value = value
         self.problem = problem
         self.term = term
-        super().__init__(f"{field}={value!r}: {problem}")
+        super().__init__(f"{field}={masked_repr(value, field)}: {masked_text(problem)}")
 
 
 class SpecFileError(SpecError):
@@ -128,11 +132,11 @@ class SpecFileError(SpecError):
     def __init__(self, file: str, field: str, value: object, problem: str) -> None:
         super().__init__(field, value, problem)
         self.file = file
-        found = repr(value)
+        found = masked_repr(value, field)
         if len(found) > LONGEST_VALUE:
             found = f"{found[:LONGEST_VALUE]}..."
         where = field if value is None else f"{field}={found}"
-        self.args = (": ".join(part for part in (file, where, problem) if part),)
+        self.args = (": ".join(part for part in (file, where, masked_text(problem)) if part),)
 
 
 class StartFailedError(RayvisorError):

@@ -45,6 +45,92 @@ def open_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("between", ["", "deep/deeper/"])
+@pytest.mark.parametrize("through_link", [False, True])
+async def test_a_folder_below_another_users_is_refused(
+    tmp_path: Path, between: str, *, through_link: bool
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, 65534, 65534)
+    if through_link:
+        (tmp_path / "link").symlink_to(theirs)
+    path = tmp_path / ("link" if through_link else "theirs") / f"{between}mine" / "a.sock"
+    with pytest.raises(rv.ControlSocketError, match=rf"the folder {theirs} above it belongs to another user"):
+        await rv.Supervisor(SPEC, control=path).__aenter__()
+    assert files_in(theirs) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_link_that_another_user_can_exchange_is_refused(tmp_path: Path, folder: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    (theirs / "link").symlink_to(folder)
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(rv.ControlSocketError, match=rf"the folder {theirs} above it belongs to another user"):
+        await served(theirs / "link" / "a.sock").start()
+    assert files_in(folder) == []
+
+
+@pytest.mark.parametrize(("mode", "fine"), [(0o777, False), (0o775, False), (0o1777, True), (0o755, True)])
+async def test_a_folder_below_one_that_others_can_write_to_is_refused(
+    tmp_path: Path, mode: int, *, fine: bool
+) -> None:
+    shared = tmp_path / "shared"
+    (shared / "mine").mkdir(parents=True, mode=0o700)
+    shared.chmod(mode)
+    server = served(shared / "mine" / "a.sock")
+    if fine:
+        await server.start()
+        await server.end()
+    else:
+        with pytest.raises(rv.ControlSocketError, match=rf"can write to the folder {shared} above it"):
+            await server.start()
+
+
+async def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        server = served(tmp_path / "one" / "two" / "a.sock")
+        await server.start()
+        await server.end()
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "one", tmp_path / "one" / "two"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("foreign", ["listener", "file", "link"])
+def test_nothing_is_sent_to_a_socket_of_another_user(folder: Path, foreign: str) -> None:
+    path = folder / "tree.sock"
+    program = (
+        "import os, socket, sys\n"
+        "here = socket.socket(socket.AF_UNIX)\n"
+        "here.bind(sys.argv[1])\n"
+        "if sys.argv[2] == 'listener': os.setuid(65534)\n"
+        "here.listen()\n"
+        "print('ready', flush=True)\n"
+        "there, _ = here.accept()\n"
+        "print(there.recv(100), flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path), foreign], stdout=subprocess.PIPE, text=True
+    ) as listener:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "ready\n"
+        if foreign == "file":
+            os.chown(path, 65534, 65534)
+        if foreign == "link":
+            (folder / "link").symlink_to(path)
+            os.chown(folder / "link", 65534, 65534, follow_symlinks=False)
+            path = folder / "link"
+        with pytest.raises(rv.ControlSocketError, match=r"belongs to another user \(uid 65534\)"):
+            find(path).get("/v1/status")
+        assert listener.stdout.read() == "b''\n"
+
+
 def files_in(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 

@@ -101,10 +101,8 @@ def claim(path: Path, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> Ite
         raise ControlSocketError(
             str(path), f"is longer than the {LONGEST_PATH} bytes allowed for the path of a socket"
         )
-    folder = path.parent
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = _open_folder(path)
     except OSError as error:
         raise ControlSocketError(str(path), f"its folder cannot be used: {error.strerror}") from error
     try:
@@ -114,6 +112,46 @@ def claim(path: Path, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUTS.edges) -> Ite
         yield
     finally:
         os.close(descriptor)  # releases the lock
+
+
+def _open_folder(path: Path) -> int:
+    """Open the folder of a socket, made with its parents if need be, from the root folder downwards.
+
+    Each parent is opened below the one that has been checked, so nobody can exchange one in between. A
+    symbolic link is resolved first, and the folders on the resolved path are checked.
+    """
+    folder = Path(os.path.realpath(path.parent))
+    for link in (each for each in path.absolute().parents if each.is_symlink()):
+        _check_parent(path, link.parent, link.parent.stat())  # who can exchange the link, can do so later
+    descriptor = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        at = Path("/")
+        for name in folder.parts[1:]:
+            _check_parent(path, at, os.fstat(descriptor))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=descriptor)
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor, at = below, at / name
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_parent(path: Path, parent: Path, about: os.stat_result) -> None:
+    if about.st_uid not in {0, os.geteuid()}:
+        raise ControlSocketError(
+            str(path),
+            f"the folder {parent} above it belongs to another user (uid {about.st_uid}), who could replace "
+            "what is in it; use another folder",
+        )
+    if about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX:
+        raise ControlSocketError(
+            str(path),
+            f"other users can write to the folder {parent} above it (mode {stat.S_IMODE(about.st_mode):04o}) "
+            "and could replace what is in it; use another folder",
+        )
 
 
 def _check_folder(path: Path, about: os.stat_result) -> None:

@@ -17,6 +17,7 @@ _HEADS = ("NAME", "KIND", "STATE", "#", "HOST", "UP", "RESTARTS", "REQUESTS")
 
 def record_line(form: Mapping[str, Any]) -> str:
     """Return a record as a line: the time of day, the subject, and the event."""
+    form = live_text.escaped_form(form)
     moment = float(form["time"])
     clock = f"{live_text.clock(moment)}.{int(moment % 1 * 1000):03d}"
     return f"{clock}  {_subject(form):<14} {_TEXTS.get(form['record'], _generic)(form)}"
@@ -81,6 +82,7 @@ _TEXTS = {
 
 def tree_lines(tree: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each child of a tree, and further lines for a server's URL and the last fault."""
+    tree = live_text.escaped_form(tree)
     rows = [(_HEADS, "", {}), *_rows(tree, "", root=True)]
     widths = [max(len(cells[column]) for cells, _, _ in rows) for column in range(len(_HEADS))]
     for cells, indent, node in rows:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from rayvisor._edges.control.client import ControlClient, find
+from rayvisor._edges.live.text import escaped
 from rayvisor.cli._lines import record_line, tree_lines
 from rayvisor.cli._socket import one_line_errors, socket_option
 from rayvisor.timeouts import DEFAULT_TIMEOUTS
@@ -71,7 +72,7 @@ def _status(client: ControlClient, path: str, *, as_json: bool) -> None:
         click.echo(line)
     for each in answer["instructions"]:
         error = f": {each['error']}" if each["error"] else ""
-        click.echo(f"instruction {each['request_id']}: {each['instruction']} {each['state']}{error}")
+        click.echo(escaped(f"instruction {each['request_id']}: {each['instruction']} {each['state']}{error}"))
 
 
 @click.command()
@@ -142,7 +143,7 @@ def stop(client: ControlClient, *, path: str, as_json: bool) -> None:
 
 
 def _say(answer: Any, text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(answer) if as_json else text)
+    click.echo(json.dumps(answer) if as_json else escaped(text))
 
 
 def _name(path: str) -> str:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
+from rayvisor._edges.live.text import escaped
 from rayvisor.cli._lines import record_line
 from rayvisor.cli._web import WebCommand, web_option
 from rayvisor.config import TreeFile, load_tree
-from rayvisor.errors import ControlSocketError, PublishError, RayvisorError, SpecError, SupervisorStoppedError
+from rayvisor.errors import (
+    ControlSocketError,
+    PublishError,
+    RayvisorError,
+    SpecError,
+    SupervisorStoppedError,
+    WorkerPackageError,
+)
 from rayvisor.timeouts import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
@@ -68,10 +76,12 @@ def run(
     except KeyboardInterrupt:
         sys.exit(0)  # Ctrl-C: the tree has stopped in order
     except SpecError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {escaped(str(error))}", err=True)
         sys.exit(2)
     except RayvisorError as error:
-        click.echo(f"Error: {error}", err=True)
+        # The lines to paste are our own.
+        lines = str(error).split("\n") if isinstance(error, WorkerPackageError) else [str(error)]
+        click.echo("Error: " + "\n".join(map(escaped, lines)), err=True)
         sys.exit(1)
 
 

@@ -59,7 +59,7 @@ class Lines:
 
     def line(self, topic: str, text: str) -> None:
         """Write a line with the time since the start."""
-        self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {text}")
+        self._write(f"[{time.monotonic() - self._began:6.2f} s] {topic:<10} {live_text.escaped(text)}")
 
     def stage(self, text: str) -> None:
         """Write the stage."""
@@ -158,7 +158,7 @@ class LiveView(Lines):
             self._window = f"{record.restarts} of {record.intensity} restarts"
             self._due = record.at + record.delay if record.delay else None
         if isinstance(record, r.StartProgressed):
-            self._phase = f"{record.phase} {record.detail}, {record.elapsed:.0f} s"
+            self._phase = live_text.escaped(f"{record.phase} {record.detail}, {record.elapsed:.0f} s")
         super().record(record)
 
     def outcome(self, outcome: Outcome) -> None:
@@ -224,12 +224,12 @@ class _Rate:
 def _coloured(stream: ReceivedStream, width: int = 200) -> Text:
     """Return the end of a stream, with a separate colour for the part of each incarnation."""
     text = Text(overflow="fold")
-    text.append(stream.prompt, style="dim")
+    text.append(live_text.escaped(stream.prompt), style="dim")
     cuts = [0, *stream.seams, len(stream.text)]
     for number, (start, end) in enumerate(pairwise(cuts)):
         if number:
             text.append("│", style="bold red")
-        text.append(stream.text[start:end], style="green" if number else "")
+        text.append(live_text.escaped(stream.text[start:end]), style="green" if number else "")
     plain = len(text)
     return text[max(0, plain - width) :] if plain > width else text
 
@@ -251,7 +251,7 @@ def summary(outcome: Outcome) -> Table:
 
     def row(name: str, value: object, *, good: bool | None = None) -> None:
         style = "" if good is None else ("green" if good else "bold red")
-        table.add_row(name, Text(str(value), style=style))
+        table.add_row(name, Text(live_text.escaped(str(value)), style=style))
 
     row("requests", outcome.requests)
     row("completed", outcome.completed, good=outcome.completed == outcome.requests)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 
+from rayvisor._redaction import masked_repr
 from rayvisor._validation import one_of
 from rayvisor.errors import SpecError
 from rayvisor.specs.arguments import ActorArguments, AdoptArguments, actor_hooks, actor_options, complete
@@ -29,6 +30,9 @@ class ActorStart:
     hooks: ActorHooks = field(default_factory=ActorHooks)
     kind: str = ChildKind.ACTOR
 
+    def __repr__(self) -> str:
+        return masked_repr(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptStart:
@@ -41,6 +45,9 @@ class AdoptStart:
     on_end: str = "leave"
     hooks: ActorHooks = field(default_factory=ActorHooks)
     kind: str = ChildKind.ADOPT
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
 
 def actor(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack, cast
 
+from rayvisor._redaction import masked_repr
 from rayvisor._validation import one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.arguments import (
@@ -39,6 +40,9 @@ class EngineStart:
     options: ActorOptions = field(default_factory=ActorOptions)
     limits: StallLimits = field(default_factory=StallLimits)
     kind: str = ChildKind.ENGINE
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """Return the arguments that say how many GPUs it takes; None if it takes none."""

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from rayvisor._redaction import masked_repr
 from rayvisor.errors import SpecError
 from rayvisor.specs.arguments import RestartArguments, complete
 from rayvisor.specs.tree import ChildSpec, Shutdown, SupervisorSpec
@@ -47,6 +48,9 @@ class CoroutineStart:
     args: tuple[Any, ...] = ()
     kind: str = ChildKind.COROUTINE
 
+    def __repr__(self) -> str:
+        return masked_repr(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStart:
@@ -55,6 +59,9 @@ class SupervisorStart:
     function: Callable[..., SupervisorSpec | Awaitable[SupervisorSpec]]
     args: tuple[Any, ...] = ()
     kind: str = ChildKind.SUPERVISOR
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
 
 def coroutine(

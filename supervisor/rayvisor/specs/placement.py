@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayvisor._redaction import masked_repr
+
 __all__ = ["ActorOptions", "NodePin", "PlacementOptions"]
 
 
@@ -76,3 +78,6 @@ class ActorOptions:
     placement: PlacementOptions | None = None
     apart_from: tuple[str, ...] = ()
     """Siblings whose nodes it uses only if no other node has room."""
+
+    def __repr__(self) -> str:
+        return masked_repr(self)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 from urllib.parse import urlsplit
 
+from rayvisor._redaction import masked_repr
 from rayvisor._validation import is_whole, one_of
 from rayvisor.errors import SpecError
 from rayvisor.specs.arguments import ServerArguments, actor_options, complete, stall_limits
@@ -31,6 +32,9 @@ class ServerStart(EngineStart):
 
     engine: str = "server"
     kind: str = ChildKind.SERVER
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
     def gpu_arguments(self) -> Mapping[str, Any] | None:
         """Return the arguments that say how many GPUs it takes; None if it takes none."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayvisor._redaction import masked_repr
 from rayvisor._validation import seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.faults import Cause
@@ -62,6 +63,9 @@ class TaskPolicy:
     cancel_grace: float = 5.0
     max_calls: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
     def __post_init__(self) -> None:
         if self.max_retries is not None:

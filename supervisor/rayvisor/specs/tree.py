@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
+from rayvisor._redaction import masked_repr
 from rayvisor._validation import is_number, member, one_of, seconds, whole
 from rayvisor.errors import SpecError
 from rayvisor.specs.backoff import Backoff
@@ -148,6 +149,9 @@ class Instance(NamedTuple):
     """Its start spec, if that differs between instances."""
     args: tuple[object, ...] = ()
     """Arguments that follow the template's own ``args`` (OTP: the extra arguments)."""
+
+    def __repr__(self) -> str:
+        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

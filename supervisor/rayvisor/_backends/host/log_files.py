@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from rayvisor._backends.process.private_folders import private_folder
 from rayvisor.timeouts import DEFAULT_TIMEOUTS, HostTimeouts
 
 __all__ = ["LogFiles", "temporary_log"]
@@ -64,25 +65,25 @@ class LogFiles:
     ) -> None:
         self._retention = timeouts.log_retention
         self._name = _file_name(child)
-        self._folder = Path(
-            folder
-            or os.environ.get("RAYVISOR_LOG_DIR", "")
-            or Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}"
-        )
+        self._named = folder or os.environ.get("RAYVISOR_LOG_DIR", "")
+        self._folder = Path(self._named or Path(tempfile.gettempdir()) / f"rayvisor-{os.getuid()}")
         self._paths: list[Path] = []
 
     def next(self, incarnation: int) -> str:
         """Create the log of an incarnation and return its path."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._named:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._named or self._folder.stat().st_uid != os.geteuid():
+            self._folder = private_folder(self._folder)
         if not self._paths:
             self._delete_old()
         path = self._folder / f"engine-{self._name}-{os.getpid()}-{incarnation}.log"
         # A file of that name may belong to another tree in this process, or to an earlier process with its
         # pid: failures there must not be taken for failures here.
         numbers = count(2)
-        while path.exists():
+        # A link is not followed: it counts as a file of that name.
+        while not _created(path):
             path = path.with_name(f"engine-{self._name}-{os.getpid()}-{incarnation}.{next(numbers)}.log")
-        path.touch(mode=0o600)
         self._paths.append(path)
         for old in self._paths[:-_KEPT]:
             old.unlink(missing_ok=True)
@@ -98,8 +99,19 @@ class LogFiles:
                 named = _OURS.fullmatch(entry.name)
                 with contextlib.suppress(FileNotFoundError):  # another host does the same
                     if named:
-                        left.append((entry.stat().st_mtime, int(named["pid"]), entry.path))
+                        left.append(
+                            (entry.stat(follow_symlinks=False).st_mtime, int(named["pid"]), entry.path)
+                        )
         left.sort(reverse=True)
         for rank, (written, pid, path) in enumerate(left):
             if (written < late or rank >= _KEPT_IN_ALL) and not psutil.pid_exists(pid):
                 Path(path).unlink(missing_ok=True)
+
+
+def _created(path: Path) -> bool:
+    """Create an empty log; return False if its name is taken."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        return False
+    return True

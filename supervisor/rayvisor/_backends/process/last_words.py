@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from rayvisor._backends.process.identity import identify
+from rayvisor._backends.process.private_folders import private_folder
 from rayvisor._core.protocol.last_words import LastWords
 from rayvisor._core.protocol.wire import ProcessId
 
@@ -22,9 +23,6 @@ class Folder:
         """Keep the last words of this process, and remove the folders of parents that are gone."""
         folder = self._of(os.getppid())
         owner = folder.parent
-        owner.mkdir(mode=0o700, exist_ok=True)
-        if owner.stat().st_uid != os.getuid():
-            raise PermissionError(f"{owner} belongs to another user: no last words are left there")
         for other in owner.iterdir():
             pid = other.name.partition("-")[0]
             if pid.isdigit() and other.name != _folder_name(int(pid), identify(int(pid))):
@@ -50,7 +48,7 @@ class Folder:
 
     @staticmethod
     def _of(pid: int) -> Path:
-        root = Path(tempfile.gettempdir()) / f"rayvisor-last-words-{os.getuid()}"
+        root = private_folder(Path(tempfile.gettempdir()) / f"rayvisor-last-words-{os.getuid()}")
         return root / _folder_name(pid, identify(pid))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import traceback
 
+from rayvisor._redaction import masked_text
 from rayvisor.faults import Cause
 
 __all__ = ["Causes", "in_one_line", "plain_causes", "shortened", "text_cause", "traceback_text"]
@@ -85,8 +86,8 @@ def text_cause(text: str) -> Cause:
 
 
 def shortened(text: str) -> str:
-    """Return a text without surrounding whitespace and, beyond 4,000 characters, without its middle."""
-    return _cut(text.strip(), _MAX_TEXT)
+    """Return a text without its secrets, surrounding whitespace and, beyond 4,000 characters, its middle."""
+    return masked_text(_cut(text.strip(), _MAX_TEXT))
 
 
 def traceback_text(error: BaseException) -> str:
@@ -100,7 +101,7 @@ def traceback_text(error: BaseException) -> str:
         raise
     except BaseException as failure:  # noqa: BLE001 - as in _text
         return f"<no traceback: formatting it raised {type(failure).__name__}>"
-    return _cut("".join(_cut(part, _MAX_TEXT) for part in parts), _MAX_TRACEBACK)
+    return masked_text(_cut("".join(_cut(part, _MAX_TEXT) for part in parts), _MAX_TRACEBACK))
 
 
 def _cut(text: str, limit: int) -> str:

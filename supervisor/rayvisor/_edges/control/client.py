@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from rayvisor._edges.live.text import escaped
 from rayvisor._edges.sockets import default_folder, is_listening, live_sockets
 from rayvisor.errors import ControlSocketError, RayvisorError
 from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 
 __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
+
+_CREDENTIALS = struct.Struct("3i")
+"""What SO_PEERCRED answers: the pid, the user and the group of the process that listens."""
 
 
 class ControlRefusedError(RayvisorError):
@@ -63,11 +69,23 @@ class _UnixConnection(http.client.HTTPConnection):
         connection.settimeout(self._connect_timeout)
         try:
             connection.connect(str(self._path))
+            self._check_owner(connection)
         except BaseException:
             connection.close()
             raise
         connection.settimeout(self._answer_timeout)
         self.sock = connection
+
+    def _check_owner(self, connection: socket.socket) -> None:
+        """Raise an error if another user listens, or owns the socket: a forged tree gets no command."""
+        answer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, peer, _ = _CREDENTIALS.unpack(answer)
+        # A folder of another user's could show a link to a socket of ours.
+        for user in (peer, self._path.lstat().st_uid, self._path.stat().st_uid):
+            if user != os.geteuid():
+                raise ControlSocketError(
+                    str(self._path), f"belongs to another user (uid {user}); run the command as that user"
+                )
 
 
 class ControlClient:
@@ -219,7 +237,8 @@ def find(socket: Path | None = None, *, timeouts: EdgeTimeouts = DEFAULT_TIMEOUT
             str(folder), "no tree runs; `rayvisor run` and Supervisor(control=True) create a socket here"
         )
     lines = "".join(
-        f"\n  --socket {path}  ({_described(ControlClient(path, timeouts=timeouts))})" for path in found
+        "\n" + escaped(f"  --socket {path}  ({_described(ControlClient(path, timeouts=timeouts))})")
+        for path in found
     )
     raise ControlSocketError(str(folder), f"{len(found)} trees run; choose one of them:{lines}")
 

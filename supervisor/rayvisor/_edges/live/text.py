@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = [
     "clock",
     "decided",
     "decision",
+    "escaped",
+    "escaped_form",
     "figures",
     "outcome",
     "requests",
@@ -43,6 +46,32 @@ _FIGURES = {
     "finished": "finished",
     "failed": "lost",
 }
+
+
+def escaped(text: str) -> str:
+    r"""Return a text in which control characters are shown as escapes, so that it cannot control a terminal.
+
+    >>> escaped("red \x1b[31m, and\na new line")
+    'red \\x1b[31m, and\\na new line'
+    """
+    if text.isprintable():
+        return text
+    # Printable characters include the space only; other spaces, such as the ideographic one, are harmless.
+    return "".join(
+        each if each.isprintable() or unicodedata.category(each) == "Zs" else ascii(each)[1:-1]
+        for each in text
+    )
+
+
+def escaped_form(form: Any) -> Any:
+    """Return a JSON form with all its texts escaped, the names in it included."""
+    if isinstance(form, str):
+        return escaped(form)
+    if isinstance(form, Mapping):
+        return {escaped_form(name): escaped_form(each) for name, each in form.items()}
+    if isinstance(form, (list, tuple)):
+        return [escaped_form(each) for each in form]
+    return form
 
 
 def state(node: Form) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayvisor._core.paths import contains
+from rayvisor._edges.live.text import escaped, escaped_form
 
 __all__ = ["TreeState", "Update"]
 
@@ -49,7 +50,7 @@ class TreeState:
     """
 
     def __init__(self, path: str = "", clock: Callable[[], float] = time.time) -> None:
-        self.path = path
+        self.path = escaped(path)
         self._clock = clock
         self._ahead = 0.0
         self._nodes: dict[str, Node] = {}
@@ -109,7 +110,8 @@ class TreeState:
         return {name: sum(pool.get(name) or 0 for pool in pools) for name in FIGURES}
 
     def take(self, update: Update) -> None:
-        """Apply an update."""
+        """Apply an update. Its texts are escaped, so that nothing in them can control the terminal."""
+        update = Update(update.kind, escaped_form(update.data), escaped(update.why))
         if update.kind == "state":
             self._state(update.data)
             self._become("live")
