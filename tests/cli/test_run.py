@@ -261,7 +261,7 @@ def test_a_character_that_the_output_cannot_encode_silences_nothing(tmp_path: Pa
     assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
     assert "FAULT OSError: disk " in printed
     assert "decided: give up" in printed
-    assert ("disk é → 磁盘 ?" if encoding == "ascii" else "\\ud800") in printed
+    assert "\\ud800" in printed
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
