@@ -161,7 +161,7 @@ async def test_without_the_runs_token_nothing_is_shown_and_nothing_is_done(brows
     ):
         await expect(page.locator("#link")).to_have_text("refused")
         await expect(page.locator("#notice")).to_contain_text(
-            "open the URL as it was printed" if not token else "Refused"
+            "open the URL exactly as printed" if not token else "Refused"
         )
         await page.get_by_role("button", name="Pause all").click()
         await expect(page.locator("#answer")).to_contain_text("must be the part after #")

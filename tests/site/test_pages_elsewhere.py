@@ -109,7 +109,7 @@ def test_a_builder_without_pictures_shows_the_chart_as_a_table(tmp_path: Path) -
     ("name", "said"),
     [
         ("windows:DOOR", "No module named 'windows'"),
-        ("doors:Chart", "is no Chart and no Tree"),
+        ("doors:Chart", "neither a Chart nor a Tree"),
         ("dor", "one of actor"),
     ],
 )
