@@ -22,7 +22,7 @@ from rayvisor.timeouts import DEFAULT_TIMEOUTS, EdgeTimeouts
 __all__ = ["ControlClient", "ControlRefusedError", "LiveMessage", "find"]
 
 _CREDENTIALS = struct.Struct("3i")
-"""What SO_PEERCRED answers: the pid, the user and the group of the process that listens."""
+"""The answer of SO_PEERCRED: pid, user and group of the process that listens."""
 
 
 class ControlRefusedError(RayvisorError):
